@@ -1,0 +1,220 @@
+"""Positions, snapshots and checkpoints: values and their bytes.
+
+A checkpoint is two lines: a header and the body it describes. The header's digest covers the rest of the
+header and the body, so a changed bit anywhere is found. Nothing here touches a disk. A digest proves that
+bytes are the ones that were written, not who wrote them: it is no signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+
+from distributed_backup.errors import ConfigError, CorruptCheckpointError
+
+FORMAT: Final = 1
+SUFFIX: Final = ".ckpt"
+_NAME: Final = re.compile(r"(\d{10})-(\d{8})-(\d{8})\.ckpt")
+_MAX_TERM: Final = 10**10 - 1
+_MAX_COUNT: Final = 10**8 - 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """How far a fit has come. Positions are ordered as training passes through them.
+
+    Args:
+        epoch: Epochs completed.
+        batch: Batches completed in the current epoch: its training batches and, after them, its validation
+            batches, so that an interrupted validation is continued and not paid for again.
+
+    Example:
+        >>> Position(2, 3) < Position(3)
+        True
+    """
+
+    epoch: int
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        for value in (self.epoch, self.batch):
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
+                raise ConfigError(
+                    f"want whole numbers 0 <= epoch, batch <= {_MAX_COUNT}, got {self.epoch!r}, {self.batch!r}"
+                )
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, batch {self.batch}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Training state at a batch boundary, already bytes.
+
+    Args:
+        position: The boundary.
+        body: One line of JSON, without the newline.
+        data: Fingerprint of the data pipeline; None if it has none.
+    """
+
+    position: Position
+    body: bytes
+    data: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointHeader:
+    """What a checkpoint says of itself.
+
+    Args:
+        run_id: The run it belongs to.
+        term: The term it was committed under; orders checkpoints before the position does.
+        epoch: Epochs completed.
+        batch: Batches completed in the current epoch.
+        worker_id: Who wrote it.
+        created_at: ISO 8601, UTC, by the writer's wall clock; for people, never compared.
+        data: Fingerprint of the data pipeline, or None.
+        length: Bytes of the body.
+        digest: BLAKE2b-256 over the other fields and the body, in hex.
+    """
+
+    run_id: str
+    term: int
+    epoch: int
+    batch: int
+    worker_id: str
+    created_at: str
+    data: str | None
+    length: int
+    digest: str
+    format: int = FORMAT
+
+    @property
+    def position(self) -> Position:
+        """The position of the checkpoint."""
+        return Position(self.epoch, self.batch)
+
+    @property
+    def name(self) -> str:
+        """The name of the checkpoint's file."""
+        return checkpoint_name(self.term, self.position)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A committed snapshot: header and body, verified."""
+
+    header: CheckpointHeader
+    body: bytes
+
+    @property
+    def position(self) -> Position:
+        """The position of the checkpoint."""
+        return self.header.position
+
+    @property
+    def name(self) -> str:
+        """The name of the checkpoint's file."""
+        return self.header.name
+
+
+def checkpoint_name(term: int, position: Position) -> str:
+    """The file name of a checkpoint; the lexical order of names is the order of (term, position).
+
+    Example:
+        >>> checkpoint_name(7, Position(2, 3))
+        '0000000007-00000002-00000003.ckpt'
+    """
+    if not 0 < term <= _MAX_TERM:
+        raise ConfigError(f"want 0 < term <= {_MAX_TERM}, got {term}")
+    return f"{term:010d}-{position.epoch:08d}-{position.batch:08d}{SUFFIX}"
+
+
+def parse_name(name: str) -> tuple[int, Position] | None:
+    """Term and position in the name of a checkpoint; None if it isn't such a name."""
+    match = _NAME.fullmatch(name)
+    if match is None or not int(match[1]):
+        return None
+    return int(match[1]), Position(int(match[2]), int(match[3]))
+
+
+def encode(
+    snapshot: Snapshot, *, run_id: str, term: int, worker_id: str, created_at: str
+) -> tuple[CheckpointHeader, bytes]:
+    """Header and header line of the checkpoint that holds `snapshot`; the body follows it as the second line."""
+    fields: dict[str, Any] = {
+        "run_id": run_id,
+        "term": term,
+        "epoch": snapshot.position.epoch,
+        "batch": snapshot.position.batch,
+        "worker_id": worker_id,
+        "created_at": created_at,
+        "data": snapshot.data,
+        "length": len(snapshot.body),
+        "format": FORMAT,
+    }
+    header = CheckpointHeader(**fields, digest=_digest(fields, snapshot.body))
+    return header, _line(asdict(header)) + b"\n"
+
+
+def decode(raw: bytes, *, path: str) -> Checkpoint:
+    """The checkpoint in `raw`, verified.
+
+    Args:
+        raw: All bytes of the file.
+        path: Where they came from; its last part must be the name the header gives itself.
+
+    Raises:
+        CorruptCheckpointError: Empty, cut off, changed, renamed, or of a format this version doesn't know.
+    """
+    head, _, body = raw.partition(b"\n")
+    header = _decode_header(head, path=path)
+    if len(body) != header.length + 1 or not body.endswith(b"\n"):
+        raise CorruptCheckpointError(
+            path=path, reason=f"cut off or too long: {len(body)} bytes of body, want {header.length + 1}"
+        )
+    body = body[:-1]
+    fields = asdict(header)
+    del fields["digest"]
+    if _digest(fields, body) != header.digest:
+        raise CorruptCheckpointError(path=path, reason="the digest does not match")
+    if header.name != path.rpartition("/")[2]:
+        raise CorruptCheckpointError(path=path, reason=f"it was committed as {header.name}")
+    return Checkpoint(header=header, body=body)
+
+
+def _decode_header(line: bytes, *, path: str) -> CheckpointHeader:
+    if not line:
+        raise CorruptCheckpointError(path=path, reason="it is empty")
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        raise CorruptCheckpointError(path=path, reason="the header is not JSON") from None
+    if not isinstance(fields, dict):
+        raise CorruptCheckpointError(path=path, reason="the header is not an object")
+    if fields.get("format") != FORMAT:
+        raise CorruptCheckpointError(
+            path=path, reason=f"format {fields.get('format')!r} is unknown, this version reads {FORMAT}"
+        )
+    try:
+        header = CheckpointHeader(**fields)
+        sound = _line(fields) == line and checkpoint_name(header.term, header.position) == header.name
+    except (TypeError, ValueError) as error:
+        raise CorruptCheckpointError(path=path, reason=f"the header is not sound ({error})") from None
+    if not sound:
+        raise CorruptCheckpointError(path=path, reason="the header is not as it was written")
+    return header
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+
+
+def _digest(fields: dict[str, Any], body: bytes) -> str:
+    state = hashlib.blake2b(_line(fields) + b"\n", digest_size=32)
+    state.update(body)
+    return state.hexdigest()

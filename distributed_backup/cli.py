@@ -1,0 +1,1 @@
+"""The command `distributed-backup`; the only module that prints."""

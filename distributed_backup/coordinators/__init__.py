@@ -1,0 +1,48 @@
+"""One family: a contract, its implementations, and the way from a URL to one of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from distributed_backup.coordinators.base import Coordinator
+from distributed_backup.errors import ConfigError
+
+
+def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None = None) -> Coordinator:
+    """The coordinator that `url` names.
+
+    Args:
+        url: `file:` for a file lock in the backup directory, `file:///path` for one elsewhere, `memory:` for
+            one in this object alone.
+        backup_dir: The backup directory, for `file:`.
+
+    Raises:
+        ConfigError: An unknown scheme, or `file:` without a backup directory.
+
+    Example:
+        >>> coordinator_from_url("file:///tmp/run-42/coordinator").root
+        PosixPath('/tmp/run-42/coordinator')
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "memory" and url in {"memory:", "memory://"}:
+        from distributed_backup.coordinators.memory import MemoryCoordinator
+
+        return MemoryCoordinator()
+    if parts.scheme == "file" and not parts.netloc and not parts.query and not parts.fragment:
+        from distributed_backup.coordinators.file import FileCoordinator
+
+        path = unquote(parts.path)
+        if path.startswith("/"):
+            return FileCoordinator(Path(path))
+        if not path and backup_dir is not None:
+            return FileCoordinator(Path(backup_dir) / "coordinator")
+    raise ConfigError(
+        f"coordinator must be 'file:', 'file:///absolute/path' or 'memory:', got {_without_password(url)!r}"
+    )
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return url if "@" not in parts.netloc else f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}"

@@ -1,0 +1,402 @@
+"""Leadership by a file lock, for the workers of one machine; no server.
+
+The leader holds a flock for as long as it lives: the kernel frees it at once when the process dies, and a
+process that is merely stopped (SIGSTOP) keeps it for ever. flock does not exclude between the machines of a
+network file system (flock(2), NOTES); use Redis there.
+
+Every file has one writer, so no reader ever waits for a lock:
+
+    DIRECTORY/
+      leader.lock            flock, held by the leader
+      terms/0000000007.json  claimed exclusively by the leader of term 7, then rewritten by it alone:
+                             {"worker_id", "resigned", "announcement"}; the greatest is the truth
+      members/WORKER.json    rewritten by the worker at each tick: {"seen", "duration", "role", "position"}
+      notices/NOTICE.json    {"worker_id", "reason", "until"}
+
+A late write of an earlier leader lands in its own term's file and so is never taken for news. Instants are
+CLOCK_BOOTTIME, which all processes of the machine share.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from filelock import FileLock, Timeout
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.clock import Clock, SystemClock
+from distributed_backup.config import checked_name
+from distributed_backup.coordinators.base import (
+    Announcement,
+    ClusterView,
+    Coordinator,
+    Heartbeat,
+    Member,
+    Notice,
+)
+from distributed_backup.errors import CoordinatorUnavailableError
+
+_TERMS_KEPT: Final = 8
+
+
+@dataclass(slots=True)
+class _Held:
+    """A lock that one worker of this process holds."""
+
+    lock: FileLock
+    identity: tuple[int, int]
+    term: int
+
+
+class FileCoordinator(Coordinator):
+    """A coordinator in a directory of the local machine.
+
+    Making one touches no disk.
+
+    Args:
+        root: The directory; made when first needed.
+        clock: Where time comes from.
+
+    Example:
+        >>> import tempfile
+        >>> coordinator = FileCoordinator(tempfile.mkdtemp())
+        >>> view = coordinator.heartbeat(Heartbeat(worker_id="a", campaign=True, floor=0, duration=15.0))
+        >>> view.holder, view.term
+        ('a', 1)
+        >>> coordinator.resign("a")
+    """
+
+    # A tick is a handful of system calls, and a follower takes over at its first tick after the leader's death.
+    tick = 0.1
+
+    def __init__(self, root: str | os.PathLike[str], clock: Clock | None = None) -> None:
+        self._root = Path(root)
+        self._clock = clock or SystemClock()
+        self._mutex = threading.RLock()
+        self._held: dict[str, _Held] = {}
+
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._root
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        """Refresh the membership; check or try to take the lock; tell what is."""
+        with self._mutex, self._translated():
+            worker_id = checked_name("worker_id", beat.worker_id)
+            self._write_member(beat)
+            reason = self._drop_if_replaced(worker_id)
+            if beat.campaign and worker_id not in self._held and not reason:
+                self._try_acquire(worker_id, beat.floor)
+            return self._view(reason)
+
+    def view(self) -> ClusterView:
+        """Tell what is; whether the lock is held is found out by trying it for a moment."""
+        with self._mutex, self._translated():
+            return self._view("", probe=True)
+
+    def members(self) -> tuple[Member, ...]:
+        """The workers whose membership has not expired, by id."""
+        with self._translated():
+            now = self._clock.now()
+            found = []
+            for path in sorted((self._root / "members").glob("*.json")):
+                fields = _read(path)
+                # An instant of the future is from before a reboot.
+                if fields is not None and 0 <= now - fields["seen"] < fields["duration"]:
+                    found.append(_member(path.stem, fields, now))
+                elif fields is not None:
+                    path.unlink(missing_ok=True)
+            return tuple(found)
+
+    def announce(self, announcement: Announcement) -> bool:
+        """Write it into the file of its term; False if its worker no longer holds the lock under that term."""
+        with self._mutex, self._translated():
+            held = self._held.get(announcement.worker_id)
+            if held is None or held.term != announcement.term or self._drop_if_replaced(announcement.worker_id):
+                return False
+            self._write_term(held.term, announcement.worker_id, announcement)
+            return True
+
+    def notify(self, notice: Notice) -> None:
+        """Tell all workers of `notice`."""
+        with self._translated():
+            fields = {
+                "worker_id": notice.worker_id,
+                "reason": notice.reason,
+                "until": self._clock.now() + notice.remaining,
+            }
+            name = checked_name("notice_id", notice.notice_id)
+            _replace(self._root / "notices" / f"{name}.json", fields)
+
+    def resign(self, worker_id: str) -> None:
+        """Mark the term as resigned and free the lock."""
+        with self._mutex, self._translated():
+            held = self._held.pop(worker_id, None)
+            if held is not None:
+                try:
+                    if _identity(self._lock_path) == held.identity:
+                        record = self._read_term(held.term) or {}
+                        self._write_record(held.term, {**record, "resigned": True})
+                finally:
+                    held.lock.release()
+
+    def leave(self, worker_id: str) -> None:
+        """End a membership and take back its notices."""
+        with self._translated():
+            (self._root / "members" / f"{worker_id}.json").unlink(missing_ok=True)
+            for path in (self._root / "notices").glob("*.json"):
+                if (_read(path) or {}).get("worker_id") == worker_id:
+                    path.unlink(missing_ok=True)
+
+    def erase(self) -> None:
+        """Remove our files, and the directory if nothing else is in it.
+
+        The lock's file goes last; whoever holds it then finds it gone at its next tick.
+        """
+        with self._mutex, self._translated():
+            for folder in ("terms", "members", "notices"):
+                for path in (self._root / folder).glob("*"):
+                    path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    (self._root / folder).rmdir()
+            self._lock_path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._root.rmdir()
+
+    # ---------------------------------------------------------------- the lock
+
+    @property
+    def _lock_path(self) -> Path:
+        return self._root / "leader.lock"
+
+    def _try_acquire(self, worker_id: str, floor: int) -> None:
+        lock, identity = self._try_lock()
+        if lock is None:
+            return
+        try:
+            self._held[worker_id] = _Held(lock, identity, self._claim_term(worker_id, floor))
+        except BaseException:
+            lock.release()
+            raise
+
+    def _try_lock(self) -> tuple[FileLock | None, tuple[int, int]]:
+        # thread_local would hide the lock from all threads but one; a soft lock would outlive its holder.
+        identities: list[tuple[int, int]] = []
+        lock = FileLock(
+            self._lock_path,
+            mode=0o600,
+            thread_local=False,
+            fallback_to_soft=False,
+            preserve_lock_file=True,
+            on_acquired=lambda descriptor: identities.append(_inode(os.fstat(descriptor))),
+        )
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None, (0, 0)
+        return lock, identities[0]
+
+    def _drop_if_replaced(self, worker_id: str) -> str:
+        """Free our lock if its file is no longer the one in the directory; why, or an empty string.
+
+        The lock of a removed file excludes nobody: the next to come makes and locks a new one.
+        """
+        held = self._held.get(worker_id)
+        if held is None or _identity(self._lock_path) == held.identity:
+            return ""
+        del self._held[worker_id]
+        held.lock.release()
+        return f"the lock file {self._lock_path} was removed or replaced"
+
+    # ---------------------------------------------------------------- the term
+
+    def _claim_term(self, worker_id: str, floor: int) -> int:
+        """Claim the next term. O_EXCL makes a term unique even if the lock file was removed in between."""
+        folder = self._root / "terms"
+        folder.mkdir(parents=True, exist_ok=True)
+        terms = self._terms()
+        term = max(floor, terms[-1] if terms else 0) + 1
+        while True:
+            try:
+                descriptor = os.open(folder / f"{term:010d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileExistsError:
+                term += 1
+                continue
+            os.close(descriptor)
+            self._write_term(term, worker_id, None)
+            for old in terms[:-_TERMS_KEPT]:
+                (folder / f"{old:010d}.json").unlink(missing_ok=True)
+            return term
+
+    def _terms(self) -> list[int]:
+        try:
+            names = os.listdir(self._root / "terms")
+        except FileNotFoundError:
+            return []
+        return sorted(int(name[:-5]) for name in names if name[:-5].isdecimal() and name.endswith(".json"))
+
+    def _read_term(self, term: int) -> dict[str, Any] | None:
+        return _read(self._root / "terms" / f"{term:010d}.json")
+
+    def _write_term(self, term: int, worker_id: str, announcement: Announcement | None) -> None:
+        fields = None
+        if announcement is not None:
+            fields = {
+                "kind": announcement.kind,
+                "position": _pair(announcement.position),
+                "checkpoint": announcement.checkpoint,
+                "digest": announcement.digest,
+                "answers": announcement.answers,
+            }
+        self._write_record(term, {"worker_id": worker_id, "resigned": False, "announcement": fields})
+
+    def _write_record(self, term: int, record: dict[str, Any]) -> None:
+        _replace(self._root / "terms" / f"{term:010d}.json", record)
+
+    # ---------------------------------------------------------------- the view
+
+    def _view(self, reason: str, *, probe: bool = False) -> ClusterView:
+        now = self._clock.now()
+        terms = self._terms()
+        record = self._read_term(terms[-1]) if terms else None
+        holder = None
+        if record is not None and not record["resigned"]:
+            holder = record["worker_id"]
+        if holder is not None and (reason or (probe and self._is_free())):
+            holder = None
+        return ClusterView(
+            term=terms[-1] if terms else 0,
+            holder=holder,
+            holder_age=None if holder is None else self._age(holder, now),
+            remaining=None,
+            announcement=self._newest_announcement(terms),
+            notices=self._notices(now),
+            reason=reason,
+        )
+
+    def _is_free(self) -> bool:
+        if self._held or not self._lock_path.exists():
+            return not self._held
+        lock, _ = self._try_lock()
+        if lock is not None:
+            lock.release()
+        return lock is not None
+
+    def _newest_announcement(self, terms: list[int]) -> Announcement | None:
+        for term in reversed(terms):
+            record = self._read_term(term) or {}
+            fields = record.get("announcement")
+            if fields is not None:
+                return Announcement(
+                    term=term,
+                    worker_id=record["worker_id"],
+                    kind=fields["kind"],
+                    position=Position(*fields["position"]),
+                    checkpoint=fields["checkpoint"],
+                    digest=fields["digest"],
+                    answers=tuple(fields["answers"]),
+                )
+        return None
+
+    def _notices(self, now: float) -> tuple[Notice, ...]:
+        found = []
+        for path in sorted((self._root / "notices").glob("*.json")):
+            fields = _read(path)
+            if fields is None:
+                continue
+            if now < fields["until"]:
+                found.append(
+                    Notice(
+                        notice_id=path.stem,
+                        worker_id=fields["worker_id"],
+                        reason=fields["reason"],
+                        remaining=fields["until"] - now,
+                    )
+                )
+            else:
+                path.unlink(missing_ok=True)
+        return tuple(found)
+
+    def _age(self, worker_id: str, now: float) -> float | None:
+        fields = _read(self._root / "members" / f"{worker_id}.json")
+        return None if fields is None or fields["seen"] > now else now - fields["seen"]
+
+    def _write_member(self, beat: Heartbeat) -> None:
+        fields = {
+            "seen": self._clock.now(),
+            "duration": beat.duration,
+            "role": beat.role,
+            "position": None if beat.position is None else _pair(beat.position),
+        }
+        _replace(self._root / "members" / f"{beat.worker_id}.json", fields)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CoordinatorUnavailableError(
+                f"can't coordinate in {self._root}: {error.strerror or error} ({error.filename})"
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise CoordinatorUnavailableError(
+                f"can't coordinate in {self._root}: a record there is not as we write it ({error!r}); "
+                "stop the run's workers and remove the directory"
+            ) from error
+
+
+def _member(worker_id: str, fields: dict[str, Any], now: float) -> Member:
+    position = fields["position"]
+    return Member(
+        worker_id=worker_id,
+        role=fields["role"],
+        position=None if position is None else Position(*position),
+        age=now - fields["seen"],
+    )
+
+
+def _pair(position: Position) -> tuple[int, int]:
+    return (position.epoch, position.batch)
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return (status.st_dev, status.st_ino)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        return _inode(path.stat())
+    except FileNotFoundError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None if it is gone, or was claimed and not written yet."""
+    try:
+        fields = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _replace(path: Path, fields: dict[str, Any]) -> None:
+    """Write an object in one step; readers see the old one or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        descriptor = os.open(aside, flags, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(aside, flags, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(orjson.dumps(fields))
+    aside.rename(path)

@@ -1,0 +1,46 @@
+"""A language model that needs no network: its answers are a function of the prompt.
+
+For the demonstration and for tests. It says nothing sensible; it is deterministic, counts its calls, and takes
+as long as it is told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import synalinks
+
+
+class OfflineLanguageModel(synalinks.LanguageModel):  # type: ignore[misc]  # synalinks has no types
+    """Answers each string field of the wanted schema with one of `choices`, picked by a hash of the prompt.
+
+    Args:
+        latency: Seconds that a call takes.
+        choices: The answers to pick from.
+
+    Attributes:
+        calls: How many calls were begun.
+    """
+
+    def __init__(self, latency: float = 0.0, choices: Sequence[str] = ("yes", "no")) -> None:
+        super().__init__(model="openai/offline")
+        self.latency = latency
+        self.choices = tuple(choices)
+        self.calls = 0
+
+    async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
+        """Answer in the OpenAI response shape; `_acompletion` is the transport seam of `LanguageModel`."""
+        self.calls += 1
+        await asyncio.sleep(self.latency)
+        schema = (kwargs.get("response_format") or {}).get("json_schema", {}).get("schema", {})
+        digest = hashlib.sha256(orjson.dumps(formatted_messages)).digest()
+        answer = {
+            name: self.choices[digest[index % len(digest)] % len(self.choices)]
+            for index, name in enumerate(schema.get("properties", {}))
+        }
+        content = orjson.dumps(answer).decode() if answer else self.choices[digest[0] % len(self.choices)]
+        return {"choices": [{"message": {"content": content}, "finish_reason": "stop"}], "usage": {}}

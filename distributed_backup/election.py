@@ -1,0 +1,246 @@
+"""One worker's part in the election: campaign, renew, resign, stand down early.
+
+Leadership here is a deadline, not a flag: `is_leader` holds until `renew_deadline` seconds after the last
+successful renewal was *sent*, which is sooner than anybody else may take over. It does not promise that no other
+worker leads at the same instant: a paused process can't look at its clock. The term decides then; see `store`.
+
+Policy only. What a lease is and where it lives is the coordinator's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.clock import Clock
+from distributed_backup.config import LeaseTimings
+from distributed_backup.coordinators.base import ClusterView, Coordinator, Heartbeat, Role
+from distributed_backup.errors import BackupError, CoordinatorUnavailableError, NotLeadingError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLoss:
+    """A lease that was lost against our will; told once.
+
+    Args:
+        term: The term that was lost.
+        reason: Why, in words.
+    """
+
+    term: int
+    reason: str
+
+
+class ElectionListener(Protocol):
+    """Who wants to know how the election goes. Called from the elector's thread; must not block for long."""
+
+    def elected(self, term: int) -> None:
+        """We lead, under `term`."""
+
+    def lost(self, loss: LeaseLoss) -> None:
+        """We no longer lead."""
+
+    def observed(self, view: ClusterView) -> None:
+        """A heartbeat was answered."""
+
+
+class Elector:
+    """Campaigns for one worker, renews what it wins, and stands down in time.
+
+    Args:
+        coordinator: Grants the lease.
+        worker_id: Id of this incarnation.
+        timings: Durations of the lease.
+        clock: Where time comes from.
+        listener: Told of what happens.
+        floor: Gives the highest term known to be used, asked at each campaign: terms survive a coordinator
+            that lost its data.
+        idle_role: What the worker is while it does not lead.
+    """
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        worker_id: str,
+        timings: LeaseTimings,
+        clock: Clock,
+        listener: ElectionListener,
+        floor: Callable[[], int],
+        idle_role: Role = "follower",
+    ) -> None:
+        self._coordinator = coordinator
+        self._worker_id = worker_id
+        self._timings = timings
+        self._clock = clock
+        self._listener = listener
+        self._floor = floor
+        self._idle_role = idle_role
+        self._period = min(timings.retry_period, coordinator.tick or timings.retry_period)
+        # One tick or resignation at a time; the fields below are written under it and read without.
+        self._lock = threading.Lock()
+        self._term: int | None = None
+        self._last_term: int | None = None
+        self._deadline = 0.0
+        self._reachable = True
+        self._resigned = False
+        # A generator of our own: the global one is training state, and drawing from it would change the run.
+        self._jitter = random.Random()
+        self._wake = threading.Event()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self.position: Position | None = None
+        """How far training has come, told to others at each tick."""
+
+    @property
+    def period(self) -> float:
+        """Seconds between two ticks, before jitter."""
+        return self._period
+
+    @property
+    def term(self) -> int | None:
+        """The term we lead under; None if we don't lead, or can't be sure that we still do."""
+        term = self._term
+        return term if term is not None and self._clock.now() < self._deadline else None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether we believe, within our own deadline, that we hold the lease."""
+        return self.term is not None
+
+    @property
+    def last_term(self) -> int | None:
+        """The last term we led under, lost or not; None if we never led."""
+        return self._last_term
+
+    @property
+    def term_of_last_resort(self) -> int | None:
+        """The last term we led under, while the coordinator can't be reached; None if others may lead by now.
+
+        To save before a preemption only: what is committed under it orders below every later term.
+        """
+        return None if self._reachable else self._last_term
+
+    def ensure_leading(self) -> int:
+        """The term we lead under.
+
+        Raises:
+            NotLeadingError: We don't lead.
+        """
+        term = self.term
+        if term is None:
+            raise NotLeadingError(f"worker {self._worker_id} does not lead (last term: {self._last_term})")
+        return term
+
+    def start(self) -> None:
+        """Start the thread that ticks."""
+        self._thread = threading.Thread(target=self._run, name="distributed-backup-elector", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread. The lease is kept: see `resign`."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def poke(self) -> None:
+        """Tick now rather than at the end of the period."""
+        self._wake.set()
+
+    def tick(self) -> None:
+        """Send one heartbeat and draw the conclusions. The thread calls this; tests may."""
+        with self._lock:
+            if not self._resigned:
+                self._tick()
+
+    def resign(self) -> None:
+        """Stop campaigning and give the lease back, so that another takes it at its next tick.
+
+        Raises:
+            CoordinatorUnavailableError: It could not be told; the lease runs out by itself.
+        """
+        with self._lock:
+            self._resigned = True
+            term, self._term = self._term, None
+            if term is not None:
+                self._coordinator.resign(self._worker_id)
+                logger.info("resigned worker=%s term=%d", self._worker_id, term)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                self.tick()
+            except Exception:
+                # A bug must not end the election in silence: the next tick may do better.
+                logger.exception("tick failed worker=%s", self._worker_id)
+            # Jitter keeps a herd of followers from arriving together.
+            self._clock.wait(self._wake, self._period * self._jitter.uniform(0.8, 1.2))
+            self._wake.clear()
+
+    def _tick(self) -> None:
+        # From before the request was sent: the coordinator's count of the lease can't have begun earlier.
+        sent = self._clock.now()
+        try:
+            view = self._coordinator.heartbeat(self._heartbeat())
+        except CoordinatorUnavailableError as error:
+            self._unreachable(error)
+            return
+        self._reachable = True
+        if view.holder == self._worker_id:
+            self._hold(view, sent)
+        elif self._term is not None:
+            self._lose(view.reason or f"term {view.term} belongs to {view.holder or 'nobody'}")
+        self._listener.observed(view)
+
+    def _heartbeat(self) -> Heartbeat:
+        try:
+            floor = 0 if self._term is not None else self._floor()
+            campaign = True
+        except BackupError as error:
+            # Without the floor a used term could be granted again.
+            logger.warning("not campaigning worker=%s reason=%s", self._worker_id, error)
+            floor, campaign = 0, False
+        return Heartbeat(
+            worker_id=self._worker_id,
+            campaign=campaign,
+            floor=floor,
+            duration=self._timings.duration,
+            role="leader" if self._term is not None else self._idle_role,
+            position=self.position,
+        )
+
+    def _hold(self, view: ClusterView, sent: float) -> None:
+        if self._term is not None and self._term != view.term:
+            self._lose(f"term {view.term} was granted in its place")
+        if self._term is None and view.term <= self._floor():
+            # Somebody committed under this number since we asked: never use it, campaign again.
+            logger.warning("term refused worker=%s term=%d", self._worker_id, view.term)
+            self._coordinator.resign(self._worker_id)
+            return
+        self._deadline = sent + self._timings.renew_deadline
+        if self._term is None:
+            self._term = self._last_term = view.term
+            logger.info("elected worker=%s term=%d", self._worker_id, view.term)
+            self._listener.elected(view.term)
+
+    def _unreachable(self, error: CoordinatorUnavailableError) -> None:
+        if self._reachable:
+            logger.warning("coordinator unreachable worker=%s reason=%s", self._worker_id, error)
+        self._reachable = False
+        if self._term is not None and self._clock.now() >= self._deadline:
+            self._lose(f"no renewal for {self._timings.renew_deadline:g} s: {error}")
+
+    def _lose(self, reason: str) -> None:
+        assert self._term is not None
+        loss = LeaseLoss(term=self._term, reason=reason)
+        self._term = None
+        logger.warning("lease lost worker=%s term=%d reason=%s", self._worker_id, loss.term, reason)
+        self._listener.lost(loss)

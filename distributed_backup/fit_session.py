@@ -1,0 +1,290 @@
+"""One fit: ties the worker, the training state, the wrapped methods and the signals together, and unties them.
+
+However a fit ends, the session ends: at the end of training, by a notice, by an exception that leaves `fit`, at the
+next fit of the same run, or at the interpreter's exit. An exception that a *callback* raises leaves `fit` unseen;
+then the last two apply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.clock import Clock
+from distributed_backup.config import SaveFrequency
+from distributed_backup.coordinators.base import Coordinator
+from distributed_backup.errors import Preempted
+from distributed_backup.preemption import SignalWatch
+from distributed_backup.resume import FitFrame, Guard, ResumableFit
+from distributed_backup.store import CheckpointStore
+from distributed_backup.training_state import TrainingState, fingerprint
+from distributed_backup.worker import StartPoint, Worker, WorkerOptions
+
+logger = logging.getLogger(__name__)
+
+# How long a session that ends without a notice waits for commits that are due.
+_DRAIN_LIMIT: Final = 30.0
+
+_open_sessions: dict[Path, list[FitSession]] = {}
+"""Sessions of this process that have not ended, by directory: a fit that died in a notebook holds its lock still."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """What a session needs from the callback; see `BackupAndRestore` for each."""
+
+    worker: WorkerOptions
+    save_freq: SaveFrequency
+    save_before_preemption: bool
+    signals: tuple[signal.Signals, ...]
+    state_of: Sequence[Any]
+
+
+class FitSession:
+    """One fit of one program as one worker.
+
+    Args:
+        callback: The callback, to be called last.
+        program: The program that is fitted.
+        params: What synalinks tells callbacks about the fit.
+        store: The run's checkpoints.
+        coordinator: The run's coordinator.
+        worker_id: Id of this incarnation.
+        clock: Where time comes from.
+        options: How to behave.
+    """
+
+    def __init__(
+        self,
+        *,
+        callback: Any,
+        program: Any,
+        params: Mapping[str, Any],
+        store: CheckpointStore,
+        coordinator: Coordinator,
+        worker_id: str,
+        clock: Clock,
+        options: SessionOptions,
+    ) -> None:
+        self._callback = callback
+        self._program = program
+        self._params = params
+        self._root = store.root.absolute()
+        self._options = options
+        self._pid = os.getpid()
+        self._task = _current_task()
+        self._guard = Guard(clock)
+        self._worker = Worker(
+            store=store,
+            coordinator=coordinator,
+            worker_id=worker_id,
+            clock=clock,
+            options=options.worker,
+            stop_training_at=self._guard.cut_off_at,
+        )
+        self._state = TrainingState(program, options.state_of)
+        self._fit = ResumableFit(program, guard=self._guard, listener=self)
+        reserve = options.worker.reserve
+        self._signals = SignalWatch(
+            options.signals,
+            on_notice=self._worker.give_notice,
+            last_resort=options.worker.grace_period - reserve / 4,
+            exit_with=self._exit_unsaved,
+        )
+        self._start = StartPoint()
+        self._data: str | None = None
+        self._since_save = 0
+
+    # ---------------------------------------------------------------- from the callback's hooks
+
+    def begin(self) -> None:
+        """Join, wait for the position to start from, and set the fit up to start there.
+
+        Raises:
+            BackupError: What `Worker.join` and `Worker.await_start` raise.
+            Preempted: A notice came first.
+        """
+        _end_orphans(self._root, self._task)
+        _open_sessions.setdefault(self._root, []).append(self)
+        atexit.register(self.end)
+        try:
+            if self._options.save_before_preemption:
+                self._signals.install()
+            self._worker.join()
+            self._start = self._worker.await_start()
+            self._enter(FitFrame.find(self._program))
+        except BaseException:
+            self.end()
+            raise
+
+    def _enter(self, frame: FitFrame) -> None:
+        self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
+        position = self._start_position()
+        frame.call_last(self._callback)
+        if self._start.finished:
+            epoch = self._params.get("epochs") or position.epoch
+        else:
+            epoch = position.epoch
+            frame.replay(epoch if self._has_start else 0)
+        if self._has_start:
+            self._program._initial_epoch = epoch  # noqa: SLF001 - the documented way for a callback to set it
+        self._worker.started(position)
+        self._fit.install(position if self._has_start and not self._start.finished else None)
+
+    @property
+    def _has_start(self) -> bool:
+        return self._start.checkpoint is not None or self._start.legacy is not None
+
+    def _start_position(self) -> Position:
+        checkpoint, legacy = self._start.checkpoint, self._start.legacy
+        if legacy is not None:
+            return legacy.position
+        if checkpoint is None:
+            return Position(self._params.get("initial_epoch") or 0)
+        position = checkpoint.position
+        if position.batch > 0 and checkpoint.header.data != self._data:
+            logger.warning(
+                "data or batch size is not what it was when %s was saved: resuming at the start of epoch %d "
+                "instead of its batch %d",
+                checkpoint.name,
+                position.epoch,
+                position.batch,
+            )
+            return Position(position.epoch)
+        return position
+
+    def epoch_begins(self, epoch: int) -> None:
+        """An epoch begins."""
+        self._program._initial_epoch = None  # noqa: SLF001 - it was read by now, and is never reset otherwise
+        self._fit.epoch_begins(epoch)
+
+    def train_batch_ended(self, step: int) -> None:
+        """A training batch ended."""
+        position = self._fit.train_batch_ended(step)
+        if position is None:
+            return
+        save_freq = self._options.save_freq
+        self._since_save += self._program.steps_per_execution
+        due = isinstance(save_freq, int) and save_freq is not False and self._since_save >= save_freq
+        if due:
+            self._since_save = 0
+        self._boundary(position, due=due)
+
+    def test_begins(self) -> None:
+        """A validation begins."""
+        self._fit.test_begins()
+
+    def test_batch_ended(self, step: int) -> None:
+        """A validation batch ended."""
+        position = self._fit.test_batch_ended(step)
+        if position is not None:
+            self._boundary(position, due=False)
+
+    def test_ended(self) -> None:
+        """The validation ended."""
+        self._fit.test_ended()
+
+    def epoch_ended(self, epoch: int) -> None:
+        """An epoch ended."""
+        self._boundary(self._fit.epoch_ended(epoch), due=self._options.save_freq == "epoch")
+
+    def train_ends(self) -> None:
+        """The fit is complete.
+
+        Raises:
+            Preempted: A notice came first.
+        """
+        try:
+            self._worker.finish()
+        finally:
+            self.end()
+
+    def _boundary(self, position: Position, *, due: bool) -> None:
+        if not (due or self._options.save_before_preemption or self._options.worker.standby):
+            self._worker.check()
+            return
+        snapshot = Snapshot(position=position, body=self._state.capture(), data=self._data)
+        try:
+            self._worker.boundary(snapshot, due=due)
+        except BaseException:
+            self.end()
+            raise
+
+    # ---------------------------------------------------------------- from the wrapped methods
+
+    async def prepare(self) -> None:
+        """After the optimizer's reset: build, apply the restored state, take the first snapshot."""
+        await self._state.prepare()
+        if self._start.legacy is not None:
+            self._program.set_state_tree(self._start.legacy.state_tree)
+        elif self._start.checkpoint is not None:
+            self._state.apply(self._start.checkpoint.body)
+        else:
+            # So that a notice during the very first batch finds a boundary to save.
+            self._boundary(self._start_position(), due=False)
+
+    def apply(self) -> None:
+        """At the boundary of the restored position: apply the restored state again."""
+        assert self._start.checkpoint is not None
+        self._state.apply(self._start.checkpoint.body)
+
+    def cut_off(self) -> BaseException:
+        """Training was cut off by a notice."""
+        preempted = self._worker.preempt()
+        self.end()
+        return preempted
+
+    def failed(self, error: BaseException) -> BaseException:
+        """An exception leaves `fit`: end the session, with what a notice still asks for."""
+        if self._worker.notice_given and not self._worker.closed:
+            return self.cut_off()
+        self.end()
+        return error
+
+    # ---------------------------------------------------------------- the end
+
+    def end(self) -> None:
+        """Commit what is due and pending, leave the run, and put everything back. May be called again."""
+        if os.getpid() != self._pid:
+            return  # a forked child has neither our threads nor our lock
+        if self._worker.notice_given and not self._worker.closed:
+            self._worker.preempt()
+        self._worker.close(timeout=_DRAIN_LIMIT)
+        self._fit.remove()
+        self._signals.uninstall()
+        atexit.unregister(self.end)
+        sessions = _open_sessions.get(self._root, [])
+        if self in sessions:
+            sessions.remove(self)
+
+    def is_orphan(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this session's fit is over, as seen from a new fit that runs in `task`."""
+        mine = self._task
+        return mine is None or mine is task or mine.done() or mine.get_loop().is_closed()
+
+    def _exit_unsaved(self) -> Preempted:
+        return Preempted(
+            self._options.worker.exit_code, position=None, checkpoint=None, seconds=self._options.worker.grace_period
+        )
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _end_orphans(root: Path, task: asyncio.Task[Any] | None) -> None:
+    for session in list(_open_sessions.get(root, ())):
+        if session.is_orphan(task):
+            logger.info("an earlier fit of this process did not end its session, ending it now directory=%s", root)
+            session.end()

@@ -1,0 +1,114 @@
+"""Signals as notices of a preemption; the only module that touches `signal`.
+
+The handler takes a note and nothing else: it takes no lock, does no I/O and logs nothing, for it may interrupt
+anything (signal-safety(7)); a thread does the rest. Python runs handlers on the main thread between two bytecodes,
+so a main thread that sits in a long call of C code hears of a signal late.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class SignalWatch:
+    """Turns signals into notices while it is installed.
+
+    Handlers that were there before are called for each signal, and put back at the end. Should nobody have left
+    the process by `last_resort` seconds after the first signal, the main thread is made to raise `exit_with`:
+    training that blocks the event loop can't be ended in any other way.
+
+    Args:
+        signals: Which signals.
+        on_notice: Called from a thread with the signal's name, for the first signal.
+        last_resort: Seconds.
+        exit_with: Makes the exception.
+    """
+
+    def __init__(
+        self,
+        signals: Iterable[signal.Signals],
+        *,
+        on_notice: Callable[[str], None],
+        last_resort: float,
+        exit_with: Callable[[], BaseException],
+    ) -> None:
+        self._signals = tuple(signals)
+        self._on_notice = on_notice
+        self._last_resort = last_resort
+        self._exit_with = exit_with
+        self._previous: dict[int, Any] = {}
+        # Reentrant by contract, unlike an Event: a second signal may interrupt the handler of the first.
+        self._notes: SimpleQueue[int | None] = SimpleQueue()
+        self._active = False
+        self._expired = False
+        self._pid = os.getpid()
+        self._handler = self._handle  # a bound method is a new object at each look; we compare identities
+
+    def install(self) -> bool:
+        """Install the handlers and start the thread; False, with a warning, off the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            logger.warning(
+                "fit does not run on the main thread, so signals can't be handled there: "
+                "a SIGTERM to this process is not saved before; a notice to another worker is"
+            )
+            return False
+        self._active = True
+        for number in self._signals:
+            self._previous[number] = signal.signal(number, self._handler)
+        threading.Thread(target=self._watch, name="distributed-backup-signals", daemon=True).start()
+        return True
+
+    def uninstall(self) -> None:
+        """Put the previous handlers back, where ours are still in place, and stop the thread."""
+        self._active = False
+        self._notes.put(None)
+        if threading.current_thread() is threading.main_thread():
+            for number, previous in self._previous.items():
+                if signal.getsignal(number) is self._handler and previous is not None:
+                    signal.signal(number, previous)
+            self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid or not self._active:
+            # A forked child, or a fit that is over and could not put the handler back: not ours to swallow.
+            self._pass_on(number, frame)
+            return
+        if self._expired:
+            raise self._exit_with()
+        self._notes.put(number)
+        self._call_previous(number, frame)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if not self._call_previous(number, frame) and self._previous.get(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def _call_previous(self, number: int, frame: FrameType | None) -> bool:
+        previous = self._previous.get(number)
+        # Python's own SIGINT handler raises KeyboardInterrupt, which would abort the save it should bring about.
+        if not callable(previous) or previous is signal.default_int_handler:
+            return False
+        previous(number, frame)
+        return True
+
+    def _watch(self) -> None:
+        number = self._notes.get()
+        if number is None:
+            return
+        self._on_notice(signal.Signals(number).name)
+        try:
+            while self._notes.get(timeout=self._last_resort) is not None:
+                logger.warning("signal came again, the save goes on")
+        except Empty:
+            logger.warning("grace period almost over and the training thread is still busy: ending it")
+            self._expired = True
+            os.kill(self._pid, number)

@@ -1,0 +1,608 @@
+"""One worker's part in a run: join, start at the agreed position, save, serve notices, finish.
+
+This is the protocol and its policy; it knows nothing of synalinks. It promises that all workers start from one
+checkpoint, that a notice to any worker leads to a save, and that nobody deletes what another needs. It can't
+promise a save when every worker is killed without notice: then the last commit is what is left.
+
+Threads: training calls in from its own; the elector and the saver have one each and call the listener
+methods here. One condition guards what they share, and it is never held while calling out.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from distributed_backup.checkpoint import Checkpoint, CheckpointHeader, Position, Snapshot
+from distributed_backup.clock import Clock
+from distributed_backup.config import LeaseTimings, OnSaveError
+from distributed_backup.coordinators.base import (
+    Announcement,
+    AnnouncementKind,
+    ClusterView,
+    Coordinator,
+    Notice,
+)
+from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.errors import (
+    CoordinatorUnavailableError,
+    NotSharedError,
+    Preempted,
+    RestoreTimeoutError,
+    StoreError,
+)
+from distributed_backup.legacy import LegacyBackup, find_legacy, remove_legacy
+from distributed_backup.saver import Saver
+from distributed_backup.store import CheckpointStore
+
+logger = logging.getLogger(__name__)
+
+# How long an announced checkpoint may stay invisible before we say that the directory is not shared: longer
+# than the attribute cache of a network file system holds on to a listing (nfs(5): acdirmax, 60 s, is for
+# entries that don't change; a lookup of a new name goes to the server).
+_VISIBILITY_LIMIT = 5.0
+_WAIT_SLICE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker behaves; see `BackupAndRestore` for each."""
+
+    timings: LeaseTimings = field(default_factory=LeaseTimings)
+    standby: bool = False
+    grace_period: float = 30.0
+    exit_code: int = 143
+    restore_timeout: float = 300.0
+    on_save_error: OnSaveError = "warn"
+    delete_checkpoint: bool = True
+
+    @property
+    def reserve(self) -> float:
+        """Seconds of the grace period kept for the last commit, for leaving, and for the interpreter's exit."""
+        return min(max(1.0, 0.1 * self.grace_period), 0.4 * self.grace_period)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartPoint:
+    """Where training starts.
+
+    Args:
+        checkpoint: What to restore; None for a fresh start or a backup of synalinks' own callback.
+        legacy: A backup of synalinks' own callback to restore; None if there is a checkpoint, or nothing.
+        finished: Whether the run is complete, so that nothing is left to train.
+    """
+
+    checkpoint: Checkpoint | None = None
+    legacy: LegacyBackup | None = None
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OwnNotice:
+    notice_id: str
+    given: float
+    deadline: float
+
+
+class Worker:
+    """One worker of a run.
+
+    Args:
+        store: The run's checkpoints.
+        coordinator: The run's coordinator.
+        worker_id: Id of this incarnation.
+        clock: Where time comes from.
+        options: How it behaves.
+        stop_training_at: Called from any thread with the instant, by `clock`, at which training must be cut
+            off because of a notice; may be called again with an earlier one.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: CheckpointStore,
+        coordinator: Coordinator,
+        worker_id: str,
+        clock: Clock,
+        options: WorkerOptions,
+        stop_training_at: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._coordinator = coordinator
+        self._worker_id = worker_id
+        self._clock = clock
+        self._options = options
+        self._stop_training_at = stop_training_at
+        self._elector = Elector(
+            coordinator=coordinator,
+            worker_id=worker_id,
+            timings=options.timings,
+            clock=clock,
+            listener=self,
+            floor=store.highest_term,
+            idle_role="standby" if options.standby else "follower",
+        )
+        self._saver = Saver(
+            store=store, worker_id=worker_id, clock=clock, term=self._term_to_write_under, listener=self
+        )
+        self._condition = threading.Condition()
+        self._training = False
+        self._closed = False
+        self._joined_at = 0.0
+        self._first_term: int | None = None
+        self._live_term = 0
+        self._view: ClusterView | None = None
+        self._start_position = Position(0)
+        self._newest: CheckpointHeader | None = None
+        self._announcement: Announcement | None = None
+        self._error: StoreError | None = None
+        self._notice: _OwnNotice | None = None
+        # Notices we know of, each with the saver's ticket whose commit answers it; and those answered.
+        self._asked: dict[str, int] = {}
+        self._answered: set[str] = set()
+
+    # ---------------------------------------------------------------- from the training thread
+
+    @property
+    def worker_id(self) -> str:
+        """Id of this incarnation."""
+        return self._worker_id
+
+    @property
+    def notice_given(self) -> bool:
+        """Whether this worker is being preempted."""
+        return self._notice is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether this worker has left the run."""
+        return self._closed
+
+    def join(self) -> None:
+        """Open the run and start to campaign.
+
+        Raises:
+            RunMismatchError: The directory belongs to another run.
+            StoreError: The directory can't be used.
+        """
+        run_id = self._store.open_run()
+        self._joined_at = self._clock.now()
+        logger.info("joined run=%s worker=%s directory=%s", run_id, self._worker_id, self._store.root)
+        self._saver.start()
+        self._elector.start()
+
+    def await_start(self) -> StartPoint:
+        """Wait for the position that all workers start from.
+
+        The leader takes the newest checkpoint that verifies and announces it. Everybody else waits for an
+        announcement under the current holder's term and takes the same checkpoint. A standby waits until it
+        leads or the run has finished.
+
+        Raises:
+            Preempted: A notice came first.
+            RestoreTimeoutError: Nobody announced anything in time.
+            NotSharedError: The announced checkpoint can't be seen in our directory.
+            StoreError: No checkpoint is usable, or the directory can't be read.
+        """
+        deadline = self._clock.now() + self._options.restore_timeout
+        missing_since: float | None = None
+        while True:
+            if self.notice_given:
+                raise self.preempt()
+            start = self._try_start()
+            if isinstance(start, StartPoint):
+                with self._condition:
+                    self._training = True
+                return start
+            now = self._clock.now()
+            missing_since = None if start is None else missing_since or now
+            if missing_since is not None and now - missing_since > _VISIBILITY_LIMIT:
+                raise NotSharedError(
+                    f"the leader announced {start}, which is not in {self._store.root} here: is the directory "
+                    "shared by all workers?"
+                )
+            if now > deadline and not self._options.standby:
+                raise RestoreTimeoutError(self._timeout_message())
+            self._wait(_WAIT_SLICE)
+
+    def _try_start(self) -> StartPoint | str | None:
+        """The start point; or the name of an announced checkpoint that is missing; or None if it is too early."""
+        term = self._elector.term
+        view = self._view
+        if term is not None and view is not None:
+            return self._start_as_leader(term, view)
+        announced = None if view is None else view.announcement
+        if view is None or announced is None or not self._is_current(announced, view):
+            return None
+        if self._options.standby and announced.kind != "finished":
+            return None
+        return self._start_as_follower(announced)
+
+    def _start_as_leader(self, term: int, view: ClusterView) -> StartPoint | None:
+        checkpoint = self._store.latest()
+        legacy = None if checkpoint is not None else find_legacy(self._store.root)
+        finished = self._options.standby and self._finished_while_we_waited(view)
+        self._newest = None if checkpoint is None else checkpoint.header
+        if legacy is not None:
+            announcement = self._announcing("restored", term, legacy.position, legacy.name, legacy.digest)
+        else:
+            announcement = self._announcing_newest("restored", term)
+        try:
+            accepted = self._announce(announcement)
+        except CoordinatorUnavailableError:
+            return None
+        if not accepted:
+            return None
+        logger.info("restored worker=%s term=%d from=%s", self._worker_id, term, announcement.checkpoint)
+        return StartPoint(checkpoint=checkpoint, legacy=legacy, finished=finished)
+
+    def _start_as_follower(self, announced: Announcement) -> StartPoint | str:
+        finished = announced.kind == "finished" and self._options.standby
+        if announced.checkpoint is None:
+            return StartPoint(finished=finished)
+        legacy = find_legacy(self._store.root)
+        if legacy is not None and legacy.name == announced.checkpoint:
+            found = legacy.digest
+        else:
+            legacy = None
+            try:
+                checkpoint = self._store.load(announced.checkpoint)
+            except StoreError as error:
+                # It may have been pruned since: then there is a newer announcement, or will be.
+                logger.debug("announced checkpoint not readable worker=%s reason=%s", self._worker_id, error)
+                return announced.checkpoint
+            found = checkpoint.header.digest
+        if found != announced.digest:
+            return announced.checkpoint
+        logger.info("restored worker=%s from=%s", self._worker_id, announced.checkpoint)
+        if legacy is not None:
+            return StartPoint(legacy=legacy, finished=finished)
+        self._newest = checkpoint.header
+        return StartPoint(checkpoint=checkpoint, finished=finished)
+
+    def _is_current(self, announced: Announcement, view: ClusterView) -> bool:
+        """Whether the announcement is of this incarnation of the run, not of one that was killed.
+
+        A dead incarnation's record may still be there, and its lease may not have run out. So its holder must
+        have been heard of since we joined, or the term must have been granted since.
+        """
+        if announced.kind == "finished" and self._finished_while_we_waited(view):
+            return True
+        return view.holder is not None and announced.term == view.term and self._is_live(announced.term)
+
+    def _is_live(self, term: int) -> bool:
+        return term == self._live_term or (self._first_term is not None and term > self._first_term)
+
+    def _finished_while_we_waited(self, view: ClusterView) -> bool:
+        announced = view.announcement
+        return announced is not None and announced.kind == "finished" and self._is_live(announced.term)
+
+    def _timeout_message(self) -> str:
+        view = self._view
+        if view is None:
+            return f"no answer from the coordinator for {self._options.restore_timeout:g} s; is it reachable from here?"
+        return (
+            f"no position was announced within {self._options.restore_timeout:g} s: term {view.term} is held by "
+            f"{view.holder or 'nobody'}; is that worker stopped, or still restoring? raise restore_timeout if so"
+        )
+
+    def started(self, position: Position) -> None:
+        """Training goes on from `position`, with the restored state applied."""
+        self._start_position = position
+        self._elector.position = position
+
+    def boundary(self, snapshot: Snapshot, *, due: bool) -> None:
+        """Hand over the state at a batch boundary; leave if a notice has come.
+
+        Args:
+            snapshot: The state.
+            due: Whether it is to be committed by the schedule, if we lead.
+
+        Raises:
+            Preempted: A notice has come, and this boundary was saved as far as the grace period allowed.
+            StoreError: An earlier commit failed and `on_save_error` is "raise".
+        """
+        self._elector.position = snapshot.position
+        self._saver.offer(snapshot, due=due)
+        self.check()
+
+    def check(self) -> None:
+        """Leave if a notice has come; raise what a commit reported.
+
+        Raises:
+            Preempted: A notice has come.
+            StoreError: An earlier commit failed and `on_save_error` is "raise".
+        """
+        if self.notice_given:
+            raise self.preempt()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def preempt(self) -> Preempted:
+        """Serve the notice to its end.
+
+        Saves the last boundary if it is ours to save, else waits until it was saved; resigns; leaves.
+
+        Returns:
+            The exit to raise out of `fit`.
+        """
+        notice = self._notice
+        assert notice is not None
+        limit = notice.deadline - self._options.reserve / 2
+        self._ask_for_save(notice.notice_id)
+        while not self._is_served(notice) and self._clock.now() < limit:
+            with _uninterrupted():
+                self._wait(min(_WAIT_SLICE, limit - self._clock.now()))
+        served = self._is_served(notice)
+        self.close(timeout=0.0)
+        newest, seconds = self._newest, self._clock.now() - notice.given
+        logger.info(
+            "preempted worker=%s saved=%s newest=%s seconds=%.3f",
+            self._worker_id,
+            served,
+            newest and newest.name,
+            seconds,
+        )
+        return Preempted(
+            self._options.exit_code,
+            position=None if newest is None else newest.position,
+            checkpoint=None if newest is None else newest.name,
+            seconds=seconds,
+        )
+
+    def _is_served(self, notice: _OwnNotice) -> bool:
+        with self._condition:
+            if notice.notice_id not in self._answered:
+                return False
+            # Ours to save: then the last boundary must be in it, however it came about.
+            last, newest = self._saver.last_position, self._newest
+            ours = self._term_to_write_under() is not None and last is not None
+            return not ours or (newest is not None and last is not None and newest.position >= last)
+
+    def finish(self) -> None:
+        """The fit is complete: save what is due, say so, leave; the last one out deletes if asked to.
+
+        Raises:
+            Preempted: A notice came before anything was deleted; then nothing is.
+        """
+        self._finish_saving()
+        if self.notice_given:
+            raise self.preempt()
+        term = self._elector.term
+        if term is not None:
+            with _logged("announcing the end"):
+                self._announce(self._announcing_newest("finished", term))
+        self._elector.stop()
+        if self._options.delete_checkpoint and self._is_last_one_out():
+            logger.info("run finished, deleting directory=%s", self._store.root)
+            with _logged("deleting the backup"):
+                self._coordinator.erase()
+                remove_legacy(self._store.root)
+                self._store.delete()
+        self.close(timeout=0.0)
+
+    def _finish_saving(self) -> None:
+        if self._options.standby:
+            # The others return with the final state, so it must be there even without a schedule.
+            self._saver.save_now()
+        while not self._saver.drain(_WAIT_SLICE) and not self.notice_given and self._error is None:
+            pass
+        if self._options.on_save_error == "raise" and self._error is not None:
+            raise self._error
+
+    def _is_last_one_out(self) -> bool:
+        """Leave, and tell whether no other member is left; wait for those that fell silent to come back or expire."""
+        alive = max(1.0, 5 * self._elector.period)
+        try:
+            self._coordinator.leave(self._worker_id)
+            while not self.notice_given:
+                ages = [member.age for member in self._coordinator.members() if member.worker_id != self._worker_id]
+                if not ages:
+                    return True
+                if min(ages) <= alive:
+                    return False
+                self._wait(self._elector.period)
+        except CoordinatorUnavailableError as error:
+            logger.warning("backup kept worker=%s reason=%s", self._worker_id, error)
+        return False
+
+    def close(self, *, timeout: float) -> None:
+        """Commit what is due and pending, resign, leave, stop the threads. May be called again.
+
+        Args:
+            timeout: Seconds to wait for pending commits.
+        """
+        with self._condition:
+            if self._closed:
+                return
+            self._closed = True
+        if timeout > 0 and not self._saver.drain(timeout):
+            logger.warning("left with a commit pending worker=%s", self._worker_id)
+        self._elector.stop()
+        with _logged("resigning"):
+            self._elector.resign()
+        with _logged("leaving"):
+            self._coordinator.leave(self._worker_id)
+        self._saver.stop()
+
+    # ---------------------------------------------------------------- notices
+
+    def give_notice(self, reason: str) -> None:
+        """This worker is going to be killed in `grace_period` seconds. From any thread; the first one counts.
+
+        Order: ask our own saver, for it may be ours to save; then tell the others; then bound the training.
+        """
+        now = self._clock.now()
+        notice = _OwnNotice(
+            notice_id=f"notice-{secrets.token_hex(8)}", given=now, deadline=now + self._options.grace_period
+        )
+        with self._condition:
+            if self._notice is not None or self._closed:
+                return
+            self._notice = notice
+        logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, self._options.grace_period)
+        self._ask_for_save(notice.notice_id)
+        with _logged("telling the others of the notice"):
+            self._coordinator.notify(
+                Notice(
+                    notice_id=notice.notice_id,
+                    worker_id=self._worker_id,
+                    reason=reason,
+                    remaining=self._options.grace_period,
+                )
+            )
+        self._elector.poke()
+        self._stop_training_at(notice.deadline - self._options.reserve)
+        self._cut_off_if_answered()
+        self._notify_all()
+
+    def _ask_for_save(self, notice_id: str) -> None:
+        ticket = self._saver.save_now()
+        with self._condition:
+            self._asked[notice_id] = ticket
+
+    def _cut_off_if_answered(self) -> None:
+        """A follower whose notice was answered has nothing more to gain by training on."""
+        notice = self._notice
+        if notice is not None and notice.notice_id in self._answered and not self._elector.is_leader:
+            self._stop_training_at(self._clock.now())
+
+    def _term_to_write_under(self) -> int | None:
+        term = self._elector.term
+        if term is None and self._notice is not None:
+            # Coordination may fail; saving must not.
+            term = self._elector.term_of_last_resort
+        return term
+
+    # ---------------------------------------------------------------- from the elector's thread
+
+    def elected(self, term: int) -> None:  # noqa: ARG002 - the listener's signature
+        """We lead: tell the others where the run stands, commit what is due."""
+        if self._training:
+            self._saver.report()
+        self._saver.look_again()
+        self._notify_all()
+
+    def lost(self, loss: LeaseLoss) -> None:  # noqa: ARG002 - the listener's signature
+        """We no longer lead; training goes on, commits wait."""
+        self._notify_all()
+
+    def observed(self, view: ClusterView) -> None:
+        """Learn what is: notices of others, answers to ours, announcements."""
+        with self._condition:
+            self._view = view
+            if self._first_term is None:
+                self._first_term = view.term if view.holder != self._worker_id else view.term - 1
+            since_joined = self._clock.now() - self._joined_at
+            if view.holder_age is not None and view.holder_age < since_joined:
+                self._live_term = view.term
+            if view.announcement is not None and view.holder == view.announcement.worker_id:
+                self._answered.update(view.announcement.answers)
+            new = [notice.notice_id for notice in view.notices if notice.notice_id not in self._asked]
+            announcement = self._announcement
+        if self._elector.is_leader:
+            for notice_id in new:
+                self._ask_for_save(notice_id)
+            if announcement is not None and announcement != view.announcement:
+                # An announcement that was lost on the way is made again until it is the one on record.
+                with _logged("announcing again"):
+                    self._announce(announcement)
+        self._saver.look_again()
+        self._cut_off_if_answered()
+        self._notify_all()
+
+    # ---------------------------------------------------------------- from the saver's thread
+
+    def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
+        """Announce the newest checkpoint, and which notices it answers."""
+        with self._condition:
+            self._newest = newest
+            own = self._notice
+            answered = {notice_id for notice_id, ticket in self._asked.items() if ticket <= served}
+            self._answered |= answered
+            kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
+            announcement = self._announcing_newest(kind, term)
+            training = self._training
+        if training or answered:
+            with _logged("announcing a commit"):
+                self._announce(announcement)
+        if own is not None:
+            self._cut_off_if_answered()
+        self._notify_all()
+
+    def failed(self, error: StoreError) -> None:
+        """Report a commit that failed."""
+        if self._options.on_save_error == "raise":
+            self._error = error
+        logger.error(
+            "commit failed, training goes on, earlier checkpoints are intact worker=%s reason=%s",
+            self._worker_id,
+            error,
+        )
+        self._notify_all()
+
+    # ---------------------------------------------------------------- announcing
+
+    def _announcing_newest(self, kind: AnnouncementKind, term: int) -> Announcement:
+        newest = self._newest
+        if newest is None:
+            kind = "fresh" if kind != "finished" else kind
+            return self._announcing(kind, term, self._start_position, None, None)
+        return self._announcing(kind, term, newest.position, newest.name, newest.digest)
+
+    def _announcing(
+        self,
+        kind: AnnouncementKind,
+        term: int,
+        position: Position,
+        checkpoint: str | None,
+        digest: str | None,
+    ) -> Announcement:
+        with self._condition:
+            return Announcement(
+                term=term,
+                worker_id=self._worker_id,
+                kind=kind,
+                position=position,
+                checkpoint=checkpoint,
+                digest=digest,
+                answers=tuple(sorted(self._answered & self._asked.keys())),
+            )
+
+    def _announce(self, announcement: Announcement) -> bool:
+        with self._condition:
+            self._announcement = announcement
+        return self._coordinator.announce(announcement)
+
+    # ---------------------------------------------------------------- waiting
+
+    def _wait(self, timeout: float) -> None:
+        with self._condition:
+            self._condition.wait(timeout)
+
+    def _notify_all(self) -> None:
+        with self._condition:
+            self._condition.notify_all()
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Go on after an error of store or coordinator: leaving and saving must not hang on coordination."""
+    try:
+        yield
+    except (CoordinatorUnavailableError, StoreError) as error:
+        logger.warning("%s failed: %s", what, error)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C while a save is under way: the save is what the user would want most."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("interrupted while saving before a preemption: the save goes on")

@@ -1,0 +1,24 @@
+"""Clocks for tests."""
+
+from __future__ import annotations
+
+import threading
+
+
+class FakeClock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self._now = now
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        """Time passes at once unless the event is set."""
+        if not event.is_set():
+            self._now += timeout
+        return event.is_set()

@@ -1,0 +1,84 @@
+"""Small synalinks programs, their data, and the complete state of a fit; imports synalinks."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import synalinks
+
+from distributed_backup.demo.offline import OfflineLanguageModel
+
+
+class Query(synalinks.DataModel):  # type: ignore[misc]
+    query: str = synalinks.Field(description="The question")
+
+
+class Thought(synalinks.DataModel):  # type: ignore[misc]
+    thought: str = synalinks.Field(description="A thought on the question")
+
+
+class Answer(synalinks.DataModel):  # type: ignore[misc]
+    answer: str = synalinks.Field(description="The answer")
+
+
+async def build_program(
+    *, optimizer: str = "few-shot", modules: int = 1, latency: float = 0.0, seed: int = 7
+) -> tuple[Any, OfflineLanguageModel]:
+    """A compiled program with one or two trainable modules, and its language model; seeds both generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    model = OfflineLanguageModel(latency=latency)
+    inputs = synalinks.Input(data_model=Query)
+    outputs = inputs
+    if modules == 2:
+        outputs = await synalinks.Generator(data_model=Thought, language_model=model)(outputs)
+    outputs = await synalinks.Generator(data_model=Answer, language_model=model)(outputs)
+    program = synalinks.Program(inputs=inputs, outputs=outputs, name="toy", description="A toy program")
+    program.compile(
+        optimizer=(
+            synalinks.optimizers.RandomFewShot()
+            if optimizer == "few-shot"
+            else synalinks.optimizers.OMEGA(language_model=model, algorithm="ga", merging_rate=0.5)
+        ),
+        reward=synalinks.rewards.ExactMatch(in_mask=["answer"]),
+        metrics=[synalinks.metrics.MeanMetricWrapper(synalinks.rewards.exact_match)],
+    )
+    return program, model
+
+
+def samples(count: int, offset: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """`count` questions and answers."""
+    numbers = range(offset, offset + count)
+    x = np.array([Query(query=f"question {number}") for number in numbers], dtype="object")
+    y = np.array([Answer(answer="yes" if number % 3 else "no") for number in numbers], dtype="object")
+    return x, y
+
+
+def batches(count: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
+    """A one-shot generator of batches."""
+    for index in range(count):
+        yield samples(batch_size, offset=index * batch_size)
+
+
+def complete_state(program: Any) -> dict[str, Any]:
+    """Everything that a resumed fit must have in common with an uninterrupted one."""
+    optimizer = program.optimizer
+    groups = {
+        "trainable": program.trainable_variables,
+        "non_trainable": program.non_trainable_variables,
+        "metrics": program.metrics_variables,
+        "optimizer_trainable": optimizer.trainable_variables,
+        "optimizer_non_trainable": optimizer.non_trainable_variables,
+    }
+    numpy_state = np.random.get_state(legacy=True)
+    assert isinstance(numpy_state, tuple)
+    return {
+        "variables": {name: [copy.deepcopy(item.get_json()) for item in group] for name, group in groups.items()},
+        "difficulty": copy.deepcopy(dict(getattr(optimizer, "_difficulty", {}))),
+        "python_random": random.getstate(),
+        "numpy_random": [numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]],
+    }
