@@ -12,7 +12,9 @@ import atexit
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +23,6 @@ from distributed_backup.checkpoint import Position, Snapshot
 from distributed_backup.clock import Clock
 from distributed_backup.config import SaveFrequency
 from distributed_backup.coordinators.base import Coordinator
-from distributed_backup.errors import Preempted
 from distributed_backup.preemption import SignalWatch
 from distributed_backup.resume import FitFrame, Guard, ResumableFit
 from distributed_backup.store import CheckpointStore
@@ -97,7 +98,7 @@ class FitSession:
             options.signals,
             on_notice=self._worker.give_notice,
             last_resort=options.worker.grace_period - reserve / 4,
-            exit_with=self._exit_unsaved,
+            on_last_resort=self._leave_by_force,
         )
         self._start = StartPoint()
         self._data: str | None = None
@@ -115,15 +116,12 @@ class FitSession:
         _end_orphans(self._root, self._task)
         _open_sessions.setdefault(self._root, []).append(self)
         atexit.register(self.end)
-        try:
+        with self._ended_by_errors():
             if self._options.save_before_preemption:
                 self._signals.install()
             self._worker.join()
             self._start = self._worker.await_start()
             self._enter(FitFrame.find(self._program))
-        except BaseException:
-            self.end()
-            raise
 
     def _enter(self, frame: FitFrame) -> None:
         self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
@@ -168,7 +166,8 @@ class FitSession:
 
     def train_batch_ended(self, step: int) -> None:
         """A training batch ended."""
-        position = self._fit.train_batch_ended(step)
+        with self._ended_by_errors():
+            position = self._fit.train_batch_ended(step)
         if position is None:
             return
         save_freq = self._options.save_freq
@@ -184,7 +183,8 @@ class FitSession:
 
     def test_batch_ended(self, step: int) -> None:
         """A validation batch ended."""
-        position = self._fit.test_batch_ended(step)
+        with self._ended_by_errors():
+            position = self._fit.test_batch_ended(step)
         if position is not None:
             self._boundary(position, due=False)
 
@@ -194,7 +194,9 @@ class FitSession:
 
     def epoch_ended(self, epoch: int) -> None:
         """An epoch ended."""
-        self._boundary(self._fit.epoch_ended(epoch), due=self._options.save_freq == "epoch")
+        with self._ended_by_errors():
+            position = self._fit.epoch_ended(epoch)
+        self._boundary(position, due=self._options.save_freq == "epoch")
 
     def train_ends(self) -> None:
         """The fit is complete.
@@ -208,15 +210,12 @@ class FitSession:
             self.end()
 
     def _boundary(self, position: Position, *, due: bool) -> None:
-        if not (due or self._options.save_before_preemption or self._options.worker.standby):
-            self._worker.check()
-            return
-        snapshot = Snapshot(position=position, body=self._state.capture(), data=self._data)
-        try:
-            self._worker.boundary(snapshot, due=due)
-        except BaseException:
-            self.end()
-            raise
+        with self._ended_by_errors():
+            if due or self._options.save_before_preemption or self._options.worker.standby:
+                snapshot = Snapshot(position=position, body=self._state.capture(), data=self._data)
+                self._worker.boundary(snapshot, due=due)
+            else:
+                self._worker.check()
 
     # ---------------------------------------------------------------- from the wrapped methods
 
@@ -251,6 +250,15 @@ class FitSession:
 
     # ---------------------------------------------------------------- the end
 
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        """What one of our own hooks raises leaves `fit`, and so ends the session."""
+        try:
+            yield
+        except BaseException:
+            self.end()
+            raise
+
     def end(self) -> None:
         """Commit what is due and pending, leave the run, and put everything back. May be called again."""
         if os.getpid() != self._pid:
@@ -270,10 +278,18 @@ class FitSession:
         mine = self._task
         return mine is None or mine is task or mine.done() or mine.get_loop().is_closed()
 
-    def _exit_unsaved(self) -> Preempted:
-        return Preempted(
-            self._options.worker.exit_code, position=None, checkpoint=None, seconds=self._options.worker.grace_period
-        )
+    def _leave_by_force(self) -> None:
+        """The training thread did not come back in time: it blocks the event loop, or code of the user's goes on.
+
+        The kill is a moment away and would show another exit code, which a job's failure policy may go by. Raising in
+        the main thread is no way out: synalinks' retries of language-model calls swallow even SystemExit (tenacity).
+        """
+        logger.warning("grace period almost over and the fit has not come to its end: leaving the process now")
+        self._worker.preempt()
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(self._options.worker.exit_code)
 
 
 def _current_task() -> asyncio.Task[Any] | None:

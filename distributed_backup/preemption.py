@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -22,15 +23,13 @@ logger = logging.getLogger(__name__)
 class SignalWatch:
     """Turns signals into notices while it is installed.
 
-    Handlers that were there before are called for each signal, and put back at the end. Should nobody have left
-    the process by `last_resort` seconds after the first signal, the main thread is made to raise `exit_with`:
-    training that blocks the event loop can't be ended in any other way.
+    Handlers that were there before are called for each signal, and put back at the end.
 
     Args:
         signals: Which signals.
         on_notice: Called from a thread with the signal's name, for the first signal.
-        last_resort: Seconds.
-        exit_with: Makes the exception.
+        last_resort: Seconds after the first signal.
+        on_last_resort: Called from that thread if this is still installed by then.
     """
 
     def __init__(
@@ -39,17 +38,16 @@ class SignalWatch:
         *,
         on_notice: Callable[[str], None],
         last_resort: float,
-        exit_with: Callable[[], BaseException],
+        on_last_resort: Callable[[], None],
     ) -> None:
         self._signals = tuple(signals)
         self._on_notice = on_notice
         self._last_resort = last_resort
-        self._exit_with = exit_with
+        self._on_last_resort = on_last_resort
         self._previous: dict[int, Any] = {}
         # Reentrant by contract, unlike an Event: a second signal may interrupt the handler of the first.
         self._notes: SimpleQueue[int | None] = SimpleQueue()
         self._active = False
-        self._expired = False
         self._pid = os.getpid()
         self._handler = self._handle  # a bound method is a new object at each look; we compare identities
 
@@ -82,8 +80,6 @@ class SignalWatch:
             # A forked child, or a fit that is over and could not put the handler back: not ours to swallow.
             self._pass_on(number, frame)
             return
-        if self._expired:
-            raise self._exit_with()
         self._notes.put(number)
         self._call_previous(number, frame)
 
@@ -105,10 +101,9 @@ class SignalWatch:
         if number is None:
             return
         self._on_notice(signal.Signals(number).name)
+        limit = time.monotonic() + self._last_resort
         try:
-            while self._notes.get(timeout=self._last_resort) is not None:
+            while self._notes.get(timeout=max(0.0, limit - time.monotonic())) is not None:
                 logger.warning("signal came again, the save goes on")
         except Empty:
-            logger.warning("grace period almost over and the training thread is still busy: ending it")
-            self._expired = True
-            os.kill(self._pid, number)
+            self._on_last_resort()

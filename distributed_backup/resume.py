@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 _OPTIMIZER_HOOKS: Final = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end", "on_train_end")
 
 
+_CUT_PERIOD: Final = 0.02
+
+
 class CutOffError(Exception):
     """What was awaited was cancelled, for the grace period is running out. Never leaves this package."""
 
@@ -43,7 +46,9 @@ class Guard:
         self._lock = threading.Lock()
         self._instant: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timeout: asyncio.Timeout | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._cuts = 0
 
     def cut_off_at(self, instant: float) -> None:
         """Cancel what is awaited at `instant`; the earliest instant counts. From any thread."""
@@ -62,22 +67,39 @@ class Guard:
         """
         with self._lock:
             self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._arm()
         try:
-            async with asyncio.timeout(None) as self._timeout:
-                self._arm()
-                return await awaitable
-        except TimeoutError:
-            if self._timeout is not None and self._timeout.expired():
+            return await awaitable
+        except asyncio.CancelledError:
+            if self._cuts:
                 raise CutOffError from None
             raise
         finally:
-            self._timeout = None
+            self._disarm()
 
     def _arm(self) -> None:
-        instant, timeout = self._instant, self._timeout
-        if instant is not None and timeout is not None and not timeout.expired():
-            delay = max(0.0, instant - self._clock.now())
-            timeout.reschedule(asyncio.get_running_loop().time() + delay)
+        if self._instant is None or self._task is None or self._loop is None or self._cuts:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, self._instant - self._clock.now()), self._cut)
+
+    def _cut(self) -> None:
+        # Again and again: synalinks retries language-model calls with tenacity, which takes a cancellation for one
+        # more failure of the call and goes on. It ends when one falls into the pause between two tries.
+        if self._task is not None and self._loop is not None:
+            self._cuts += 1
+            self._task.cancel()
+            self._timer = self._loop.call_later(_CUT_PERIOD, self._cut)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        task, self._task, self._timer = self._task, None, None
+        while task is not None and self._cuts:
+            task.uncancel()
+            self._cuts -= 1
 
 
 class FitListener(Protocol):

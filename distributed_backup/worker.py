@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 _VISIBILITY_LIMIT = 5.0
 _WAIT_SLICE = 0.5
 
+# How long a worker that has finished tries to save what is due, when the disk refuses it.
+_FINISH_LIMIT = 30.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
@@ -335,25 +338,29 @@ class Worker:
         assert notice is not None
         limit = notice.deadline - self._options.reserve / 2
         self._ask_for_save(notice.notice_id)
-        while not self._is_served(notice) and self._clock.now() < limit:
+        # Before and after training a follower has nothing that must be saved; who has something saves it.
+        while (self._training or self._elector.is_leader) and not self._is_served(notice) and self._clock.now() < limit:
             with _uninterrupted():
                 self._wait(min(_WAIT_SLICE, limit - self._clock.now()))
         served = self._is_served(notice)
         self.close(timeout=0.0)
-        newest, seconds = self._newest, self._clock.now() - notice.given
-        logger.info(
-            "preempted worker=%s saved=%s newest=%s seconds=%.3f",
-            self._worker_id,
-            served,
-            newest and newest.name,
-            seconds,
-        )
-        return Preempted(
-            self._options.exit_code,
-            position=None if newest is None else newest.position,
-            checkpoint=None if newest is None else newest.name,
-            seconds=seconds,
-        )
+        position, name = self._newest_known()
+        seconds = self._clock.now() - notice.given
+        logger.info("preempted worker=%s saved=%s newest=%s seconds=%.3f", self._worker_id, served, name, seconds)
+        return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
+
+    def _newest_known(self) -> tuple[Position | None, str | None]:
+        """Position and name of the newest checkpoint, by our own commits or by announcements."""
+        newest, view = self._newest, self._view
+        announced = None if view is None else view.announcement
+        known = Position(0) if newest is None else newest.position
+        if (
+            announced is not None
+            and announced.checkpoint is not None
+            and (newest is None or known < announced.position)
+        ):
+            return announced.position, announced.checkpoint
+        return (None, None) if newest is None else (newest.position, newest.name)
 
     def _is_served(self, notice: _OwnNotice) -> bool:
         with self._condition:
@@ -378,21 +385,33 @@ class Worker:
             with _logged("announcing the end"):
                 self._announce(self._announcing_newest("finished", term))
         self._elector.stop()
-        if self._options.delete_checkpoint and self._is_last_one_out():
-            logger.info("run finished, deleting directory=%s", self._store.root)
-            with _logged("deleting the backup"):
-                self._coordinator.erase()
-                remove_legacy(self._store.root)
-                self._store.delete()
+        self._training = False
+        if self._options.delete_checkpoint:
+            last = self._is_last_one_out()
+            if self.notice_given:
+                raise self.preempt()
+            if last:
+                self._delete()
         self.close(timeout=0.0)
+        logger.info("finished worker=%s", self._worker_id)
+
+    def _delete(self) -> None:
+        logger.info("run finished, deleting directory=%s", self._store.root)
+        with _logged("deleting the backup"):
+            self._coordinator.erase()
+            remove_legacy(self._store.root)
+            self._store.delete()
 
     def _finish_saving(self) -> None:
         if self._options.standby:
             # The others return with the final state, so it must be there even without a schedule.
             self._saver.save_now()
+        limit = self._clock.now() + _FINISH_LIMIT
         while not self._saver.drain(_WAIT_SLICE) and not self.notice_given and self._error is None:
-            pass
-        if self._options.on_save_error == "raise" and self._error is not None:
+            if self._clock.now() > limit:
+                logger.error("the final state could not be saved worker=%s", self._worker_id)
+                break
+        if self._error is not None:
             raise self._error
 
     def _is_last_one_out(self) -> bool:
@@ -504,17 +523,24 @@ class Worker:
             if view.announcement is not None and view.holder == view.announcement.worker_id:
                 self._answered.update(view.announcement.answers)
             new = [notice.notice_id for notice in view.notices if notice.notice_id not in self._asked]
-            announcement = self._announcement
-        if self._elector.is_leader:
+        term = self._elector.term
+        if term is not None:
             for notice_id in new:
                 self._ask_for_save(notice_id)
-            if announcement is not None and announcement != view.announcement:
-                # An announcement that was lost on the way is made again until it is the one on record.
-                with _logged("announcing again"):
-                    self._announce(announcement)
+            self._keep_announced(term, view)
         self._saver.look_again()
         self._cut_off_if_answered()
         self._notify_all()
+
+    def _keep_announced(self, term: int, view: ClusterView) -> None:
+        """What we have to say must be on record: others may join at any time, and a reply may have been lost."""
+        announcement = self._announcement
+        if announcement is not None and announcement.term == term:
+            if announcement != view.announcement:
+                with _logged("announcing again"):
+                    self._announce(announcement)
+        elif self._training:
+            self._saver.report()
 
     # ---------------------------------------------------------------- from the saver's thread
 

@@ -7,6 +7,7 @@ test waits for. Nothing here sleeps.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import multiprocessing
 import os
 import signal
@@ -27,10 +28,15 @@ PATIENCE = 120.0
 class Child:
     """A child process that runs `function(report, *arguments)`.
 
+    Args:
+        function: The function, or "module:name" where its module must not be imported by the test itself.
+        arguments: Picklable.
+        log: Where the child's output goes.
+
     Use as a context manager: it is killed at the end if it still runs.
     """
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any, log: Path | None = None) -> None:
+    def __init__(self, function: Callable[..., Any] | str, *arguments: Any, log: Path | None = None) -> None:
         self._events, sender = _CONTEXT.Pipe(duplex=False)
         self._process = _CONTEXT.Process(target=_run, args=(sender, log, function, arguments))
         self._process.start()
@@ -98,7 +104,7 @@ class Child:
         self._events.close()
 
 
-def _run(sender: Connection, log: Path | None, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(sender: Connection, log: Path | None, function: Callable[..., Any] | str, arguments: tuple[Any, ...]) -> None:
     import logging
 
     if log is not None:
@@ -110,5 +116,8 @@ def _run(sender: Connection, log: Path | None, function: Callable[..., Any], arg
             level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
         )
     faulthandler.enable()
+    if isinstance(function, str):
+        module, _, name = function.partition(":")
+        function = getattr(importlib.import_module(module), name)
     result = function(lambda name, value=None: sender.send((name, value)), *arguments)
     sender.send(("result", result))

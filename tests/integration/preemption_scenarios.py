@@ -1,0 +1,247 @@
+"""What the children of the preemption tests run: a real fit that reports where it is. Imports synalinks."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import synalinks
+
+from distributed_backup import BackupAndRestore, Preempted
+from distributed_backup.demo.offline import OfflineLanguageModel
+from distributed_backup.store import CheckpointStore
+from tests.integration.jobs import Job
+from tests.programs import build_program, complete_state, samples
+
+Report = Callable[..., None]
+
+
+class Reporter(synalinks.callbacks.Callback):  # type: ignore[misc]
+    """Reports each hook and slows the language model down when it is told to."""
+
+    def __init__(self, report: Report, job: Job, model: SlowModel) -> None:
+        super().__init__()
+        self._report, self._job, self._model = report, job, model
+        self._epoch = 0
+
+    def _tell(self, *what: Any) -> None:
+        if what == self._job.slow:
+            self._model.latency, self._model.blocking = self._job.slow_latency, self._job.blocking
+        elif what[0] in {"batch_end", "epoch_end"}:
+            self._model.latency, self._model.blocking = self._job.latency, False
+        self._report(what[0], what[1:])
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._tell("train_begin")
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        self._tell("epoch_begin", epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._tell("batch_begin", self._epoch, batch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._tell("batch_end", self._epoch, batch)
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._tell("test_batch_begin", self._epoch, batch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._tell("epoch_end", epoch)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._tell("train_end")
+
+
+class SlowModel(OfflineLanguageModel):
+    """Announces the call that is slow, so that a test knows that it is under way."""
+
+    report: Report | None = None
+    blocking = False
+
+    async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.latency >= 1.0 and self.report is not None:
+            self.report("slow_call")
+        if self.blocking:
+            time.sleep(self.latency)
+        answer: dict[str, Any] = await super()._acompletion(formatted_messages, **kwargs)
+        return answer
+
+
+async def fit(report: Report, job: Job, *before: Any) -> dict[str, Any]:
+    program, model = await build_program(optimizer=job.optimizer, latency=job.latency)
+    model.__class__, model.report = SlowModel, report
+    x, y = samples(8)
+    callback = BackupAndRestore(job.backup_dir, **job.arguments)
+    try:
+        await program.fit(
+            x,
+            y,
+            validation_split=0.25,
+            epochs=job.epochs,
+            batch_size=2,
+            validation_batch_size=1,
+            minibatch_size=None,
+            verbose=0,
+            callbacks=[Reporter(report, job, model), *before, callback],
+        )
+    except Preempted as preempted:
+        report("preempted", (preempted.position, preempted.checkpoint, preempted.seconds, preempted.code))
+        raise
+    return {"calls": model.calls, "state": complete_state(program)}
+
+
+def train(report: Report, job: Job) -> dict[str, Any]:
+    return asyncio.run(fit(report, job))
+
+
+def train_with_handler(report: Report, job: Job) -> dict[str, Any]:
+    """A handler was there before; it must be called, and be back afterwards."""
+
+    def theirs(number: int, frame: Any) -> None:
+        report("their_handler", number)
+
+    signal.signal(signal.SIGTERM, theirs)
+    try:
+        return train(report, job)
+    finally:
+        report("handler_is_back", signal.getsignal(signal.SIGTERM) is theirs)
+
+
+def train_with_exiting_handler(report: Report, job: Job) -> dict[str, Any]:
+    """A handler was there before that leaves the process."""
+    signal.signal(signal.SIGTERM, lambda number, frame: exit(7))
+    return train(report, job)
+
+
+def train_in_a_thread(report: Report, job: Job) -> Any:
+    results: list[Any] = []
+
+    def run() -> None:
+        results.append(train(report, job))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def train_with_slow_disk(report: Report, job: Job, seconds: float) -> dict[str, Any]:
+    """Each fsync of a checkpoint takes `seconds`, and is reported."""
+    original = CheckpointStore._sync
+
+    def slow(self: CheckpointStore, descriptor: int) -> None:
+        report("sync")
+        time.sleep(seconds)
+        original(self, descriptor)
+
+    CheckpointStore._sync = slow  # type: ignore[method-assign]
+    return train(report, job)
+
+
+def train_with_hanging_commit(report: Report, job: Job) -> dict[str, Any]:
+    """The rename of a checkpoint hangs for ever, as on a network disk that went away."""
+
+    def hang(self: CheckpointStore, partial: Any, path: Any) -> None:
+        report("hanging")
+        threading.Event().wait()
+
+    CheckpointStore._publish = hang  # type: ignore[method-assign]
+    return train(report, job)
+
+
+def train_with_failing_disk(report: Report, job: Job) -> dict[str, Any]:
+    """Every commit fails with ENOSPC."""
+
+    def full(self: CheckpointStore, descriptor: int, chunk: bytes) -> None:
+        if chunk.startswith(b'{"batch"'):
+            report("disk_full")
+            raise OSError(28, "No space left on device")
+        original(self, descriptor, chunk)
+
+    original = CheckpointStore._write
+    CheckpointStore._write = full  # type: ignore[method-assign]
+    return train(report, job)
+
+
+def train_after_a_death(report: Report, job: Job) -> dict[str, Any]:
+    """As in a notebook: a fit dies in a callback, unseen by us, and the next one runs in the same process and task."""
+
+    class Dying(synalinks.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise RuntimeError("dying")
+
+    async def both() -> dict[str, Any]:
+        try:
+            await fit(report, job, Dying())
+        except RuntimeError as error:
+            report("died", str(error))
+        return await fit(report, job)
+
+    return asyncio.run(both())
+
+
+def train_and_die(report: Report, job: Job) -> None:
+    """A fit dies in a callback with a commit still pending, and the interpreter exits."""
+    import atexit
+
+    try:
+        train_after_epoch_one_die(report, job)
+    except RuntimeError:
+        atexit._run_exitfuncs()  # what the interpreter does at its exit, and a forked child does not
+
+
+def train_after_epoch_one_die(report: Report, job: Job) -> None:
+    class Dying(synalinks.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise RuntimeError("dying")
+
+    async def run() -> None:
+        await fit(report, job, Dying())
+
+    train_slow = CheckpointStore._sync
+
+    def slow(self: CheckpointStore, descriptor: int) -> None:
+        time.sleep(0.5)
+        train_slow(self, descriptor)
+
+    CheckpointStore._sync = slow  # type: ignore[method-assign]
+    asyncio.run(run())
+
+
+def train_with_signal_at(report: Report, job: Job, hook: str) -> dict[str, Any]:
+    """SIGTERM to ourselves inside a hook of another callback."""
+
+    class Signalling(synalinks.callbacks.Callback):  # type: ignore[misc]
+        fired = False
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == hook and not Signalling.fired:
+
+                def fire(*args: Any, **kwargs: Any) -> None:
+                    Signalling.fired = True
+                    report("fired")
+                    signal.raise_signal(signal.SIGTERM)
+                    # So that the notice has surely been taken when the next hook runs.
+                    deadline = time.monotonic() + 5
+                    while not _notice_given(job) and time.monotonic() < deadline:
+                        time.sleep(0.001)
+
+                return fire
+            return super().__getattribute__(name)
+
+    return asyncio.run(fit(report, job, Signalling()))
+
+
+def _notice_given(job: Job) -> bool:
+    from distributed_backup import fit_session
+
+    sessions = fit_session._open_sessions.get(job.backup_dir, [])
+    return any(session._worker.notice_given for session in sessions)

@@ -1,0 +1,501 @@
+"""Preemption of real processes that run a real fit, with real signals: what is on disk, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.config import LeaseTimings
+from distributed_backup.coordinators.base import Heartbeat
+from distributed_backup.coordinators.file import FileCoordinator
+from distributed_backup.store import CheckpointStore
+from tests.integration.jobs import Job
+from tests.processes import PATIENCE, Child
+
+Start = Callable[..., Child]
+SCENARIOS = "tests.integration.preemption_scenarios"
+QUICK = LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.5)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(job: Job, *arguments: Any, how: str = "train") -> Child:
+            log = tmp_path / f"log-{len(os.listdir(tmp_path))}"
+            return stack.enter_context(Child(f"{SCENARIOS}:{how}", job, *arguments, log=log))
+
+        yield start
+
+
+@pytest.fixture
+def backup_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def job(backup_dir: Path, **fields: Any) -> Job:
+    arguments = {"delete_checkpoint": False, **fields.pop("arguments", {})}
+    return Job(backup_dir=backup_dir, arguments=arguments, **fields)
+
+
+def newest(backup_dir: Path) -> Position | None:
+    latest = CheckpointStore(backup_dir).latest()
+    return None if latest is None else latest.position
+
+
+def seconds_until_saved(backup_dir: Path, position: Position) -> float:
+    """Seconds until the newest checkpoint is at `position` or beyond."""
+    store, begin = CheckpointStore(backup_dir), time.monotonic()
+    while time.monotonic() - begin < PATIENCE:
+        header = store.newest_header()
+        if header is not None and header.position >= position:
+            return time.monotonic() - begin
+    raise AssertionError(f"no checkpoint at {position}; there are {store.names()}")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a fit gives that nothing happens to."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    with Child(f"{SCENARIOS}:train", job(root / "run"), log=root / "log") as child:
+        result: dict[str, Any] = child.result()
+    return result
+
+
+def assert_resumes_exactly(start: Start, backup_dir: Path, uninterrupted: dict[str, Any]) -> int:
+    """Run the job again to its end; the calls that the second part took."""
+    result = start(job(backup_dir)).result()
+    assert result["state"] == uninterrupted["state"]
+    return int(result["calls"])
+
+
+# ---------------------------------------------------------------- one worker
+
+
+def test_a_batch_in_flight_that_takes_too_long_is_given_up_and_the_last_boundary_is_on_disk_at_once(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """60 s of batch, 2 s of grace: durable within 100 ms of the signal, gone before the grace ends."""
+    latencies = []
+    for attempt in range(3):
+        directory = backup_dir.with_name(f"run-{attempt}")
+        child = start(job(directory, slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 2.0}))
+        child.expect("slow_call")
+        assert newest(directory) is None
+        signalled = time.monotonic()
+        child.kill(signal.SIGTERM)
+        latencies.append(seconds_until_saved(directory, Position(1, 1)))
+        assert child.join() == 143
+        assert time.monotonic() - signalled < 2.0
+        assert newest(directory) == Position(1, 1)
+    assert sorted(latencies)[1] < 0.1, latencies
+    assert_resumes_exactly(start, directory, uninterrupted)
+
+
+def test_a_batch_in_flight_that_ends_within_the_grace_period_is_saved_too(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """First the last boundary, then the one that the batch in flight leads to."""
+    child = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=1.0, arguments={"save_freq": False}))
+    child.expect("slow_call")
+    child.kill(signal.SIGTERM)
+    seconds_until_saved(backup_dir, Position(1, 1))
+    position, name, seconds, code = child.expect("preempted")
+    assert (position, code) == (Position(1, 2), 143)
+    assert 0.0 < seconds < 30.0
+    assert child.join() == 143
+    assert [info.name for info in CheckpointStore(backup_dir).list()] == [name]
+    assert_resumes_exactly(start, backup_dir, uninterrupted)
+
+
+def test_a_batch_that_blocks_the_event_loop_is_ended_before_the_grace_period_is(start: Start, backup_dir: Path) -> None:
+    """A synchronous call can't be cancelled; the boundary is saved all the same, and the process is gone in time."""
+    child = start(
+        job(backup_dir, slow=("batch_begin", 1, 1), blocking=True, arguments={"save_freq": False, "grace_period": 2.0})
+    )
+    child.expect("slow_call")
+    signalled = time.monotonic()
+    child.kill(signal.SIGTERM)
+    seconds_until_saved(backup_dir, Position(1, 1))
+    assert child.join() == 143
+    assert time.monotonic() - signalled < 2.5
+
+
+def test_a_notice_during_the_very_first_batch_saves_the_start(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """Even the state before the first batch is a boundary: the random generators' state is in it."""
+    child = start(job(backup_dir, slow=("batch_begin", 0, 0), arguments={"grace_period": 2.0}))
+    child.expect("slow_call")
+    child.kill(signal.SIGTERM)
+    assert child.join() == 143
+    assert newest(backup_dir) == Position(0, 0)
+    assert_resumes_exactly(start, backup_dir, uninterrupted)
+
+
+def test_a_notice_during_validation_keeps_what_validation_has_done(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """3 training batches and 1 validation batch of the epoch are done: that is batch 4 of it."""
+    child = start(job(backup_dir, slow=("test_batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 2.0}))
+    child.expect("slow_call")
+    child.kill(signal.SIGTERM)
+    assert child.join() == 143
+    assert newest(backup_dir) == Position(1, 4)
+    assert_resumes_exactly(start, backup_dir, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("hook", "position"),
+    [
+        ("on_train_batch_end", Position(0, 1)),
+        ("on_epoch_end", Position(1, 0)),
+        ("on_epoch_begin", Position(0, 1)),
+        ("on_test_end", Position(1, 0)),
+        ("on_train_end", Position(3, 0)),
+    ],
+)
+def test_a_notice_between_batches_and_epochs_and_at_the_end_of_training_is_served(
+    hook: str, position: Position, start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """Wherever in a fit the signal falls, the exit is clean, the next boundary is on disk, and nothing is deleted."""
+    child = start(
+        job(backup_dir, arguments={"save_freq": False, "delete_checkpoint": True}), hook, how="train_with_signal_at"
+    )
+    child.expect("fired")
+    assert child.join() == 143
+    assert newest(backup_dir) == position
+    assert_resumes_exactly(start, backup_dir, uninterrupted)
+
+
+def test_a_second_signal_and_ctrl_c_do_not_disturb_the_save(start: Start, backup_dir: Path) -> None:
+    """Each fsync takes half a second here; SIGTERM and SIGINT come again meanwhile."""
+    child = start(
+        job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 5.0}),
+        0.5,
+        how="train_with_slow_disk",
+    )
+    child.expect("slow_call")
+    child.kill(signal.SIGTERM)
+    child.expect("sync")
+    child.kill(signal.SIGTERM)
+    child.kill(signal.SIGINT)
+    assert child.join() == 143
+    assert newest(backup_dir) == Position(1, 1)
+
+
+def test_a_handler_that_was_there_is_called_and_put_back(start: Start, backup_dir: Path) -> None:
+    """We chain, and we leave as we found."""
+    child = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=1.0), how="train_with_handler")
+    child.expect("slow_call")
+    child.kill(signal.SIGTERM)
+    assert child.expect("their_handler") == signal.SIGTERM
+    assert child.expect("handler_is_back") is True
+    assert child.join() == 143
+    assert newest(backup_dir) == Position(1, 2)
+
+
+def test_a_handler_that_was_there_and_leaves_the_process_does_not_prevent_the_save(
+    start: Start, backup_dir: Path
+) -> None:
+    """Many scripts call sys.exit in their SIGTERM handler."""
+    child = start(
+        job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 5.0}),
+        how="train_with_exiting_handler",
+    )
+    child.expect("slow_call")
+    child.kill(signal.SIGTERM)
+    assert child.join() in {7, 143}
+    assert newest(backup_dir) == Position(1, 1)
+
+
+def test_without_saving_before_preemption_signals_are_left_alone(start: Start, backup_dir: Path) -> None:
+    """Then SIGTERM does what it does to any process."""
+    child = start(
+        job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": 1, "save_before_preemption": False})
+    )
+    child.expect("slow_call")
+    seconds_until_saved(backup_dir, Position(1, 1))
+    child.kill(signal.SIGTERM)
+    assert child.join() == -signal.SIGTERM
+
+
+def test_a_full_disk_does_not_stop_training_and_a_notice_tries_until_the_grace_ends(
+    start: Start, backup_dir: Path
+) -> None:
+    """Each failure is logged with the path; the exit is still clean and in time."""
+    child = start(
+        job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": 1, "grace_period": 2.0}),
+        how="train_with_failing_disk",
+    )
+    child.expect("slow_call")
+    child.kill(signal.SIGTERM)
+    position, name, seconds, code = child.expect("preempted")
+    assert (position, name, code) == (None, None, 143)
+    assert seconds < 2.0
+    assert child.join() == 143
+    assert len([event for event, _ in child.seen if event == "disk_full"]) > 4
+    assert str(backup_dir) in child.output()
+    assert "No space left" in child.output()
+
+
+def test_a_full_disk_ends_the_fit_if_asked_to(start: Start, backup_dir: Path) -> None:
+    """on_save_error="raise": the fit ends with our error; it names the path."""
+    child = start(
+        job(backup_dir, latency=0.02, arguments={"save_freq": 1, "on_save_error": "raise"}),
+        how="train_with_failing_disk",
+    )
+    child.expect("disk_full")
+    assert child.join() == 1
+    assert "StoreError: can't write" in child.output()
+
+
+def test_off_the_main_thread_a_warning_is_given_and_training_goes_on(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """No handler can be installed there; everything else works."""
+    child = start(job(backup_dir), how="train_in_a_thread")
+    assert child.result()["state"] == uninterrupted["state"]
+    assert "signals can't be handled" in child.output()
+
+
+def test_a_leader_off_the_main_thread_saves_for_a_follower_that_is_preempted(start: Start, backup_dir: Path) -> None:
+    """Every source of a notice but its own signals still works there."""
+    fields = {"slow": ("batch_begin", 1, 1), "slow_latency": 3.0, "arguments": {"save_freq": False}}
+    leader = start(job(backup_dir, **fields), how="train_in_a_thread")
+    leader.expect("slow_call")
+    follower = start(job(backup_dir, **fields))
+    follower.expect("slow_call")
+    follower.kill(signal.SIGTERM)
+    assert follower.join() == 143
+    assert newest(backup_dir) == Position(1, 1)
+    leader.result()
+
+
+SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+from tests.integration.jobs import Job
+from tests.integration.preemption_scenarios import train
+train(lambda *event: print(*event, flush=True), Job(
+    backup_dir=Path(sys.argv[1]), slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 4.0}))
+"""
+
+
+def test_a_script_exits_with_143_and_without_a_traceback(backup_dir: Path) -> None:
+    """A whole interpreter, as a job's container runs it, down to its exit."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, str(backup_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("slow_call") for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert newest(backup_dir) == Position(1, 1)
+
+
+# ---------------------------------------------------------------- the end of a process without a notice
+
+
+def test_a_fit_that_died_does_not_block_the_next_one_in_the_process(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """The next fit ends what the first left open, takes over, and goes on where it was."""
+    child = start(job(backup_dir), how="train_after_a_death")
+    assert child.expect("died") == "dying"
+    result = child.result()
+    assert result["state"] == uninterrupted["state"]
+
+
+def test_what_is_due_and_pending_is_committed_at_the_exit_of_the_interpreter(start: Start, backup_dir: Path) -> None:
+    """The fit dies while its first commit runs (a slow disk), and the process ends at once."""
+    child = start(job(backup_dir), how="train_and_die")
+    child.join()
+    assert newest(backup_dir) == Position(1, 0)
+
+
+# ---------------------------------------------------------------- several workers
+
+
+def start_leader_and_followers(
+    start: Start, backup_dir: Path, followers: int, leader_runs: str = "train", **fields: Any
+) -> tuple[Child, list[Child]]:
+    """A leader that has begun its slow call, then followers that have begun theirs."""
+    slow = {"slow": ("batch_begin", 1, 1), **fields}
+    leader = start(job(backup_dir, **slow), how=leader_runs)
+    leader.expect("slow_call")
+    others = [start(job(backup_dir, **slow)) for _ in range(followers)]
+    for child in others:
+        child.expect("slow_call")
+    return leader, others
+
+
+def test_a_notice_to_a_follower_makes_the_leader_commit_and_lets_only_the_follower_go(
+    start: Start, backup_dir: Path
+) -> None:
+    """The leader saves its last boundary though it has no notice itself, and goes on training."""
+    leader, (follower,) = start_leader_and_followers(
+        start, backup_dir, 1, slow_latency=3.0, arguments={"save_freq": False}
+    )
+    signalled = time.monotonic()
+    follower.kill(signal.SIGTERM)
+    position, name, _, code = follower.expect("preempted")
+    assert time.monotonic() - signalled < 2.5, "the follower leaves as soon as it is answered"
+    assert (position, code) == (Position(1, 1), 143)
+    assert follower.join() == 143
+    assert name is not None
+    leader.kill(signal.SIGTERM)
+    assert leader.join() == 143
+
+
+def test_a_notice_to_all_at_once_is_saved_by_the_leader(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """One term, one writer, all gone within the grace period."""
+    leader, followers = start_leader_and_followers(
+        start, backup_dir, 2, arguments={"save_freq": False, "grace_period": 3.0}
+    )
+    signalled = time.monotonic()
+    for child in (leader, *followers):
+        child.kill(signal.SIGTERM)
+    assert [child.join() for child in (leader, *followers)] == [143, 143, 143]
+    assert time.monotonic() - signalled < 3.0
+    assert newest(backup_dir) == Position(1, 1)
+    assert {info.term for info in CheckpointStore(backup_dir).list()} == {1}
+    assert_resumes_exactly(start, backup_dir, uninterrupted)
+
+
+def test_a_follower_saves_when_the_leader_is_killed_while_it_saves(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """All are signalled; the leader hangs in fsync and is killed there; a follower takes over and commits."""
+    leader, followers = start_leader_and_followers(
+        start,
+        backup_dir,
+        2,
+        leader_runs="train_with_hanging_commit",
+        arguments={"save_freq": False, "grace_period": 8.0},
+    )
+    for child in (leader, *followers):
+        child.kill(signal.SIGTERM)
+    leader.expect("hanging")
+    leader.kill(signal.SIGKILL)
+    assert leader.join() == -signal.SIGKILL
+    assert [child.join() for child in followers] == [143, 143]
+    assert newest(backup_dir) == Position(1, 1)
+    assert {info.term for info in CheckpointStore(backup_dir).list()} == {2}
+    assert_resumes_exactly(start, backup_dir, uninterrupted)
+
+
+def test_a_killed_leader_is_replaced_and_the_run_ends_exactly(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """SIGKILL needs no notice: the follower leads at its next tick, and its own training is what counts."""
+    leader, (follower,) = start_leader_and_followers(start, backup_dir, 1, slow_latency=1.0)
+    leader.kill(signal.SIGKILL)
+    assert leader.join() == -signal.SIGKILL
+    assert follower.result()["state"] == uninterrupted["state"]
+    infos = CheckpointStore(backup_dir).list()
+    assert [(info.term, info.position) for info in infos] == [(2, Position(3, 0))]
+
+
+def test_a_worker_that_starts_late_joins_at_the_newest_commit(start: Start, backup_dir: Path) -> None:
+    """It does not train again what the leader has committed."""
+    leader = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=2.0))
+    leader.expect("slow_call")
+    late = start(job(backup_dir, epochs=3))
+    assert late.expect("epoch_begin") == (2,)
+    assert late.result()["state"] == leader.result()["state"]
+
+
+def test_a_signal_while_waiting_for_the_leader_ends_the_wait(start: Start, backup_dir: Path) -> None:
+    """The lock is held by somebody who never announces anything; nothing is deleted, nothing is written."""
+    coordinator = FileCoordinator(backup_dir / "coordinator")
+    coordinator.heartbeat(Heartbeat(worker_id="silent", campaign=True, floor=0, duration=1000.0))
+    child = start(job(backup_dir))
+    child.expect("train_begin")
+    while len(coordinator.members()) < 2:
+        pass
+    child.kill(signal.SIGTERM)
+    assert child.join() == 143
+    assert newest(backup_dir) is None
+    coordinator.resign("silent")
+
+
+def test_the_last_worker_to_finish_deletes_the_backup_and_no_other(start: Start, backup_dir: Path) -> None:
+    """Finished means finished: nobody deletes what a slower worker still needs."""
+    slow = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=1.5, arguments={"delete_checkpoint": True}))
+    slow.expect("slow_call")
+    quick = start(job(backup_dir, arguments={"delete_checkpoint": True}))
+    quick.result()
+    assert newest(backup_dir) is not None
+    slow.result()
+    assert not backup_dir.exists()
+
+
+# ---------------------------------------------------------------- standby
+
+
+STANDBY = {"standby": True, "timings": QUICK}
+
+
+def test_a_standby_spends_no_call_and_takes_over_when_the_leader_is_killed(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """It waits in on_train_begin, restores the newest checkpoint, and ends exactly."""
+    leader = start(job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": 1, **STANDBY}))
+    leader.expect("slow_call")
+    seconds_until_saved(backup_dir, Position(1, 1))
+    standby = start(job(backup_dir, arguments={"save_freq": 1, **STANDBY}))
+    standby.expect("train_begin")
+    leader.kill(signal.SIGKILL)
+    result = standby.result()
+    assert ("epoch_begin", (0,)) not in standby.seen
+    assert result["state"] == uninterrupted["state"]
+    assert result["calls"] < uninterrupted["calls"]
+
+
+def test_a_standby_returns_with_the_final_state_when_the_leader_has_finished(
+    start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """Without a single call, and only then is the backup deleted."""
+    arguments = {"delete_checkpoint": True, "save_freq": False, **STANDBY}
+    leader = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=1.5, arguments=arguments))
+    leader.expect("slow_call")
+    standby = start(job(backup_dir, arguments=arguments))
+    standby.expect("train_begin")
+    assert leader.result()["state"] == uninterrupted["state"]
+    result = standby.result()
+    assert result["calls"] == 0
+    assert result["state"]["variables"] == uninterrupted["state"]["variables"]
+    assert not backup_dir.exists()
+
+
+def test_a_signal_ends_the_wait_of_a_standby(start: Start, backup_dir: Path) -> None:
+    """Cleanly, and the leader goes on."""
+    leader = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=3.0, arguments=STANDBY))
+    leader.expect("slow_call")
+    standby = start(job(backup_dir, arguments=STANDBY))
+    standby.expect("train_begin")
+    coordinator = FileCoordinator(backup_dir / "coordinator")
+    while len(coordinator.members()) < 2:
+        pass
+    standby.kill(signal.SIGTERM)
+    assert standby.join() == 143
+    leader.kill(signal.SIGTERM)
+    assert leader.join() == 143
