@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import orjson
 
+from distributed_backup.config import checked_name
 from distributed_backup.errors import ConfigError, CorruptCheckpointError
 
 FORMAT: Final = 1
 SUFFIX: Final = ".ckpt"
-_NAME: Final = re.compile(r"(\d{10})-(\d{8})-(\d{8})\.ckpt")
+_NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})\.ckpt")
 _MAX_TERM: Final = 10**10 - 1
 _MAX_COUNT: Final = 10**8 - 1
 
@@ -42,7 +43,7 @@ class Position:
 
     def __post_init__(self) -> None:
         for value in (self.epoch, self.batch):
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
+            if not _is_whole(value) or not 0 <= value <= _MAX_COUNT:
                 raise ConfigError(
                     f"want whole numbers 0 <= epoch, batch <= {_MAX_COUNT}, got {self.epoch!r}, {self.batch!r}"
                 )
@@ -79,7 +80,7 @@ class CheckpointHeader:
         created_at: ISO 8601, UTC, by the writer's wall clock; for people, never compared.
         data: Fingerprint of the data pipeline, or None.
         length: Bytes of the body.
-        digest: BLAKE2b-256 over the other fields and the body, in hex.
+        digest: SHA-256 over the other fields and the body, in hex.
     """
 
     run_id: str
@@ -92,6 +93,13 @@ class CheckpointHeader:
     length: int
     digest: str
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        checked_name("run_id", self.run_id)
+        checked_name("worker_id", self.worker_id)
+        checkpoint_name(self.term, self.position)
+        if not _is_whole(self.length) or self.length < 0:
+            raise ConfigError(f"want a length >= 0, got {self.length!r}")
 
     @property
     def position(self) -> Position:
@@ -129,8 +137,8 @@ def checkpoint_name(term: int, position: Position) -> str:
         >>> checkpoint_name(7, Position(2, 3))
         '0000000007-00000002-00000003.ckpt'
     """
-    if not 0 < term <= _MAX_TERM:
-        raise ConfigError(f"want 0 < term <= {_MAX_TERM}, got {term}")
+    if not _is_whole(term) or not 0 < term <= _MAX_TERM:
+        raise ConfigError(f"want a whole number 0 < term <= {_MAX_TERM}, got {term!r}")
     return f"{term:010d}-{position.epoch:08d}-{position.batch:08d}{SUFFIX}"
 
 
@@ -202,12 +210,15 @@ def _decode_header(line: bytes, *, path: str) -> CheckpointHeader:
         )
     try:
         header = CheckpointHeader(**fields)
-        sound = _line(fields) == line and checkpoint_name(header.term, header.position) == header.name
     except (TypeError, ValueError) as error:
         raise CorruptCheckpointError(path=path, reason=f"the header is not sound ({error})") from None
-    if not sound:
+    if _line(fields) != line:
         raise CorruptCheckpointError(path=path, reason="the header is not as it was written")
     return header
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _line(fields: dict[str, Any]) -> bytes:
@@ -215,6 +226,7 @@ def _line(fields: dict[str, Any]) -> bytes:
 
 
 def _digest(fields: dict[str, Any], body: bytes) -> str:
-    state = hashlib.blake2b(_line(fields) + b"\n", digest_size=32)
+    # With the instructions that processors have for it, twice as fast as BLAKE2b; it bounds how soon a save is durable.
+    state = hashlib.sha256(_line(fields) + b"\n")
     state.update(body)
     return state.hexdigest()

@@ -55,10 +55,11 @@ class LeaseTimings:
     retry_period: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.retry_period < self.renew_deadline < self.duration < math.inf:
+        numbers = all(_is_number(value) for value in (self.retry_period, self.renew_deadline, self.duration))
+        if not numbers or not 0 < self.retry_period < self.renew_deadline < self.duration < math.inf:
             raise ConfigError(
                 "want 0 < retry_period < renew_deadline < duration, got "
-                f"{self.retry_period}, {self.renew_deadline}, {self.duration}"
+                f"{self.retry_period!r}, {self.renew_deadline!r}, {self.duration!r}"
             )
 
 
@@ -93,9 +94,13 @@ def checked_save_freq(value: object) -> SaveFrequency:
 
 def checked_seconds(name: str, value: object) -> float:
     """Return `value` as positive, finite float seconds, else raise ConfigError."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+    if isinstance(value, int | float) and _is_number(value) and 0 < value < math.inf:
         return float(value)
     raise ConfigError(f"{name} must be a positive number of seconds, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def new_worker_id(name: str | None) -> str:

@@ -46,10 +46,10 @@ def find_legacy(root: Path) -> LegacyBackup | None:
     """The backup of synalinks' callback in `root`, the previous one if the newest can't be read; None without any.
 
     Raises:
-        NoUsableCheckpointError: There is one and it can't be read.
-        StoreError: The directory can't be read.
+        NoUsableCheckpointError: There is one, and it is torn, and so is the previous one if there is any.
+        StoreError: The files can't be read.
     """
-    problems = []
+    problems, unreadable = [], None
     for suffix in ("", _PREVIOUS):
         variables, metadata = root / (VARIABLES + suffix), root / (METADATA + suffix)
         try:
@@ -57,10 +57,15 @@ def find_legacy(root: Path) -> LegacyBackup | None:
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("backup skipped name=%s reason=%s", variables.name, error)
-            problems.append(f"{variables.name}: {error}")
+            problem = str(error)
         except OSError as error:
-            raise StoreError(f"can't read {variables}: {error.strerror}", path=str(variables)) from error
+            path = str(error.filename or variables)
+            unreadable = unreadable or StoreError(f"can't read {path}: {error.strerror}", path=path)
+            problem = str(error)
+        logger.warning("backup skipped name=%s reason=%s", variables.name, problem)
+        problems.append(f"{variables.name}: {problem}")
+    if unreadable is not None:
+        raise unreadable
     if problems:
         raise NoUsableCheckpointError(path=str(root), reasons=tuple(problems))
     return None

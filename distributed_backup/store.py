@@ -13,14 +13,16 @@ lock is needed. That holds for readers that go by this order, not for somebody w
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,7 @@ from distributed_backup.checkpoint import (
     CheckpointHeader,
     Position,
     Snapshot,
+    checkpoint_name,
     decode,
     encode,
     parse_name,
@@ -49,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE: Final = "run.json"
 _PARTIAL: Final = ".partial-"
+_PARTIAL_RUN: Final = ".partial-run-"
 
 # `CheckpointStore.list` hides the builtin inside the class.
 Names = list[str]
@@ -95,7 +99,7 @@ class CheckpointStore:
         keep: How many checkpoints stay after a commit.
 
     Raises:
-        ConfigError: A wrong run id, or `keep` < 1.
+        ConfigError: A wrong directory or run id, or `keep` < 1.
 
     Example:
         >>> import tempfile
@@ -108,15 +112,18 @@ class CheckpointStore:
     """
 
     def __init__(self, root: str | os.PathLike[str], *, run_id: str | None = None, keep: int = 1) -> None:
-        if keep < 1:
-            raise ConfigError(f"keep must be at least 1, got {keep}")
-        self._root = Path(root)
+        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+            raise ConfigError(f"keep must be a whole number of at least 1, got {keep!r}")
+        if not os.fspath(root) or "\0" in os.fspath(root):
+            raise ConfigError(f"the backup directory must be a path, got {os.fspath(root)!r}")
+        # Absolute, so that a training script that changes its working directory does not move the run.
+        self._root = Path(root).absolute()
         self._wanted_run_id = None if run_id is None else checked_name("run_id", run_id)
         self._keep = keep
         self._run_id: str | None = None
         self._lock = threading.Lock()
         # Checkpoints never change, so one look at each is enough to know how far the run has come.
-        self._verified: dict[str, CheckpointHeader | None] = {}
+        self._verified: dict[str, CheckpointHeader] = {}
 
     @property
     def root(self) -> Path:
@@ -153,21 +160,29 @@ class CheckpointStore:
 
         Raises:
             RunMismatchError: The directory belongs to another run.
+            NoUsableCheckpointError: The id is lost, and no checkpoint verifies that could tell it.
             StoreError: The directory can't be made or written.
         """
         if self._run_id is None:
             with self._translated("create", self._root):
-                self._root.mkdir(parents=True, exist_ok=True)
-            found = self.read_run_id() or self._run_id_of_checkpoints()
-            run_id = self._claim_run_id(found or self._wanted_run_id or secrets.token_hex(8))
+                self._make_root()
+            run_id = self.read_run_id() or self._claim_run_id(
+                self._run_id_of_checkpoints() or self._wanted_run_id or secrets.token_hex(8)
+            )
             if self._wanted_run_id not in (None, run_id):
                 raise RunMismatchError(path=str(self._root), expected=str(self._wanted_run_id), found=run_id)
             self._run_id = run_id
         return self._run_id
 
+    def _make_root(self) -> None:
+        missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
+        self._root.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            self._sync_parent(path)
+
     def _claim_run_id(self, run_id: str) -> str:
         path = self._root / RUN_FILE
-        partial = self._root / f"{_PARTIAL}run-{secrets.token_hex(8)}"
+        partial = self._root / f"{_PARTIAL_RUN}{secrets.token_hex(8)}"
         with self._translated("write", path):
             try:
                 self._stage(partial, [orjson.dumps({"run_id": run_id}), b"\n"])
@@ -175,28 +190,35 @@ class CheckpointStore:
                 self._sync_directory()
             except FileExistsError:
                 pass
+            except FileNotFoundError:
+                # Another worker was first, has committed since and tidied our partial file away.
+                if self.read_run_id() is None:
+                    raise
             finally:
                 partial.unlink(missing_ok=True)
         return self.read_run_id() or run_id
 
     def _run_id_of_checkpoints(self) -> str | None:
-        newest = next(self._usable(self.names(), warn=False), None)
-        return None if newest is None else newest.run_id
+        newest = self.latest()
+        return None if newest is None else newest.header.run_id
 
     # ---------------------------------------------------------------- reading
 
     def names(self) -> Names:
         """Names of all checkpoints, newest first, verified or not; other files are passed over."""
+        return sorted(filter(parse_name, self._entries()), reverse=True)
+
+    def _entries(self) -> Names:
         with self._translated("list", self._root):
             try:
-                entries = os.listdir(self._root)
+                with os.scandir(self._root) as entries:
+                    return [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
             except FileNotFoundError:
                 return []
-        return sorted((name for name in entries if parse_name(name)), reverse=True)
 
     def highest_term(self) -> int:
         """The highest term in any checkpoint's name; 0 if there is none. No term up to it may be granted again."""
-        return max((self._term(name) for name in self.names()), default=0)
+        return _highest_term(self.names())
 
     def load(self, name: str) -> Checkpoint:
         """Read and verify one checkpoint.
@@ -228,26 +250,56 @@ class CheckpointStore:
             RunMismatchError: The newest one belongs to another run.
             StoreError: The directory can't be read.
         """
-        problems = []
-        for name in self.names():
-            try:
-                return self.load(name)
-            except CorruptCheckpointError as error:
-                logger.warning("checkpoint skipped name=%s reason=%s", name, error.reason)
-                problems.append(f"{name}: {error.reason}")
-            except StoreError as error:
-                if isinstance(error, RunMismatchError):
-                    raise
-                if (self._root / name).exists():
-                    problems.append(str(error))
-                    logger.warning("checkpoint skipped name=%s reason=%s", name, error)
-        if problems:
-            raise NoUsableCheckpointError(path=str(self._root), reasons=tuple(problems))
-        return None
+        checkpoint, problems = self._newest(self.load)
+        if checkpoint is None and problems:
+            raise NoUsableCheckpointError(path=str(self._root), reasons=problems)
+        return checkpoint
 
     def newest_header(self) -> CheckpointHeader | None:
-        """Header of the newest checkpoint that verified when it was first seen; cheap when asked again."""
-        return next(self._usable(self.names()), None)
+        """Header of the newest checkpoint that verified when it was first seen; cheap when asked again.
+
+        Raises:
+            RunMismatchError: The newest one belongs to another run.
+            StoreError: The directory can't be read.
+        """
+        return self._newest(self._header)[0]
+
+    def _newest[T](self, read: Callable[[str], T]) -> tuple[T | None, tuple[str, ...]]:
+        """What `read` makes of the newest checkpoint that it accepts, and what was wrong with those above it.
+
+        A checkpoint that has gone since the listing was pruned, so there is a newer one: look again. A name that
+        can't be opened in an unchanged listing (a dangling link, a stale directory cache) is a problem like others.
+        """
+        names = self.names()
+        while True:
+            found, problems = self._first_readable(names, read)
+            if any(isinstance(error.__cause__, FileNotFoundError) for error in problems.values()):
+                before, names = names, self.names()
+                if names != before:
+                    continue
+            for name, error in problems.items():
+                logger.warning("checkpoint skipped name=%s reason=%s", name, _reason(error))
+            return found, tuple(f"{name}: {_reason(error)}" for name, error in problems.items())
+
+    @staticmethod
+    def _first_readable[T](names: Names, read: Callable[[str], T]) -> tuple[T | None, dict[str, StoreError]]:
+        problems: dict[str, StoreError] = {}
+        for name in names:
+            try:
+                return read(name), problems
+            except RunMismatchError:
+                raise
+            except StoreError as error:
+                problems[name] = error
+        return None, problems
+
+    def _header(self, name: str) -> CheckpointHeader:
+        header = self._verified.get(name)
+        if header is None:
+            # Only what verified is kept in mind: a read that failed once may succeed the next time.
+            header = self._verified[name] = self.load(name).header
+        self._check_run(header)
+        return header
 
     def list(self) -> Rows:
         """All checkpoints, newest first, each verified now.
@@ -267,28 +319,15 @@ class CheckpointStore:
         header, problem = None, None
         try:
             header = self.load(name).header
-        except CorruptCheckpointError as error:
-            problem = error.reason
         except StoreError as error:
-            problem = str(error)
-        try:
-            size = (self._root / name).stat().st_size
-        except FileNotFoundError:
-            return None  # pruned while we looked
+            problem = _reason(error)
+        path = self._root / name
+        with self._translated("read", path):
+            try:
+                size = path.lstat().st_size
+            except FileNotFoundError:
+                return None  # pruned while we looked
         return CheckpointInfo(name=name, term=term, position=position, bytes=size, header=header, problem=problem)
-
-    def _usable(self, names: Names, *, warn: bool = True) -> Iterator[CheckpointHeader]:
-        for name in names:
-            if name not in self._verified:
-                try:
-                    self._verified[name] = decode((self._root / name).read_bytes(), path=str(self._root / name)).header
-                except (CorruptCheckpointError, OSError) as error:
-                    if warn:
-                        logger.warning("checkpoint skipped name=%s reason=%s", name, error)
-                    self._verified[name] = None
-            header = self._verified[name]
-            if header is not None:
-                yield header
 
     def _check_run(self, header: CheckpointHeader) -> None:
         run_id = self._run_id or self._wanted_run_id
@@ -302,7 +341,8 @@ class CheckpointStore:
 
         Order: the bytes to a partial file, fsync; the rename; fsync of the directory; then prune. A crash
         before the rename leaves a partial file, after it a checkpoint; older checkpoints go only once the
-        newer one is durable.
+        newer one is durable. What crashed writers left goes then too, because one of them may be alive, an older
+        leader that is saving before its preemption; on a full disk it goes at once, and we try again.
 
         Args:
             snapshot: What to keep.
@@ -318,10 +358,13 @@ class CheckpointStore:
             StoreError: The bytes could not be made durable; earlier checkpoints are as they were.
         """
         with self._lock:
+            checkpoint_name(term, snapshot.position)  # refuses what is no term
             run_id = self.open_run()
-            newest = self.highest_term()
-            if newest > term:
-                raise StaleTermError(path=str(self._root), term=term, newest=newest)
+            self.newest_header()  # refuses a directory whose newest checkpoint is another run's
+            # Listed before the fsync of the directory, so that all of it is durable when we prune.
+            found = self._entries()
+            if _highest_term(found) > term:
+                raise StaleTermError(path=str(self._root), term=term, newest=_highest_term(found))
             header, line = encode(
                 snapshot,
                 run_id=run_id,
@@ -329,43 +372,72 @@ class CheckpointStore:
                 worker_id=worker_id,
                 created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
-            path = self._root / header.name
-            partial = self._root / f"{_PARTIAL}{header.name}-{secrets.token_hex(4)}"
-            with self._translated("write", path):
-                try:
-                    self._stage(partial, [line, snapshot.body, b"\n"])
-                    self._publish(partial, path)
-                    self._sync_directory()
-                except BaseException:
-                    with suppress(OSError):
-                        partial.unlink(missing_ok=True)
+            litter = _partials(found, term)
+            try:
+                self._make_durable([line, snapshot.body, b"\n"], header)
+            except StoreError as error:
+                if not litter or not _is_full(error):
                     raise
+                with self._quietly():
+                    self._remove_all(litter)
+                self._make_durable([line, snapshot.body, b"\n"], header)
             self._verified[header.name] = header
-            self._prune_quietly(term)
+            with self._quietly():
+                self._remove_all([*litter, *self._unneeded([*found, header.name], term)])
         return header
+
+    def _make_durable(self, chunks: Chunks, header: CheckpointHeader) -> None:
+        path = self._root / header.name
+        partial = self._root / f"{_PARTIAL}{header.name}-{secrets.token_hex(4)}"
+        with self._translated("write", path):
+            try:
+                self._stage(partial, chunks)
+                self._publish(partial, path)
+                self._sync_directory()
+            except BaseException as error:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                if isinstance(error, FileNotFoundError) and (newest := self.highest_term()) > header.term:
+                    # A newer writer has tidied our partial file away.
+                    raise StaleTermError(path=str(self._root), term=header.term, newest=newest) from error
+                raise
 
     def prune(self, *, term: int) -> None:
         """Remove what a writer of `term` no longer needs.
 
         That is all but the newest `keep` checkpoints that verify, and what crashed writers left. Nothing of a newer
-        term is touched.
+        term or of another run is touched.
 
         Raises:
             StoreError: A file could not be removed.
         """
-        names = self.names()
-        kept = {header.name for header, _ in zip(self._usable(names), range(self._keep), strict=False)}
-        if not kept:
-            return
-        oldest = min(kept)
-        for name in names:
-            # A corrupt one above the oldest that is kept stays too: somebody may want to look at it.
-            if name < oldest and self._term(name) <= term:
-                self._remove(self._root / name)
-                self._verified.pop(name, None)
-        for path in self._root.glob(f"{_PARTIAL}*.ckpt-*"):
-            if self._term(path.name.removeprefix(_PARTIAL).rpartition("-")[0]) <= term:
-                self._remove(path)
+        with self._lock:
+            found = self._entries()
+            if found:
+                with self._translated("sync", self._root):
+                    self._sync_directory()
+                self._remove_all([*_partials(found, term), *self._unneeded(found, term)])
+
+    def _unneeded(self, found: Iterable[str], term: int) -> Names:
+        names = sorted(set(filter(parse_name, found)), reverse=True)
+        kept = [*islice((name for name in names if self._is_ours(name)), self._keep)]
+        # A corrupt one above the oldest that is kept stays too: somebody may want to look at it. Oldest first,
+        # so that nobody finds an older one where a newer one has gone.
+        return [
+            name
+            for name in reversed(names)
+            if kept and name < kept[-1] and _term(name) <= term and self._is_ours(name) is not False
+        ]
+
+    def _is_ours(self, name: str) -> bool | None:
+        """Whether it verifies and is of this run; False: it is of another; None: it does not verify."""
+        try:
+            self._header(name)
+        except RunMismatchError:
+            return False
+        except StoreError:
+            return None
+        return True
 
     def delete(self) -> None:
         """Remove everything of ours from the directory, and the directory itself if nothing else is in it.
@@ -377,22 +449,35 @@ class CheckpointStore:
             StoreError: A file could not be removed.
         """
         with self._lock:
-            for name in reversed(self.names()):
-                self._remove(self._root / name)
-            if self._root.exists():
-                for path in self._root.glob(f"{_PARTIAL}*"):
-                    self._remove(path)
+            found = self._entries()
+            for name in sorted(filter(parse_name, found)):
+                if self._is_ours(name) is not False:
+                    self._remove(self._root / name)
+            self._remove_all(name for name in found if name.startswith(_PARTIAL))
             self._remove(self._root / RUN_FILE)
             self._verified.clear()
             self._run_id = None
             with suppress(OSError):
                 self._root.rmdir()
 
-    def _prune_quietly(self, term: int) -> None:
+    def _remove_all(self, names: Iterable[str]) -> None:
+        """Remove each; one that can't be removed does not save the others."""
+        errors = []
+        for name in names:
+            try:
+                self._remove(self._root / name)
+            except StoreError as error:
+                errors.append(error)
+            self._verified.pop(name, None)
+        if errors:
+            raise errors[0]
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
         try:
-            self.prune(term=term)
+            yield
         except StoreError as error:
-            # The commit stands; an old checkpoint too many loses nothing.
+            # The commit stands; a file too many loses nothing.
             logger.warning("prune failed path=%s reason=%s", error.path, error)
 
     # ------------------------------------------------- one system call each, for tests that crash in between
@@ -400,6 +485,8 @@ class CheckpointStore:
     def _stage(self, partial: Path, chunks: Chunks) -> None:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb", buffering=0) as file:
+            with suppress(OSError):  # whatever the umask; a file system without modes has nothing to set
+                os.fchmod(descriptor, 0o600)
             for chunk in chunks:
                 self._write(file.fileno(), chunk)
             self._sync(file.fileno())
@@ -416,20 +503,15 @@ class CheckpointStore:
         partial.rename(path)
 
     def _sync_directory(self) -> None:
-        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_names(self._root)
+
+    def _sync_parent(self, made: Path) -> None:
+        with suppress(PermissionError):  # a parent that may be written and not read
+            _sync_names(made.parent)
 
     def _remove(self, path: Path) -> None:
         with self._translated("remove", path):
             path.unlink(missing_ok=True)
-
-    @staticmethod
-    def _term(name: str) -> int:
-        parsed = parse_name(name)
-        return 0 if parsed is None else parsed[0]
 
     @contextmanager
     def _translated(self, verb: str, path: Path) -> Iterator[None]:
@@ -437,3 +519,38 @@ class CheckpointStore:
             yield
         except OSError as error:
             raise StoreError(f"can't {verb} {path}: {error.strerror or error}", path=str(path)) from error
+
+
+def _sync_names(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _term(name: str) -> int:
+    parsed = parse_name(name)
+    return 0 if parsed is None else parsed[0]
+
+
+def _highest_term(names: Iterable[str]) -> int:
+    return max(map(_term, names), default=0)
+
+
+def _partials(found: Iterable[str], term: int) -> Names:
+    """What crashed writers of `term` and older ones left."""
+    names = [name for name in found if name.startswith(_PARTIAL)]
+    return [
+        name
+        for name in names
+        if name.startswith(_PARTIAL_RUN) or 0 < _term(name.removeprefix(_PARTIAL).rpartition("-")[0]) <= term
+    ]
+
+
+def _is_full(error: StoreError) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def _reason(error: StoreError) -> str:
+    return error.reason if isinstance(error, CorruptCheckpointError) else str(error)

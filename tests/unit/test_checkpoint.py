@@ -1,0 +1,279 @@
+"""Positions, names, and the bytes of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed_backup.checkpoint import (
+    Checkpoint,
+    CheckpointHeader,
+    Position,
+    Snapshot,
+    checkpoint_name,
+    decode,
+    encode,
+    parse_name,
+)
+from distributed_backup.errors import ConfigError, CorruptCheckpointError
+
+MAX_TERM = 10**10 - 1
+MAX_COUNT = 10**8 - 1
+
+counts = st.integers(0, MAX_COUNT)
+positions = st.builds(Position, counts, counts)
+terms = st.integers(1, MAX_TERM)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
+snapshots = st.builds(Snapshot, position=positions, body=st.binary(max_size=200), data=st.none() | st.text(max_size=20))
+
+
+def raw_of(snapshot: Snapshot, *, run_id: str = "run", term: int = 3, worker_id: str = "w") -> tuple[str, bytes]:
+    """Path and bytes of the checkpoint of `snapshot`."""
+    header, line = encode(snapshot, run_id=run_id, term=term, worker_id=worker_id, created_at="2026-01-01T00:00:00Z")
+    return f"/backup/{header.name}", line + snapshot.body + b"\n"
+
+
+SMALL = Snapshot(position=Position(2, 3), body=b'{"a":1}', data="d")
+PATH, RAW = raw_of(SMALL)
+HEAD = RAW.index(b"\n")
+
+
+def with_header(**changes: Any) -> bytes:
+    """The small checkpoint with fields of its header changed, written as we would write them."""
+    fields = {**orjson.loads(RAW[:HEAD]), **changes}
+    return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS) + RAW[HEAD:]
+
+
+def refused(raw: bytes, path: str = PATH) -> CorruptCheckpointError:
+    """The error that `decode` raises."""
+    with pytest.raises(CorruptCheckpointError) as caught:
+        decode(raw, path=path)
+    assert caught.value.path == path
+    assert path in str(caught.value)
+    return caught.value
+
+
+# -------------------------------------------------------------------- positions and names
+
+
+@pytest.mark.parametrize("value", [-1, MAX_COUNT + 1, True, 1.0, "1", None])
+def test_a_position_refuses_what_is_no_count(value: Any) -> None:
+    """Both parts are checked, and the message shows what it got."""
+    with pytest.raises(ConfigError, match="epoch, batch"):
+        Position(value)
+    with pytest.raises(ConfigError) as caught:
+        Position(0, value)
+    assert repr(value) in str(caught.value)
+
+
+def test_a_position_reads_as_people_say_it() -> None:
+    """Messages and logs show epoch and batch."""
+    assert str(Position(2, 3)) == "epoch 2, batch 3"
+
+
+@pytest.mark.parametrize("term", [0, -1, MAX_TERM + 1, True, 1.5, "7", None])
+def test_a_name_refuses_what_is_no_term(term: Any) -> None:
+    """A term that would not keep the lexical order never becomes a name."""
+    with pytest.raises(ConfigError, match="term"):
+        checkpoint_name(term, Position(0))
+
+
+@given(terms, positions, terms, positions)
+def test_the_lexical_order_of_names_is_the_order_of_term_and_position(
+    term: int, position: Position, other_term: int, other: Position
+) -> None:
+    """Sorting names sorts checkpoints, the term first."""
+    ordered = (term, position) < (other_term, other)
+    assert (checkpoint_name(term, position) < checkpoint_name(other_term, other)) == ordered
+
+
+@given(terms, positions)
+def test_a_name_tells_its_term_and_position(term: int, position: Position) -> None:
+    """`parse_name` undoes `checkpoint_name`."""
+    assert parse_name(checkpoint_name(term, position)) == (term, position)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "run.json",
+        "0000000000-00000001-00000000.ckpt",  # terms begin at 1
+        "000000001-00000001-00000000.ckpt",
+        "00000000001-00000001-00000000.ckpt",
+        "0000000001-00000001-00000000.ckpt\n",
+        "0000000001-00000001-00000000.ckpt~",
+        "0000000001-00000001-00000000ckpt",
+        ".partial-0000000001-00000001-00000000.ckpt-aa",
+        "../0000000001-00000001-00000000.ckpt",
+        "-000000001-00000001-00000000.ckpt",
+        "٠٠٠٠٠٠٠٠٠١-٠٠٠٠٠٠٠١-٠٠٠٠٠٠٠٠.ckpt",  # noqa: RUF001 - digits to `int`, and above all ASCII in the order
+    ],
+)
+def test_other_names_are_not_names_of_checkpoints(name: str) -> None:
+    """What we would not have written is not ours."""
+    assert parse_name(name) is None
+
+
+# -------------------------------------------------------------------- headers
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": "../x"},
+        {"run_id": ""},
+        {"run_id": None},
+        {"worker_id": "a/b"},
+        {"worker_id": "a\0"},
+        {"worker_id": "w" * 129},
+        {"term": 0},
+        {"term": MAX_TERM + 1},
+        {"term": "1"},
+        {"epoch": -1},
+        {"batch": 1.0},
+        {"length": -1},
+        {"length": "1"},
+        {"length": True},
+        {"length": None},
+    ],
+)
+def test_a_header_refuses_wrong_values(change: dict[str, Any]) -> None:
+    """Ids and numbers are checked once, where the header is made."""
+    sound: dict[str, Any] = {
+        "run_id": "run",
+        "term": 1,
+        "epoch": 0,
+        "batch": 0,
+        "worker_id": "w",
+        "created_at": "",
+        "data": None,
+        "length": 0,
+        "digest": "",
+    }
+    CheckpointHeader(**sound)
+    with pytest.raises(ConfigError):
+        CheckpointHeader(**{**sound, **change})
+
+
+@given(snapshots, names, terms, names)
+def test_what_was_encoded_is_decoded(snapshot: Snapshot, run_id: str, term: int, worker_id: str) -> None:
+    """A round trip gives every field and every byte back, even with newlines in the body."""
+    path, raw = raw_of(snapshot, run_id=run_id, term=term, worker_id=worker_id)
+    checkpoint = decode(raw, path=path)
+    header = checkpoint.header
+    assert (checkpoint.body, header.data, header.position) == (snapshot.body, snapshot.data, snapshot.position)
+    assert (header.run_id, header.term, header.worker_id) == (run_id, term, worker_id)
+    assert checkpoint.name == checkpoint_name(term, snapshot.position)
+    assert checkpoint == Checkpoint(header=header, body=snapshot.body)
+    assert checkpoint.position == snapshot.position
+
+
+def test_the_file_is_two_lines_of_json() -> None:
+    """People and other tools can read it: no pickle, the header first, the body after it."""
+    head, body, rest = RAW.split(b"\n")
+    assert orjson.loads(head)["epoch"] == 2
+    assert orjson.loads(body) == {"a": 1}
+    assert rest == b""
+
+
+# -------------------------------------------------------------------- damage
+
+
+def test_a_checkpoint_cut_off_anywhere_is_refused() -> None:
+    """At 0, inside the header, at its newline, inside the body and before the last byte."""
+    assert refused(b"").reason == "it is empty"
+    for length in range(1, HEAD):
+        assert refused(RAW[:length]).reason == "the header is not JSON", length
+    for length in range(HEAD, len(RAW)):
+        assert "cut off" in refused(RAW[:length]).reason, length
+
+
+def test_every_flipped_bit_is_found() -> None:
+    """All eight bits of every byte, in header, newlines and body."""
+    for number in range(8 * len(RAW)):
+        changed = bytearray(RAW)
+        changed[number // 8] ^= 1 << number % 8
+        refused(bytes(changed))
+
+
+@pytest.mark.parametrize("extra", [b"\n", b"x", b"\0" * 512, RAW])
+def test_bytes_after_the_end_are_refused(extra: bytes) -> None:
+    """A file that is longer than its header says is not the one that was written."""
+    assert "too long" in refused(RAW + extra).reason
+
+
+@pytest.mark.parametrize("extra", [b"\n", b" ", b"\0"])
+def test_bytes_before_the_beginning_are_refused(extra: bytes) -> None:
+    """Not even white space is passed over."""
+    refused(extra + RAW)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_at_all_raise_anything_but_corrupt(raw: bytes) -> None:
+    """Whatever a file holds, the reader gets the one error that makes it look at the next file."""
+    refused(raw)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(sorted(orjson.loads(RAW[:HEAD]))), json_values)
+def test_no_value_in_the_header_raises_anything_but_corrupt(field: str, value: Any) -> None:
+    """A header with a value of the wrong type is refused like any other damage."""
+    if value == orjson.loads(RAW[:HEAD])[field]:
+        return
+    refused(with_header(**{field: value}))
+
+
+@pytest.mark.parametrize("unknown", [0, 2, 99, "1", None])
+def test_an_unknown_format_is_named(unknown: Any) -> None:
+    """The message says which format the file has and which ones this version reads."""
+    assert refused(with_header(format=unknown)).reason == f"format {unknown!r} is unknown, this version reads 1"
+
+
+def test_a_header_with_one_field_more_or_less_is_refused() -> None:
+    """The header is exactly what this format has."""
+    assert "not sound" in refused(with_header(extra=1)).reason
+    fields = orjson.loads(RAW[:HEAD])
+    del fields["data"]
+    assert "not sound" in refused(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS) + RAW[HEAD:]).reason
+
+
+def test_a_header_written_another_way_is_refused() -> None:
+    """The same fields in another order or spacing are not the bytes that were written."""
+    fields = orjson.loads(RAW[:HEAD])
+    assert refused(RAW[: HEAD - 1] + b" }" + RAW[HEAD:]).reason == "the header is not as it was written"
+    swapped = orjson.dumps(dict(reversed(fields.items())))
+    assert refused(swapped + RAW[HEAD:]).reason == "the header is not as it was written"
+
+
+@pytest.mark.parametrize("head", [b"[]", b"1", b"null", b'"x"'])
+def test_a_header_that_is_no_object_is_refused(head: bytes) -> None:
+    """JSON alone makes no header."""
+    assert refused(head + RAW[HEAD:]).reason == "the header is not an object"
+
+
+def test_a_body_of_another_checkpoint_is_refused() -> None:
+    """The digest ties the body to its header, even when the length is right."""
+    assert refused(RAW.replace(b'{"a":1}', b'{"a":2}')).reason == "the digest does not match"
+
+
+def test_a_changed_header_field_is_refused_though_the_body_is_whole() -> None:
+    """The digest covers the header too: nobody moves a checkpoint to another run or worker unseen."""
+    for field, value in {"run_id": "other", "worker_id": "v", "data": None, "created_at": "x"}.items():
+        assert refused(with_header(**{field: value})).reason == "the digest does not match"
+
+
+def test_a_renamed_checkpoint_is_refused() -> None:
+    """Its header says under which name it was committed: a copy can't be made the newest by its name."""
+    name = checkpoint_name(9, Position(9))
+    assert refused(RAW, path=f"/backup/{name}").reason == f"it was committed as {checkpoint_name(3, Position(2, 3))}"

@@ -1,0 +1,272 @@
+"""What a user may set, and the clock that everything is timed by."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from distributed_backup.clock import SystemClock
+from distributed_backup.config import (
+    EnvironmentSettings,
+    LeaseTimings,
+    checked_name,
+    checked_save_freq,
+    checked_seconds,
+    new_worker_id,
+)
+from distributed_backup.errors import ConfigError
+
+# -------------------------------------------------------------------- lease timings
+
+
+def test_the_default_timings_are_those_of_the_field() -> None:
+    """kubernetes/client-go's 15, 10 and 2 seconds."""
+    timings = LeaseTimings()
+    assert (timings.duration, timings.renew_deadline, timings.retry_period) == (15.0, 10.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("retry_period", "renew_deadline", "duration"),
+    [
+        (2.0, 1.0, 15.0),
+        (2.0, 2.0, 15.0),
+        (2.0, 15.0, 15.0),
+        (2.0, 16.0, 15.0),
+        (0.0, 10.0, 15.0),
+        (-1.0, 10.0, 15.0),
+        (2.0, 10.0, math.inf),
+        (math.nan, 10.0, 15.0),
+        (2.0, math.nan, 15.0),
+        (2.0, 10.0, math.nan),
+        (True, 10.0, 15.0),
+        ("2", 10.0, 15.0),
+        (2.0, 10.0, None),
+    ],
+)
+def test_timings_out_of_order_are_refused(retry_period: Any, renew_deadline: Any, duration: Any) -> None:
+    """The message shows the order that is wanted and what it got."""
+    with pytest.raises(ConfigError) as caught:
+        LeaseTimings(duration=duration, renew_deadline=renew_deadline, retry_period=retry_period)
+    assert str(caught.value) == (
+        f"want 0 < retry_period < renew_deadline < duration, got {retry_period!r}, {renew_deadline!r}, {duration!r}"
+    )
+
+
+# -------------------------------------------------------------------- single values
+
+
+@pytest.mark.parametrize("value", ["epoch", False, 1, 2, 10**9])
+def test_a_save_frequency_passes_unchanged(value: Any) -> None:
+    """`False` stays `False`: only before a preemption."""
+    assert checked_save_freq(value) is value
+
+
+@pytest.mark.parametrize("value", [True, 0, -1, 2.0, 1.5, "batch", "", "Epoch", "1", b"epoch", None, [1], math.nan])
+def test_a_wrong_save_frequency_is_refused(value: Any) -> None:
+    """With synalinks' own words and what it got; `True` is no number of batches, and 0 is not `False`."""
+    with pytest.raises(ConfigError) as caught:
+        checked_save_freq(value)
+    assert str(caught.value).startswith("Invalid value for argument `save_freq`. Received: save_freq=")
+    assert repr(value) in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("value", [1, 0.001, 3600.0])
+def test_seconds_become_floats(value: float) -> None:
+    """Whole numbers too."""
+    checked = checked_seconds("grace_period", value)
+    assert type(checked) is float
+    assert checked == value
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, True, "30", None])
+def test_what_is_no_time_is_refused(value: Any) -> None:
+    """The message names the argument."""
+    with pytest.raises(ConfigError, match="grace_period must be a positive number of seconds") as caught:
+        checked_seconds("grace_period", value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a", "job-42", "0", "A.b_c-1", "x" * 128])
+def test_a_name_passes_unchanged(value: str) -> None:
+    """Letters, digits and three signs, up to 128."""
+    assert checked_name("run_id", value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", ".", "..", "../x", "a/b", "a\\b", "a\0", "a\n", "\n", " a", "-a", "_a", ".a", "ä", "x" * 129, 5, None, b"a"],
+)
+def test_what_is_no_file_name_is_refused(value: Any) -> None:
+    """No traversal, no hidden files, no options, no ends of line; the message shows it."""
+    with pytest.raises(ConfigError, match="worker_id must be 1 to 128") as caught:
+        checked_name("worker_id", value)
+    assert repr(value) in str(caught.value)
+
+
+@given(st.text(max_size=140))
+def test_every_accepted_name_is_one_part_of_a_path(value: str) -> None:
+    """Whatever comes from outside."""
+    try:
+        checked_name("run_id", value)
+    except ConfigError:
+        return
+    assert os.path.basename(value) == value  # noqa: PTH119
+    assert value not in {"", ".", ".."}
+    assert len(value.encode()) <= 128
+
+
+# -------------------------------------------------------------------- worker ids
+
+
+def test_each_incarnation_is_a_new_member() -> None:
+    """The same name twice gives two ids that both begin with it."""
+    first, second = new_worker_id("pod-0"), new_worker_id("pod-0")
+    assert first != second
+    for worker_id in (first, second):
+        assert worker_id.startswith("pod-0-")
+        assert checked_name("worker_id", worker_id) == worker_id
+
+
+def test_a_worker_without_a_name_is_called_by_host_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that people find it."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7.example.org")
+    assert new_worker_id(None).startswith(f"node7.example.org-{os.getpid()}-")
+
+
+@pytest.mark.parametrize("host", ["", ".", "-", "_._", "höst", "a b", "host/name", "x" * 300, "...x", "\0", "主机"])
+def test_any_host_name_gives_a_valid_id(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Hosts are called all sorts of things."""
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    worker_id = new_worker_id(None)
+    assert checked_name("worker_id", worker_id) == worker_id
+    assert f"-{os.getpid()}-" in worker_id
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True))
+@example("x" * 128)
+def test_any_valid_name_gives_a_valid_id(name: str) -> None:
+    """Even the longest has room for its suffix."""
+    worker_id = new_worker_id(name)
+    assert checked_name("worker_id", worker_id) == worker_id
+    assert worker_id.startswith(name[:119])
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "x" * 129])
+def test_a_wrong_worker_name_is_refused(name: str) -> None:
+    """A name that was given is not mended but refused."""
+    with pytest.raises(ConfigError, match="worker_id"):
+        new_worker_id(name)
+
+
+# -------------------------------------------------------------------- the environment
+
+
+def test_an_empty_environment_sets_nothing() -> None:
+    """Absent, empty and blank variables, and those of others, leave every setting None."""
+    nothing = EnvironmentSettings()
+    assert EnvironmentSettings.read({}) == nothing
+    names = ("COORDINATOR", "RUN_ID", "WORKER_ID", "GRACE_PERIOD", "SAVE_FREQ", "STANDBY")
+    assert EnvironmentSettings.read({f"DISTRIBUTED_BACKUP_{name}": "" for name in names}) == nothing
+    assert EnvironmentSettings.read({f"DISTRIBUTED_BACKUP_{name}": "  " for name in names}) == nothing
+    assert EnvironmentSettings.read(dict.fromkeys(names, "1")) == nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("COORDINATOR", "redis://redis:6379/0", "coordinator", "redis://redis:6379/0"),
+        ("RUN_ID", "job-42", "run_id", "job-42"),
+        ("WORKER_ID", " pod-0 ", "worker_id", "pod-0"),
+        ("GRACE_PERIOD", "30", "grace_period", 30.0),
+        ("GRACE_PERIOD", "2.5", "grace_period", 2.5),
+        ("SAVE_FREQ", "epoch", "save_freq", "epoch"),
+        ("SAVE_FREQ", "Epoch", "save_freq", "epoch"),
+        ("SAVE_FREQ", "false", "save_freq", False),
+        ("SAVE_FREQ", "False", "save_freq", False),
+        ("SAVE_FREQ", "1", "save_freq", 1),
+        ("SAVE_FREQ", "25", "save_freq", 25),
+        ("STANDBY", "1", "standby", True),
+        ("STANDBY", "TRUE", "standby", True),
+        ("STANDBY", "yes", "standby", True),
+        ("STANDBY", "on", "standby", True),
+        ("STANDBY", "0", "standby", False),
+        ("STANDBY", "false", "standby", False),
+        ("STANDBY", "No", "standby", False),
+        ("STANDBY", "off", "standby", False),
+    ],
+)
+def test_a_variable_sets_its_own_setting(name: str, text: str, field: str, value: object) -> None:
+    """And no other."""
+    settings = EnvironmentSettings.read({f"DISTRIBUTED_BACKUP_{name}": text})
+    found = getattr(settings, field)
+    assert (found, type(found)) == (value, type(value))
+    others = set(EnvironmentSettings.__dataclass_fields__) - {field}
+    assert {getattr(settings, other) for other in others} == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("RUN_ID", "../x"),
+        ("RUN_ID", "x" * 129),
+        ("WORKER_ID", "a/b"),
+        ("GRACE_PERIOD", "soon"),
+        ("GRACE_PERIOD", "0"),
+        ("GRACE_PERIOD", "-1"),
+        ("GRACE_PERIOD", "inf"),
+        ("GRACE_PERIOD", "nan"),
+        ("GRACE_PERIOD", "1e400"),
+        ("SAVE_FREQ", "0"),
+        ("SAVE_FREQ", "-1"),
+        ("SAVE_FREQ", "2.0"),
+        ("SAVE_FREQ", "true"),
+        ("SAVE_FREQ", "batch"),
+        ("SAVE_FREQ", "²"),
+        ("STANDBY", "maybe"),
+        ("STANDBY", "2"),
+    ],
+)
+def test_a_wrong_value_is_refused_naming_its_variable(name: str, text: str) -> None:
+    """Somebody has to find it in a job manifest."""
+    with pytest.raises(ConfigError) as caught:
+        EnvironmentSettings.read({f"DISTRIBUTED_BACKUP_{name}": text})
+    assert f"$DISTRIBUTED_BACKUP_{name} " in str(caught.value)
+    assert repr(text) in str(caught.value)
+
+
+# -------------------------------------------------------------------- the clock
+
+
+def test_the_clock_never_goes_back() -> None:
+    """And counts seconds."""
+    clock = SystemClock()
+    instants = [clock.now() for _ in range(1000)]
+    assert instants == sorted(instants)
+
+
+def test_the_clock_counts_while_the_machine_is_suspended() -> None:
+    """CLOCK_BOOTTIME, the same in every process: within the two readings around it."""
+    import time
+
+    clock = SystemClock()
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    now = clock.now()
+    assert before <= now <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@pytest.mark.parametrize("timeout", [-1.0, 0.0])
+def test_a_wait_that_is_over_returns_at_once(timeout: float) -> None:
+    """It tells whether the event is set."""
+    event = threading.Event()
+    assert SystemClock().wait(event, timeout) is False
+    event.set()
+    assert SystemClock().wait(event, timeout) is True
+    assert SystemClock().wait(event, 1e6) is True

@@ -1,0 +1,178 @@
+"""Backups that synalinks' own callback left: two files, each written in place, perhaps with the previous pair."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.errors import NoUsableCheckpointError, StoreError
+from distributed_backup.legacy import METADATA, VARIABLES, find_legacy, remove_legacy
+
+PREVIOUS = ".bkp"
+
+
+def leave(root: Path, epoch: int, suffix: str = "") -> dict[str, Any]:
+    """Write what synalinks' callback writes at the end of an epoch; the state."""
+    tree = {"trainable_variables": {"generator": {"examples": [epoch]}}, "optimizer": {"step": epoch}}
+    (root / (VARIABLES + suffix)).write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
+    (root / (METADATA + suffix)).write_bytes(orjson.dumps({"epoch": epoch, "batch": 3}))
+    return tree
+
+
+def test_without_a_backup_there_is_none(tmp_path: Path) -> None:
+    """Neither in an empty directory nor in one that isn't there, nor beside other files."""
+    assert find_legacy(tmp_path) is None
+    assert find_legacy(tmp_path / "missing") is None
+    (tmp_path / METADATA).write_bytes(b'{"epoch":1}')
+    assert find_legacy(tmp_path) is None
+
+
+def test_a_backup_is_read(tmp_path: Path) -> None:
+    """State and epoch come back; the batch, which synalinks never reads, is not used."""
+    tree = leave(tmp_path, 2)
+    found = find_legacy(tmp_path)
+    assert found is not None
+    assert (found.state_tree, found.position, found.name) == (tree, Position(2), VARIABLES)
+    raw = (tmp_path / VARIABLES).read_bytes()
+    assert found.digest == hashlib.blake2b(raw, digest_size=32).hexdigest()
+
+
+def test_the_newest_pair_comes_before_the_previous_one(tmp_path: Path) -> None:
+    """With `double_checkpoint` there are two."""
+    leave(tmp_path, 1, PREVIOUS)
+    leave(tmp_path, 2)
+    found = find_legacy(tmp_path)
+    assert found is not None
+    assert found.position == Position(2)
+
+
+def test_a_backup_without_metadata_starts_at_the_first_epoch(tmp_path: Path) -> None:
+    """As synalinks does: the kill came between its two files."""
+    leave(tmp_path, 1)
+    (tmp_path / METADATA).unlink()
+    found = find_legacy(tmp_path)
+    assert found is not None
+    assert found.position == Position(0)
+
+
+@pytest.mark.parametrize("name", [VARIABLES, METADATA])
+@pytest.mark.parametrize("raw", [b"", b'{"epoch":', b"[]", b"\0\0\0\0", b"\xff"])
+def test_a_torn_pair_gives_the_previous_one_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, raw: bytes
+) -> None:
+    """Whichever of its two files is torn, and wherever."""
+    previous = leave(tmp_path, 1, PREVIOUS)
+    leave(tmp_path, 2)
+    (tmp_path / name).write_bytes(raw)
+    with caplog.at_level(logging.WARNING):
+        found = find_legacy(tmp_path)
+    assert found is not None
+    assert (found.state_tree, found.position, found.name) == (previous, Position(1), VARIABLES + PREVIOUS)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert VARIABLES in record.getMessage()
+
+
+def test_variables_torn_at_any_byte_are_never_restored(tmp_path: Path) -> None:
+    """Every cut gives the previous pair."""
+    leave(tmp_path, 1, PREVIOUS)
+    leave(tmp_path, 2)
+    raw = (tmp_path / VARIABLES).read_bytes()
+    for length in range(len(raw)):
+        (tmp_path / VARIABLES).write_bytes(raw[:length])
+        found = find_legacy(tmp_path)
+        assert found is not None
+        assert found.position == Position(1), length
+
+
+@pytest.mark.parametrize("epoch", [-1, "2", 1.5, True, None])
+def test_an_epoch_that_is_none_is_damage(tmp_path: Path, epoch: Any) -> None:
+    """What can't be a position is not restored from."""
+    leave(tmp_path, 1)
+    (tmp_path / METADATA).write_bytes(orjson.dumps({"epoch": epoch}))
+    with pytest.raises(NoUsableCheckpointError):
+        find_legacy(tmp_path)
+
+
+def test_the_previous_pair_alone_is_read(tmp_path: Path) -> None:
+    """The newest may have been removed."""
+    leave(tmp_path, 1, PREVIOUS)
+    found = find_legacy(tmp_path)
+    assert found is not None
+    assert found.position == Position(1)
+
+
+def test_when_both_pairs_are_torn_the_error_says_why_and_nothing_is_deleted(tmp_path: Path) -> None:
+    """Starting from the beginning unasked would throw the run away."""
+    for suffix in ("", PREVIOUS):
+        leave(tmp_path, 1, suffix)
+        (tmp_path / (VARIABLES + suffix)).write_bytes(b"{")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(NoUsableCheckpointError) as caught:
+        find_legacy(tmp_path)
+    assert caught.value.path == str(tmp_path)
+    assert len(caught.value.reasons) == 2
+    assert VARIABLES + PREVIOUS in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_torn_newest_pair_without_a_previous_one_is_an_error(tmp_path: Path) -> None:
+    """It is not taken for a fresh start."""
+    leave(tmp_path, 1)
+    (tmp_path / VARIABLES).write_bytes(b"")
+    with pytest.raises(NoUsableCheckpointError):
+        find_legacy(tmp_path)
+
+
+@pytest.mark.parametrize("name", [VARIABLES, METADATA])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    """A broken disk is an error of the store, with the path of the file."""
+    leave(tmp_path, 1)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(StoreError, match="can't read") as caught:
+        find_legacy(tmp_path)
+    assert not isinstance(caught.value, NoUsableCheckpointError)
+    assert caught.value.path == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [VARIABLES, METADATA])
+def test_a_file_that_cannot_be_read_gives_the_previous_pair(tmp_path: Path, name: str) -> None:
+    """That is what `double_checkpoint` is for, in synalinks' own words: an IO error of the current one."""
+    leave(tmp_path, 1, PREVIOUS)
+    leave(tmp_path, 2)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    found = find_legacy(tmp_path)
+    assert found is not None
+    assert found.position == Position(1)
+
+
+def test_only_its_four_files_are_removed(tmp_path: Path) -> None:
+    """The directory and everything else in it stay; what is not there is no error."""
+    others = ["latest.variables.json.bkp2", "notes.txt", "run.json"]
+    for name in others:
+        (tmp_path / name).touch()
+    leave(tmp_path, 1)
+    leave(tmp_path, 2, PREVIOUS)
+    assert len(os.listdir(tmp_path)) == 7
+    remove_legacy(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == others
+    remove_legacy(tmp_path)
+    remove_legacy(tmp_path / "missing")
+    assert sorted(os.listdir(tmp_path)) == others
+
+
+def test_a_file_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    """The error carries its path."""
+    (tmp_path / METADATA).mkdir()
+    with pytest.raises(StoreError, match="can't remove") as caught:
+        remove_legacy(tmp_path)
+    assert caught.value.path == str(tmp_path / METADATA)

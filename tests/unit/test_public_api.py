@@ -1,0 +1,198 @@
+"""What the package shows: its names, what importing it costs, its errors, and the examples in its docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import distributed_backup
+from distributed_backup import errors
+from distributed_backup.checkpoint import Position
+
+NAMES = {
+    "BackupAndRestore",
+    "BackupError",
+    "CheckpointStore",
+    "FileCoordinator",
+    "LeaseTimings",
+    "MemoryCoordinator",
+    "Position",
+    "Preempted",
+    "coordinator_from_url",
+}
+# Loading these takes synalinks.
+HEAVY = {"BackupAndRestore"}
+EXAMPLES = ["checkpoint", "clock", "config", "errors", "legacy", "store"]
+
+
+def fresh(code: str) -> str:
+    """What `code` prints in a new interpreter."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_there_are_no_more_public_names_than_one_can_remember() -> None:
+    """At most twelve, and these."""
+    assert len(distributed_backup.__all__) <= 12
+    assert set(distributed_backup.__all__) == NAMES
+    assert set(dir(distributed_backup)) >= NAMES
+    assert list(distributed_backup.__all__) == sorted(distributed_backup.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - HEAVY))
+def test_a_public_name_is_loaded_when_it_is_used(name: str) -> None:
+    """It is the one of its module, has a docstring, and stays."""
+    value = getattr(distributed_backup, name)
+    assert value.__name__ == name
+    assert value.__module__.startswith("distributed_backup.")
+    assert inspect.getdoc(value)
+    assert vars(distributed_backup)[name] is value
+
+
+def test_every_public_name_has_a_home_that_defines_it() -> None:
+    """Read from the source, so that synalinks need not be imported for those that use it."""
+    assert set(distributed_backup._HOMES) == NAMES
+    for name, home in distributed_backup._HOMES.items():
+        path = Path(distributed_backup.__file__).parent.joinpath(*home.split("."))
+        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        assert f"\nclass {name}" in source or f"\ndef {name}(" in source, name
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """As for any module; `from distributed_backup import x` is an ImportError."""
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        distributed_backup.Nonsense  # noqa: B018
+    with pytest.raises(ImportError, match="Nonsense"):
+        exec("from distributed_backup import Nonsense")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import distributed_backup",
+        "from distributed_backup import CheckpointStore, FileCoordinator, LeaseTimings, MemoryCoordinator",
+        "from distributed_backup import BackupError, Position, Preempted, coordinator_from_url",
+        "import distributed_backup.store, distributed_backup.legacy, distributed_backup.config",
+        "import distributed_backup.worker",
+    ],
+)
+def test_importing_brings_in_neither_synalinks_nor_redis(code: str) -> None:
+    """Nor what they bring: only the callback needs them."""
+    loaded = fresh(f"{code}; import sys; print(*sys.modules)").split()
+    assert "distributed_backup" in loaded
+    assert not {"synalinks", "litellm", "redis", "numpy"} & set(loaded)
+
+
+def test_importing_the_package_loads_none_of_its_modules() -> None:
+    """So it costs next to nothing over a bare interpreter."""
+    loaded = fresh("import distributed_backup, sys; print(*sys.modules)").split()
+    assert [name for name in loaded if name.startswith("distributed_backup")] == ["distributed_backup"]
+
+
+def test_importing_does_nothing_but_import() -> None:
+    """No environment is read and no thread is started, no logging set up."""
+    code = (
+        "import os, sys, threading, logging\n"
+        "os.environ = None\n"
+        "import distributed_backup.store, distributed_backup.config, distributed_backup.legacy\n"
+        "print(threading.active_count(), logging.getLogger().handlers, "
+        "logging.getLogger('distributed_backup').handlers)"
+    )
+    assert fresh(code) == "1 [] []"
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_the_examples_in_the_docstrings_run(module: str) -> None:
+    """As they stand, with the results they show."""
+    results = doctest.testmod(importlib.import_module(f"distributed_backup.{module}"))
+    assert results.failed == 0
+    if module not in {"clock", "legacy"}:
+        assert results.attempted > 0
+
+
+# -------------------------------------------------------------------- errors
+
+TREE = {
+    "BackupError": Exception,
+    "ConfigError": errors.BackupError,
+    "StoreError": errors.BackupError,
+    "CorruptCheckpointError": errors.StoreError,
+    "NoUsableCheckpointError": errors.StoreError,
+    "RunMismatchError": errors.StoreError,
+    "StaleTermError": errors.StoreError,
+    "CoordinatorError": errors.BackupError,
+    "CoordinatorUnavailableError": errors.CoordinatorError,
+    "NotLeadingError": errors.BackupError,
+    "RestoreError": errors.BackupError,
+    "RestoreTimeoutError": errors.RestoreError,
+    "NotSharedError": errors.RestoreError,
+    "StateError": errors.BackupError,
+    "ProgramMismatchError": errors.BackupError,
+}
+
+
+def test_the_errors_are_the_tree_that_is_drawn() -> None:
+    """Every error of the module is in the picture at its top, under its parent, and nowhere else."""
+    found = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, BaseException) and kind.__module__ == errors.__name__
+    }
+    assert set(found) == {*TREE, "Preempted"}
+    picture = str(errors.__doc__)
+    for name, parent in TREE.items():
+        assert found[name].__bases__[0] is parent
+        assert inspect.getdoc(found[name])
+        if name != "BackupError":
+            assert f"── {name} " in picture
+
+
+def test_a_wrong_argument_is_also_a_value_error() -> None:
+    """Scripts written for synalinks' callback catch that."""
+    assert issubclass(errors.ConfigError, ValueError)
+
+
+def test_a_preemption_leaves_through_every_except_exception() -> None:
+    """It is a `SystemExit`, not an error, and carries what was saved."""
+    preempted = errors.Preempted(143, position=Position(1, 2), checkpoint="name", seconds=0.5)
+    assert isinstance(preempted, SystemExit)
+    assert not isinstance(preempted, Exception)
+    assert (preempted.code, preempted.position, preempted.checkpoint, preempted.seconds) == (
+        143,
+        Position(1, 2),
+        "name",
+        0.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (errors.StoreError("can't read /x", path="/x"), ["/x"]),
+        (errors.CorruptCheckpointError(path="/x/c", reason="it is empty"), ["/x/c", "it is empty"]),
+        (errors.NoUsableCheckpointError(path="/x", reasons=("a: b", "c: d")), ["/x", "2 checkpoint", "a: b", "c: d"]),
+        (errors.RunMismatchError(path="/x", expected="ours", found="theirs"), ["/x", "'ours'", "'theirs'"]),
+        (errors.StaleTermError(path="/x", term=3, newest=4), ["/x", "term 3", "term 4"]),
+    ],
+)
+def test_a_message_is_one_line_with_all_its_data(error: errors.StoreError, parts: list[str]) -> None:
+    """What, where, and the path as an attribute."""
+    assert "\n" not in str(error)
+    for part in parts:
+        assert part in str(error)
+    assert error.path.startswith("/x")
+
+
+def test_values_can_be_sent_between_processes() -> None:
+    """Tests and launchers hand them over; no checkpoint is made that way."""
+    position = Position(1, 2)
+    assert pickle.loads(pickle.dumps(position)) == position
