@@ -23,10 +23,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
-from typing import Final
-
-import orjson
 
 from distributed_backup.checkpoint import (
     Checkpoint,
@@ -38,7 +34,6 @@ from distributed_backup.checkpoint import (
     encode,
     parse_name,
 )
-from distributed_backup.config import checked_name
 from distributed_backup.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -47,16 +42,9 @@ from distributed_backup.errors import (
     StaleTermError,
     StoreError,
 )
+from distributed_backup.run_directory import PARTIAL, PARTIAL_RUN, RUN_FILE, Chunks, Names, RunDirectory
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE: Final = "run.json"
-_PARTIAL: Final = ".partial-"
-_PARTIAL_RUN: Final = ".partial-run-"
-
-# `CheckpointStore.list` hides the builtin inside the class.
-Names = list[str]
-Chunks = list[bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +76,7 @@ class CheckpointInfo:
 Rows = list[CheckpointInfo]
 
 
-class CheckpointStore:
+class CheckpointStore(RunDirectory):
     """The checkpoints of one run in one directory.
 
     Making one touches no disk. One process may share an instance between threads.
@@ -114,107 +102,21 @@ class CheckpointStore:
     def __init__(self, root: str | os.PathLike[str], *, run_id: str | None = None, keep: int = 1) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
             raise ConfigError(f"keep must be a whole number of at least 1, got {keep!r}")
-        if not os.fspath(root) or "\0" in os.fspath(root):
-            raise ConfigError(f"the backup directory must be a path, got {os.fspath(root)!r}")
-        # Absolute, so that a training script that changes its working directory does not move the run.
-        self._root = Path(root).absolute()
-        self._wanted_run_id = None if run_id is None else checked_name("run_id", run_id)
+        super().__init__(root, run_id=run_id)
         self._keep = keep
-        self._run_id: str | None = None
         self._lock = threading.Lock()
         # Checkpoints never change, so one look at each is enough to know how far the run has come.
         self._verified: dict[str, CheckpointHeader] = {}
 
-    @property
-    def root(self) -> Path:
-        """The directory."""
-        return self._root
-
-    # ---------------------------------------------------------------- the run
-
-    def read_run_id(self) -> str | None:
-        """The run id kept in the directory; None if there is none yet.
-
-        Raises:
-            StoreError: The file can't be read or is not as we write it.
-        """
-        path = self._root / RUN_FILE
-        with self._translated("read", path):
-            try:
-                raw = path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-        try:
-            return checked_name("run_id", orjson.loads(raw)["run_id"])
-        except (ValueError, KeyError, TypeError):
-            raise StoreError(
-                f"{path} is damaged: remove it, and the run's id is taken from its checkpoints",
-                path=str(path),
-            ) from None
-
-    def open_run(self) -> str:
-        """Make the directory and settle the run's id; the same answer for every worker of the run.
-
-        The id is written aside and linked into place, which only the first worker can do (link(2) fails if
-        the name exists), so that no worker ever reads half an id.
-
-        Raises:
-            RunMismatchError: The directory belongs to another run.
-            NoUsableCheckpointError: The id is lost, and no checkpoint verifies that could tell it.
-            StoreError: The directory can't be made or written.
-        """
-        if self._run_id is None:
-            with self._translated("create", self._root):
-                self._make_root()
-            run_id = self.read_run_id() or self._claim_run_id(
-                self._run_id_of_checkpoints() or self._wanted_run_id or secrets.token_hex(8)
-            )
-            if self._wanted_run_id not in (None, run_id):
-                raise RunMismatchError(path=str(self._root), expected=str(self._wanted_run_id), found=run_id)
-            self._run_id = run_id
-        return self._run_id
-
-    def _make_root(self) -> None:
-        missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
-        self._root.mkdir(parents=True, exist_ok=True)
-        for path in missing:
-            self._sync_parent(path)
-
-    def _claim_run_id(self, run_id: str) -> str:
-        path = self._root / RUN_FILE
-        partial = self._root / f"{_PARTIAL_RUN}{secrets.token_hex(8)}"
-        with self._translated("write", path):
-            try:
-                self._stage(partial, [orjson.dumps({"run_id": run_id}), b"\n"])
-                os.link(partial, path)
-                self._sync_directory()
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                # Another worker was first, has committed since and tidied our partial file away.
-                if self.read_run_id() is None:
-                    raise
-            finally:
-                partial.unlink(missing_ok=True)
-        return self.read_run_id() or run_id
+    # ---------------------------------------------------------------- reading
 
     def _run_id_of_checkpoints(self) -> str | None:
         newest = self.latest()
         return None if newest is None else newest.header.run_id
 
-    # ---------------------------------------------------------------- reading
-
     def names(self) -> Names:
         """Names of all checkpoints, newest first, verified or not; other files are passed over."""
         return sorted(filter(parse_name, self._entries()), reverse=True)
-
-    def _entries(self) -> Names:
-        with self._translated("list", self._root):
-            try:
-                with os.scandir(self._root) as entries:
-                    return [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
-            except FileNotFoundError:
-                return []
 
     def highest_term(self) -> int:
         """The highest term in any checkpoint's name; 0 if there is none. No term up to it may be granted again."""
@@ -388,7 +290,7 @@ class CheckpointStore:
 
     def _make_durable(self, chunks: Chunks, header: CheckpointHeader) -> None:
         path = self._root / header.name
-        partial = self._root / f"{_PARTIAL}{header.name}-{secrets.token_hex(4)}"
+        partial = self._root / f"{PARTIAL}{header.name}-{secrets.token_hex(4)}"
         with self._translated("write", path):
             try:
                 self._stage(partial, chunks)
@@ -453,7 +355,7 @@ class CheckpointStore:
             for name in sorted(filter(parse_name, found)):
                 if self._is_ours(name) is not False:
                     self._remove(self._root / name)
-            self._remove_all(name for name in found if name.startswith(_PARTIAL))
+            self._remove_all(name for name in found if name.startswith(PARTIAL))
             self._remove(self._root / RUN_FILE)
             self._verified.clear()
             self._run_id = None
@@ -480,54 +382,6 @@ class CheckpointStore:
             # The commit stands; a file too many loses nothing.
             logger.warning("prune failed path=%s reason=%s", error.path, error)
 
-    # ------------------------------------------------- one system call each, for tests that crash in between
-
-    def _stage(self, partial: Path, chunks: Chunks) -> None:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
-            with suppress(OSError):  # whatever the umask; a file system without modes has nothing to set
-                os.fchmod(descriptor, 0o600)
-            for chunk in chunks:
-                self._write(file.fileno(), chunk)
-            self._sync(file.fileno())
-
-    def _write(self, descriptor: int, chunk: bytes) -> None:
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(descriptor, view) :]
-
-    def _sync(self, descriptor: int) -> None:
-        os.fsync(descriptor)
-
-    def _publish(self, partial: Path, path: Path) -> None:
-        partial.rename(path)
-
-    def _sync_directory(self) -> None:
-        _sync_names(self._root)
-
-    def _sync_parent(self, made: Path) -> None:
-        with suppress(PermissionError):  # a parent that may be written and not read
-            _sync_names(made.parent)
-
-    def _remove(self, path: Path) -> None:
-        with self._translated("remove", path):
-            path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _translated(self, verb: str, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(f"can't {verb} {path}: {error.strerror or error}", path=str(path)) from error
-
-
-def _sync_names(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
 
 def _term(name: str) -> int:
     parsed = parse_name(name)
@@ -540,11 +394,11 @@ def _highest_term(names: Iterable[str]) -> int:
 
 def _partials(found: Iterable[str], term: int) -> Names:
     """What crashed writers of `term` and older ones left."""
-    names = [name for name in found if name.startswith(_PARTIAL)]
+    names = [name for name in found if name.startswith(PARTIAL)]
     return [
         name
         for name in names
-        if name.startswith(_PARTIAL_RUN) or 0 < _term(name.removeprefix(_PARTIAL).rpartition("-")[0]) <= term
+        if name.startswith(PARTIAL_RUN) or 0 < _term(name.removeprefix(PARTIAL).rpartition("-")[0]) <= term
     ]
 
 

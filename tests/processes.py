@@ -116,8 +116,13 @@ def _run(sender: Connection, log: Path | None, function: Callable[..., Any] | st
             level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
         )
     faulthandler.enable()
-    if isinstance(function, str):
-        module, _, name = function.partition(":")
-        function = getattr(importlib.import_module(module), name)
-    result = function(lambda name, value=None: sender.send((name, value)), *arguments)
+    result = _resolve(function)(lambda name, value=None: sender.send((name, value)), *arguments)
     sender.send(("result", result))
+
+
+def _resolve(function: Callable[..., Any] | str) -> Callable[..., Any]:
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found

@@ -1,0 +1,26 @@
+"""Run all benchmarks and print one Markdown table each: `uv run python -m tests.bench [DIRECTORY]`.
+
+Nothing else should run on the machine meanwhile. DIRECTORY says which disk is written to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+async def run(directory: Path) -> None:
+    # Here, for synalinks' import would ask the network for a price list without this.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    from tests.bench import blocked, durable, report, restore
+
+    print(report.machine(directory), end="\n\n", flush=True)
+    for benchmark in (blocked, durable, restore):
+        print(await benchmark.report(directory), flush=True)
+
+
+with tempfile.TemporaryDirectory(prefix="bench-", dir=sys.argv[1] if len(sys.argv) > 1 else None) as made:
+    asyncio.run(run(Path(made)))

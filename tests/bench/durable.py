@@ -1,0 +1,144 @@
+"""From SIGTERM to a durable checkpoint, against the bare system calls for the same bytes.
+
+Measured: from just before `os.kill` of the own process, while the fit awaits a language-model call, to the return
+of the fsync of the directory in the commit. So it holds the signal's delivery to the main thread, three threads'
+wake-ups, the digest and the listing of the directory. The bare one is write, fsync, rename and fsync of the
+directory, in the same process and directory, right after each round.
+
+Not measured: serialising, which was done at the boundary; log output, which is turned off; a busy main thread that
+hears of the signal late; the batch in flight, which is saved in a second commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from distributed_backup import BackupAndRestore, Preempted
+from distributed_backup.demo.offline import OfflineLanguageModel
+from distributed_backup.store import CheckpointStore
+from tests.bench.report import milliseconds, ratio, seconds, table, worst
+from tests.bench.states import SIZES, inflate
+from tests.programs import build_program, samples
+
+ROUNDS: Final = 21
+
+
+class Stopwatch:
+    """Started by the signal, stopped by the first fsync of the directory that returns after it."""
+
+    def __init__(self) -> None:
+        self.taken: float | None = None
+        self._started: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+
+    async def kill_and_wait(self) -> None:
+        if self._started is None:
+            # From another thread, as from another process: the main thread sleeps in its event loop by then.
+            threading.Timer(0.05, self._kill).start()
+        await self._stopped.wait()
+
+    def _kill(self) -> None:
+        self._started = time.perf_counter()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(self) -> None:
+        now = time.perf_counter()
+        if self._started is not None and self.taken is None:
+            self.taken = now - self._started
+            self._loop.call_soon_threadsafe(self._stopped.set)
+
+
+class WatchedStore(CheckpointStore):
+    watch: Stopwatch
+
+    def _sync_directory(self) -> None:
+        super()._sync_directory()
+        self.watch.stop()
+
+
+class InterruptedModel(OfflineLanguageModel):
+    """Its first call brings the signal and is answered when the checkpoint is durable."""
+
+    watch: Stopwatch
+
+    async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
+        await self.watch.kill_and_wait()
+        answer: dict[str, Any] = await super()._acompletion(formatted_messages, **kwargs)
+        return answer
+
+
+async def interrupt(program: Any, model: Any, directory: Path) -> tuple[float, Path]:
+    """One fit that is preempted in its first batch; seconds from signal to durable, and its newest checkpoint."""
+    callback = BackupAndRestore(directory, save_freq=False, grace_period=60.0)
+    callback._store = store = WatchedStore(directory)
+    store.watch = model.watch = watch = Stopwatch()
+    x, y = samples(2)
+    with pytest.raises(Preempted) as preempted:
+        await program.fit(x, y, batch_size=1, minibatch_size=None, verbose=0, callbacks=[callback])
+    assert watch.taken is not None
+    return watch.taken, directory / str(preempted.value.checkpoint)
+
+
+def bare(directory: Path, raw: bytes) -> None:
+    """The least that makes bytes durable under a name."""
+    partial = directory / f"bare-{secrets.token_hex(4)}"
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    view = memoryview(raw)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
+    os.close(descriptor)
+    partial.rename(directory / "bare")
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+async def measure(directory: Path, size: int) -> tuple[list[float], list[float]]:
+    """Seconds from signal to durable, and of the bare system calls, by rounds."""
+    program, model = await build_program()
+    model.__class__ = InterruptedModel
+    ours, references = [], []
+    for index in range(ROUNDS + 1):
+        inflate(program, size)
+        taken, path = await interrupt(program, model, directory)
+        raw = path.read_bytes()
+        reference = seconds(lambda raw=raw: bare(directory, raw))  # type: ignore[misc]
+        shutil.rmtree(directory)
+        if index:  # the first one warms up
+            ours.append(taken)
+            references.append(reference)
+    return ours, references
+
+
+async def report(directory: Path) -> str:
+    rows = []
+    logger = logging.getLogger("distributed_backup")
+    logger.setLevel(logging.ERROR)
+    for name, size in SIZES.items():
+        ours, references = await measure(directory / "durable", size)
+        rows.append(
+            [
+                name,
+                milliseconds(references),
+                worst(references),
+                milliseconds(ours),
+                worst(ours),
+                ratio(ours, references, 2.0),
+            ]
+        )
+    logger.setLevel(logging.NOTSET)
+    head = ["state", "bare p50, ms", "bare max, ms", "ours p50, ms", "ours max, ms", "p50 / p50"]
+    return table(f"SIGTERM to durable ({ROUNDS} rounds each; goal: p50 2 of the bare system calls')", head, rows)

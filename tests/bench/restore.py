@@ -1,0 +1,85 @@
+"""Restoring a checkpoint against a bare `orjson.loads` of its body.
+
+Measured: `CheckpointStore.latest` of a new store (list, read, verify the digest) and `TrainingState.apply` to a
+program of the same shape with a small state, in turn with `orjson.loads` of the same bytes, with and without
+reading them. The file is in the page cache.
+
+Not measured: joining the run, the election, building the optimizer and metrics, and the fast-forward to the batch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.store import CheckpointStore
+from distributed_backup.training_state import TrainingState
+from tests.bench.report import milliseconds, ratio, seconds, table
+from tests.bench.states import SIZES, inflate
+from tests.programs import build_program
+
+ROUNDS: Final = 41
+_ROUNDS_ABOVE_10_MB: Final = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    ours: list[float] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+    read_and_loads: list[float] = field(default_factory=list)
+
+
+async def measure(directory: Path, size: int) -> Times:
+    program, _ = await build_program()
+    state = TrainingState(program)
+    await state.prepare()
+    inflate(program, size)
+    body = state.capture()
+    header = CheckpointStore(directory).commit(Snapshot(position=Position(1), body=body), term=1, worker_id="bench")
+    times = Times()
+    for index in range(1 + (ROUNDS if size < 10_000_000 else _ROUNDS_ABOVE_10_MB)):
+        inflate(program, 0)
+        taken = (
+            seconds(lambda: restore(directory, state)),
+            seconds(lambda: orjson.loads(body)),
+            seconds(lambda: read_and_load(directory / header.name)),
+        )
+        if index:  # the first one warms up
+            for values, value in zip((times.ours, times.loads, times.read_and_loads), taken, strict=True):
+                values.append(value)
+    assert state.capture() == body, "what was restored is not what was saved"
+    return times
+
+
+def restore(directory: Path, state: TrainingState) -> None:
+    checkpoint = CheckpointStore(directory).latest()
+    assert checkpoint is not None
+    state.apply(checkpoint.body)
+
+
+def read_and_load(path: Path) -> Any:
+    return orjson.loads(path.read_bytes().partition(b"\n")[2])
+
+
+async def report(directory: Path) -> str:
+    rows = []
+    for name, size in SIZES.items():
+        times = await measure(directory / "restore", size)
+        shutil.rmtree(directory / "restore")
+        rows.append(
+            [
+                name,
+                milliseconds(times.loads),
+                milliseconds(times.read_and_loads),
+                milliseconds(times.ours),
+                ratio(times.ours, times.loads, 2.0),
+                ratio(times.ours, times.read_and_loads, 2.0),
+            ]
+        )
+    head = ["state", "loads, ms", "read + loads, ms", "ours, ms", "ours / loads", "ours / read + loads"]
+    return table("Restore: read, verify, apply (medians; goal: 2 of orjson.loads)", head, rows)

@@ -1,0 +1,34 @@
+"""Runs the README's example in a child. Imports synalinks."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+from distributed_backup import BackupAndRestore
+from tests.programs import build_program, samples
+
+
+def run_example(report: Any, code: str, directory: Path) -> dict[str, Any]:
+    os.chdir(directory)
+
+    async def run() -> dict[str, Any]:
+        program, _ = await build_program()
+        x, y = samples(16)
+        scope: dict[str, Any] = {"program": program, "x": x, "y": y}
+        compiled = compile(code, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        await eval(compiled, scope)
+        history = scope["history"].history
+        return {"epochs": len(history["reward"]), "leftovers": os.listdir(directory)}
+
+    return asyncio.run(run())
+
+
+def constructor(report: Any) -> dict[str, Any]:
+    """The arguments of the callback and their defaults, as far as they can be sent."""
+    parameters = inspect.signature(BackupAndRestore).parameters
+    return {name: repr(parameter.default) for name, parameter in parameters.items()}

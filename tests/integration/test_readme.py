@@ -1,0 +1,92 @@
+"""The README is the front door: each command in it runs, its example works, its tables are true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.config import ENVIRONMENT_PREFIX, EnvironmentSettings
+from distributed_backup.errors import ConfigError
+from distributed_backup.store import CheckpointStore
+from tests.processes import Child
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
+SCENARIOS = "tests.integration.readme_scenarios"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+ON_A_DIRECTORY = [command for command in COMMANDS if command.endswith(" DIR")]
+
+
+def test_every_command_is_run_by_a_test_or_by_ci() -> None:
+    """The demo is run by tests/integration/test_demo.py, the benchmarks by hand; nothing else escapes."""
+    by_hand_or_elsewhere = {"pip install uv && uv run distributed-backup demo", "uv run python -m tests.bench"}
+    left = set(COMMANDS) - by_hand_or_elsewhere - set(ON_A_DIRECTORY)
+    assert left
+    for command in left:
+        for part in command.split(" && "):
+            assert part.replace("pip install", "pip install --quiet") in CI or part in CI, command
+
+
+def test_the_two_commands_of_a_newcomer_stand_on_the_first_screen() -> None:
+    """Within 40 lines."""
+    screen = "\n".join(README.splitlines()[:40])
+    assert "pip install uv && uv run distributed-backup demo" in screen
+    assert "pip install uv && uv run pytest" in screen
+
+
+@pytest.mark.parametrize("command", ON_A_DIRECTORY)
+def test_each_command_on_a_directory_works(command: str, tmp_path: Path) -> None:
+    """As the console script, on a directory with a checkpoint in it."""
+    store = CheckpointStore(tmp_path / "run")
+    body = b'{"variables":{},"schema":{}}'
+    store.commit(Snapshot(position=Position(1), body=body), term=1, worker_id="worker")
+    arguments = command.removeprefix("uv run distributed-backup ").removesuffix(" DIR").split()
+    script = Path(sys.executable).with_name("distributed-backup")
+    done = subprocess.run([script, *arguments, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_the_example_works_as_it_stands(tmp_path: Path) -> None:
+    """Ten epochs, and the backup is gone at the end, as with synalinks' own callback."""
+    (example,) = blocks("python")
+    assert len(example.splitlines()) <= 14
+    with Child(f"{SCENARIOS}:run_example", example, tmp_path, log=tmp_path / "log") as child:
+        result = child.result()
+    assert result == {"epochs": 10, "leftovers": ["log"]}
+
+
+def option_rows() -> dict[str, tuple[str, str]]:
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", README, flags=re.MULTILINE)
+    return {name: (default.strip(" `"), variable.strip(" `")) for name, default, variable in rows}
+
+
+def test_the_table_of_options_is_complete(tmp_path: Path) -> None:
+    """Each argument stands in it, in order, and no other."""
+    with Child(f"{SCENARIOS}:constructor", log=tmp_path / "log") as child:
+        arguments = child.result()
+    assert list(option_rows()) == list(arguments)
+    for name in ("double_checkpoint", "delete_checkpoint", "save_before_preemption", "exit_code", "on_save_error"):
+        assert option_rows()[name][0].replace('"', "'") == arguments[name]
+
+
+def test_the_table_names_every_variable_that_is_read() -> None:
+    """A wrong value of each is refused, naming it, so each is read; what takes any text is seen in the result."""
+    named = {variable for _, variable in option_rows().values() if variable}
+    fields = {ENVIRONMENT_PREFIX + name.upper() for name in EnvironmentSettings.__dataclass_fields__}
+    assert named == fields
+    for variable in sorted(named - {f"{ENVIRONMENT_PREFIX}COORDINATOR"}):
+        with pytest.raises(ConfigError, match=re.escape(variable)):
+            EnvironmentSettings.read({variable: "no such / value"})
