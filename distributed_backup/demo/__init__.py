@@ -1,1 +1,1 @@
-"""The demonstration behind `distributed-backup demo`."""
+"""The demonstration behind `distributed-backup demo`: real workers, real signals, an offline language model."""

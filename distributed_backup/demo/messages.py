@@ -1,0 +1,99 @@
+"""What the director and the processes it starts tell each other.
+
+Values only, of the standard library and of this package's lower layers: the director's process never imports
+synalinks. Instants are of `SystemClock`, which all processes of the machine share, so that a difference of two of
+them is a duration whoever took them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from distributed_backup.checkpoint import Position
+
+TRAINING_QUESTIONS: Final = 24
+VALIDATION_QUESTIONS: Final = 4
+REFERENCE: Final = "reference"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is trained, the same for every worker and for the uninterrupted run beside them.
+
+    Args:
+        epochs: Epochs of the fit.
+        batch_size: Questions of a batch.
+        latency: Seconds that a call of the language model takes.
+        grace_period: Seconds a worker has between SIGTERM and its end.
+        seed: Of both global generators, before the program is built.
+    """
+
+    epochs: int = 4
+    batch_size: int = 4
+    latency: float = 0.2
+    grace_period: float = 10.0
+    seed: int = 7
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch: its training batches and, after them, its validation batches."""
+        return -(-TRAINING_QUESTIONS // self.batch_size) + -(-VALIDATION_QUESTIONS // self.batch_size)
+
+    def progress(self, position: Position) -> float:
+        """The share of the fit that is done, from 0 to 1."""
+        return min(1.0, (position.epoch + position.batch / self.batches) / self.epochs)
+
+    def describe(self, position: Position) -> str:
+        """The position as people count: from 1."""
+        if position.batch:
+            return f"epoch {position.epoch + 1}, batch {position.batch} of {self.batches}"
+        return f"end of epoch {position.epoch}" if position.epoch else "the start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What one process is to do.
+
+    Args:
+        name: "worker-1", or `REFERENCE` for the run that nothing happens to.
+        life: Counts the incarnations of the name, from 1.
+        backup_dir: Where the run is backed up; None to run without a callback of ours.
+        keep: Whether the backup stays when the run is complete.
+        log: The file that takes what the process prints and logs.
+    """
+
+    name: str
+    life: int
+    backup_dir: Path | None
+    keep: bool
+    log: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened in, or to, one of the processes.
+
+    Args:
+        at: When.
+        name: To whom.
+        life: To which incarnation.
+        kind: "ready": about to fit. "call": a call of the language model began. "boundary": a batch or an epoch
+            ended. "done": `fit` returned. "gone": the process ended. "sent": the director sent a signal. Else the
+            first word of what our package logged: "joined", "restored", "elected", "committed", "notice", …
+        position: The boundary, for "boundary".
+        calls: Calls of the language model that this incarnation has begun.
+        fields: For "done" a digest of each part of the final state, for "gone" the "code", for "sent" the
+            "signal", for what was logged its `key=value` pairs.
+        text: What was logged, in full.
+    """
+
+    at: float
+    name: str
+    life: int
+    kind: str
+    position: Position | None = None
+    calls: int = 0
+    fields: dict[str, str] = field(default_factory=dict)
+    text: str = ""

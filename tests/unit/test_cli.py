@@ -1,0 +1,462 @@
+"""The commands that look at a run: what they print, their exit codes, and that they are quick and leave no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.cli import app
+from distributed_backup.coordinators.base import Heartbeat, Notice
+from distributed_backup.coordinators.file import FileCoordinator
+from distributed_backup.store import CheckpointStore
+
+LOOKING = (("status",), ("checkpoints", "list"), ("checkpoints", "verify"), ("checkpoints", "show"))
+
+
+def body(**changes: Any) -> bytes:
+    """A training state of the form that `TrainingState.capture` gives it."""
+    state = {
+        "variables": {"trainable": [{"examples": ["é"]}], "metrics": [{"total": 1.5}, {"total": 22.5}]},
+        "optimizer": {},
+        "objects": [],
+        "python_random": [3, [1, 2], None],
+        "numpy_random": ["MT19937", [1], 0, 0, 0.0],
+        "schema": {
+            "trainable": [{"path": "generator/state", "schema": "00"}],
+            "metrics": [{"path": "mean/total", "schema": "01"}, {"path": "mean/total", "schema": "01"}],
+        },
+    }
+    return json.dumps({**state, **changes}, ensure_ascii=False).encode()
+
+
+def commit(store: CheckpointStore, term: int, position: Position, content: bytes | None = None) -> str:
+    snapshot = Snapshot(position=position, body=body() if content is None else content)
+    return store.commit(snapshot, term=term, worker_id="w-1").name
+
+
+def damage(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with two checkpoints."""
+    store = CheckpointStore(tmp_path / "run", run_id="job-42", keep=9)
+    commit(store, 1, Position(1))
+    commit(store, 2, Position(1, 3))
+    return store.root
+
+
+NEWEST = "0000000002-00000001-00000003.ckpt"
+OLDER = "0000000001-00000001-00000000.ckpt"
+
+
+def call(*words: object) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def call_json(*words: object, code: int = 0) -> Any:
+    result = call(*words, "--json")
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    """One line on stderr that says what is wrong; nothing else."""
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+
+
+# -------------------------------------------------------------------- wrong paths
+
+
+@pytest.mark.parametrize("command", LOOKING)
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_missing_directory_is_wrong_usage(tmp_path: Path, command: tuple[str, ...], flags: tuple[str, ...]) -> None:
+    assert_refused(call(*command, tmp_path / "nowhere", *flags), 2, "nowhere is not there")
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_a_file_is_no_directory(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "file").touch()
+    assert_refused(call(*command, tmp_path / "file"), 2, "file is not a directory")
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_a_directory_without_a_run_is_wrong_usage_and_stays_empty(tmp_path: Path, command: tuple[str, ...]) -> None:
+    assert_refused(call(*command, tmp_path), 2, "not the backup directory of a run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_a_missing_argument_is_wrong_usage(command: tuple[str, ...]) -> None:
+    result = call(*command)
+    assert result.exit_code == 2
+    assert "DIR" in result.stderr
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_a_damaged_run_file_is_a_problem_told_in_one_line(run: Path, command: tuple[str, ...]) -> None:
+    (run / "run.json").write_text("{")
+    assert_refused(call(*command, run), 1, "run.json is damaged")
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_looking_leaves_no_trace(run: Path, command: tuple[str, ...]) -> None:
+    """Not even the coordinator's directory is made."""
+
+    def trace() -> list[tuple[str, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns) for path in [run, *run.rglob("*")])
+
+    before = trace()
+    assert call(*command, run).exit_code == 0
+    assert trace() == before
+
+
+# -------------------------------------------------------------------- checkpoints list
+
+
+def test_list_gives_all_checkpoints_newest_first(run: Path) -> None:
+    rows = call_json("checkpoints", "list", run)
+    assert [list(row) for row in rows] == [
+        ["name", "term", "epoch", "batch", "worker_id", "bytes", "created_at", "valid"]
+    ] * 2
+    assert [row["name"] for row in rows] == [NEWEST, OLDER]
+    newest = rows[0]
+    header = CheckpointStore(run).load(NEWEST).header
+    assert newest == {
+        "name": NEWEST,
+        "term": 2,
+        "epoch": 1,
+        "batch": 3,
+        "worker_id": "w-1",
+        "bytes": (run / NEWEST).stat().st_size,
+        "created_at": header.created_at,
+        "valid": True,
+    }
+
+
+def test_list_says_what_is_damaged_and_exits_with_1(run: Path) -> None:
+    damage(run / NEWEST)
+    rows = call_json("checkpoints", "list", run, code=1)
+    assert [row["valid"] for row in rows] == [False, True]
+    assert (rows[0]["worker_id"], rows[0]["created_at"]) == (None, None)
+    assert rows[0]["epoch"] == 1
+    result = call("checkpoints", "list", run)
+    assert result.exit_code == 1
+    assert "BAD: the digest does not match" in result.stdout
+
+
+def test_list_for_people_names_every_checkpoint_in_full(run: Path) -> None:
+    result = call("checkpoints", "list", run)
+    assert result.exit_code == 0
+    assert NEWEST in result.stdout
+    assert OLDER in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_a_run_without_checkpoints_has_an_empty_list(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path).open_run()
+    assert call_json("checkpoints", "list", tmp_path) == []
+    assert "no checkpoint yet" in call("checkpoints", "list", tmp_path).stdout
+
+
+def test_a_checkpoint_of_another_run_does_not_count_as_valid(run: Path, tmp_path: Path) -> None:
+    other = CheckpointStore(tmp_path / "other", run_id="other-run")
+    name = commit(other, 7, Position(5))
+    (run / name).write_bytes((other.root / name).read_bytes())
+    assert [row["valid"] for row in call_json("checkpoints", "list", run, code=1)] == [False, True, True]
+    assert "other-run" in call("checkpoints", "verify", run).stdout
+
+
+def test_a_checkpoint_that_vanishes_while_we_look_is_passed_over(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader prunes between our listing and our reading."""
+    gone = "0000000002-00000001-00000002.ckpt"
+    seen = []
+
+    def names(self: CheckpointStore) -> list[str]:
+        seen.append(gone)
+        return [NEWEST, gone, OLDER]
+
+    monkeypatch.setattr(CheckpointStore, "names", names)
+    assert [row["name"] for row in call_json("checkpoints", "list", run)] == [NEWEST, OLDER]
+    assert call_json("checkpoints", "verify", run)["bad"] == []
+    assert call_json("status", run)["checkpoint"]["name"] == NEWEST
+    assert seen
+
+
+# -------------------------------------------------------------------- checkpoints verify
+
+
+def test_verify_finds_nothing_wrong_with_a_sound_run(run: Path) -> None:
+    assert call_json("checkpoints", "verify", run) == {"checked": 2, "bad": []}
+    assert call("checkpoints", "verify", run).stdout == "2 checked, 0 bad\n"
+
+
+def test_verify_names_each_bad_one_with_the_reason(run: Path) -> None:
+    damage(run / NEWEST)
+    (run / OLDER).write_bytes(b"")
+    found = call_json("checkpoints", "verify", run, code=1)
+    assert found == {
+        "checked": 2,
+        "bad": [{"name": NEWEST, "reason": "the digest does not match"}, {"name": OLDER, "reason": "it is empty"}],
+    }
+    result = call("checkpoints", "verify", run)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"bad  {NEWEST}: the digest does not match",
+        f"bad  {OLDER}: it is empty",
+        "2 checked, 2 bad",
+    ]
+
+
+# -------------------------------------------------------------------- checkpoints show
+
+
+def test_show_gives_the_header_and_the_sizes_of_the_newest(run: Path) -> None:
+    found = call_json("checkpoints", "show", run)
+    assert list(found) == ["name", "bytes", "header", "variables", "other"]
+    assert found["name"] == NEWEST
+    assert found["bytes"] == (run / NEWEST).stat().st_size
+    assert found["header"]["run_id"] == "job-42"
+    assert found["header"]["term"] == 2
+    assert found["variables"] == {
+        "trainable": {"generator/state": len('{"examples":["é"]}'.encode())},
+        "metrics": {"mean/total": len('{"total":1.5}'), "mean/total#2": len('{"total":22.5}')},
+    }
+    assert found["other"]["python_random"] == len("[3,[1,2],null]")
+
+
+def test_show_gives_the_one_that_was_named(run: Path) -> None:
+    assert call_json("checkpoints", "show", run, OLDER)["header"]["term"] == 1
+
+
+def test_show_for_people_is_a_tree(run: Path) -> None:
+    result = call("checkpoints", "show", run)
+    assert result.exit_code == 0
+    for word in (NEWEST, "run_id: job-42", "trainable", "generator/state  19 B", "numpy_random"):
+        assert word in result.stdout
+
+
+def test_show_without_a_name_passes_over_a_damaged_one(run: Path) -> None:
+    damage(run / NEWEST)
+    assert call_json("checkpoints", "show", run)["name"] == OLDER
+
+
+def test_show_of_a_damaged_one_is_a_problem(run: Path) -> None:
+    damage(run / NEWEST)
+    assert_refused(call("checkpoints", "show", run, NEWEST), 1, NEWEST, "digest")
+    damage(run / OLDER)
+    assert_refused(call("checkpoints", "show", run), 1, "none of the 2")
+
+
+@pytest.mark.parametrize("name", ["../run.json", "/etc/passwd", "run.json", "", f"../run/{NEWEST}", f"{NEWEST}\n"])
+def test_show_refuses_what_is_no_name_of_a_checkpoint(run: Path, name: str) -> None:
+    assert_refused(call("checkpoints", "show", run, name), 2, "is not the name of a checkpoint")
+
+
+def test_show_refuses_a_name_that_is_not_there(run: Path) -> None:
+    assert_refused(call("checkpoints", "show", run, NEWEST.replace("3", "4")), 2, "has no checkpoint")
+
+
+def test_show_where_there_is_no_checkpoint_is_a_problem(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path).open_run()
+    assert_refused(call("checkpoints", "show", tmp_path), 1, "no checkpoint")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"not JSON", body(variables=[]), body(schema={})])
+def test_show_of_something_else_that_verifies_is_a_problem(tmp_path: Path, content: bytes) -> None:
+    commit(CheckpointStore(tmp_path), 1, Position(1), content)
+    assert_refused(call("checkpoints", "show", tmp_path), 1, "holds no training state")
+
+
+def test_show_reads_states_that_json_lacks_words_for(tmp_path: Path) -> None:
+    """NaN and integers beyond 64 bits are written as tagged strings."""
+    tagged = {
+        "$variables": {"$trainable": [{"$x": {"int": str(2**70)}}]},
+        "$schema": {"$trainable": [{"$path": "p", "$schema": "0"}]},
+    }
+    commit(CheckpointStore(tmp_path), 1, Position(1), json.dumps({"tagged": tagged}).encode())
+    assert call_json("checkpoints", "show", tmp_path)["variables"] == {"trainable": {"p": len(f'{{"x":{2**70}}}')}}
+
+
+# -------------------------------------------------------------------- status
+
+
+@pytest.fixture
+def coordinator(run: Path) -> Iterator[FileCoordinator]:
+    """The run's coordinator, in use by two workers of this process."""
+    coordinator = FileCoordinator(run / "coordinator")
+    coordinator.heartbeat(
+        Heartbeat(worker_id="w-1", campaign=True, floor=2, duration=15.0, role="leader", position=Position(1, 4))
+    )
+    coordinator.heartbeat(Heartbeat(worker_id="w-2", campaign=True, floor=2, duration=15.0))
+    yield coordinator
+    coordinator.resign("w-1")
+
+
+def test_status_tells_who_leads_and_who_takes_part(run: Path, coordinator: FileCoordinator) -> None:
+    found = call_json("status", run)
+    ages = [member.pop("last_seen") for member in found["members"]]
+    assert all(0 <= age < 15 for age in ages)
+    assert found == {
+        "run_id": "job-42",
+        "leader": "w-1",
+        "term": 3,
+        "lease_remaining": None,
+        "members": [
+            {"worker_id": "w-1", "role": "leader", "epoch": 1, "batch": 4},
+            {"worker_id": "w-2", "role": "follower", "epoch": None, "batch": None},
+        ],
+        "checkpoint": call_json("checkpoints", "list", run)[0],
+        "notices": [],
+    }
+    result = call("status", run)
+    assert result.exit_code == 0
+    for word in ("job-42", "w-1, term 3, for as long as it lives", NEWEST, "w-2", "s ago"):
+        assert word in result.stdout
+
+
+def test_status_takes_neither_the_lease_nor_a_part(run: Path, coordinator: FileCoordinator) -> None:
+    coordinator.resign("w-1")
+    before = coordinator.members()
+    assert call_json("status", run)["leader"] is None
+    assert "nobody, term 3" in call("status", run).stdout
+    assert [member.worker_id for member in coordinator.members()] == [member.worker_id for member in before]
+    again = coordinator.heartbeat(Heartbeat(worker_id="w-2", campaign=True, floor=2, duration=15.0))
+    assert (again.holder, again.term) == ("w-2", 4)
+    coordinator.resign("w-2")
+
+
+def test_status_tells_of_preemptions_that_are_coming(run: Path, coordinator: FileCoordinator) -> None:
+    coordinator.notify(Notice(notice_id="n-1", worker_id="w-2", reason="SIGTERM", remaining=30.0))
+    (notice,) = call_json("status", run)["notices"]
+    assert 0 < notice.pop("remaining") <= 30
+    assert notice == {"worker_id": "w-2", "reason": "SIGTERM"}
+    assert "w-2 has " in call("status", run).stdout
+
+
+def test_status_of_a_run_that_nobody_works_on(run: Path) -> None:
+    found = call_json("status", run)
+    assert (found["leader"], found["term"], found["members"]) == (None, 0, [])
+    assert "Workers     none" in call("status", run).stdout
+
+
+def test_status_before_the_first_checkpoint(tmp_path: Path) -> None:
+    run_id = CheckpointStore(tmp_path).open_run()
+    found = call_json("status", tmp_path)
+    assert (found["run_id"], found["checkpoint"]) == (run_id, None)
+
+
+def test_status_takes_the_run_id_from_the_checkpoints_where_its_file_is_lost(run: Path) -> None:
+    (run / "run.json").unlink()
+    assert call_json("status", run)["run_id"] == "job-42"
+
+
+def test_status_gives_the_newest_checkpoint_that_is_usable(run: Path) -> None:
+    damage(run / NEWEST)
+    assert call_json("status", run)["checkpoint"]["name"] == OLDER
+    assert "1 damaged" in call("status", run).stdout
+
+
+def test_status_of_a_run_without_a_usable_checkpoint_is_a_problem(run: Path) -> None:
+    damage(run / NEWEST)
+    damage(run / OLDER)
+    assert call_json("status", run, code=1)["checkpoint"] is None
+    result = call("status", run)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: none of the 2 checkpoint(s)")
+
+
+def test_status_of_a_run_whose_coordinator_is_damaged_is_a_problem(run: Path, coordinator: FileCoordinator) -> None:
+    (run / "coordinator" / "members" / "w-2.json").write_text('{"seen": "yesterday"}')
+    assert_refused(call("status", run), 1, "can't coordinate in")
+
+
+# -------------------------------------------------------------------- the program as a whole
+
+
+@pytest.mark.parametrize("command", [*LOOKING, ("demo",)])
+def test_every_command_documents_its_json_and_its_exit_codes(command: tuple[str, ...]) -> None:
+    result = call(*command, "--help")
+    assert result.exit_code == 0
+    for word in ("JSON: ", "Exit code: 0 ", "--json"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["status", "--nonsense", "."], ["demo", "--workers", "1"]])
+def test_wrong_words_are_wrong_usage(words: list[str]) -> None:
+    assert call(*words).exit_code == 2
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
+    """`show` passes over a damaged checkpoint, of which the store warns in the log."""
+    damage(run / NEWEST)
+    result = python("-m", "distributed_backup.cli", "checkpoints", "show", str(run))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert OLDER in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["-c", "import distributed_backup"], 0),
+        (["-m", "distributed_backup.cli", "--help"], 0),
+        (["-m", "distributed_backup.cli", "status", "/nowhere"], 2),
+        (["-c", "import distributed_backup.demo.director, distributed_backup.demo.screen"], 0),
+    ],
+)
+def test_nothing_imports_synalinks_or_redis_that_does_not_need_them(words: list[str], code: int) -> None:
+    result = python("-X", "importtime", *words)
+    assert result.returncode == code, result.stderr
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "distributed_backup" in imported
+    assert not imported & {"synalinks", "redis", "litellm", "numpy"}
+
+
+def test_help_is_quick_and_does_without_rich() -> None:
+    """0.4 s is promised; processor time, for other processes of this machine are none of its doing."""
+    result = python("-X", "importtime", "-m", "distributed_backup.cli", "--help")
+    assert "checkpoints" in result.stdout
+    assert not any(" rich" in line or "filelock" in line for line in result.stderr.splitlines())
+    assert min(_processor_time_of_help() for _ in range(3)) < 0.4
+
+
+def _processor_time_of_help() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    python("-m", "distributed_backup.cli", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_an_unreadable_directory_is_a_problem(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # The tests may run as root, who may read everything.
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert_refused(call("checkpoints", "list", run), 1, "can't list", "Permission denied")

@@ -1,0 +1,532 @@
+"""What the demonstration concludes and says, from invented events; no process is started, no synalinks imported."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from distributed_backup.checkpoint import Position, checkpoint_name
+from distributed_backup.cli import app
+from distributed_backup.demo import director as directing
+from distributed_backup.demo.cast import Cast, Life
+from distributed_backup.demo.director import Blow, DemoError, Director, Recording
+from distributed_backup.demo.messages import REFERENCE, Event, Plan, Role
+from distributed_backup.demo.screen import LiveScreen, PlainScreen
+from distributed_backup.demo.verdict import Verdict, judge
+from distributed_backup.demo.words import narrate, pronounce
+
+PLAN = Plan(epochs=2, batch_size=12, grace_period=5.0)  # 2 training batches and 1 validation batch an epoch
+CALLS = 10
+STATE = {"program_trainable": "aa", "metrics": "bb"}
+
+
+class Story:
+    """Invents events; each batch costs `CALLS` calls."""
+
+    def __init__(self) -> None:
+        self.cast = Cast()
+        self.now = 100.0
+
+    def enter(self, name: str) -> Life:
+        life = Life(name=name, number=len(self.cast.lives.get(name, ())) + 1)
+        self.cast.enter(life)
+        return life
+
+    def tell(
+        self,
+        life: Life,
+        kind: str,
+        fields: dict[str, str] | None = None,
+        *,
+        position: Position | None = None,
+        calls: int = 0,
+    ) -> Event:
+        self.now += 0.01
+        event = Event(
+            at=self.now,
+            name=life.name,
+            life=life.number,
+            kind=kind,
+            position=position,
+            calls=calls or life.calls,
+            fields=fields or {},
+        )
+        self.cast.apply(event)
+        return event
+
+    def train(self, life: Life, *boundaries: Position) -> None:
+        for position in boundaries:
+            calls = life.calls if position.batch == 0 else life.calls + CALLS
+            self.tell(life, "boundary", position=position, calls=calls)
+
+    def finish(self, life: Life) -> None:
+        self.tell(life, "done", STATE)
+        self.tell(life, "gone", {"code": "0"})
+
+
+def boundaries(after: Position) -> list[Position]:
+    every = [Position(epoch, batch) for epoch in range(2) for batch in (1, 2, 3)] + [Position(1), Position(2)]
+    return [position for position in sorted(every) if position > after]
+
+
+def story_of_a_preemption() -> tuple[Story, Recording]:
+    """Worker 1 leads, is preempted after (1, 1) and restarted there; worker 2 takes over, is killed, restarted."""
+    story = Story()
+    one, two, reference = story.enter("worker-1"), story.enter("worker-2"), story.enter(REFERENCE)
+    story.tell(reference, "ready")
+    story.train(reference, *boundaries(Position(0)))
+    story.finish(reference)
+    story.tell(one, "elected", {"term": "1"})
+    story.tell(one, "restored", {"term": "1", "from": "None"})
+    story.train(one, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
+    story.tell(one, "committed", {"name": checkpoint_name(1, Position(1))})
+    story.train(two, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
+    story.tell(one, "call", calls=one.calls + 3)
+    sigterm = Blow(at=story.now, life=one, last_boundary=one.position)
+    story.tell(one, "notice")
+    story.tell(one, "committed", {"name": checkpoint_name(1, Position(1, 1))})
+    story.tell(one, "gone", {"code": "143"})
+    story.tell(two, "elected", {"term": "2"})
+    again = story.enter("worker-1")
+    story.tell(again, "restored", {"from": checkpoint_name(1, Position(1, 1))})
+    story.tell(two, "call", calls=two.calls + 4)
+    sigkill = Blow(at=story.now, life=two, last_boundary=two.position)
+    story.tell(two, "gone", {"code": "-9"})
+    story.tell(again, "elected", {"term": "3"})
+    story.train(again, *boundaries(Position(1, 1)))
+    successor = story.enter("worker-2")
+    story.tell(successor, "restored", {"from": checkpoint_name(1, Position(1))})
+    story.train(successor, *boundaries(Position(1)))
+    story.finish(again)
+    story.finish(successor)
+    return story, Recording(cast=story.cast, sigterm=sigterm, on_disk=Position(1, 1), sigkill=sigkill)
+
+
+@pytest.fixture
+def recording() -> Recording:
+    return story_of_a_preemption()[1]
+
+
+def verdict_of(recording: Recording, *, keep: bool = False) -> Verdict:
+    return judge(recording, PLAN, keep=keep)
+
+
+def life_of(recording: Recording, name: str, number: int = -1) -> Life:
+    return recording.cast.lives[name][number]
+
+
+# -------------------------------------------------------------------- figures
+
+
+def test_the_verdict_on_a_run_in_which_everything_held(recording: Recording) -> None:
+    verdict = verdict_of(recording)
+    assert verdict.problems == ()
+    assert verdict.holds
+    assert verdict.final_state_equal
+    assert verdict.workers == 2
+    assert verdict.checkpoints_written == 2
+    assert verdict.calls_uninterrupted == 6 * CALLS
+    assert verdict.backup_deleted is True
+
+
+def test_the_figures_of_the_preemption_are_counted_from_the_signal(recording: Recording) -> None:
+    found = verdict_of(recording).sigterm
+    assert found is not None
+    assert (found.worker, found.last_boundary, found.on_disk) == ("worker-1", (1, 1), (1, 1))
+    # One invented event each 10 ms: notice, commit, gone, elected.
+    assert (found.durable_ms, found.gone_ms, found.next_leader_ms) == (20.0, 30.0, 40.0)
+    assert found.in_flight_durable_ms is None
+    assert found.exit_code == 143
+
+
+def test_calls_begun_beyond_the_position_of_the_restart_count_as_repeated(recording: Recording) -> None:
+    verdict = verdict_of(recording)
+    assert verdict.sigterm is not None
+    assert verdict.sigkill is not None
+    assert (verdict.sigterm.calls_repeated, verdict.sigterm.calls_in_flight) == (3, CALLS)
+    # From (1, 1) back to (1, 0): a batch, and four calls of the one that was in flight.
+    assert verdict.sigkill.calls_repeated == CALLS + 4
+    assert verdict.calls_by_worker == {"worker-1": 6 * CALLS + 3, "worker-2": 7 * CALLS + 4}
+
+
+def test_a_victim_that_leads_again_is_no_next_leader(recording: Recording) -> None:
+    assert recording.sigterm is not None
+    recording.sigterm.life.elected[9] = recording.sigterm.at
+    found = verdict_of(recording).sigterm
+    assert found is not None
+    assert found.next_leader_ms == 40.0
+
+
+def test_a_boundary_that_was_on_the_disk_before_the_signal_was_durable_at_once(recording: Recording) -> None:
+    assert recording.sigterm is not None
+    victim = recording.sigterm.life
+    victim.commits = [victim.commits[0].__class__(at=1.0, term=1, position=Position(1, 2))]
+    found = verdict_of(recording).sigterm
+    assert found is not None
+    assert (found.durable_ms, found.in_flight_durable_ms) == (0.0, 0.0)
+
+
+def test_a_worker_that_resumes_further_on_has_repeated_nothing() -> None:
+    """Others went on while it was restarted; what it was spared is added up, not held against it."""
+    _, recording = story_of_a_preemption()
+    again = life_of(recording, "worker-1")
+    again.resumed = Position(1, 2)
+    again.calls -= CALLS
+    verdict = verdict_of(recording)
+    assert verdict.sigterm is not None
+    assert verdict.sigterm.calls_repeated == 0
+    assert verdict.problems == ()
+
+
+# -------------------------------------------------------------------- promises
+
+
+def only_problem(recording: Recording, *, keep: bool = False) -> str:
+    verdict = verdict_of(recording, keep=keep)
+    assert not verdict.holds
+    (problem,) = verdict.problems
+    return problem
+
+
+def test_a_different_final_state_is_a_problem_that_names_worker_and_part(recording: Recording) -> None:
+    life_of(recording, "worker-2").state = {**STATE, "metrics": "cc"}
+    assert "worker-2: metrics" in only_problem(recording)
+    assert verdict_of(recording).differences == ("worker-2: metrics",)
+
+
+def test_a_part_of_the_state_that_is_missing_is_a_difference(recording: Recording) -> None:
+    life_of(recording, "worker-1").state = {"metrics": "bb"}
+    assert "worker-1: program_trainable" in only_problem(recording)
+
+
+def test_nothing_to_compare_with_is_a_problem(recording: Recording) -> None:
+    life_of(recording, REFERENCE).state = None
+    verdict = verdict_of(recording)
+    assert not verdict.final_state_equal
+    assert "the uninterrupted run did not finish, so there is nothing to compare with" in verdict.problems
+
+
+def test_a_worker_that_did_not_finish_is_a_problem(recording: Recording) -> None:
+    life_of(recording, "worker-2").state = None
+    assert only_problem(recording) == "only 1 of 2 workers finished"
+
+
+def test_a_last_boundary_that_never_became_durable_is_a_problem(recording: Recording) -> None:
+    life_of(recording, "worker-1", 0).commits.pop()
+    assert "not durable within the grace period" in only_problem(recording)
+
+
+def test_a_last_boundary_that_became_durable_too_late_is_a_problem(recording: Recording) -> None:
+    victim = life_of(recording, "worker-1", 0)
+    late = victim.commits.pop()
+    victim.commits.append(late.__class__(at=late.at + 6, term=1, position=late.position))
+    assert "not durable within the grace period" in only_problem(recording)
+
+
+@pytest.mark.parametrize("on_disk", [None, Position(1)])
+def test_a_disk_that_does_not_hold_the_last_boundary_is_a_problem(
+    recording: Recording, on_disk: Position | None
+) -> None:
+    recording.on_disk = on_disk
+    assert "the disk held" in only_problem(recording)
+
+
+@pytest.mark.parametrize(("code", "delay"), [(1, 0), (-9, 0), (143, 6)])
+def test_an_end_that_is_late_or_not_by_preemption_is_a_problem(recording: Recording, code: int, delay: float) -> None:
+    victim = life_of(recording, "worker-1", 0)
+    assert victim.ended is not None
+    victim.code, victim.ended = code, victim.ended + delay
+    assert "not gone in time" in only_problem(recording)
+
+
+def test_no_next_leader_is_a_problem(recording: Recording) -> None:
+    life_of(recording, "worker-1").elected.clear()
+    assert only_problem(recording) == "after SIGKILL nobody else led"
+    life_of(recording, "worker-2", 0).elected.clear()
+    assert "after SIGTERM nobody else led" in verdict_of(recording).problems
+
+
+def test_more_calls_repeated_than_were_in_flight_are_a_problem(recording: Recording) -> None:
+    """It resumed a batch earlier than it should have."""
+    again = life_of(recording, "worker-1")
+    again.resumed, again.calls = Position(1), again.calls + CALLS
+    assert f"{CALLS + 3} calls were repeated, the batch in flight had {CALLS}" in only_problem(recording)
+
+
+def test_calls_that_do_not_add_up_are_a_problem(recording: Recording) -> None:
+    life_of(recording, "worker-1").calls += 1
+    assert "don't add up" in only_problem(recording)
+
+
+def test_a_demonstration_without_its_signals_shows_nothing(recording: Recording) -> None:
+    recording.sigterm = recording.sigkill = None
+    assert verdict_of(recording).problems == ("no leader was preempted", "no leader was killed")
+
+
+def test_a_backup_left_behind_is_a_problem_unless_it_was_to_be_kept(recording: Recording) -> None:
+    recording.left_behind = ("run.json",)
+    assert verdict_of(recording, keep=True).holds
+    assert verdict_of(recording, keep=True).backup_deleted is None
+    assert "did not delete" in only_problem(recording)
+
+
+def test_a_checkpoint_that_does_not_verify_is_a_problem(recording: Recording) -> None:
+    recording.unreadable = ("some.ckpt",)
+    assert only_problem(recording) == "checkpoint some.ckpt does not verify"
+
+
+# -------------------------------------------------------------------- lives
+
+
+def test_a_fast_forward_is_no_progress() -> None:
+    """A resumed fit runs through the batches that are done; they must not move its position or its counts."""
+    story = Story()
+    life = story.enter("worker-1")
+    story.tell(life, "restored", {"from": checkpoint_name(3, Position(1, 2))})
+    for batch in (1, 2):
+        story.tell(life, "boundary", position=Position(1, batch))
+        assert life.position == life.resumed == Position(1, 2)
+    assert [life.is_training, life.has_batch_in_flight] == [False, False]
+    story.tell(life, "call", calls=1)
+    assert [life.is_training, life.has_batch_in_flight] == [False, True]
+    story.train(life, Position(1, 3))
+    assert [life.is_training, life.has_batch_in_flight] == [True, False]
+    assert life.calls_at[Position(1, 2)] == 0
+
+
+def test_roles_follow_the_election() -> None:
+    story = Story()
+    life = story.enter("worker-1")
+    parts = []
+    happenings: tuple[tuple[str, dict[str, str]], ...] = (
+        ("boundary", {}),
+        ("elected", {"term": "4"}),
+        ("lease", {}),
+        ("elected", {"term": "5"}),
+        ("notice", {}),
+        ("resigned", {"term": "5"}),
+        ("gone", {"code": "143"}),
+    )
+    for kind, fields in happenings:
+        story.tell(life, kind, fields)
+        parts.append(life.part)
+    assert parts == ["follower", "leader", "follower", "leader", "leaving", "leaving", "gone"]
+
+
+# -------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        ("elected", {"term": "3"}, "LEADS now, in term 3"),
+        ("restored", {"from": "None"}, "starts at the beginning"),
+        ("restored", {"from": checkpoint_name(1, Position(1, 2))}, "epoch 2, batch 2 of 3"),
+        ("committed", {"name": checkpoint_name(1, Position(1))}, "checkpoint on disk: end of epoch 1"),
+        ("preempted", {"saved": "True"}, "saved, leaves"),
+        ("preempted", {"saved": "False"}, "NOT saved, leaves"),
+        ("gone", {"code": "-9"}, "process was killed"),
+        ("gone", {"code": "143"}, "exit code 143"),
+        ("sent", {"signal": "SIGTERM"}, "<== SIGTERM"),
+        ("call", {}, ""),
+    ],
+)
+def test_events_are_told_in_words(kind: str, fields: dict[str, str], words: str) -> None:
+    told = narrate(Event(at=0.0, name="worker-1", life=1, kind=kind, fields=fields), PLAN)
+    assert words in told
+    assert bool(words) == bool(told)
+
+
+def test_what_has_no_words_of_its_own_is_told_as_it_was_logged() -> None:
+    assert narrate(Event(at=0.0, name="w", life=1, kind="commit", text="commit refused"), PLAN) == "commit refused"
+
+
+def test_the_verdict_in_words_names_the_problems(recording: Recording) -> None:
+    assert pronounce(verdict_of(recording), PLAN)[0] == "VERDICT: everything that is promised held"
+    life_of(recording, "worker-2").state = {**STATE, "metrics": "cc"}
+    lines = pronounce(verdict_of(recording), PLAN)
+    assert lines[0] == "VERDICT: NOT everything that is promised held"
+    assert "worker-2: metrics" in lines[1]
+    assert any("1 of 2 workers ended in exactly the state" in line for line in lines)
+
+
+def test_the_plain_screen_writes_a_line_for_each_event_without_control_characters() -> None:
+    lines: list[str] = []
+    screen = PlainScreen(PLAN, lines.append)
+    story = Story()
+    life = story.enter("worker-1")
+    screen.step("Training")
+    for event in (story.tell(life, "elected", {"term": "1"}), story.tell(life, "call", calls=1)):
+        screen.event(event, story.cast)
+    assert len(lines) == 2
+    assert lines[0].endswith("-- Training")
+    assert lines[1].endswith("worker-1   LEADS now, in term 1")
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_live_screen_shows_every_worker_and_the_log(width: int) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=width, height=30, force_terminal=True)
+    story, _ = story_of_a_preemption()
+    with LiveScreen(PLAN, console) as screen:
+        screen.step("SIGTERM to the leader")
+        screen.event(story.tell(story.cast.lives["worker-1"][1], "elected", {"term": "9"}), story.cast)
+    shown = output.getvalue()
+    for word in ("worker-1", "worker-2", "reference", "SIGTERM to the leader", "LEADS now, in term 9", "finished"):
+        assert word in shown
+
+
+# -------------------------------------------------------------------- the director
+
+
+class FakeProcess:
+    """A process that reports what it was told to, and ends."""
+
+    script: ClassVar[list[tuple[str, Position | None, int]]]
+    made: ClassVar[list[FakeProcess]]
+
+    def __init__(self, plan: Plan, role: Role) -> None:
+        self.role = role
+        self.pid = 1_000_000 + len(self.made)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        self.events: Connection[Any, Any] = receiver
+        role.log.write_text("the last line of the log\n")
+        for kind, position, calls in self.script:
+            sender.send(Event(at=1.0, name=role.name, life=role.life, kind=kind, position=position, calls=calls))
+        sender.close()
+        self.ended = False
+        self.made.append(self)
+
+    def receive(self) -> Event | None:
+        try:
+            event = self.events.recv()
+        except EOFError:
+            return None
+        assert isinstance(event, Event)
+        return event
+
+    def send(self, number: signal.Signals) -> None:
+        raise AssertionError(f"nobody leads, and {number.name} was sent")
+
+    def join(self, timeout: float) -> int:
+        return 1
+
+    def end(self) -> None:
+        self.ended = True
+        self.events.close()
+
+
+class Nobody:
+    """An audience that looks away."""
+
+    def step(self, text: str) -> None: ...
+
+    def event(self, event: Event, cast: Cast) -> None: ...
+
+
+@pytest.fixture
+def fake_processes(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
+    class Fresh(FakeProcess):
+        script: ClassVar[list[tuple[str, Position | None, int]]] = []
+        made: ClassVar[list[FakeProcess]] = []
+
+    monkeypatch.setattr(directing, "DemoProcess", Fresh)
+    return Fresh
+
+
+def direct(tmp_path: Path, audience: Any = None) -> Recording:
+    return Director(
+        PLAN, workers=2, backup_dir=tmp_path / "run", keep=False, logs=tmp_path, audience=audience or Nobody()
+    ).run()
+
+
+def test_a_worker_that_dies_of_itself_ends_the_demonstration(tmp_path: Path, fake_processes: type[FakeProcess]) -> None:
+    with pytest.raises(DemoError, match=r"ended with exit code 1.*\n.*the last line of the log"):
+        direct(tmp_path)
+    assert len(fake_processes.made) == 3
+    assert all(process.ended for process in fake_processes.made)
+
+
+def test_what_the_script_waits_for_and_never_happens_ends_the_demonstration(
+    tmp_path: Path, fake_processes: type[FakeProcess]
+) -> None:
+    """All finish, and nobody ever led."""
+    fake_processes.script = [("boundary", Position(0, 1), CALLS), ("done", None, CALLS)]
+    with pytest.raises(DemoError, match="did not happen that"):
+        direct(tmp_path)
+    assert all(process.ended for process in fake_processes.made)
+
+
+def test_an_interruption_ends_all_processes(tmp_path: Path, fake_processes: type[FakeProcess]) -> None:
+    class Impatient(Nobody):
+        def event(self, event: Event, cast: Cast) -> None:
+            if len(fake_processes.made) == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        direct(tmp_path, Impatient())
+    assert len(fake_processes.made) == 3
+    assert all(process.ended for process in fake_processes.made)
+
+
+# -------------------------------------------------------------------- the command
+
+
+def run_demo(monkeypatch: pytest.MonkeyPatch, outcome: Recording | BaseException, *words: str) -> Any:
+    def perform(self: Director) -> Recording:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(Director, "run", perform)
+    return CliRunner().invoke(app, ["demo", *words])
+
+
+def test_the_command_exits_with_0_if_the_promises_held(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_demo(monkeypatch, recording)
+    assert result.exit_code == 0
+    assert "VERDICT: everything that is promised held" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_the_command_exits_with_1_if_a_promise_did_not_hold(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life_of(recording, "worker-2").state = {**STATE, "metrics": "cc"}
+    result = run_demo(monkeypatch, recording)
+    assert result.exit_code == 1
+    assert "PROBLEM" in result.stdout
+    result = run_demo(monkeypatch, recording, "--json")
+    assert result.exit_code == 1
+    assert '"final_state_equal": false' in result.stdout
+
+
+def test_a_demonstration_that_fails_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_demo(monkeypatch, DemoError("gave up"))
+    assert (result.exit_code, result.stderr, result.stdout) == (1, "error: gave up\n", "")
+
+
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_demo(monkeypatch, KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.stderr.startswith("interrupted")
+
+
+def test_a_backup_directory_in_use_is_wrong_usage(
+    recording: Recording, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        result = run_demo(monkeypatch, recording, "--backup-dir", str(path))
+        assert result.exit_code == 2
+        assert "must be empty or not exist" in result.stderr
+    assert run_demo(monkeypatch, recording, "--backup-dir", str(tmp_path / "new")).exit_code == 0
