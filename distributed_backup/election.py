@@ -88,6 +88,9 @@ class Elector:
         self._lock = threading.Lock()
         self._term: int | None = None
         self._last_term: int | None = None
+        self._highest_seen = 0
+        # Whether the coordinator may name us the holder, though we may not know: the reply may have been lost.
+        self._may_hold = False
         self._deadline = 0.0
         self._reachable = True
         self._resigned = False
@@ -170,8 +173,10 @@ class Elector:
         with self._lock:
             self._resigned = True
             term, self._term = self._term, None
-            if term is not None:
+            if self._may_hold:
                 self._coordinator.resign(self._worker_id)
+                self._may_hold = False
+            if term is not None:
                 logger.info("resigned worker=%s term=%d", self._worker_id, term)
 
     def _run(self) -> None:
@@ -188,43 +193,61 @@ class Elector:
     def _tick(self) -> None:
         # From before the request was sent: the coordinator's count of the lease can't have begun earlier.
         sent = self._clock.now()
+        beat = self._heartbeat()
         try:
-            view = self._coordinator.heartbeat(self._heartbeat())
+            self._may_hold = self._may_hold or beat.campaign
+            view = self._coordinator.heartbeat(beat)
+            self._may_hold = view.holder == self._worker_id
+            if self._may_hold and self._is_used(view.term):
+                self._refuse(view.term)
         except CoordinatorUnavailableError as error:
             self._unreachable(error)
             return
         self._reachable = True
-        if view.holder == self._worker_id:
+        self._highest_seen = max(self._highest_seen, view.term)
+        if self._may_hold:
             self._hold(view, sent)
         elif self._term is not None:
             self._lose(view.reason or f"term {view.term} belongs to {view.holder or 'nobody'}")
         self._listener.observed(view)
 
     def _heartbeat(self) -> Heartbeat:
+        floor, campaign = self._highest_seen, True
         try:
-            floor = 0 if self._term is not None else self._floor()
-            campaign = True
+            if self._term is None:
+                floor = max(floor, self._floor())
         except BackupError as error:
             # Without the floor a used term could be granted again.
             logger.warning("not campaigning worker=%s reason=%s", self._worker_id, error)
-            floor, campaign = 0, False
+            campaign = False
         return Heartbeat(
             worker_id=self._worker_id,
             campaign=campaign,
+            # Also what we saw: a coordinator that lost its data must not grant a term nobody has committed under yet.
             floor=floor,
             duration=self._timings.duration,
             role="leader" if self._term is not None else self._idle_role,
             position=self.position,
         )
 
+    def _is_used(self, term: int) -> bool:
+        """Whether a term that we would newly lead under may have been used: then it must never be."""
+        if term == self._term:
+            return False
+        try:
+            return term < self._highest_seen or term <= self._floor()
+        except BackupError:
+            return True
+
+    def _refuse(self, term: int) -> None:
+        # Somebody committed under this number since we asked, or we can't know: give it back, campaign again.
+        logger.warning("term refused worker=%s term=%d", self._worker_id, term)
+        self._coordinator.resign(self._worker_id)
+        self._may_hold = False
+
     def _hold(self, view: ClusterView, sent: float) -> None:
         if self._term is not None and self._term != view.term:
             self._lose(f"term {view.term} was granted in its place")
-        if self._term is None and view.term <= self._floor():
-            # Somebody committed under this number since we asked: never use it, campaign again.
-            logger.warning("term refused worker=%s term=%d", self._worker_id, view.term)
-            self._coordinator.resign(self._worker_id)
-            return
         self._deadline = sent + self._timings.renew_deadline
         if self._term is None:
             self._term = self._last_term = view.term

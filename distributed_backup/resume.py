@@ -17,7 +17,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, Protocol
@@ -29,8 +29,7 @@ from distributed_backup.errors import RestoreError
 logger = logging.getLogger(__name__)
 
 _OPTIMIZER_HOOKS: Final = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end", "on_train_end")
-
-
+_BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
 _CUT_PERIOD: Final = 0.02
 
 
@@ -70,11 +69,16 @@ class Guard:
         self._task = asyncio.current_task()
         self._arm()
         try:
-            return await awaitable
-        except asyncio.CancelledError:
+            result = await awaitable
+        except (Exception, asyncio.CancelledError):
             if self._cuts:
                 raise CutOffError from None
             raise
+        else:
+            if self._cuts:
+                # A retry may have taken the cancellation for a failed call, and the rest have gone on without it.
+                raise CutOffError
+            return result
         finally:
             self._disarm()
 
@@ -131,24 +135,49 @@ class ResumableFit:
         self._program = program
         self._guard = guard
         self._listener = listener
-        self._wrapped: list[tuple[Any, str, Any]] = []
+        self._wrapped: list[_Wrapped] = []
         self._target: Position | None = None
+        self._begun = False
         self._epoch = 0
         self._trained = 0
         self._validating = False
+        # Whether a callback has ended the training; what a signal handler or another thread sets does not count: a
+        # program that is asked to stop because of a preemption has not come to its end.
+        self._stopped = self._stopped_outside = False
+        self._training_logs: dict[str, Any] = {}
+        self._saved: Mapping[str, Any] = {}
 
     @property
     def skipping(self) -> bool:
         """Whether the fit is still being fast-forwarded."""
         return self._target is not None
 
-    def install(self, target: Position | None) -> None:
+    def loop_state(self) -> dict[str, Any]:
+        """What the loop of `fit` itself remembers at this boundary, as JSON; `install` takes it to go on from there."""
+        return {
+            "trained": self._trained,
+            "logs": self._training_logs,
+            "stop_training": self._stopped,
+            "stop_evaluating": self._stopped and bool(getattr(self._program, "stop_evaluating", False)),
+        }
+
+    def install(self, target: Position | None, saved: Mapping[str, Any] | None = None) -> None:
         """Wrap the methods.
 
         Args:
             target: Fast-forward to this position of its epoch; None to run from the start of the epoch.
+            saved: The `loop_state` at that position.
         """
         self._target = target if target is not None and target.batch > 0 else None
+        self._saved = saved if saved is not None and self._target is not None else {}
+        self._wrap_methods()
+        self._wrapped += FitFrame.find(self._program).tell_only_last_while(lambda: self.skipping)
+        if not self._program.trainable_variables:
+            # Then fit calls no hook of the optimizer; and nothing in `prepare` has anything to wait for.
+            _finish_at_once(self._listener.prepare())
+
+    def _wrap_methods(self) -> None:
+        self._replace(self._program, "get_metrics_result", self._get_metrics_result)
         self._wrap(self._program, "train_on_batch", self._train_on_batch)
         self._wrap(self._program, "test_on_batch", self._test_on_batch)
         optimizer = self._program.optimizer
@@ -159,11 +188,7 @@ class ResumableFit:
     def remove(self) -> None:
         """Unwrap the methods; the program is as it was before the fit. May be called again."""
         while self._wrapped:
-            owner, name, previous = self._wrapped.pop()
-            if previous is None:
-                vars(owner).pop(name, None)
-            else:
-                vars(owner)[name] = previous
+            self._wrapped.pop().remove()
         # synalinks never resets it, so a second fit would start late.
         self._program._initial_epoch = None  # noqa: SLF001 - the documented way for a callback to set the epoch
 
@@ -177,7 +202,13 @@ class ResumableFit:
         """A training batch ended; the boundary reached, or None if it was skipped."""
         # synalinks counts steps in strides of `steps_per_execution`.
         self._trained = step + self._program.steps_per_execution
-        return self._reached(self._trained)
+        if self.skipping and self._trained == self._saved.get("trained") and self._saved["stop_training"]:
+            self._program.stop_training = True
+        position = self._reached(self._trained)
+        self._note_stop()
+        # After this batch, or as saved after it, the loop takes them for the epoch's.
+        self._training_logs = self._program.get_metrics_result()
+        return position
 
     def test_begins(self) -> None:
         """A validation begins."""
@@ -185,7 +216,9 @@ class ResumableFit:
 
     def test_batch_ended(self, step: int) -> Position | None:
         """A validation batch ended; the boundary reached, or None if it was skipped."""
-        return self._reached(self._trained + step + self._program.steps_per_execution)
+        position = self._reached(self._trained + step + self._program.steps_per_execution)
+        self._note_stop()
+        return position
 
     def test_ended(self) -> None:
         """The validation ended."""
@@ -202,7 +235,11 @@ class ResumableFit:
                 f"the checkpoint is at {self._target}, which this fit's epoch {epoch} does not reach: is the data, "
                 "the batch size or the validation another? restore with the same, or use another backup_dir"
             )
+        self._note_stop()
         return Position(epoch + 1)
+
+    def _note_stop(self) -> None:
+        self._stopped = bool(self._program.stop_training) and not self._stopped_outside
 
     def _reached(self, batches: int) -> Position | None:
         if self._target is None:
@@ -210,11 +247,24 @@ class ResumableFit:
         if batches >= self._target.batch:
             self._target = None
             self._listener.apply()
+            if self._validating and self._saved.get("stop_evaluating"):
+                self._program.stop_evaluating = True
         return None
 
     # ---------------------------------------------------------------- the wrapped methods
 
+    def _get_metrics_result(self, original: Callable[..., Any]) -> Any:
+        if self.skipping and not self._validating and self._saved.get("logs"):
+            return dict(self._saved["logs"])
+        return original()
+
     async def _on_train_begin(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        if self._begun:
+            # The next fit of this program: ours has died of an exception that we did not see.
+            self.remove()
+            return await original(*args, **kwargs)
+        self._begun = True
+
         async def begin() -> Any:
             result = await original(*args, **kwargs)
             await self._listener.prepare()
@@ -242,7 +292,9 @@ class ResumableFit:
 
     async def _guarded(self, awaitable: Awaitable[Any]) -> Any:
         try:
-            return await self._guard.run(awaitable)
+            result = await self._guard.run(awaitable)
+            self._stopped_outside = bool(self._program.stop_training) and not self._stopped
+            return result  # noqa: TRY300 - the handlers below are for the await
         except CutOffError:
             raise self._listener.cut_off() from None
         except BaseException as error:
@@ -252,14 +304,51 @@ class ResumableFit:
             raise replacement from error
 
     def _wrap(self, owner: Any, name: str, wrapper: Callable[..., Awaitable[Any]]) -> None:
-        original = getattr(owner, name)
-
-        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        async def wrapped(original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
             return await wrapper(original, *args, **kwargs)
 
-        self._wrapped.append((owner, name, vars(owner).get(name)))
+        self._replace(owner, name, wrapped)
+
+    def _replace(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        self._wrapped.append(_Wrapped(owner, name, wrapper))
+
+
+class _Wrapped:
+    """A method of one instance, wrapped until `remove`; wrappers may be removed in any order."""
+
+    def __init__(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        self._owner, self._name = owner, name
+        self.wrapper: Callable[..., Any] | None = wrapper
+        self.previous = vars(owner).get(name)
+        self._original = getattr(owner, name)
         # Not setattr: program and optimizer track what is set on them.
-        vars(owner)[name] = wrapped
+        vars(owner)[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.wrapper is None:
+            return self._original(*args, **kwargs)
+        return self.wrapper(self._original, *args, **kwargs)
+
+    def remove(self) -> None:
+        """Let calls through; and leave, with any below that were removed before, once nothing is on top."""
+        self.wrapper = None
+        attributes = vars(self._owner)
+        top = attributes.get(self._name)
+        while isinstance(top, _Wrapped) and top.wrapper is None:
+            top = top.previous
+        if top is None:
+            attributes.pop(self._name, None)
+        else:
+            attributes[self._name] = top
+
+
+def _finish_at_once(awaitable: Awaitable[None]) -> None:
+    """Run a coroutine that never waits, where there is nobody to await it."""
+    try:
+        next(iter(awaitable.__await__()))
+    except StopIteration:
+        return
+    raise RestoreError("a program without trainable variables had something to wait for")
 
 
 class FitFrame:
@@ -284,15 +373,40 @@ class FitFrame:
         return cls(frame)
 
     def call_last(self, callback: Any) -> None:
-        """Make `callback` the last of the fit's: what it captures then includes what the others did."""
+        """Make `callback` the last of the fit's: what it captures then includes what the others did.
+
+        And have it called in the training thread: `callbacks=callback`, not in a list, makes synalinks call it from a
+        pool of threads while the next batch is already running.
+        """
         if self._frame is not None:
             container = self._frame.f_locals["callbacks"]
             others = [item for item in container.callbacks if item is not callback]
             # A new list: the container is iterating over the old one.
             container.callbacks = [*others, callback]
+            container._async_train = container._async_test = False  # noqa: SLF001 - there is no public way
+
+    def tell_only_last_while(self, condition: Callable[[], bool]) -> list[_Wrapped]:
+        """Keep batches from all callbacks but the last one: the others were told of them when they were trained.
+
+        They may count, stop the training, or spend calls on an evaluation of their own.
+        """
+        if self._frame is None:
+            return []
+        container = self._frame.f_locals["callbacks"]
+
+        def wrapper(name: str) -> Callable[..., None]:
+            def told(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+                if condition():
+                    getattr(container.callbacks[-1], name)(*args, **kwargs)
+                else:
+                    original(*args, **kwargs)
+
+            return told
+
+        return [_Wrapped(container, name, wrapper(name)) for name in _BATCH_HOOKS]
 
     def replay(self, epochs: int) -> None:
-        """Consume the data of the first `epochs` epochs as the fit did, where later epochs depend on it.
+        """Consume the data of the epochs before number `epochs` as the fit did, where later epochs depend on it.
 
         Arrays without `steps_per_epoch` start afresh at each epoch and need no replay; a generator, or arrays that
         are walked in portions, goes on where the epoch before ended.
@@ -306,7 +420,7 @@ class FitFrame:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for _ in range(epochs):
+            for _ in range(self._frame.f_locals["initial_epoch"], epochs):
                 with iterator.catch_stop_iteration():
                     for _ in iterator:
                         pass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
@@ -71,6 +72,9 @@ class Saver:
         self._asked = 0
         self._served = 0
         self._report = False
+        self._unreported = False
+        # The term under which a commit was refused: nothing is tried again before we lead under another.
+        self._refused: int | None = None
         self._running = False
         self._stopped = False
         self._pause = threading.Event()
@@ -102,6 +106,7 @@ class Saver:
             # What failed is tried again at each boundary, until something newer is due.
             self._due = snapshot if due else self._due or self._failed
             self._failed = None
+            self._report, self._unreported = self._report or self._unreported, False
             self._condition.notify_all()
 
     def save_now(self) -> int:
@@ -143,7 +148,11 @@ class Saver:
 
     def _ready(self) -> bool:
         wanted = self._due is not None or self._report or self._served < self._asked
-        return wanted and self._term() is not None
+        return wanted and self._usable_term() is not None
+
+    def _usable_term(self) -> int | None:
+        term = self._term()
+        return None if term == self._refused else term
 
     def _run(self) -> None:
         while True:
@@ -153,19 +162,23 @@ class Saver:
                 self._condition.wait_for(lambda: self._stopped or self._ready())
                 if self._stopped:
                     return
-                term = self._term()
+                term = self._usable_term()
                 if term is None:
                     continue
                 asked, urgent = self._asked, self._served < self._asked
-                snapshot = self._last if urgent else self._due
+                snapshot, report = self._last if urgent else self._due, self._report
                 self._due, self._report, self._running = None, False, True
+                # Here, not before the wait: whoever calls during the commit must be able to end the pause after it.
+                self._pause.clear()
             if self._commit(snapshot, term, asked):
                 self._served = asked
-            elif urgent:
-                self._pause.clear()
+                continue
+            with self._condition:
+                # Not before the next boundary, lest a full disk be tried without end; what is urgent, soon.
+                self._failed, self._unreported = snapshot or self._failed, report or self._unreported
+                waits = urgent and term != self._refused
+            if waits:
                 self._clock.wait(self._pause, _RETRY_PERIOD)
-            else:
-                self._failed = snapshot
 
     def _commit(self, snapshot: Snapshot | None, term: int, asked: int) -> bool:
         try:
@@ -176,15 +189,24 @@ class Saver:
         except StaleTermError as error:
             # Another leads by now; the election will tell. What it commits is what counts.
             logger.warning("commit refused worker=%s reason=%s", self._worker_id, error)
-            return True
+            self._refused = term
+            return False
         except StoreError as error:
-            self._listener.failed(error)
+            self._tell(partial(self._listener.failed, error))
             return False
         except Exception as error:  # noqa: BLE001 - a dead saver would lose every later snapshot in silence
-            self._listener.failed(StoreError(f"commit failed: {error!r}", path=str(self._store.root)))
+            failure = StoreError(f"commit failed: {error!r}", path=str(self._store.root))
+            self._tell(partial(self._listener.failed, failure))
             return False
-        self._listener.committed(newest, term, served=asked)
+        self._tell(partial(self._listener.committed, newest, term, served=asked))
         return True
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            # A bug over there must not end the saving here.
+            logger.exception("listener failed worker=%s", self._worker_id)
 
     @property
     def last_position(self) -> Position | None:

@@ -12,8 +12,9 @@ and OMEGA are built at their first sample, so they must be built before their st
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-import json
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -24,11 +25,18 @@ import orjson
 from distributed_backup.errors import ProgramMismatchError, StateError
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
+# What orjson would write as strings would not come back as what it was.
+_STRICT: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+# Written by ourselves, and without numbers that JSON lacks.
+_SURE: Final = ("python_random", "numpy_random", "schema")
 _PLAIN: Final = (dict, list, tuple, int, float, str, bool, type(None), np.number)
 # Attributes of every optimizer that describe it or tie it to a program, and are no state.
 _NOT_STATE: Final = frozenset(
     {"_lock", "_program", "_tracker", "_iterations", "_trainable_variables", "_non_trainable_variables", "_modules"}
 )
+_LISTS: Final = (list, tuple)
+_WHOLE: Final = (str, int, type(None))
+_NUMBERS: Final = (float, np.generic, np.ndarray)
 _OF_THE_FIT: Final = frozenset({"params", "_program"})
 _MAX_SAMPLES: Final = 1024
 
@@ -46,6 +54,7 @@ class TrainingState:
         self._program = program
         self._objects = tuple(state_of)
         self._cached: tuple[dict[str, list[Any]], bytes] | None = None
+        self._decoded: tuple[bytes, dict[str, Any]] | None = None
 
     async def prepare(self) -> None:
         """Build what is otherwise built at the first sample, so that all variables exist. Costs no LM call."""
@@ -59,8 +68,11 @@ class TrainingState:
                 lazy.build(y, y)
         self._cached = self._layout()
 
-    def capture(self) -> bytes:
+    def capture(self, loop: Mapping[str, Any] | None = None) -> bytes:
         """The state as one line of JSON.
+
+        Args:
+            loop: What the loop of `fit` remembers, to be had again from `loop_state`.
 
         Raises:
             StateError: Something in it is not JSON; the message says what.
@@ -70,11 +82,18 @@ class TrainingState:
             "variables": {name: [variable.get_json() for variable in group] for name, group in groups.items()},
             "optimizer": _attributes_of_optimizer(self._program.optimizer),
             "objects": [_state_of(item) for item in self._objects],
-            "python_random": random.getstate(),
+            "python_random": _without_none(random.getstate()),
             "numpy_random": np.random.get_state(),
-            "schema": orjson.Fragment(schema),
+            "loop": dict(loop or {}),
+            "schema": orjson.loads(schema),
         }
         return _encode(state)
+
+    def loop_state(self, body: bytes) -> dict[str, Any]:
+        """What was given to `capture` as `loop`; empty where that was nothing."""
+        self._decoded = body, decode_state(body)
+        loop: dict[str, Any] = self._decoded[1].get("loop", {})
+        return loop
 
     def check(self, body: bytes) -> None:
         """Raise ProgramMismatchError unless the program fits the state in `body`. Call after `prepare`."""
@@ -87,7 +106,7 @@ class TrainingState:
             ProgramMismatchError: The program does not fit; nothing was changed.
         """
         state = self._checked(body)
-        groups, _ = self._layout()
+        groups, _ = self._cached or self._layout()
         for name, group in groups.items():
             for variable, value in zip(group, state["variables"][name], strict=True):
                 variable.assign(value)
@@ -95,14 +114,16 @@ class TrainingState:
             _put(self._program.optimizer, name, value)
         for item, value in zip(self._objects, state["objects"], strict=True):
             _set_state(item, value)
-        version, words, gauss = state["python_random"]
-        random.setstate((version, tuple(words), gauss))
+        version, words, *gauss = state["python_random"]
+        random.setstate((version, tuple(words), gauss[0] if gauss else None))
         kind, key, *rest = state["numpy_random"]
         np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
 
     def _checked(self, body: bytes) -> dict[str, Any]:
-        state = decode_state(body)
-        _, schema = self._layout()
+        # Reading it takes longest of all; and each `apply` needs values that nobody has changed since.
+        decoded, self._decoded = self._decoded, None
+        state = decoded[1] if decoded is not None and decoded[0] is body else decode_state(body)
+        _, schema = self._cached or self._layout()
         _check_schema(saved=state["schema"], own=orjson.loads(schema))
         saved, own = state["objects"], [type(item).__name__ for item in self._objects]
         if [item["class"] for item in saved] != own:
@@ -179,7 +200,9 @@ def _state_of(item: Any) -> dict[str, Any]:
             for name, value in vars(item).items()
             if name not in _OF_THE_FIT and isinstance(value, _PLAIN) and _is_json(value)
         }
-    return {"class": type(item).__name__, "state": state}
+    # EarlyStopping and others choose a function of numpy once, and change other attributes along with it.
+    functions = {name: value.__name__ for name, value in vars(item).items() if isinstance(value, np.ufunc)}
+    return {"class": type(item).__name__, "state": state, "functions": functions}
 
 
 def _set_state(item: Any, saved: dict[str, Any]) -> None:
@@ -188,6 +211,8 @@ def _set_state(item: Any, saved: dict[str, Any]) -> None:
         return
     for name, value in saved["state"].items():
         _put(item, name, value)
+    for name, function in saved["functions"].items():
+        setattr(item, name, getattr(np, function))
 
 
 def _put(item: Any, name: str, value: Any) -> None:
@@ -204,8 +229,16 @@ def _put(item: Any, name: str, value: Any) -> None:
 
 def _is_json(value: Any) -> bool:
     try:
-        orjson.dumps(value, option=_OPTIONS)
+        orjson.dumps(value, option=_STRICT, default=_plain_scalar)
     except TypeError:
+        return _can_be_tagged(value)
+    return True
+
+
+def _can_be_tagged(value: Any) -> bool:
+    try:
+        _tag(value, "")
+    except (StateError, RecursionError):
         return False
     return True
 
@@ -217,28 +250,59 @@ def _encode(state: dict[str, Any]) -> bytes:
     """JSON that gives back what went in.
 
     orjson is the fastest way, and turns NaN and infinities into null without a word. So where a null stands in the
-    result, the slower standard library is asked whether there are any; if so, and for integers beyond 64 bits,
-    values that JSON lacks are written as tagged strings.
+    result, the slower way of looking at each value tells whether there are any; if so, and for integers beyond 64
+    bits, values that JSON lacks are written as tagged strings.
     """
+    rest = {name: value for name, value in state.items() if name not in _SURE}
+    sure = {name: orjson.Fragment(orjson.dumps(state[name], option=_OPTIONS)) for name in _SURE}
     try:
-        body = orjson.dumps(state, option=_OPTIONS)
-        if b"null" not in body or _is_finite(state):
+        # The default, for numpy's numbers: orjson's own way rounds float32 to fewer digits than a float has.
+        body = orjson.dumps({**rest, **sure}, option=_STRICT, default=_plain_scalar)
+        if not _may_hold_null(body) or _is_finite(rest):
             return body
     except TypeError:
         pass
-    state["schema"] = orjson.loads(bytes(state["schema"]))
     try:
         return orjson.dumps({"tagged": _tag(state, "state")}, option=_OPTIONS)
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         raise StateError(f"the training state is not JSON: {error}") from error
 
 
-def _is_finite(state: dict[str, Any]) -> bool:
-    plain = {key: value for key, value in state.items() if key not in {"schema", "numpy_random", "python_random"}}
-    try:
-        json.dumps(plain, allow_nan=False, default=_plain_scalar, check_circular=False)
-    except ValueError:
+def _without_none(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The state of `random` without the None it mostly ends in: a null in every body would tell nothing."""
+    return state[:-1] if state[-1] is None else state
+
+
+# `b"null" in body` takes three times as long as orjson for all of it, libc's search a tenth. JSON holds no zero byte.
+# PyDLL keeps the interpreter's lock, for to get it back may take longer than the search.
+_strstr = ctypes.PyDLL(None).strstr
+_strstr.restype = ctypes.c_void_p
+_strstr.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+
+
+def _may_hold_null(body: bytes) -> bool:
+    """Whether a null stands in `body`, or a text that looks like one; never False where one stands."""
+    if not _strstr(body, b"null"):
         return False
+    return any(_strstr(body, before + b"null") for before in (b":", b",", b"["))
+
+
+def _is_finite(values: dict[str, Any]) -> bool:
+    """Whether there is no NaN or infinity among `values`, as far as one can tell."""
+    left: list[Any] = [values]
+    while left:
+        value = left.pop()
+        if type(value) is str or isinstance(value, _WHOLE):
+            continue
+        if isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, _LISTS):
+            left.extend(value)
+        elif type(value) is float:
+            if not math.isfinite(value):
+                return False
+        elif not isinstance(value, _NUMBERS) or not np.isfinite(value).all():
+            return False
     return True
 
 
@@ -261,12 +325,22 @@ def _tag(value: Any, where: str) -> Any:
         return {"float": repr(value)}
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
         return {"int": str(value)}
+    if isinstance(value, str) and not value.isascii() and _has_surrogates(value):
+        return {"text": value.encode("utf-8", "surrogatepass").hex()}
     if isinstance(value, str | int | float | bool | None):
         return value
     raise StateError(f"the training state is not JSON: {where} is of type {type(value).__name__}")
 
 
-_UNTAG: Final[Mapping[str, Callable[[str], Any]]] = {"float": float, "int": int}
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _text(encoded: str) -> str:
+    return bytes.fromhex(encoded).decode("utf-8", "surrogatepass")
+
+
+_UNTAG: Final[Mapping[str, Callable[[str], Any]]] = {"float": float, "int": int, "text": _text}
 
 
 def _untag(value: Any) -> Any:

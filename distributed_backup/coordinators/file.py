@@ -11,7 +11,7 @@ Every file has one writer, so no reader ever waits for a lock:
       terms/0000000007.json  claimed exclusively by the leader of term 7, then rewritten by it alone:
                              {"worker_id", "resigned", "announcement"}; the greatest is the truth
       members/WORKER.json    rewritten by the worker at each tick: {"seen", "duration", "role", "position"}
-      notices/NOTICE.json    {"worker_id", "reason", "until"}
+      notices/NOTICE.json    {"worker_id", "reason", "since", "until"}
 
 A late write of an earlier leader lands in its own term's file and so is never taken for news. Instants are
 CLOCK_BOOTTIME, which all processes of the machine share.
@@ -45,6 +45,8 @@ from distributed_backup.coordinators.base import (
 from distributed_backup.errors import CoordinatorUnavailableError
 
 _TERMS_KEPT: Final = 8
+# How many times its duration a dead member's record stays: far beyond any doubt that somebody still counts it.
+_EXPIRIES_KEPT: Final = 10
 
 
 @dataclass(slots=True)
@@ -90,13 +92,14 @@ class FileCoordinator(Coordinator):
 
     def heartbeat(self, beat: Heartbeat) -> ClusterView:
         """Refresh the membership; check or try to take the lock; tell what is."""
+        worker_id = checked_name("worker_id", beat.worker_id)
         with self._mutex, self._translated():
-            worker_id = checked_name("worker_id", beat.worker_id)
             self._write_member(beat)
-            reason = self._drop_if_replaced(worker_id)
+            reason = self._drop_if_lost(worker_id)
             if beat.campaign and worker_id not in self._held and not reason:
                 self._try_acquire(worker_id, beat.floor)
-            return self._view(reason)
+            # Who campaigns in vain knows that the lock is held; who doesn't must try it to know.
+            return self._view(reason, loser=worker_id if reason else None, probe=not beat.campaign)
 
     def view(self) -> ClusterView:
         """Tell what is; whether the lock is held is found out by trying it for a moment."""
@@ -106,35 +109,36 @@ class FileCoordinator(Coordinator):
     def members(self) -> tuple[Member, ...]:
         """The workers whose membership has not expired, by id."""
         with self._translated():
-            now = self._clock.now()
             found = []
             for path in sorted((self._root / "members").glob("*.json")):
                 fields = _read(path)
-                # An instant of the future is from before a reboot.
+                # The time after the read: what was written just now must not look like the future, for an
+                # instant of the future is from before a reboot.
+                now = self._clock.now()
                 if fields is not None and 0 <= now - fields["seen"] < fields["duration"]:
                     found.append(_member(path.stem, fields, now))
-                elif fields is not None:
-                    path.unlink(missing_ok=True)
             return tuple(found)
 
     def announce(self, announcement: Announcement) -> bool:
         """Write it into the file of its term; False if its worker no longer holds the lock under that term."""
         with self._mutex, self._translated():
             held = self._held.get(announcement.worker_id)
-            if held is None or held.term != announcement.term or self._drop_if_replaced(announcement.worker_id):
+            if held is None or held.term != announcement.term or self._why_lost(announcement.worker_id, held):
                 return False
             self._write_term(held.term, announcement.worker_id, announcement)
             return True
 
     def notify(self, notice: Notice) -> None:
         """Tell all workers of `notice`."""
+        name = checked_name("notice_id", notice.notice_id)
         with self._translated():
+            now = self._clock.now()
             fields = {
                 "worker_id": notice.worker_id,
                 "reason": notice.reason,
-                "until": self._clock.now() + notice.remaining,
+                "since": now,
+                "until": now + notice.remaining,
             }
-            name = checked_name("notice_id", notice.notice_id)
             _replace(self._root / "notices" / f"{name}.json", fields)
 
     def resign(self, worker_id: str) -> None:
@@ -143,7 +147,7 @@ class FileCoordinator(Coordinator):
             held = self._held.pop(worker_id, None)
             if held is not None:
                 try:
-                    if _identity(self._lock_path) == held.identity:
+                    if self._is_ours(held):
                         record = self._read_term(held.term) or {}
                         self._write_record(held.term, {**record, "resigned": True})
                 finally:
@@ -151,6 +155,7 @@ class FileCoordinator(Coordinator):
 
     def leave(self, worker_id: str) -> None:
         """End a membership and take back its notices."""
+        checked_name("worker_id", worker_id)
         with self._translated():
             (self._root / "members" / f"{worker_id}.json").unlink(missing_ok=True)
             for path in (self._root / "notices").glob("*.json"):
@@ -205,37 +210,67 @@ class FileCoordinator(Coordinator):
             return None, (0, 0)
         return lock, identities[0]
 
-    def _drop_if_replaced(self, worker_id: str) -> str:
-        """Free our lock if its file is no longer the one in the directory; why, or an empty string.
-
-        The lock of a removed file excludes nobody: the next to come makes and locks a new one.
-        """
+    def _drop_if_lost(self, worker_id: str) -> str:
+        """Free our lock if it no longer stands for the newest term; why, or an empty string."""
         held = self._held.get(worker_id)
-        if held is None or _identity(self._lock_path) == held.identity:
-            return ""
-        del self._held[worker_id]
-        held.lock.release()
-        return f"the lock file {self._lock_path} was removed or replaced"
+        reason = "" if held is None else self._why_lost(worker_id, held)
+        if held is not None and reason:
+            del self._held[worker_id]
+            held.lock.release()
+        return reason
+
+    def _why_lost(self, worker_id: str, held: _Held) -> str:
+        # The lock of a removed file excludes nobody: the next to come makes and locks a new one. If two claimed
+        # terms at that moment, the newer term counts, and whoever holds the lock must give it up to claim again.
+        if not self._is_ours(held):
+            return f"the lock file {self._lock_path} was removed or replaced"
+        newest = self._terms()[-1:]
+        if newest != [held.term]:
+            return f"term {newest[0]} was granted in its place" if newest else f"the terms of {self._root} were removed"
+        if (self._read_term(held.term) or {}).get("worker_id") != worker_id:
+            return f"the record of term {held.term} was removed or changed"
+        return ""
+
+    def _is_ours(self, held: _Held) -> bool:
+        # A forked child has a copy of our fields, and not the lock.
+        return held.lock.is_locked and _identity(self._lock_path) == held.identity
 
     # ---------------------------------------------------------------- the term
 
     def _claim_term(self, worker_id: str, floor: int) -> int:
         """Claim the next term. O_EXCL makes a term unique even if the lock file was removed in between."""
-        folder = self._root / "terms"
-        folder.mkdir(parents=True, exist_ok=True)
-        terms = self._terms()
-        term = max(floor, terms[-1] if terms else 0) + 1
+        (self._root / "terms").mkdir(parents=True, exist_ok=True)
+        term = floor
         while True:
+            term = max(term, *self._terms(), 0) + 1
             try:
-                descriptor = os.open(folder / f"{term:010d}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                descriptor = os.open(self._term_path(term), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             except FileExistsError:
-                term += 1
                 continue
             os.close(descriptor)
-            self._write_term(term, worker_id, None)
-            for old in terms[:-_TERMS_KEPT]:
-                (folder / f"{old:010d}.json").unlink(missing_ok=True)
-            return term
+            # If there is a newer one by now, ours may be one that was used and cleaned up since we looked.
+            if self._terms()[-1] == term:
+                break
+        self._write_term(term, worker_id, None)
+        with suppress(OSError, KeyError, TypeError, ValueError):
+            self._clean_up()
+        return term
+
+    def _clean_up(self) -> None:
+        """Remove terms that nobody asks for, and what workers that died left long ago."""
+        terms = self._terms()
+        newest = self._newest_announcement(terms)
+        for term in terms[:-_TERMS_KEPT]:
+            if newest is None or term != newest.term:
+                self._term_path(term).unlink(missing_ok=True)
+        for path in (self._root / "members").glob("*.json"):
+            fields = _read(path) or {"seen": 0.0, "duration": 0.0}
+            if not 0 <= self._clock.now() - fields["seen"] < _EXPIRIES_KEPT * fields["duration"]:
+                path.unlink(missing_ok=True)
+        for path in (self._root / "notices").glob("*.json"):
+            fields = _read(path) or {"since": 0.0, "until": 0.0}
+            if not fields["since"] <= self._clock.now() < fields["until"]:
+                path.unlink(missing_ok=True)
 
     def _terms(self) -> list[int]:
         try:
@@ -245,7 +280,7 @@ class FileCoordinator(Coordinator):
         return sorted(int(name[:-5]) for name in names if name[:-5].isdecimal() and name.endswith(".json"))
 
     def _read_term(self, term: int) -> dict[str, Any] | None:
-        return _read(self._root / "terms" / f"{term:010d}.json")
+        return _read(self._term_path(term))
 
     def _write_term(self, term: int, worker_id: str, announcement: Announcement | None) -> None:
         fields = None
@@ -260,26 +295,28 @@ class FileCoordinator(Coordinator):
         self._write_record(term, {"worker_id": worker_id, "resigned": False, "announcement": fields})
 
     def _write_record(self, term: int, record: dict[str, Any]) -> None:
-        _replace(self._root / "terms" / f"{term:010d}.json", record)
+        _replace(self._term_path(term), record)
+
+    def _term_path(self, term: int) -> Path:
+        return self._root / "terms" / f"{term:010d}.json"
 
     # ---------------------------------------------------------------- the view
 
-    def _view(self, reason: str, *, probe: bool = False) -> ClusterView:
-        now = self._clock.now()
+    def _view(self, reason: str, *, loser: str | None = None, probe: bool = False) -> ClusterView:
         terms = self._terms()
         record = self._read_term(terms[-1]) if terms else None
         holder = None
         if record is not None and not record["resigned"]:
             holder = record["worker_id"]
-        if holder is not None and (reason or (probe and self._is_free())):
+        if holder is not None and (holder == loser or (probe and self._is_free())):
             holder = None
         return ClusterView(
             term=terms[-1] if terms else 0,
             holder=holder,
-            holder_age=None if holder is None else self._age(holder, now),
+            holder_age=None if holder is None else self._age(holder),
             remaining=None,
             announcement=self._newest_announcement(terms),
-            notices=self._notices(now),
+            notices=self._notices(),
             reason=reason,
         )
 
@@ -307,13 +344,12 @@ class FileCoordinator(Coordinator):
                 )
         return None
 
-    def _notices(self, now: float) -> tuple[Notice, ...]:
+    def _notices(self) -> tuple[Notice, ...]:
         found = []
         for path in sorted((self._root / "notices").glob("*.json")):
             fields = _read(path)
-            if fields is None:
-                continue
-            if now < fields["until"]:
+            now = self._clock.now()
+            if fields is not None and fields["since"] <= now < fields["until"]:
                 found.append(
                     Notice(
                         notice_id=path.stem,
@@ -322,12 +358,11 @@ class FileCoordinator(Coordinator):
                         remaining=fields["until"] - now,
                     )
                 )
-            else:
-                path.unlink(missing_ok=True)
         return tuple(found)
 
-    def _age(self, worker_id: str, now: float) -> float | None:
+    def _age(self, worker_id: str) -> float | None:
         fields = _read(self._root / "members" / f"{worker_id}.json")
+        now = self._clock.now()
         return None if fields is None or fields["seen"] > now else now - fields["seen"]
 
     def _write_member(self, beat: Heartbeat) -> None:
@@ -397,6 +432,11 @@ def _replace(path: Path, fields: dict[str, Any]) -> None:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(aside, flags, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(orjson.dumps(fields))
-    aside.rename(path)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(orjson.dumps(fields))
+        aside.rename(path)
+    except BaseException:
+        # On a full disk each tick would leave one.
+        aside.unlink(missing_ok=True)
+        raise

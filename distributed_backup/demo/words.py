@@ -8,7 +8,8 @@ from distributed_backup.checkpoint import Position, parse_name
 from distributed_backup.demo.messages import Event, Plan
 from distributed_backup.demo.verdict import Killed, Preempted, Verdict
 
-_QUIET: Final = frozenset({"ready", "call"})
+# "finished" is what the library logs just before the process says "done".
+_QUIET: Final = frozenset({"ready", "call", "finished"})
 
 
 def narrate(event: Event, plan: Plan) -> str:

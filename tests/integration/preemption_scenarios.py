@@ -140,7 +140,7 @@ def train_with_slow_disk(report: Report, job: Job, seconds: float) -> dict[str, 
         time.sleep(seconds)
         original(self, descriptor)
 
-    CheckpointStore._sync = slow  # type: ignore[method-assign]
+    CheckpointStore._sync = slow  # type: ignore[method-assign, assignment]
     return train(report, job)
 
 
@@ -151,7 +151,7 @@ def train_with_hanging_commit(report: Report, job: Job) -> dict[str, Any]:
         report("hanging")
         threading.Event().wait()
 
-    CheckpointStore._publish = hang  # type: ignore[method-assign]
+    CheckpointStore._publish = hang  # type: ignore[method-assign, assignment]
     return train(report, job)
 
 
@@ -165,7 +165,7 @@ def train_with_failing_disk(report: Report, job: Job) -> dict[str, Any]:
         original(self, descriptor, chunk)
 
     original = CheckpointStore._write
-    CheckpointStore._write = full  # type: ignore[method-assign]
+    CheckpointStore._write = full  # type: ignore[method-assign, assignment]
     return train(report, job)
 
 
@@ -212,7 +212,7 @@ def train_after_epoch_one_die(report: Report, job: Job) -> None:
         time.sleep(0.5)
         train_slow(self, descriptor)
 
-    CheckpointStore._sync = slow  # type: ignore[method-assign]
+    CheckpointStore._sync = slow  # type: ignore[method-assign, assignment]
     asyncio.run(run())
 
 

@@ -25,7 +25,8 @@ import pytest
 
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot, checkpoint_name
 from distributed_backup.errors import StoreError
-from distributed_backup.store import RUN_FILE, CheckpointStore
+from distributed_backup.run_directory import RUN_FILE
+from distributed_backup.store import CheckpointStore
 
 Event = dict[str, Any]
 Spec = dict[str, Any]

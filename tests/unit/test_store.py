@@ -26,7 +26,8 @@ from distributed_backup.errors import (
     StaleTermError,
     StoreError,
 )
-from distributed_backup.store import RUN_FILE, CheckpointStore
+from distributed_backup.run_directory import RUN_FILE
+from distributed_backup.store import CheckpointStore
 
 
 def snapshot(epoch: int, batch: int = 0, body: bytes = b'{"x":1}') -> Snapshot:

@@ -1,0 +1,220 @@
+"""A fit that is interrupted anywhere and goes on ends in the state, bit for bit, of one that nothing happened to.
+
+It is compared with a fit without our callback, and so is one with our callback that nothing happens to. A fit that goes
+on has generators seeded otherwise. The scenarios run in children, a whole matrix in each: see `resume_scenarios`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoint import Position
+from tests.processes import Child
+
+SCENARIOS = "tests.integration.resume_scenarios"
+ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
+
+
+def result(tmp_path: Path, name: str, *arguments: Any) -> Any:
+    with Child(f"{SCENARIOS}:{name}", *arguments, log=tmp_path / "log") as child:
+        return child.result()
+
+
+# ---------------------------------------------------------------- at every boundary
+
+
+def test_a_fit_that_is_interrupted_at_any_hook_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """Before, in and after each batch, between the last batch and the validation, in it, and at the end of the run."""
+    found = result(tmp_path, "matrix", {"epochs": 2})
+    assert found["wrong"] == []
+    assert found["tried"] == 28
+    assert found["resumed_at"] == 12
+    assert found["repeated"] == [0] * 28
+
+
+@pytest.mark.parametrize(
+    "fit", [{"modules": 2}, {"optimizer": "omega"}, {"optimizer": "omega", "modules": 2}, {"trainable": False}], ids=str
+)
+def test_any_program_resumes_exactly_from_every_boundary(tmp_path: Path, fit: dict[str, Any]) -> None:
+    """RandomFewShot and OMEGA, one module and two, and a program with nothing to train; no call is paid for twice."""
+    found = result(tmp_path, "matrix", {"epochs": 2, **fit}, ENDS)
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 12
+    assert found["repeated"] == [0] * 12
+
+
+@pytest.mark.parametrize(
+    "data", ["re-iterable", "sized re-iterable", "generator", "arrays in portions", "generator until it ends"]
+)
+def test_any_kind_of_data_goes_on_where_it_was(tmp_path: Path, data: str) -> None:
+    """Batches that start again with each epoch, and batches that go on across epochs and can be had only once."""
+    found = result(tmp_path, "matrix", {"epochs": 2, "steps": 2, "data": data}, ENDS)
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 10
+    assert found["repeated"] == [0] * 10
+
+
+@pytest.mark.parametrize(
+    ("fit", "boundaries"),
+    [
+        ({"arguments": {"validation_freq": 2}}, 9),
+        ({"arguments": {"initial_epoch": 1}, "epochs": 3}, 10),
+        ({"arguments": {"initial_epoch": 1}, "epochs": 3, "data": "generator"}, 10),
+        ({"steps_per_execution": 2, "steps": 3}, 8),
+    ],
+    ids=str,
+)
+def test_the_arguments_of_fit_keep_their_meaning(tmp_path: Path, fit: dict[str, Any], boundaries: int) -> None:
+    """Epochs without validation, a fit that begins late, and steps of several batches resume exactly too."""
+    found = result(tmp_path, "matrix", {"epochs": 2, "steps": 2, **fit}, ENDS)
+    assert found["wrong"] == []
+    if fit != {"arguments": {"validation_freq": 2}}:
+        assert found["resumed_at"] == found["tried"] == boundaries
+    assert set(found["repeated"]) == {0}
+
+
+def test_random_fits_resume_exactly(tmp_path: Path) -> None:
+    """Whatever program, data, way of saving, and number, kind and place of interruptions are drawn."""
+    found = result(tmp_path, "properties", 16)
+    assert found["wrong"] is None
+    assert len(found["seen"]) == 16
+    assert max(interrupted for *_, interrupted in found["seen"]) >= 2
+    assert {how for how, *_ in found["seen"]} == {"notice", "raise"}
+
+
+def test_a_fit_in_a_task_of_a_running_loop_resumes_exactly(tmp_path: Path) -> None:
+    """The exit leaves the task and the loop, and another loop's task goes on."""
+    found = result(tmp_path, "fit_as_a_task")
+    assert found == {"position": Position(1, 3), "wrong": [], "calls": 0}
+
+
+# ---------------------------------------------------------------- every form of interruption
+
+
+@pytest.mark.parametrize(("how", "epochs"), [("cut off", 2), ("cut off, and swallowed", 1)])
+def test_a_batch_that_is_cut_off_is_all_that_is_paid_for_twice(tmp_path: Path, how: str, epochs: int) -> None:
+    """A language model that does not answer within the grace period costs the calls of that batch once more.
+
+    So it does where retries of the calls take the cut for an error of the model, and the batch goes on without.
+    """
+    arguments = ("on_train_batch_begin", "on_test_batch_begin"), how, {"grace_period": 0.4}
+    found = result(tmp_path, "matrix", {"optimizer": "omega", "epochs": epochs}, *arguments)
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 5 * epochs
+    pairs = list(zip(found["repeated"], found["in_flight"], strict=True))
+    assert all(0 < repeated <= in_flight for repeated, in_flight in pairs), pairs
+
+
+@pytest.mark.parametrize(("save_freq", "positions"), [(1, 7), (2, 4), ("epoch", 2)])
+def test_an_exception_of_another_callback_loses_only_what_was_not_due(
+    tmp_path: Path, save_freq: Any, positions: int
+) -> None:
+    """The run goes on from the last checkpoint of the schedule, or from the beginning, and is exact."""
+    found = result(tmp_path, "matrix", {"epochs": 2}, ENDS, "raise", {"save_freq": save_freq})
+    assert found["wrong"] == []
+    assert found["resumed_at"] == positions
+    limit = {1: 6, 2: 10, "epoch": 14}[save_freq]
+    assert 0 < max(found["repeated"]) <= limit
+
+
+def test_a_fit_may_be_interrupted_again_before_it_has_come_to_where_it_was(tmp_path: Path) -> None:
+    """The second and third interruption fall before, into and after the fast-forward; each makes some way."""
+    cases = [[6, at, 2] for at in range(4)] + [[10, at] for at in (0, 1, 2, 4)] + [[25, 0, 0, 0]]
+    found = result(tmp_path, "chain", {}, cases)
+    assert found["wrong"] == []
+    assert all(walked == sorted(set(walked)) for walked in found["walked"]), found["walked"]
+    assert found["walked"][0] == [(0, 3), (0, 4), (0, 5)]
+    assert found["walked"][4] == [(0, 5), (1, 0)]
+
+
+# ---------------------------------------------------------------- what other callbacks remember
+
+
+@pytest.mark.parametrize(
+    ("stop", "epochs"),
+    [
+        ({}, [0, 1]),
+        ({"monitor": "val_reward", "mode": "min", "min_delta": 0.1, "patience": 1, "stop_at": 9}, [0, 1]),
+        ({"after": 1}, [0]),
+    ],
+    ids=["nothing stops", "early stopping", "stopped within an epoch"],
+)
+def test_callbacks_whose_state_is_kept_remember_the_whole_run(
+    tmp_path: Path, stop: dict[str, Any], epochs: list[int]
+) -> None:
+    """History, EarlyStopping and what has `get_state` hold at the end what they hold in an uninterrupted run."""
+    found = result(tmp_path, "state_of", {"epochs": 3 if "monitor" in stop else 2, "steps": 2}, stop)
+    assert found["wrong"] == []
+    assert found["epochs"] == epochs
+    assert found["tried"] >= 5
+    assert 0 not in found["resumed_part_only"]
+
+
+# ---------------------------------------------------------------- one program, several fits
+
+
+def test_each_fit_of_a_program_starts_at_its_first_epoch_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """After a finish, a preemption and a resume: no method and no attribute of ours is on program or optimizer."""
+    found = result(tmp_path, "second_fit")
+    assert found["epochs"] == [[0, 1, 2]] * 4
+    assert found["position"] == Position(0, 4)
+    assert found["after"] == found["before"]
+    left = {role: set(found["after_preemption"][role]) - set(found["before"][role]) for role in found["before"]}
+    # That one synalinks leaves itself, where a validation does not come to its end.
+    assert left == {"program": {"_eval_epoch_iterator"}, "optimizer": set()}
+
+
+def test_a_fit_that_died_unseen_does_not_reach_into_the_next_one(tmp_path: Path) -> None:
+    """After another callback's exception a fit without our callback is as it would have been without it before."""
+    found = result(tmp_path, "fit_without_us_after_a_death")
+    assert found["wrong"] == []
+    assert found["calls"][0] == found["calls"][1]
+    assert found["attributes"][0] == found["attributes"][2]
+
+
+# ---------------------------------------------------------------- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("saved", "other", "theirs", "own"),
+    [
+        ({}, {"modules": 2}, 1, 2),
+        ({"modules": 2}, {}, 2, 1),
+        ({"optimizer": "omega"}, {}, 2, 0),
+    ],
+    ids=str,
+)
+def test_a_program_that_does_not_fit_is_refused_and_left_untouched(
+    tmp_path: Path, saved: dict[str, Any], other: dict[str, Any], theirs: int, own: int
+) -> None:
+    """The error names the variables of both sides; program, generators and checkpoint are what they were."""
+    found = result(tmp_path, "mismatch", saved, other)
+    assert found["message"].startswith("the program does not fit the checkpoint: its ")
+    before, _, after = found["message"].partition(", the checkpoint's are ")
+    assert (before.count("/"), after.partition(" (")[0].count("/")) == (own, theirs)
+    assert found["wrong"] == []
+    assert found["attributes"][0] == found["attributes"][1]
+    assert found["initial_epoch"] is None
+    assert found["position"] == Position(0, 4)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 1, "steps": 6}, {"steps": 4}, {"val_size": 3}], ids=str)
+def test_other_data_is_warned_of_and_its_epoch_begun_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    """A batch number means nothing among other batches."""
+    found = result(tmp_path, "changed_data", change)
+    assert found["interrupted_at"] == Position(1, 1)
+    assert [message.partition(" when ")[0] for message in found["logged"]] == ["data or batch size is not what it was"]
+    assert "start of epoch 1" in found["logged"][0]
+    assert found["epochs"] == [1, 2]
+    assert found["batches"] == 2 * change.get("steps", 3)
+
+
+def test_more_epochs_are_no_other_data(tmp_path: Path) -> None:
+    """A run that is given more epochs goes on where it was."""
+    found = result(tmp_path, "changed_data", {"epochs": 4})
+    assert found["logged"] == []
+    assert found["epochs"] == [1, 2, 3]
+    assert found["batches"] == 8

@@ -1,0 +1,639 @@
+"""The elector on a clock that stands still: each tick is made by hand, each fault by a scripted coordinator."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.config import LeaseTimings
+from distributed_backup.coordinators.base import ClusterView, Heartbeat
+from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.errors import CoordinatorUnavailableError, NotLeadingError, StoreError
+from tests.clocks import FakeClock
+
+TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
+
+
+class FaultyCoordinator(MemoryCoordinator):
+    """Fails as told: `down` before the operation, `lossy` after it was done; `slow` seconds pass on the way."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.fake = clock
+        self.down = self.lossy = False
+        self.slow = 0.0
+        self.beats: list[Heartbeat] = []
+        self.resigned: list[str] = []
+        self.answer: ClusterView | None = None
+        self.beaten = threading.Event()
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        self.beats.append(beat)
+        self.beaten.set()
+        self._maybe_down()
+        view = super().heartbeat(beat)
+        self.fake.advance(self.slow)
+        if self.lossy:
+            raise CoordinatorUnavailableError("reply lost")
+        return self.answer or view
+
+    def resign(self, worker_id: str) -> None:
+        self.resigned.append(worker_id)
+        self._maybe_down()
+        super().resign(worker_id)
+
+    def _maybe_down(self) -> None:
+        if self.down:
+            raise CoordinatorUnavailableError("connection refused")
+
+
+class Recorder:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.broken = False
+
+    def elected(self, term: int) -> None:
+        self.events.append(("elected", term))
+        self._maybe_break()
+
+    def lost(self, loss: LeaseLoss) -> None:
+        self.events.append(("lost", loss))
+
+    def observed(self, view: ClusterView) -> None:
+        self.events.append(("observed", view))
+        self._maybe_break()
+
+    def of(self, kind: str) -> list[Any]:
+        return [value for name, value in self.events if name == kind]
+
+    def _maybe_break(self) -> None:
+        if self.broken:
+            raise RuntimeError("a bug in the listener")
+
+
+class Bench:
+    """A clock, a coordinator, and an elector "a" with its recorder."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.coordinator = FaultyCoordinator(self.clock)
+        self.recorder = Recorder()
+        self.floor = 0
+        self.store_error: StoreError | None = None
+        self.floors_asked = 0
+        self.elector = self.another("a", self.recorder)
+
+    def another(self, worker_id: str, recorder: Recorder | None = None) -> Elector:
+        return Elector(
+            coordinator=self.coordinator,
+            worker_id=worker_id,
+            timings=TIMINGS,
+            clock=self.clock,
+            listener=recorder or Recorder(),
+            floor=self._floor,
+        )
+
+    def _floor(self) -> int:
+        self.floors_asked += 1
+        if self.store_error is not None:
+            raise self.store_error
+        return self.floor
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def leads(bench: Bench) -> bool:
+    return bench.elector.is_leader
+
+
+def last_resort(bench: Bench) -> int | None:
+    return bench.elector.term_of_last_resort
+
+
+def broken_store() -> StoreError:
+    return StoreError("can't list /mnt/run", path="/mnt/run")
+
+
+# ---------------------------------------------------------------- leading
+
+
+def test_the_first_to_campaign_leads_and_is_told_once(bench: Bench) -> None:
+    """An election is a transition, told before the view that came with it; renewals are not news."""
+    for _ in range(3):
+        bench.elector.tick()
+    assert leads(bench)
+    assert bench.elector.term == bench.elector.last_term == bench.elector.ensure_leading() == 1
+    assert bench.recorder.of("elected") == [1]
+    assert [name for name, _ in bench.recorder.events] == ["elected", "observed", "observed", "observed"]
+
+
+def test_a_follower_does_not_lead(bench: Bench) -> None:
+    """It observes, and `ensure_leading` stops it before anything irreversible."""
+    bench.another("b").tick()
+    bench.elector.tick()
+    assert not leads(bench)
+    assert bench.elector.term is None
+    assert bench.elector.last_term is None
+    assert bench.recorder.of("observed")[0].holder == "b"
+    with pytest.raises(NotLeadingError, match=r"worker a does not lead \(last term: None\)"):
+        bench.elector.ensure_leading()
+
+
+def test_leadership_ends_at_the_deadline_without_any_tick(bench: Bench) -> None:
+    """A worker that can't tick (paused, cut off) stops believing by itself, before anybody else may lead."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.renew_deadline - 0.001)
+    assert leads(bench)
+    bench.clock.advance(0.001)
+    assert not leads(bench)
+    with pytest.raises(NotLeadingError):
+        bench.elector.ensure_leading()
+    bench.another("b").tick()
+    assert bench.coordinator.view().holder == "a"
+
+
+def test_the_deadline_is_counted_from_before_the_request_was_sent(bench: Bench) -> None:
+    """A reply that took 4 s leaves 6 of 10 seconds, for the acquisition and for a renewal."""
+    bench.coordinator.slow = 4.0
+    for _ in range(2):
+        bench.elector.tick()
+        bench.clock.advance(5.999)
+        assert leads(bench)
+        bench.clock.advance(0.002)
+        assert not leads(bench)
+
+
+def test_a_reply_that_comes_after_the_deadline_does_not_make_a_leader(bench: Bench) -> None:
+    """The lease may be somebody else's by the time we read that it is ours."""
+    bench.coordinator.slow = TIMINGS.renew_deadline + 0.1
+    bench.elector.tick()
+    assert not leads(bench)
+
+
+def test_a_renewal_moves_the_deadline(bench: Bench) -> None:
+    """Each answered heartbeat gives another `renew_deadline` seconds."""
+    bench.elector.tick()
+    for _ in range(5):
+        bench.clock.advance(9.0)
+        bench.elector.tick()
+        assert leads(bench)
+    assert bench.recorder.of("elected") == [1]
+    assert bench.recorder.of("lost") == []
+
+
+def test_a_heartbeat_says_what_the_worker_is(bench: Bench) -> None:
+    """Role, position and duration travel with each tick."""
+    bench.elector.position = Position(2, 3)
+    bench.elector.tick()
+    bench.elector.tick()
+    first, second = bench.coordinator.beats
+    assert (first.role, first.position, first.duration, first.campaign) == ("follower", Position(2, 3), 15.0, True)
+    assert second.role == "leader"
+
+
+# ---------------------------------------------------------------- unreachable, lost
+
+
+def test_an_unreachable_coordinator_is_no_loss_before_the_deadline(bench: Bench) -> None:
+    """Not being able to renew is not having lost: the leader goes on until its own deadline."""
+    bench.elector.tick()
+    bench.coordinator.down = True
+    for _ in range(4):
+        bench.clock.advance(2.0)
+        bench.elector.tick()
+        assert leads(bench)
+    assert bench.recorder.of("lost") == []
+    bench.coordinator.down = False
+    bench.elector.tick()
+    bench.clock.advance(9.0)
+    assert bench.elector.term == 1
+
+
+def test_an_unreachable_coordinator_is_one_loss_at_the_deadline(bench: Bench) -> None:
+    """The loss names term and cause, and is told once however long it lasts."""
+    bench.elector.tick()
+    bench.coordinator.down = True
+    for _ in range(20):
+        bench.clock.advance(2.0)
+        bench.elector.tick()
+    assert bench.recorder.of("lost") == [LeaseLoss(term=1, reason="no renewal for 10 s: connection refused")]
+    assert bench.elector.last_term == 1
+
+
+def test_a_lease_that_another_took_is_one_loss(bench: Bench) -> None:
+    """A paused leader learns at its next tick who leads now."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.duration)
+    bench.another("b").tick()
+    for _ in range(3):
+        bench.elector.tick()
+    assert bench.recorder.of("lost") == [LeaseLoss(term=1, reason="term 2 belongs to b")]
+    assert not leads(bench)
+
+
+def test_the_coordinators_reason_for_a_loss_is_passed_on(bench: Bench) -> None:
+    """What the coordinator knows better than we do is what is told."""
+    bench.elector.tick()
+    bench.coordinator.answer = ClusterView(
+        term=1, holder=None, holder_age=None, remaining=None, announcement=None, reason="the lock file was removed"
+    )
+    bench.elector.tick()
+    assert bench.recorder.of("lost") == [LeaseLoss(term=1, reason="the lock file was removed")]
+
+
+def test_a_new_term_for_the_holder_is_a_loss_and_an_election(bench: Bench) -> None:
+    """Whoever held term 1 and is told that it holds term 2 was out of office in between."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.duration)
+    bench.elector.tick()
+    assert [name for name, _ in bench.recorder.events if name != "observed"] == ["elected", "lost", "elected"]
+    assert bench.recorder.of("lost") == [LeaseLoss(term=1, reason="term 2 was granted in its place")]
+    assert bench.elector.term == 2
+
+
+def test_a_worker_that_lost_campaigns_again(bench: Bench) -> None:
+    """A loss is not the end: when the lease is free it leads again, under a new term."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.duration)
+    other = bench.another("b")
+    other.tick()
+    bench.elector.tick()
+    other.resign()
+    bench.elector.tick()
+    assert bench.elector.term == 3
+    assert bench.recorder.of("elected") == [1, 3]
+
+
+def test_the_term_of_last_resort_is_ours_only_while_nobody_can_be_asked(bench: Bench) -> None:
+    """Cut off, the last term we led under may be written under; reachable, the coordinator decides."""
+    bench.coordinator.down = True
+    bench.elector.tick()
+    assert last_resort(bench) is None
+    bench.coordinator.down = False
+    bench.elector.tick()
+    assert last_resort(bench) is None
+    bench.coordinator.down = True
+    bench.clock.advance(TIMINGS.renew_deadline)
+    bench.elector.tick()
+    assert not leads(bench)
+    assert last_resort(bench) == 1
+    bench.coordinator.down = False
+    bench.another("b").tick()
+    bench.elector.tick()
+    assert last_resort(bench) is None
+
+
+# ---------------------------------------------------------------- lost replies
+
+
+def test_a_lost_reply_to_the_acquisition_locks_nobody_out(bench: Bench) -> None:
+    """The lease was granted and we don't know: the next tick finds it, under the same term."""
+    bench.coordinator.lossy = True
+    bench.elector.tick()
+    assert not leads(bench)
+    bench.coordinator.lossy = False
+    bench.elector.tick()
+    assert bench.elector.term == 1
+    assert bench.recorder.of("lost") == []
+
+
+def test_a_lease_whose_grant_was_lost_is_given_back_on_resignation(bench: Bench) -> None:
+    """A worker that leaves without knowing that it holds the lease does not leave it to run out."""
+    bench.coordinator.lossy = True
+    bench.elector.tick()
+    bench.coordinator.lossy = False
+    bench.elector.resign()
+    successor = bench.another("b")
+    successor.tick()
+    assert successor.term == 2
+
+
+def test_a_lost_reply_to_a_renewal_loses_nothing(bench: Bench) -> None:
+    """The lease goes on under the same term."""
+    bench.elector.tick()
+    bench.coordinator.lossy = True
+    bench.clock.advance(2.0)
+    bench.elector.tick()
+    bench.coordinator.lossy = False
+    bench.clock.advance(2.0)
+    bench.elector.tick()
+    assert bench.elector.term == 1
+    assert bench.recorder.of("lost") == []
+
+
+# ---------------------------------------------------------------- the floor
+
+
+def test_a_term_is_above_what_the_store_knows(bench: Bench) -> None:
+    """The coordinator forgot; the store didn't."""
+    bench.floor = 7
+    bench.elector.tick()
+    assert bench.elector.term == 8
+
+
+def test_the_store_is_not_asked_while_we_lead(bench: Bench) -> None:
+    """A renewal costs no directory listing."""
+    bench.elector.tick()
+    asked = bench.floors_asked
+    for _ in range(5):
+        bench.elector.tick()
+    assert bench.floors_asked == asked
+
+
+def test_a_granted_term_that_was_used_meanwhile_is_refused(bench: Bench) -> None:
+    """Somebody committed under it between our question and the answer: give it back, come again higher."""
+    floors = iter([0, 5, 5, 5])
+    elector = Elector(
+        coordinator=bench.coordinator,
+        worker_id="a",
+        timings=TIMINGS,
+        clock=bench.clock,
+        listener=bench.recorder,
+        floor=lambda: next(floors),
+    )
+    elector.tick()
+    assert not elector.is_leader
+    assert bench.coordinator.view().holder is None
+    assert bench.recorder.of("elected") == []
+    elector.tick()
+    assert elector.term == 6
+
+
+def test_a_worker_that_can_not_read_the_store_stays_a_member_and_does_not_campaign(bench: Bench) -> None:
+    """Without the floor a used term could be granted again."""
+    bench.store_error = broken_store()
+    bench.elector.tick()
+    assert bench.coordinator.view().holder is None
+    assert [member.worker_id for member in bench.coordinator.members()] == ["a"]
+    assert [beat.campaign for beat in bench.coordinator.beats] == [False]
+    assert len(bench.recorder.of("observed")) == 1
+    bench.store_error = None
+    bench.elector.tick()
+    assert leads(bench)
+
+
+def test_a_leader_that_can_not_read_the_store_goes_on_leading(bench: Bench) -> None:
+    """The floor is asked for new terms only."""
+    bench.elector.tick()
+    bench.store_error = broken_store()
+    bench.clock.advance(2.0)
+    bench.elector.tick()
+    assert bench.elector.term == 1
+
+
+def test_a_lease_whose_term_can_not_be_checked_is_given_back(bench: Bench) -> None:
+    """A worker whose store failed after the grant must not hold the lease and not lead: nobody would."""
+    bench.coordinator.lossy = True
+    bench.elector.tick()
+    bench.coordinator.lossy = False
+    bench.store_error = broken_store()
+    bench.elector.tick()
+    assert not leads(bench)
+    assert bench.coordinator.view().holder is None
+
+
+def test_a_coordinator_that_lost_its_data_grants_no_term_we_have_seen(bench: Bench) -> None:
+    """Nobody committed under terms 1 to 3, so the store can't tell; whoever saw them can."""
+    for worker_id in ("x", "y", "z"):
+        elector = bench.another(worker_id)
+        elector.tick()
+        bench.elector.tick()
+        elector.resign()
+    bench.coordinator.erase()
+    bench.elector.tick()
+    assert bench.elector.term == 4
+
+
+def test_a_leader_whose_coordinator_lost_its_data_gets_a_higher_term(bench: Bench) -> None:
+    """Its own term counts as seen: it must not end up leading under a lower one."""
+    bench.floor = 6
+    bench.elector.tick()
+    bench.floor = 0
+    bench.coordinator.erase()
+    bench.elector.tick()
+    assert bench.elector.term == 8
+    assert bench.recorder.of("lost") == [LeaseLoss(term=7, reason="term 8 was granted in its place")]
+
+
+def test_a_coordinator_that_went_back_in_time_does_not_reinstate_anybody(bench: Bench) -> None:
+    """A stale replica names us holder of term 1, but term 2 has been seen: refuse, and campaign above it."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.duration)
+    other = bench.another("b")
+    other.tick()
+    bench.elector.tick()
+    bench.coordinator._term, bench.coordinator._holder = 1, "a"
+    bench.elector.tick()
+    assert not leads(bench)
+    bench.elector.tick()
+    assert bench.elector.term == 3
+
+
+def test_a_refusal_that_can_not_be_delivered_is_delivered_at_the_next_tick(bench: Bench) -> None:
+    """The coordinator failing between grant and refusal is one more unreachable tick, not an error."""
+    floors = iter([0, 5, 5, 5, 5, 5])
+    elector = Elector(
+        coordinator=bench.coordinator,
+        worker_id="a",
+        timings=TIMINGS,
+        clock=bench.clock,
+        listener=bench.recorder,
+        floor=lambda: next(floors),
+    )
+    heartbeat = bench.coordinator.heartbeat
+
+    def granted_and_down(beat: Heartbeat) -> ClusterView:
+        view = heartbeat(beat)
+        bench.coordinator.down = True
+        return view
+
+    bench.coordinator.heartbeat = granted_and_down  # type: ignore[method-assign]
+    elector.tick()
+    assert bench.coordinator.resigned == ["a"]
+    bench.coordinator.down = False
+    bench.coordinator.heartbeat = heartbeat  # type: ignore[method-assign]
+    elector.tick()
+    elector.tick()
+    assert elector.term == 6
+
+
+# ---------------------------------------------------------------- resigning, stopping, the thread
+
+
+def test_resigning_hands_over_and_ends_the_campaign(bench: Bench) -> None:
+    """Another leads at its next tick; we never come back, and no loss is reported."""
+    bench.elector.tick()
+    bench.elector.resign()
+    assert not leads(bench)
+    sent = len(bench.coordinator.beats)
+    bench.elector.tick()
+    assert len(bench.coordinator.beats) == sent
+    successor = bench.another("b")
+    successor.tick()
+    assert successor.term == 2
+    assert bench.recorder.of("lost") == []
+
+
+def test_resigning_without_leading_tells_nobody(bench: Bench) -> None:
+    """Somebody else's lease is left alone, and a follower's way out costs no round trip."""
+    bench.another("b").tick()
+    bench.elector.tick()
+    bench.elector.resign()
+    assert bench.coordinator.resigned == []
+    assert bench.coordinator.view().holder == "b"
+
+
+def test_a_resignation_that_can_not_be_told_ends_leadership_all_the_same(bench: Bench) -> None:
+    """The caller hears of it, may try again, and we lead no more."""
+    bench.elector.tick()
+    bench.coordinator.down = True
+    with pytest.raises(CoordinatorUnavailableError):
+        bench.elector.resign()
+    assert not leads(bench)
+    bench.coordinator.down = False
+    bench.elector.resign()
+    assert bench.coordinator.view().holder is None
+
+
+class Turnstile(FakeClock):
+    """A clock whose `wait` blocks until the test lets one tick pass, and tells how long it was asked to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.periods: list[float] = []
+        self.waiting = threading.Semaphore(0)
+        self._open = threading.Semaphore(0)
+
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        self.periods.append(timeout)
+        self.waiting.release()
+        while not self._open.acquire(timeout=0.005):
+            if event.is_set():
+                return True
+        return event.is_set()
+
+    def let_pass(self) -> None:
+        self._open.release()
+        assert self.waiting.acquire(timeout=30)
+
+
+@pytest.fixture
+def turnstile(bench: Bench) -> Turnstile:
+    bench.clock = bench.coordinator.fake = Turnstile()
+    bench.coordinator._clock = bench.clock
+    bench.elector = bench.another("a", bench.recorder)
+    return bench.clock
+
+
+def test_the_thread_ticks_at_once_and_then_each_period_with_jitter(bench: Bench, turnstile: Turnstile) -> None:
+    """Periods differ from each other, so that a herd of workers does not stay one."""
+    bench.elector.start()
+    assert turnstile.waiting.acquire(timeout=30)
+    for _ in range(20):
+        turnstile.let_pass()
+    bench.elector.stop()
+    assert len(bench.coordinator.beats) == 21
+    assert bench.elector.period == 0.1
+    assert all(0.08 <= period <= 0.12 for period in turnstile.periods)
+    assert len(set(turnstile.periods)) > 10
+
+
+def test_the_jitter_leaves_the_global_generator_alone(bench: Bench, turnstile: Turnstile) -> None:
+    """The state of `random` is training state: an exact resume depends on it."""
+    random.seed(42)
+    before = random.getstate()
+    bench.elector.start()
+    assert turnstile.waiting.acquire(timeout=30)
+    for _ in range(3):
+        turnstile.let_pass()
+    bench.elector.stop()
+    assert random.getstate() == before
+
+
+def test_after_stop_nothing_ticks_and_the_lease_is_kept(bench: Bench, turnstile: Turnstile) -> None:
+    """Stopping is not resigning; and a stopped elector can't be woken."""
+    bench.elector.start()
+    assert turnstile.waiting.acquire(timeout=30)
+    bench.elector.stop()
+    sent = len(bench.coordinator.beats)
+    bench.elector.poke()
+    bench.elector.stop()
+    assert len(bench.coordinator.beats) == sent
+    assert bench.coordinator.view().holder == "a"
+    assert not any(thread.name == "distributed-backup-elector" for thread in threading.enumerate())
+
+
+def test_a_poke_ticks_before_the_period_is_over(bench: Bench, turnstile: Turnstile) -> None:
+    """A hint that something happened saves up to a period."""
+    bench.elector.start()
+    assert turnstile.waiting.acquire(timeout=30)
+    bench.coordinator.beaten.clear()
+    bench.elector.poke()
+    assert bench.coordinator.beaten.wait(30)
+    bench.elector.stop()
+
+
+@pytest.mark.parametrize("fault", ["listener", "store"])
+def test_a_bug_does_not_end_the_thread(
+    bench: Bench, turnstile: Turnstile, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    """It is logged with its trace, and the next tick does better."""
+    if fault == "listener":
+        bench.recorder.broken = True
+    else:
+        bench.store_error = RuntimeError("a bug in the store")  # type: ignore[assignment]
+    with caplog.at_level(logging.ERROR):
+        bench.elector.start()
+        assert turnstile.waiting.acquire(timeout=30)
+    assert "a bug in the" in caplog.text
+    bench.recorder.broken, bench.store_error = False, None
+    turnstile.let_pass()
+    assert bench.elector.term == 1
+    assert bench.recorder.of("observed")
+    bench.elector.stop()
+
+
+def test_a_resignation_waits_for_the_tick_that_is_running(bench: Bench) -> None:
+    """Otherwise a heartbeat on its way could win the lease back after the resignation."""
+    sent, go = threading.Event(), threading.Event()
+    heartbeat = bench.coordinator.heartbeat
+
+    def slow(beat: Heartbeat) -> ClusterView:
+        sent.set()
+        assert go.wait(30)
+        return heartbeat(beat)
+
+    bench.coordinator.heartbeat = slow  # type: ignore[method-assign]
+    threads = [threading.Thread(target=call) for call in (bench.elector.tick, bench.elector.resign)]
+    threads[0].start()
+    assert sent.wait(30)
+    threads[1].start()
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert bench.coordinator.view().holder is None
+    assert not leads(bench)
+
+
+def test_stopping_from_within_the_thread_does_not_deadlock(bench: Bench, turnstile: Turnstile) -> None:
+    """A listener may stop the elector that called it."""
+    stop: Callable[[], None] = bench.elector.stop
+    bench.recorder.elected = lambda term: stop()  # type: ignore[method-assign]
+    bench.elector.start()
+    assert turnstile.waiting.acquire(timeout=30)
+    thread = bench.elector._thread
+    assert thread is not None
+    thread.join(30)
+    assert not thread.is_alive()

@@ -1,0 +1,396 @@
+"""The promises of DESIGN §1 under any order of elections, pauses, crashes, lost replies, outages and late commits.
+
+Real electors, savers, stores and coordinators; only the threads are missing: hypothesis decides who moves next.
+One clock stands for all, since workers compare no clocks; a pause is a worker that makes no step while time goes
+on, and a late commit one that was begun under a term which may be history when it is finished.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import override
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.config import LeaseTimings
+from distributed_backup.coordinators.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
+from distributed_backup.coordinators.file import FileCoordinator
+from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
+from distributed_backup.saver import Saver
+from distributed_backup.store import CheckpointStore
+from tests.clocks import FakeClock
+from tests.contract.harness import release_locks
+
+TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
+SETTINGS = settings(
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+SLOTS = st.integers(0, 2)
+
+
+@dataclass
+class Network:
+    """What is wrong with the way to the coordinator, for all workers."""
+
+    down: bool = False
+
+
+class Wire(Coordinator):
+    """One worker's way to the coordinator: may be down, lose the next reply, or make it late."""
+
+    tick = 2.0
+
+    def __init__(self, coordinator: Coordinator, network: Network, clock: FakeClock) -> None:
+        self.far_end = coordinator
+        self._network = network
+        self._clock = clock
+        self.lose_next = False
+        self.delay_next = 0.0
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        self._request()
+        view = self.far_end.heartbeat(beat)
+        self._reply()
+        return view
+
+    def announce(self, announcement: Announcement) -> bool:
+        self._request()
+        accepted = self.far_end.announce(announcement)
+        self._reply()
+        return accepted
+
+    def resign(self, worker_id: str) -> None:
+        self._request()
+        self.far_end.resign(worker_id)
+        self._reply()
+
+    def view(self) -> ClusterView:
+        return self.far_end.view()
+
+    def members(self) -> tuple[Member, ...]:
+        return self.far_end.members()
+
+    def notify(self, notice: Notice) -> None:
+        self.far_end.notify(notice)
+
+    def leave(self, worker_id: str) -> None:
+        self.far_end.leave(worker_id)
+
+    def erase(self) -> None:
+        self.far_end.erase()
+
+    def _request(self) -> None:
+        if self._network.down:
+            raise CoordinatorUnavailableError("down")
+
+    def _reply(self) -> None:
+        delay, self.delay_next = self.delay_next, 0.0
+        self._clock.advance(delay)
+        lost, self.lose_next = self.lose_next, False
+        if lost:
+            raise CoordinatorUnavailableError("reply lost")
+
+
+class InterruptedStore(CheckpointStore):
+    """Lets others act between the last check of a commit and its rename."""
+
+    others_act = staticmethod(lambda: None)
+
+    @override
+    def _publish(self, partial: Path, path: Path) -> None:
+        others_act, self.others_act = self.others_act, lambda: None
+        others_act()
+        super()._publish(partial, path)
+
+
+@dataclass
+class Incarnation:
+    """One worker in one incarnation, and what it has begun and not finished."""
+
+    worker_id: str
+    wire: Wire
+    elector: Elector
+    saver: Saver
+    store: InterruptedStore
+    position: int
+    paused: bool = False
+    begun: list[tuple[int, Snapshot]] = field(default_factory=list)
+
+
+class Observer:
+    """Listens for one worker, and holds the run to its first promise."""
+
+    def __init__(self, machine: Promises, worker_id: str) -> None:
+        self._machine = machine
+        self._worker_id = worker_id
+
+    def elected(self, term: int) -> None:
+        holders = self._machine.holders
+        assert holders.setdefault(term, self._worker_id) == self._worker_id, f"term {term} has two holders: {holders}"
+        assert term == max(holders), f"term {term} was granted after term {max(holders)}"
+
+    def lost(self, loss: LeaseLoss) -> None:
+        assert self._machine.holders[loss.term] == self._worker_id
+
+    def observed(self, view: ClusterView) -> None:
+        pass
+
+    def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
+        pass
+
+    def failed(self, error: StoreError) -> None:
+        raise AssertionError(error)
+
+
+class Promises(RuleBasedStateMachine):
+    """Three workers, their incarnations one after another, one coordinator and one store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="promises-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.clock = FakeClock()
+        self.network = Network()
+        self.server = MemoryCoordinator(self.clock)
+        self.store = CheckpointStore(self.root / "run")
+        self.holders: dict[int, str] = {}
+        self.writers: dict[int, str] = {}
+        self.best: CheckpointHeader | None = None
+        self.forgotten_at = -1e9
+        self.count = 0
+        self.workers: dict[int, Incarnation] = {}
+        for slot in range(3):
+            self.start(slot)
+        self.tick_all()
+
+    def teardown(self) -> None:
+        for worker in self.workers.values():
+            self.kill(worker)
+        shutil.rmtree(self.root)
+
+    # ------------------------------------------------------------ what differs between coordinators
+
+    def connect(self) -> Coordinator:
+        return self.server
+
+    def kill(self, worker: Incarnation) -> None:
+        """The process is gone; a lease in memory runs out by itself."""
+
+    def onlooker(self) -> Coordinator:
+        return self.server
+
+    # ------------------------------------------------------------ helpers
+
+    def start(self, slot: int) -> None:
+        self.count += 1
+        worker_id = f"w{slot}-{self.count}"
+        store = InterruptedStore(self.root / "run", keep=1)
+        wire = Wire(self.connect(), self.network, self.clock)
+        observer = Observer(self, worker_id)
+        elector = Elector(
+            coordinator=wire,
+            worker_id=worker_id,
+            timings=TIMINGS,
+            clock=self.clock,
+            listener=observer,
+            floor=store.highest_term,
+        )
+        saver = Saver(store=store, worker_id=worker_id, clock=self.clock, term=lambda: elector.term, listener=observer)
+        newest = store.latest()
+        position = 0 if newest is None else newest.position.batch
+        self.workers[slot] = Incarnation(worker_id, wire, elector, saver, store, position)
+
+    def leaders(self) -> list[Incarnation]:
+        """Those who believe to lead and are awake to act on it."""
+        return [worker for worker in self.workers.values() if worker.elector.is_leader and not worker.paused]
+
+    def snapshot(self, worker: Incarnation) -> Snapshot:
+        body = b'{"by":"%s","batch":%d}' % (worker.worker_id.encode(), worker.position)
+        return Snapshot(position=Position(0, worker.position), body=body)
+
+    def save(self, worker: Incarnation, term: int | None, snapshot: Snapshot) -> None:
+        if term is not None:
+            worker.saver._commit(snapshot, term, 0)
+            self.check()
+
+    def check(self) -> None:
+        """Nothing that was the newest checkpoint is lost, superseded by an older term, or behind an earlier one."""
+        for row in self.store.list():
+            assert row.header is not None
+            term, writer = row.term, row.header.worker_id
+            assert self.writers.setdefault(term, writer) == writer, f"term {term} was used by two workers"
+            assert self.holders.get(term) == writer, f"{writer} committed under term {term}, which it never held"
+        newest = self.store.latest()
+        if self.best is not None:
+            assert newest is not None, f"{self.best.name} is lost"
+            assert newest.name >= self.best.name, f"{newest.name} is the newest, {self.best.name} was"
+            assert newest.position >= self.best.position, f"progress went from {self.best.name} to {newest.name}"
+            if newest.name == self.best.name:
+                assert newest.header == self.best, "a checkpoint was written over"
+        self.best = None if newest is None else newest.header
+
+    # ------------------------------------------------------------ what can happen
+
+    @rule(slot=SLOTS)
+    def tick(self, slot: int) -> None:
+        if not self.workers[slot].paused:
+            self.workers[slot].elector.tick()
+
+    @rule()
+    def tick_all(self) -> None:
+        for slot in self.workers:
+            self.tick(slot)
+
+    @rule(seconds=st.sampled_from([1.0, 4.0, 9.5, 15.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(slot=SLOTS)
+    def pause(self, slot: int) -> None:
+        self.workers[slot].paused = True
+
+    @rule()
+    def resume_all(self) -> None:
+        for worker in self.workers.values():
+            worker.paused = False
+
+    @rule(slot=SLOTS)
+    def crash_and_restart(self, slot: int) -> None:
+        self.kill(self.workers[slot])
+        self.start(slot)
+
+    @rule(slot=SLOTS)
+    def resign_and_restart(self, slot: int) -> None:
+        with suppress(CoordinatorUnavailableError):
+            self.workers[slot].elector.resign()
+        self.crash_and_restart(slot)
+
+    @rule(slot=SLOTS)
+    def tick_with_a_lost_reply(self, slot: int) -> None:
+        self.workers[slot].wire.lose_next = True
+        self.tick(slot)
+
+    @rule(slot=SLOTS, seconds=st.sampled_from([6.0, 12.0]), late=st.sampled_from([0.0, 4.0]))
+    def tick_with_a_late_reply(self, slot: int, seconds: float, late: float) -> None:
+        """The answer is on its way for most of a lease; then the others come."""
+        self.workers[slot].wire.delay_next = seconds
+        self.tick(slot)
+        self.clock.advance(late)
+        self.tick_all()
+
+    @rule()
+    def cut_the_network(self) -> None:
+        self.network.down = True
+
+    @precondition(lambda self: self.network.down)
+    @rule()
+    def mend_the_network(self) -> None:
+        self.network.down = False
+
+    # The limit: of a term that nobody committed under, only workers that saw it keep the memory.
+    @precondition(lambda self: max(self.holders, default=0) <= self.store.highest_term())
+    @rule()
+    def coordinator_forgets(self) -> None:
+        self.onlooker().erase()
+        self.forgotten_at = self.clock.now()
+
+    @rule(slot=SLOTS, batches=st.integers(1, 3))
+    def train(self, slot: int, batches: int) -> None:
+        if not self.workers[slot].paused:
+            self.workers[slot].position += batches
+
+    @precondition(lambda self: self.leaders())
+    @rule(batches=st.integers(0, 3))
+    def leader_commits(self, batches: int) -> None:
+        for worker in self.leaders():
+            worker.position += batches
+            self.save(worker, worker.elector.term, self.snapshot(worker))
+
+    @rule(slot=SLOTS)
+    def commit_as_a_last_resort(self, slot: int) -> None:
+        worker = self.workers[slot]
+        if not worker.paused:
+            self.save(worker, worker.elector.term_of_last_resort, self.snapshot(worker))
+
+    @precondition(lambda self: self.leaders())
+    @rule(batches=st.integers(0, 3))
+    def leader_begins_a_commit(self, batches: int) -> None:
+        for worker in self.leaders():
+            worker.position += batches
+            assert worker.elector.term is not None
+            worker.begun.append((worker.elector.term, self.snapshot(worker)))
+
+    @rule(slot=SLOTS)
+    def finish_a_commit_late(self, slot: int) -> None:
+        worker = self.workers[slot]
+        if worker.begun:
+            self.save(worker, *worker.begun.pop(0))
+
+    @precondition(lambda self: self.leaders())
+    @rule(other=SLOTS)
+    def commit_while_another_takes_over(self, other: int) -> None:
+        """The worst pause: after the last check of the commit, for as long as the next leader needs to commit."""
+        worker, successor = self.leaders()[0], self.workers[other]
+        if worker is successor or successor.paused:
+            return
+
+        def take_over() -> None:
+            self.clock.advance(TIMINGS.duration)
+            successor.elector.tick()
+            successor.position += 1
+            self.save(successor, successor.elector.term, self.snapshot(successor))
+
+        worker.position += 1
+        worker.store.others_act = take_over
+        self.save(worker, worker.elector.term, self.snapshot(worker))
+        worker.store.others_act = lambda: None
+
+    # ------------------------------------------------------------ what must hold
+
+    @invariant()
+    def at_most_one_believes_to_lead(self) -> None:
+        """With honest clocks, and unless the coordinator forgot a lease that had not run out."""
+        leaders = [worker.worker_id for worker in self.workers.values() if worker.elector.is_leader]
+        if self.clock.now() - self.forgotten_at >= TIMINGS.renew_deadline:
+            assert len(leaders) <= 1, leaders
+
+    @invariant()
+    def the_store_keeps_its_promises(self) -> None:
+        self.check()
+
+
+class FilePromises(Promises):
+    """The same over a file lock: each incarnation has a coordinator object of its own, a crash frees its lock."""
+
+    def connect(self) -> Coordinator:
+        return FileCoordinator(self.root / "coordinator", self.clock)
+
+    def kill(self, worker: Incarnation) -> None:
+        assert isinstance(worker.wire.far_end, FileCoordinator)
+        release_locks(worker.wire.far_end)
+
+    def onlooker(self) -> Coordinator:
+        return self.connect()
+
+
+def test_the_promises_hold_with_a_lease_in_memory() -> None:
+    """One holder per term; an older term never wins; nothing committed is lost; progress never goes back."""
+    run_state_machine_as_test(Promises, settings=SETTINGS)
+
+
+def test_the_promises_hold_with_a_file_lock() -> None:
+    """The same, where a paused holder keeps the lock and a killed one frees it at once."""
+    run_state_machine_as_test(FilePromises, settings=SETTINGS)

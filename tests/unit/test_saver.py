@@ -1,0 +1,513 @@
+"""The saver's thread against a store that blocks and fails as told; events, no sleeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.errors import StoreError
+from distributed_backup.saver import Saver
+from distributed_backup.store import CheckpointStore
+from tests.clocks import FakeClock
+
+PATIENCE = 30.0
+
+
+class TrickyStore(CheckpointStore):
+    """Stops before each commit while `gate` is closed; fails while `broken`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, keep=100)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.broken: Exception | None = None
+        self.broken_listing: Exception | None = None
+        self.tried: list[tuple[int, Position]] = []
+
+    def newest_header(self) -> CheckpointHeader | None:
+        if self.broken_listing is not None:
+            raise self.broken_listing
+        return super().newest_header()
+
+    def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
+        self.tried.append((term, snapshot.position))
+        self.entered.release()
+        assert self.gate.wait(PATIENCE)
+        if self.broken is not None:
+            raise self.broken
+        return super().commit(snapshot, term=term, worker_id=worker_id)
+
+
+class Recorder:
+    """Writes down what the saver tells; a test can wait for it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self.commits: list[tuple[Position | None, int, int]] = []
+        self.failures: list[StoreError] = []
+        self.before_commit: Callable[[], None] = lambda: None
+        self.before_failure: Callable[[], None] = lambda: None
+
+    def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
+        self.before_commit()
+        with self._condition:
+            self.commits.append((None if newest is None else newest.position, term, served))
+            self._condition.notify_all()
+
+    def failed(self, error: StoreError) -> None:
+        self.before_failure()
+        with self._condition:
+            self.failures.append(error)
+            self._condition.notify_all()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        with self._condition:
+            assert self._condition.wait_for(condition, PATIENCE), (self.commits, self.failures)
+
+    def wait_served(self, ticket: int) -> None:
+        self.wait(lambda: any(served >= ticket for _, _, served in self.commits))
+
+
+class Bench:
+    """A saver that leads under term 1, on a store in a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = TrickyStore(root)
+        self.recorder = Recorder()
+        self.term: int | None = 1
+        self.clock = FakeClock()
+        self.saver = Saver(
+            store=self.store,
+            worker_id="a",
+            clock=self.clock,
+            term=lambda: self.term,
+            listener=self.recorder,
+        )
+
+    def lead(self, term: int | None) -> None:
+        self.term = term
+        self.saver.look_again()
+
+    def drain(self) -> None:
+        assert self.saver.drain(PATIENCE)
+
+    @property
+    def positions(self) -> list[int]:
+        """Epochs of the checkpoints on the disk, newest first."""
+        return [row.position.epoch for row in self.store.list()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    made.saver.start()
+    yield made
+    made.store.gate.set()
+    made.saver.stop()
+
+
+def snapshot(epoch: int) -> Snapshot:
+    return Snapshot(position=Position(epoch), body=b'{"epoch":%d}' % epoch)
+
+
+def disk_full(root: Path) -> StoreError:
+    return StoreError(f"can't write {root}: No space left on device", path=str(root))
+
+
+# ---------------------------------------------------------------- the schedule
+
+
+def test_a_due_snapshot_is_committed_under_our_term(bench: Bench) -> None:
+    """And the listener hears which checkpoint is the newest now."""
+    bench.saver.offer(snapshot(1), due=True)
+    bench.drain()
+    newest = bench.store.latest()
+    assert newest is not None
+    assert (newest.header.term, newest.position, newest.header.worker_id) == (1, Position(1), "a")
+    assert bench.recorder.commits == [(Position(1), 1, 0)]
+
+
+def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
+    """It is kept in memory in case of a notice; nothing is written."""
+    bench.saver.offer(snapshot(1), due=False)
+    bench.drain()
+    assert bench.store.tried == []
+    assert bench.saver.last_position == Position(1)
+
+
+def test_an_older_due_snapshot_is_not_dropped_by_a_boundary_that_is_not_due(bench: Bench) -> None:
+    """The schedule asked for epoch 1; the boundary after it does not undo that."""
+    bench.lead(None)
+    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.offer(snapshot(2), due=False)
+    bench.lead(1)
+    bench.drain()
+    assert bench.store.tried == [(1, Position(1))]
+
+
+def test_while_a_commit_runs_only_the_newest_due_snapshot_waits(bench: Bench) -> None:
+    """One running, one waiting: the work is bounded however fast the training is."""
+    bench.store.gate.clear()
+    bench.saver.offer(snapshot(1), due=True)
+    assert bench.store.entered.acquire(timeout=PATIENCE)
+    for epoch in range(2, 50):
+        bench.saver.offer(snapshot(epoch), due=True)
+    bench.store.gate.set()
+    bench.drain()
+    assert bench.store.tried == [(1, Position(1)), (1, Position(49))]
+
+
+def test_offering_never_waits_for_the_disk(bench: Bench) -> None:
+    """Training hands over and goes on while a commit hangs."""
+    bench.store.gate.clear()
+    bench.saver.offer(snapshot(1), due=True)
+    assert bench.store.entered.acquire(timeout=PATIENCE)
+    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.save_now()
+    bench.saver.report()
+    assert bench.positions == []
+
+
+# ---------------------------------------------------------------- only while leading
+
+
+def test_nothing_is_committed_while_another_leads(bench: Bench) -> None:
+    """What is due waits until we lead, and then goes under the new term."""
+    bench.lead(None)
+    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.save_now()
+    bench.drain()
+    assert bench.store.tried == []
+    bench.lead(4)
+    bench.drain()
+    assert bench.store.tried == [(4, Position(1))]
+
+
+def test_progress_never_goes_backwards(bench: Bench) -> None:
+    """A leader that is behind the newest checkpoint commits nothing until it has passed it."""
+    bench.store.commit(snapshot(5), term=1, worker_id="b")
+    bench.lead(2)
+    for epoch in (4, 5):
+        bench.saver.offer(snapshot(epoch), due=True)
+        bench.drain()
+    assert bench.positions == [5]
+    assert bench.recorder.commits == [(Position(5), 2, 0)] * 2
+    bench.saver.offer(snapshot(6), due=True)
+    bench.drain()
+    assert bench.positions == [6, 5]
+
+
+def test_what_others_committed_counts_for_progress(bench: Bench) -> None:
+    """The store is looked at before each commit, not only at the election."""
+    bench.saver.offer(snapshot(1), due=True)
+    bench.drain()
+    CheckpointStore(bench.store.root, keep=100).commit(snapshot(9), term=1, worker_id="b")
+    bench.saver.offer(snapshot(2), due=True)
+    bench.drain()
+    assert bench.positions == [9, 1]
+    assert bench.recorder.commits[-1] == (Position(9), 1, 0)
+
+
+def test_a_commit_under_a_stale_term_is_no_failure(bench: Bench) -> None:
+    """A newer term has committed: ours is refused, and nobody is alarmed."""
+    bench.store.commit(snapshot(1), term=7, worker_id="b")
+    bench.saver.offer(snapshot(2), due=True)
+    bench.drain()
+    assert bench.positions == [1]
+    assert (bench.recorder.failures, bench.recorder.commits) == ([], [])
+
+
+def test_a_save_that_was_refused_as_stale_is_not_served(bench: Bench) -> None:
+    """It is done when we lead again: a ticket never counts as served by what we did not commit."""
+    bench.store.commit(snapshot(1), term=7, worker_id="b")
+    tried = len(bench.store.tried)
+    bench.saver.offer(snapshot(2), due=False)
+    ticket = bench.saver.save_now()
+    bench.drain()
+    assert len(bench.store.tried) == tried + 1, "a refused commit is not tried again under the same term"
+    bench.lead(8)
+    bench.recorder.wait_served(ticket)
+    assert bench.positions == [2, 1]
+
+
+def test_a_due_snapshot_that_was_refused_as_stale_is_tried_when_we_lead_again(bench: Bench) -> None:
+    """Its time is the next boundary under the new term."""
+    bench.store.commit(snapshot(1), term=7, worker_id="b")
+    bench.saver.offer(snapshot(2), due=True)
+    bench.drain()
+    bench.lead(8)
+    bench.saver.offer(snapshot(3), due=False)
+    bench.drain()
+    assert bench.positions == [2, 1]
+
+
+# ---------------------------------------------------------------- save_now
+
+
+def test_save_now_commits_the_last_boundary_although_it_was_not_due(bench: Bench) -> None:
+    """The ticket is served by a commit at least as new as that boundary."""
+    bench.saver.offer(snapshot(1), due=False)
+    ticket = bench.saver.save_now()
+    bench.recorder.wait_served(ticket)
+    assert bench.recorder.commits == [(Position(1), 1, ticket)]
+    assert bench.positions == [1]
+
+
+def test_save_now_takes_the_last_boundary_rather_than_the_older_one_that_is_due(bench: Bench) -> None:
+    """One commit serves both."""
+    bench.lead(None)
+    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.offer(snapshot(2), due=False)
+    ticket = bench.saver.save_now()
+    bench.lead(1)
+    bench.recorder.wait_served(ticket)
+    bench.drain()
+    assert bench.store.tried == [(1, Position(2))]
+
+
+def test_save_now_before_the_first_boundary_is_served_by_what_is_there(bench: Bench) -> None:
+    """There is nothing of ours to lose yet."""
+    ticket = bench.saver.save_now()
+    bench.recorder.wait_served(ticket)
+    assert bench.recorder.commits == [(None, 1, ticket)]
+
+
+def test_save_now_during_a_commit_is_served_by_the_next_one(bench: Bench) -> None:
+    """The commit that was running may be older than the boundary that was asked for."""
+    bench.store.gate.clear()
+    bench.saver.offer(snapshot(1), due=True)
+    assert bench.store.entered.acquire(timeout=PATIENCE)
+    bench.saver.offer(snapshot(2), due=False)
+    ticket = bench.saver.save_now()
+    bench.store.gate.set()
+    bench.recorder.wait_served(ticket)
+    assert bench.recorder.commits == [(Position(1), 1, 0), (Position(2), 1, ticket)]
+
+
+def test_tickets_grow_and_one_commit_may_serve_many(bench: Bench) -> None:
+    """Many notices at once are one save."""
+    bench.lead(None)
+    bench.saver.offer(snapshot(1), due=False)
+    tickets = [bench.saver.save_now() for _ in range(3)]
+    assert tickets == [1, 2, 3]
+    bench.lead(1)
+    bench.recorder.wait_served(3)
+    bench.drain()
+    assert bench.recorder.commits == [(Position(1), 1, 3)]
+
+
+def test_an_urgent_save_is_tried_until_the_disk_is_back(bench: Bench) -> None:
+    """A full disk may be cleaned, a mount may come back, within the grace period."""
+    bench.store.broken = disk_full(bench.store.root)
+    bench.saver.offer(snapshot(1), due=False)
+    ticket = bench.saver.save_now()
+    bench.recorder.wait(lambda: len(bench.recorder.failures) >= 3)
+    assert bench.recorder.commits == []
+    bench.store.broken = None
+    bench.recorder.wait_served(ticket)
+    assert bench.positions == [1]
+
+
+def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Bench) -> None:
+    """Training went on meanwhile."""
+    bench.store.broken = disk_full(bench.store.root)
+    bench.saver.offer(snapshot(1), due=False)
+    ticket = bench.saver.save_now()
+    bench.recorder.wait(lambda: bool(bench.recorder.failures))
+    bench.lead(None)
+    bench.drain()
+    bench.saver.offer(snapshot(2), due=False)
+    bench.store.broken = None
+    bench.lead(1)
+    bench.recorder.wait_served(ticket)
+    assert bench.recorder.commits == [(Position(2), 1, ticket)]
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: Bench) -> None:
+    """Not at once, which would be a loop on a full disk; and not only when the next epoch is due."""
+    bench.store.broken = disk_full(bench.store.root)
+    bench.saver.offer(snapshot(1), due=True)
+    bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
+    bench.saver.look_again()
+    bench.store.broken = None
+    bench.saver.offer(snapshot(2), due=False)
+    bench.drain()
+    assert bench.store.tried == [(1, Position(1)), (1, Position(1))]
+    assert bench.positions == [1]
+
+
+def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
+    """Newest wins among failures too."""
+    bench.store.broken = disk_full(bench.store.root)
+    bench.saver.offer(snapshot(1), due=True)
+    bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
+    bench.store.broken = None
+    bench.saver.offer(snapshot(2), due=True)
+    bench.drain()
+    assert bench.store.tried == [(1, Position(1)), (1, Position(2))]
+
+
+def test_a_report_in_between_does_not_forget_what_failed(bench: Bench) -> None:
+    """An election brings a report; the snapshot that failed before it stays due."""
+    bench.store.broken = bench.store.broken_listing = disk_full(bench.store.root)
+    bench.saver.offer(snapshot(1), due=True)
+    bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
+    bench.saver.report()
+    bench.recorder.wait(lambda: len(bench.recorder.failures) == 2)
+    bench.store.broken = bench.store.broken_listing = None
+    bench.saver.offer(snapshot(2), due=False)
+    bench.drain()
+    assert bench.positions == [1]
+
+
+def test_a_bug_in_the_store_is_reported_as_a_failure_and_survived(bench: Bench) -> None:
+    """A dead saver would lose every later snapshot in silence."""
+    bench.store.broken = ValueError("not a StoreError")
+    bench.saver.offer(snapshot(1), due=True)
+    bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
+    assert "not a StoreError" in str(bench.recorder.failures[0])
+    bench.store.broken = None
+    bench.saver.offer(snapshot(2), due=True)
+    bench.drain()
+    assert bench.positions == [2]
+
+
+def test_a_bug_in_the_listener_is_survived(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The commit stands; the next one is made and told."""
+
+    def break_once() -> None:
+        bench.recorder.before_commit = lambda: None
+        raise RuntimeError("a bug in the listener")
+
+    bench.recorder.before_commit = break_once
+    bench.saver.offer(snapshot(1), due=True)
+    bench.drain()
+    bench.saver.offer(snapshot(2), due=True)
+    bench.drain()
+    assert bench.positions == [2, 1]
+    assert bench.recorder.commits == [(Position(2), 1, 0)]
+    assert "a bug in the listener" in caplog.text
+
+
+# ---------------------------------------------------------------- report
+
+
+def test_a_report_tells_the_newest_checkpoint_without_writing(bench: Bench) -> None:
+    """A new leader tells the others where the run stands."""
+    CheckpointStore(bench.store.root).commit(snapshot(3), term=1, worker_id="b")
+    bench.lead(2)
+    bench.saver.report()
+    bench.drain()
+    assert bench.recorder.commits == [(Position(3), 2, 0)]
+    assert bench.store.tried == []
+
+
+def test_a_report_waits_until_we_lead_and_commits_what_is_due(bench: Bench) -> None:
+    """One look at the store serves both."""
+    bench.lead(None)
+    bench.saver.report()
+    bench.saver.offer(snapshot(4), due=True)
+    bench.drain()
+    assert bench.recorder.commits == []
+    bench.lead(2)
+    bench.drain()
+    assert bench.recorder.commits == [(Position(4), 2, 0)]
+
+
+def test_a_report_that_failed_is_made_at_the_next_boundary(bench: Bench) -> None:
+    """Otherwise nobody who joins later would learn where to start."""
+    bench.store.broken_listing = disk_full(bench.store.root)
+    bench.saver.report()
+    bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
+    bench.store.broken_listing = None
+    bench.saver.offer(snapshot(1), due=False)
+    bench.drain()
+    assert bench.recorder.commits == [(None, 1, 0)]
+
+
+# ---------------------------------------------------------------- drain, stop
+
+
+def test_drain_waits_for_the_commit_that_runs(bench: Bench) -> None:
+    """It gives up after its timeout and says so."""
+    bench.store.gate.clear()
+    bench.saver.offer(snapshot(1), due=True)
+    assert bench.store.entered.acquire(timeout=PATIENCE)
+    assert not bench.saver.drain(0.01)
+    bench.store.gate.set()
+    assert bench.saver.drain(PATIENCE)
+    assert bench.positions == [1]
+
+
+def test_drain_does_not_wait_for_what_only_another_may_write(bench: Bench) -> None:
+    """A follower's due snapshot is the leader's business."""
+    bench.lead(None)
+    bench.saver.offer(snapshot(1), due=True)
+    assert bench.saver.drain(PATIENCE)
+    assert bench.store.tried == []
+
+
+def test_drain_tries_once_more_what_failed(bench: Bench) -> None:
+    """The last boundary of a fit has no next boundary."""
+    bench.store.broken = disk_full(bench.store.root)
+    bench.saver.offer(snapshot(1), due=True)
+    bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
+    bench.store.broken = None
+    bench.drain()
+    assert bench.positions == [1]
+
+
+def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Bench) -> None:
+    """Half a commit is never left to chance; what was only due is lost with the process anyway."""
+    bench.store.gate.clear()
+    bench.saver.offer(snapshot(1), due=True)
+    assert bench.store.entered.acquire(timeout=PATIENCE)
+    bench.saver.offer(snapshot(2), due=True)
+    stopping = threading.Thread(target=bench.saver.stop)
+    stopping.start()
+    bench.recorder.before_commit = lambda: None
+    assert stopping.is_alive()
+    assert bench.positions == []
+    bench.store.gate.set()
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    assert bench.positions == [1]
+    assert bench.recorder.commits == [(Position(1), 1, 0)]
+
+
+def test_stop_ends_an_urgent_save_that_keeps_failing(bench: Bench) -> None:
+    """A process that must go does not wait for the disk."""
+    bench.store.broken = disk_full(bench.store.root)
+    bench.saver.save_now()
+    bench.saver.offer(snapshot(1), due=False)
+    bench.saver.save_now()
+    bench.recorder.wait(lambda: bool(bench.recorder.failures))
+    bench.saver.stop()
+    bench.saver.stop()
+    assert bench.positions == []
+
+
+def test_a_stop_during_a_failing_urgent_save_ends_it_without_the_pause(bench: Bench) -> None:
+    """The call must not be lost between the failure and the pause before the next try."""
+    bench.store.broken = disk_full(bench.store.root)
+    bench.recorder.before_failure = bench.saver.stop
+    bench.saver.offer(snapshot(1), due=False)
+    bench.saver.save_now()
+    bench.recorder.wait(lambda: bool(bench.recorder.failures))
+    thread = bench.saver._thread
+    assert thread is not None
+    thread.join(PATIENCE)
+    assert bench.clock.now() == FakeClock().now()
+
+
+def test_stopping_what_was_never_started_is_harmless(tmp_path: Path) -> None:
+    """A worker that failed while it joined has nothing to stop."""
+    Bench(tmp_path).saver.stop()

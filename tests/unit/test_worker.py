@@ -1,0 +1,671 @@
+"""Workers of one run, each with its real threads, over a coordinator in memory and checkpoints in a directory.
+
+Time is the test's: it moves in steps, and after each step every elector has made its tick.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat
+from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.errors import (
+    CoordinatorUnavailableError,
+    NotSharedError,
+    NoUsableCheckpointError,
+    Preempted,
+    RestoreTimeoutError,
+    RunMismatchError,
+    StoreError,
+)
+from distributed_backup.store import CheckpointStore
+from distributed_backup.worker import StartPoint, Worker, WorkerOptions
+from tests.clocks import FakeClock
+
+PATIENCE = 30.0
+STEP = 0.15
+# Longer than any test takes, for limits that are not what the test is about.
+LONG = 1e6
+
+
+class Metronome(FakeClock):
+    """Time moves in steps; a step ends when everybody whose wait is over has acted and waits again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = threading.Condition()
+        self._until: dict[threading.Thread, float] = {}
+
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        me, until = threading.current_thread(), self._now + timeout
+        with self._condition:
+            self._until[me] = until
+            self._condition.notify_all()
+        while not event.wait(0.001) and self._now < until:
+            pass
+        return event.is_set()
+
+    def advance(self, seconds: float) -> None:
+        with self._condition:
+            self._now += seconds
+            woken = [thread for thread, until in self._until.items() if until <= self._now]
+
+            def settled() -> bool:
+                return all(self._until[thread] > self._now or not thread.is_alive() for thread in woken)
+
+            for _ in range(int(PATIENCE / 0.01)):
+                if self._condition.wait_for(settled, 0.01):
+                    return
+            raise AssertionError(f"still at work after {PATIENCE} s: {woken}")
+
+
+class FaultyStore(CheckpointStore):
+    """Fails its commits while `broken`; `before_load` is called before a checkpoint is read."""
+
+    broken = False
+    before_load: Callable[[], None] | None = None
+
+    def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
+        if self.broken:
+            raise StoreError(f"can't write {self.root}: No space left on device", path=str(self.root))
+        return super().commit(snapshot, term=term, worker_id=worker_id)
+
+    def load(self, name: str) -> Any:
+        before, self.before_load = self.before_load, None
+        if before is not None:
+            before()
+        return super().load(name)
+
+
+class Team:
+    """The workers of one test."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "run"
+        self.clock = Metronome()
+        self.coordinator = MemoryCoordinator(self.clock)
+        self.workers: list[Worker] = []
+        self.cut_offs: dict[str, list[float]] = {}
+        self._threads = ThreadPoolExecutor(8)
+
+    def worker(
+        self,
+        worker_id: str,
+        *,
+        root: Path | None = None,
+        store: CheckpointStore | None = None,
+        coordinator: MemoryCoordinator | None = None,
+        **options: Any,
+    ) -> Worker:
+        """A worker that has joined."""
+        settled = {"restore_timeout": LONG, "grace_period": LONG, **options}
+        worker = Worker(
+            store=store or FaultyStore(root or self.root, keep=10),
+            coordinator=coordinator or self.coordinator,
+            worker_id=worker_id,
+            clock=self.clock,
+            options=WorkerOptions(**settled),
+            stop_training_at=self.cut_offs.setdefault(worker_id, []).append,
+        )
+        self.workers.append(worker)
+        worker.join()
+        return worker
+
+    def started(self, worker_id: str, **arguments: Any) -> Worker:
+        """A worker that trains."""
+        worker = self.worker(worker_id, **arguments)
+        start = self.result(self.begin(worker.await_start))
+        worker.started(Position(0) if start.checkpoint is None else start.checkpoint.position)
+        return worker
+
+    def begin(self, call: Callable[[], Any]) -> Future[Any]:
+        return self._threads.submit(call)
+
+    def step(self) -> None:
+        self.clock.advance(STEP)
+
+    def steps(self, seconds: float) -> None:
+        for _ in range(round(seconds / STEP)):
+            self.step()
+
+    def until(self, condition: Callable[[], object], limit: float = 300.0) -> None:
+        """Let time pass until `condition` holds."""
+        pause = threading.Event()
+        for _ in range(round(limit / STEP)):
+            if condition():
+                return
+            self.step()
+            pause.wait(0.001)
+        assert condition()
+
+    def result(self, future: Future[Any], limit: float = 300.0) -> Any:
+        self.until(future.done, limit)
+        return future.result(PATIENCE)
+
+    def commit(self, epoch: int, batch: int = 0, *, term: int = 1) -> CheckpointHeader:
+        """A checkpoint from an earlier incarnation of the run."""
+        return CheckpointStore(self.root, keep=10).commit(snapshot(epoch, batch), term=term, worker_id="earlier")
+
+    def positions(self) -> list[Position]:
+        return [row.position for row in CheckpointStore(self.root).list()]
+
+    @property
+    def announcement(self) -> Announcement:
+        made = self.coordinator.view().announcement
+        assert made is not None
+        return made
+
+    def holder(self) -> str | None:
+        return self.coordinator.view().holder
+
+    def member_ids(self) -> list[str]:
+        return [member.worker_id for member in self.coordinator.members()]
+
+    def kill(self, worker: Worker) -> None:
+        """The worker goes silent: no tick, no commit, no word."""
+        worker._elector.stop()
+        worker._saver.stop()
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.give_notice("end of the test")
+            worker.close(timeout=0.0)
+        # Whoever still waits has waited long enough.
+        self.clock.advance(2 * LONG)
+        self._threads.shutdown()
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Iterator[Team]:
+    made = Team(tmp_path)
+    yield made
+    made.end()
+
+
+def snapshot(epoch: int, batch: int = 0) -> Snapshot:
+    return Snapshot(position=Position(epoch, batch), body=b'{"epoch":%d,"batch":%d}' % (epoch, batch))
+
+
+# ---------------------------------------------------------------- the start
+
+
+def test_the_leader_restores_the_newest_checkpoint_and_announces_it(team: Team) -> None:
+    """Under its own term, with name and digest."""
+    team.commit(1)
+    newest = team.commit(2, 3)
+    worker = team.worker("a")
+    start = team.result(team.begin(worker.await_start))
+    assert start.checkpoint.header == newest
+    made = team.announcement
+    assert (made.kind, made.term, made.worker_id) == ("restored", 2, "a")
+    assert (made.checkpoint, made.digest, made.position) == (newest.name, newest.digest, Position(2, 3))
+
+
+def test_a_run_without_checkpoints_starts_afresh_and_says_so(team: Team) -> None:
+    """Leader and follower agree that there is nothing."""
+    workers = [team.worker("a"), team.worker("b")]
+    starts = [team.result(team.begin(worker.await_start)) for worker in workers]
+    assert starts == [StartPoint(), StartPoint()]
+    assert (team.announcement.kind, team.announcement.checkpoint) == ("fresh", None)
+
+
+def test_all_workers_start_from_one_checkpoint(team: Team) -> None:
+    """Whoever comes first, whoever leads."""
+    newest = team.commit(4, 2)
+    team.commit(3)
+    workers = [team.worker(f"w{number}") for number in range(4)]
+    futures = [team.begin(worker.await_start) for worker in workers]
+    assert [team.result(future).checkpoint.header for future in futures] == [newest] * 4
+
+
+def test_a_follower_waits_for_the_leader_to_speak(team: Team) -> None:
+    """It starts nowhere before, although it could read the directory itself."""
+    team.commit(1)
+    team.worker("a")
+    follower = team.worker("b")
+    waiting = team.begin(follower.await_start)
+    team.steps(5.0)
+    assert not waiting.done()
+    team.result(team.begin(team.workers[0].await_start))
+    assert team.result(waiting).checkpoint.position == Position(1)
+
+
+def test_the_announcement_of_a_dead_incarnation_is_ignored(team: Team) -> None:
+    """Its lease has not run out and its record is there; but its holder was never heard of since we joined."""
+    old = team.commit(1)
+    team.coordinator.heartbeat(Heartbeat(worker_id="dead", campaign=True, floor=1, duration=15.0))
+    assert team.coordinator.announce(
+        Announcement(
+            term=2, worker_id="dead", kind="restored", position=old.position, checkpoint=old.name, digest=old.digest
+        )
+    )
+    newest = team.commit(5, term=2)
+    team.clock.advance(1.0)
+    workers = [team.worker("a"), team.worker("b")]
+    futures = [team.begin(worker.await_start) for worker in workers]
+    team.steps(12.0)
+    assert not any(future.done() for future in futures)
+    assert [team.result(future).checkpoint.header for future in futures] == [newest] * 2
+    assert team.announcement.term > 2
+
+
+def test_a_late_joiner_takes_the_newest_announced_commit(team: Team) -> None:
+    """Not what the leader restored when the run began."""
+    team.commit(1)
+    leader = team.started("a")
+    leader.boundary(snapshot(2), due=True)
+    team.until(lambda: team.announcement.kind == "committed")
+    late = team.worker("b")
+    assert team.result(team.begin(late.await_start)).checkpoint.position == Position(2)
+
+
+def test_an_announced_checkpoint_that_can_not_be_seen_is_an_unshared_directory(team: Team, tmp_path: Path) -> None:
+    """The error names the checkpoint and the directory, after a file system had time to show it."""
+    newest = team.commit(1)
+    team.started("a")
+    elsewhere = team.worker("b", root=tmp_path / "elsewhere")
+    waiting = team.begin(elsewhere.await_start)
+    team.steps(4.0)
+    assert not waiting.done()
+    with pytest.raises(NotSharedError, match=rf"{newest.name}.*{tmp_path}/elsewhere.*shared by all workers"):
+        team.result(waiting)
+
+
+def test_a_checkpoint_of_the_same_name_with_another_digest_is_not_the_announced_one(team: Team, tmp_path: Path) -> None:
+    """Two directories that look alike are still two directories."""
+    team.commit(1)
+    other = CheckpointStore(tmp_path / "elsewhere")
+    other.commit(replace(snapshot(1), body=b'{"other":1}'), term=1, worker_id="earlier")
+    team.started("a")
+    waiting = team.begin(team.worker("b", root=tmp_path / "elsewhere").await_start)
+    with pytest.raises(NotSharedError):
+        team.result(waiting)
+
+
+def test_a_leader_that_says_nothing_is_a_timeout_that_names_it(team: Team) -> None:
+    """Whoever waits is told for whom."""
+    team.worker("silent")
+    waiting = team.begin(team.worker("b", restore_timeout=20.0).await_start)
+    team.steps(15.0)
+    assert not waiting.done()
+    with pytest.raises(RestoreTimeoutError, match=r"within 20 s: term 1 is held by silent.*raise restore_timeout"):
+        team.result(waiting)
+
+
+class Unreachable(MemoryCoordinator):
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        raise CoordinatorUnavailableError("connection refused")
+
+
+def test_a_coordinator_that_never_answers_is_a_timeout_that_says_so(team: Team) -> None:
+    """It may be a wrong address."""
+    worker = team.worker("a", coordinator=Unreachable(team.clock), restore_timeout=20.0)
+    with pytest.raises(RestoreTimeoutError, match="no answer from the coordinator for 20 s"):
+        team.result(team.begin(worker.await_start))
+
+
+def test_a_leader_without_a_usable_checkpoint_fails_and_deletes_nothing(team: Team) -> None:
+    """Starting afresh would throw the run away."""
+    damaged = team.root / team.commit(1).name
+    damaged.write_bytes(b"")
+    worker = team.worker("a")
+    with pytest.raises(NoUsableCheckpointError):
+        team.result(team.begin(worker.await_start))
+    assert damaged.exists()
+
+
+def test_joining_the_directory_of_another_run_is_refused(team: Team) -> None:
+    """Before anything was started."""
+    team.commit(1)
+    with pytest.raises(RunMismatchError):
+        team.worker("a", store=CheckpointStore(team.root, run_id="another"))
+    assert team.member_ids() == []
+
+
+# ---------------------------------------------------------------- saving
+
+
+def test_only_the_leader_commits_and_announces_what_is_due(team: Team) -> None:
+    """A follower's schedule is silent."""
+    leader, follower = team.started("a"), team.started("b")
+    follower.boundary(snapshot(9), due=True)
+    leader.boundary(snapshot(1), due=False)
+    leader.boundary(snapshot(2), due=True)
+    team.until(lambda: team.announcement.kind == "committed")
+    team.steps(2.0)
+    assert team.positions() == [Position(2)]
+    assert (team.announcement.worker_id, team.announcement.position) == ("a", Position(2))
+
+
+def test_a_new_leader_announces_the_newest_and_commits_what_is_due(team: Team) -> None:
+    """Its own term speaks, so that late joiners know where to start."""
+    leader, follower = team.started("a"), team.started("b")
+    leader.boundary(snapshot(1), due=True)
+    team.until(lambda: team.announcement.kind == "committed")
+    follower.boundary(snapshot(0, 5), due=True)
+    team.kill(leader)
+    team.until(lambda: team.announcement.worker_id == "b")
+    assert (team.announcement.kind, team.announcement.position) == ("restored", Position(1))
+    assert team.positions() == [Position(1)]
+    follower.boundary(snapshot(1, 1), due=True)
+    team.until(lambda: team.announcement.kind == "committed")
+    assert team.positions() == [Position(1, 1), Position(1)]
+
+
+def test_an_announcement_that_was_lost_is_made_again(team: Team) -> None:
+    """The followers hear of a commit although the coordinator was away when it was made."""
+
+    class Deaf(MemoryCoordinator):
+        deaf = False
+
+        def announce(self, announcement: Announcement) -> bool:
+            if self.deaf:
+                raise CoordinatorUnavailableError("connection reset")
+            return super().announce(announcement)
+
+    coordinator = team.coordinator = Deaf(team.clock)
+    leader = team.started("a")
+    coordinator.deaf = True
+    leader.boundary(snapshot(1), due=True)
+    team.until(lambda: team.positions() == [Position(1)])
+    team.steps(1.0)
+    assert team.announcement.kind == "fresh"
+    coordinator.deaf = False
+    team.until(lambda: team.announcement.kind == "committed", limit=1.0)
+
+
+def test_a_failed_commit_is_raised_at_the_next_boundary_if_asked_for(team: Team) -> None:
+    """`on_save_error="raise"`: the training stops with the store's error."""
+    store = FaultyStore(team.root)
+    worker = team.started("a", store=store, on_save_error="raise")
+    store.broken = True
+    worker.boundary(snapshot(1), due=True)
+    assert worker._saver.drain(PATIENCE)
+    with pytest.raises(StoreError, match="No space left on device"):
+        worker.boundary(snapshot(1, 1), due=False)
+
+
+def test_a_failed_commit_only_warns_otherwise(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """Training goes on, and the next boundary tries again."""
+    store = FaultyStore(team.root)
+    worker = team.started("a", store=store, on_save_error="warn")
+    store.broken = True
+    worker.boundary(snapshot(1), due=True)
+    assert worker._saver.drain(PATIENCE)
+    store.broken = False
+    worker.boundary(snapshot(1, 1), due=False)
+    assert worker._saver.drain(PATIENCE)
+    assert team.positions() == [Position(1)]
+    assert "commit failed, training goes on" in caplog.text
+
+
+# ---------------------------------------------------------------- notices
+
+
+def test_a_notice_to_the_leader_saves_its_last_boundary_and_hands_over(team: Team) -> None:
+    """Although nothing was due; then another leads, and the exit says what was saved."""
+    leader, follower = team.started("a", exit_code=77), team.started("b")
+    leader.boundary(snapshot(1, 3), due=False)
+    leader.give_notice("SIGTERM")
+    with pytest.raises(Preempted) as caught:
+        team.result(team.begin(leader.check))
+    assert caught.value.code == 77
+    assert caught.value.position == Position(1, 3)
+    assert [caught.value.checkpoint] == [row.name for row in CheckpointStore(team.root).list()]
+    assert leader.closed
+    assert not follower.notice_given
+    team.until(lambda: team.holder() == "b", limit=1.0)
+    assert team.member_ids() == ["b"]
+
+
+def test_a_notice_to_a_follower_makes_the_leader_save(team: Team) -> None:
+    """The follower leaves when that is durable and announced; the leader goes on leading."""
+    leader, follower = team.started("a"), team.started("b")
+    leader.boundary(snapshot(1, 3), due=False)
+    follower.boundary(snapshot(1, 2), due=False)
+    follower.give_notice("SIGTERM")
+    preempted = team.result(team.begin(follower.preempt))
+    assert preempted.position == Position(1, 3)
+    assert team.positions() == [Position(1, 3)]
+    team.steps(1.0)
+    assert (team.holder(), team.member_ids()) == ("a", ["a"])
+    assert team.coordinator.view().notices == ()
+
+
+def test_a_follower_that_is_ahead_of_the_leader_still_leaves_with_what_the_leader_saved(team: Team) -> None:
+    """The leader's replica is the one that is kept."""
+    leader, follower = team.started("a"), team.started("b")
+    leader.boundary(snapshot(1, 3), due=False)
+    follower.boundary(snapshot(2, 9), due=False)
+    follower.give_notice("SIGTERM")
+    assert team.result(team.begin(follower.preempt)).position == Position(1, 3)
+
+
+def test_a_follower_whose_notice_was_answered_stops_training_at_once(team: Team) -> None:
+    """First it may train until its reserve, then until now."""
+    leader, follower = team.started("a"), team.started("b", grace_period=100.0)
+    leader.boundary(snapshot(1), due=False)
+    given = team.clock.now()
+    follower.give_notice("SIGTERM")
+    assert team.cut_offs["b"][0] == given + 90.0
+    team.until(lambda: len(team.cut_offs["b"]) > 1)
+    assert team.cut_offs["b"][-1] <= team.clock.now() < given + 10.0
+
+
+def test_a_leader_that_vanishes_while_a_follower_is_preempted_is_succeeded_by_it(team: Team) -> None:
+    """Nobody answers; so the follower waits for the lease, takes it, and saves its own last boundary."""
+    leader, follower = team.started("a"), team.started("b", grace_period=120.0)
+    leader.boundary(snapshot(1, 3), due=False)
+    follower.boundary(snapshot(1, 2), due=False)
+    team.kill(leader)
+    follower.give_notice("SIGTERM")
+    preempted = team.result(team.begin(follower.preempt))
+    assert preempted.position == Position(1, 2)
+    assert team.positions() == [Position(1, 2)]
+    newest = CheckpointStore(team.root).latest()
+    assert newest is not None
+    assert newest.header.worker_id == "b"
+
+
+def test_when_all_are_preempted_at_once_the_newest_boundary_of_the_leader_is_saved(team: Team) -> None:
+    """And everybody leaves with it."""
+    workers = [team.started(f"w{number}") for number in range(3)]
+    for number, worker in enumerate(workers):
+        worker.boundary(snapshot(1, 5 - number), due=False)
+    for worker in workers:
+        worker.give_notice("SIGTERM")
+    futures = [team.begin(worker.preempt) for worker in workers]
+    results = [team.result(future) for future in futures]
+    assert max(team.positions()) == Position(1, 5)
+    assert [result.position for result in results] == [Position(1, 5)] * 3
+    assert team.member_ids() == []
+
+
+def test_a_notice_that_nobody_can_answer_ends_before_the_kill(team: Team) -> None:
+    """The grace period bounds the wait; a reserve of it is left for the way out."""
+    leader, follower = team.started("a"), team.started("b", grace_period=10.0)
+    leader._saver.stop()
+    follower.give_notice("SIGTERM")
+    given = team.clock.now()
+    preempted = team.result(team.begin(follower.preempt))
+    assert preempted.position is None
+    assert team.clock.now() - given < 10.0
+    assert preempted.seconds > 8.0
+
+
+def test_an_unreachable_coordinator_does_not_keep_the_last_leader_from_saving(team: Team) -> None:
+    """Coordination may fail; saving must not: it commits under the last term it held."""
+
+    class Partitioned(MemoryCoordinator):
+        cut = False
+
+        def heartbeat(self, beat: Heartbeat) -> ClusterView:
+            self._maybe_cut()
+            return super().heartbeat(beat)
+
+        def announce(self, announcement: Announcement) -> bool:
+            self._maybe_cut()
+            return super().announce(announcement)
+
+        def resign(self, worker_id: str) -> None:
+            self._maybe_cut()
+
+        def leave(self, worker_id: str) -> None:
+            self._maybe_cut()
+
+        def _maybe_cut(self) -> None:
+            if self.cut:
+                raise CoordinatorUnavailableError("no route to host")
+
+    coordinator = team.coordinator = Partitioned(team.clock)
+    leader = team.started("a", grace_period=60.0)
+    leader.boundary(snapshot(1, 3), due=False)
+    coordinator.cut = True
+    team.steps(12.0)
+    assert not leader._elector.is_leader
+    leader.give_notice("SIGTERM")
+    preempted = team.result(team.begin(leader.preempt))
+    assert preempted.position == Position(1, 3)
+    assert preempted.seconds < 5.0
+
+
+def test_a_notice_while_waiting_for_the_start_is_a_clean_exit(team: Team) -> None:
+    """Nothing was trained, so nothing is to be waited for."""
+    team.worker("silent")
+    waiting_worker = team.worker("b", grace_period=30.0)
+    waiting = team.begin(waiting_worker.await_start)
+    team.steps(1.0)
+    waiting_worker.give_notice("SIGTERM")
+    with pytest.raises(Preempted) as caught:
+        team.result(waiting)
+    assert caught.value.checkpoint is None
+    assert team.member_ids() == ["silent"]
+
+
+def test_only_the_first_notice_counts(team: Team) -> None:
+    """A second signal neither extends the grace period nor starts over."""
+    worker = team.started("a", grace_period=100.0)
+    worker.give_notice("SIGTERM")
+    team.steps(3.0)
+    worker.give_notice("SIGTERM")
+    assert len(team.coordinator.view().notices) == 1
+    assert min(team.cut_offs["a"]) <= 1000.0 + 95.0
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_the_last_one_out_deletes(team: Team) -> None:
+    """Others may still need the backup when the first one finishes."""
+    leader, follower = team.started("a"), team.started("b")
+    for worker in (leader, follower):
+        worker.boundary(snapshot(2), due=True)
+    team.result(team.begin(leader.finish))
+    assert team.positions() == [Position(2)]
+    team.until(lambda: team.holder() == "b")
+    team.result(team.begin(follower.finish))
+    assert not team.root.exists()
+    assert team.member_ids() == []
+
+
+def test_a_backup_that_is_to_be_kept_is_kept(team: Team) -> None:
+    """`delete_checkpoint=False`: the last one out leaves it."""
+    worker = team.started("a", delete_checkpoint=False)
+    worker.boundary(snapshot(2), due=True)
+    team.result(team.begin(worker.finish))
+    assert team.positions() == [Position(2)]
+    assert team.announcement.kind == "finished"
+
+
+def test_a_member_that_fell_silent_is_waited_for_until_it_expires(team: Team) -> None:
+    """It may only be paused, and need the backup when it comes back; when it is dead, nobody needs it."""
+    worker, silent = team.started("a"), team.started("b")
+    worker.boundary(snapshot(2), due=True)
+    team.kill(silent)
+    team.steps(3.0)
+    finishing = team.begin(worker.finish)
+    team.steps(9.0)
+    assert not finishing.done()
+    assert team.positions() == [Position(2)]
+    team.result(finishing)
+    assert not team.root.exists()
+
+
+def test_a_notice_while_the_last_one_waits_keeps_the_backup(team: Team) -> None:
+    """A preempted run never deletes its backup."""
+    worker, silent = team.started("a"), team.started("b")
+    worker.boundary(snapshot(2), due=True)
+    team.kill(silent)
+    team.steps(3.0)
+    finishing = team.begin(worker.finish)
+    team.steps(3.0)
+    worker.give_notice("SIGTERM")
+    team.until(finishing.done)
+    assert team.positions() == [Position(2)]
+
+
+def test_a_preempted_run_keeps_its_backup(team: Team) -> None:
+    """The last one out deletes only what it finished."""
+    worker = team.started("a")
+    worker.boundary(snapshot(1), due=False)
+    worker.give_notice("SIGTERM")
+    with pytest.raises(Preempted):
+        team.result(team.begin(worker.finish))
+    assert team.positions() == [Position(1)]
+
+
+def test_closing_commits_what_is_due_and_lets_the_next_one_lead_at_once(team: Team) -> None:
+    """A fit that died by an exception does not block the next one in the same process."""
+    worker = team.started("a")
+    worker.boundary(snapshot(1), due=True)
+    worker.close(timeout=PATIENCE)
+    worker.close(timeout=PATIENCE)
+    assert team.positions() == [Position(1)]
+    successor = team.worker("b")
+    assert team.result(team.begin(successor.await_start), limit=1.0).checkpoint.position == Position(1)
+
+
+# ---------------------------------------------------------------- standby
+
+
+def test_a_standby_waits_while_another_trains(team: Team) -> None:
+    """Longer than any restore timeout, and it is seen as a standby."""
+    team.commit(1)
+    team.started("a")
+    standby = team.worker("b", standby=True, restore_timeout=5.0)
+    waiting = team.begin(standby.await_start)
+    team.steps(30.0)
+    assert not waiting.done()
+    assert {member.role for member in team.coordinator.members()} == {"leader", "standby"}
+
+
+def test_a_standby_takes_over_from_the_newest_checkpoint(team: Team) -> None:
+    """When the leader is gone."""
+    leader = team.started("a", standby=True)
+    waiting = team.begin(team.worker("b", standby=True).await_start)
+    leader.boundary(snapshot(3), due=True)
+    team.until(lambda: team.announcement.kind == "committed")
+    team.kill(leader)
+    start = team.result(waiting)
+    assert (start.checkpoint.position, start.finished) == (Position(3), False)
+    assert team.holder() == "b"
+
+
+def test_a_notice_ends_a_standbys_wait(team: Team) -> None:
+    """It leaves with nothing of its own to save, and the leader stays."""
+    team.started("a")
+    standby = team.worker("b", standby=True)
+    waiting = team.begin(standby.await_start)
+    team.steps(1.0)
+    standby.give_notice("SIGTERM")
+    with pytest.raises(Preempted):
+        team.result(waiting)
+    assert (team.holder(), team.member_ids()) == ("a", ["a"])
