@@ -25,9 +25,10 @@ from distributed_backup.config import SaveFrequency
 from distributed_backup.coordinators.base import Coordinator
 from distributed_backup.preemption import SignalWatch
 from distributed_backup.resume import FitFrame, Guard, ResumableFit
+from distributed_backup.start import StartPoint
 from distributed_backup.store import CheckpointStore
 from distributed_backup.training_state import TrainingState, fingerprint
-from distributed_backup.worker import StartPoint, Worker, WorkerOptions
+from distributed_backup.worker import Worker, WorkerOptions
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,12 @@ methods here. One condition guards what they share, and it is never held while c
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from distributed_backup.checkpoint import Checkpoint, CheckpointHeader, Position, Snapshot
+from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
 from distributed_backup.clock import Clock
 from distributed_backup.config import LeaseTimings, OnSaveError
 from distributed_backup.coordinators.base import (
@@ -35,8 +34,10 @@ from distributed_backup.errors import (
     RestoreTimeoutError,
     StoreError,
 )
-from distributed_backup.legacy import LegacyBackup, find_legacy, remove_legacy
+from distributed_backup.legacy import remove_legacy
+from distributed_backup.notices import Notices, OwnNotice
 from distributed_backup.saver import Saver
+from distributed_backup.start import StartPoint, StartProtocol
 from distributed_backup.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -67,28 +68,6 @@ class WorkerOptions:
     def reserve(self) -> float:
         """Seconds of the grace period kept for the last commit, for leaving, and for the interpreter's exit."""
         return min(max(1.0, 0.1 * self.grace_period), 0.4 * self.grace_period)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartPoint:
-    """Where training starts.
-
-    Args:
-        checkpoint: What to restore; None for a fresh start or a backup of synalinks' own callback.
-        legacy: A backup of synalinks' own callback to restore; None if there is a checkpoint, or nothing.
-        finished: Whether the run is complete, so that nothing is left to train.
-    """
-
-    checkpoint: Checkpoint | None = None
-    legacy: LegacyBackup | None = None
-    finished: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OwnNotice:
-    notice_id: str
-    given: float
-    deadline: float
 
 
 class Worker:
@@ -132,21 +111,19 @@ class Worker:
         self._saver = Saver(
             store=store, worker_id=worker_id, clock=clock, term=self._term_to_write_under, listener=self
         )
+        self._notices = Notices(self._saver.save_now)
+        self._start = StartProtocol(store, worker_id=worker_id, standby=options.standby)
         self._condition = threading.Condition()
         self._training = False
         self._closed = False
         self._joined_at = 0.0
-        self._first_term: int | None = None
-        self._live_term = 0
         self._view: ClusterView | None = None
         self._start_position = Position(0)
         self._newest: CheckpointHeader | None = None
         self._announcement: Announcement | None = None
         self._error: StoreError | None = None
-        self._notice: _OwnNotice | None = None
-        # Notices we know of, each with the saver's ticket whose commit answers it; and those answered.
-        self._asked: dict[str, int] = {}
-        self._answered: set[str] = set()
+        # Held while announcing, so that an announcement made again never follows and undoes a newer one.
+        self._announcing_lock = threading.Lock()
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -158,7 +135,7 @@ class Worker:
     @property
     def notice_given(self) -> bool:
         """Whether this worker is being preempted."""
-        return self._notice is not None
+        return self._notices.own is not None
 
     @property
     def closed(self) -> bool:
@@ -214,75 +191,26 @@ class Worker:
 
     def _try_start(self) -> StartPoint | str | None:
         """The start point; or the name of an announced checkpoint that is missing; or None if it is too early."""
-        term = self._elector.term
-        view = self._view
-        if term is not None and view is not None:
-            return self._start_as_leader(term, view)
-        announced = None if view is None else view.announcement
-        if view is None or announced is None or not self._is_current(announced, view):
+        term, view = self._elector.term, self._view
+        if view is None:
             return None
-        if self._options.standby and announced.kind != "finished":
+        start = self._start.as_follower(view) if term is None else self._start.as_leader(view)
+        if not isinstance(start, StartPoint):
+            return start
+        self._newest = None if start.checkpoint is None else start.checkpoint.header
+        if term is not None and not self._announce_start(start, term):
             return None
-        return self._start_as_follower(announced)
+        logger.info("restored worker=%s term=%s from=%s", self._worker_id, term, start.name)
+        return start
 
-    def _start_as_leader(self, term: int, view: ClusterView) -> StartPoint | None:
-        checkpoint = self._store.latest()
-        legacy = None if checkpoint is not None else find_legacy(self._store.root)
-        finished = self._options.standby and self._finished_while_we_waited(view)
-        self._newest = None if checkpoint is None else checkpoint.header
-        if legacy is not None:
-            announcement = self._announcing("restored", term, legacy.position, legacy.name, legacy.digest)
-        else:
-            announcement = self._announcing_newest("restored", term)
+    def _announce_start(self, start: StartPoint, term: int) -> bool:
+        kind: AnnouncementKind = "fresh" if start.name is None else "restored"
+        position = start.position or self._start_position
         try:
-            accepted = self._announce(announcement)
-        except CoordinatorUnavailableError:
-            return None
-        if not accepted:
-            return None
-        logger.info("restored worker=%s term=%d from=%s", self._worker_id, term, announcement.checkpoint)
-        return StartPoint(checkpoint=checkpoint, legacy=legacy, finished=finished)
-
-    def _start_as_follower(self, announced: Announcement) -> StartPoint | str:
-        finished = announced.kind == "finished" and self._options.standby
-        if announced.checkpoint is None:
-            return StartPoint(finished=finished)
-        legacy = find_legacy(self._store.root)
-        if legacy is not None and legacy.name == announced.checkpoint:
-            found = legacy.digest
-        else:
-            legacy = None
-            try:
-                checkpoint = self._store.load(announced.checkpoint)
-            except StoreError as error:
-                # It may have been pruned since: then there is a newer announcement, or will be.
-                logger.debug("announced checkpoint not readable worker=%s reason=%s", self._worker_id, error)
-                return announced.checkpoint
-            found = checkpoint.header.digest
-        if found != announced.digest:
-            return announced.checkpoint
-        logger.info("restored worker=%s from=%s", self._worker_id, announced.checkpoint)
-        if legacy is not None:
-            return StartPoint(legacy=legacy, finished=finished)
-        self._newest = checkpoint.header
-        return StartPoint(checkpoint=checkpoint, finished=finished)
-
-    def _is_current(self, announced: Announcement, view: ClusterView) -> bool:
-        """Whether the announcement is of this incarnation of the run, not of one that was killed.
-
-        A dead incarnation's record may still be there, and its lease may not have run out. So its holder must
-        have been heard of since we joined, or the term must have been granted since.
-        """
-        if announced.kind == "finished" and self._finished_while_we_waited(view):
-            return True
-        return view.holder is not None and announced.term == view.term and self._is_live(announced.term)
-
-    def _is_live(self, term: int) -> bool:
-        return term == self._live_term or (self._first_term is not None and term > self._first_term)
-
-    def _finished_while_we_waited(self, view: ClusterView) -> bool:
-        announced = view.announcement
-        return announced is not None and announced.kind == "finished" and self._is_live(announced.term)
+            return self._announce(self._announcing(kind, term, position, start.name, start.digest))
+        except CoordinatorUnavailableError as error:
+            logger.warning("announcing the start failed, trying again worker=%s reason=%s", self._worker_id, error)
+            return False
 
     def _timeout_message(self) -> str:
         view = self._view
@@ -334,15 +262,15 @@ class Worker:
         Returns:
             The exit to raise out of `fit`.
         """
-        notice = self._notice
+        notice = self._notices.own
         assert notice is not None
         limit = notice.deadline - self._options.reserve / 2
-        self._ask_for_save(notice.notice_id)
+        self._notices.ask(notice.notice_id)
         # Before and after training a follower has nothing that must be saved; who has something saves it.
-        while (self._training or self._elector.is_leader) and not self._is_served(notice) and self._clock.now() < limit:
+        while (self._training or self._elector.is_leader) and not self._is_served() and self._clock.now() < limit:
             with _uninterrupted():
                 self._wait(min(_WAIT_SLICE, limit - self._clock.now()))
-        served = self._is_served(notice)
+        served = self._is_served()
         self.close(timeout=0.0)
         position, name = self._newest_known()
         seconds = self._clock.now() - notice.given
@@ -362,14 +290,14 @@ class Worker:
             return announced.position, announced.checkpoint
         return (None, None) if newest is None else (newest.position, newest.name)
 
-    def _is_served(self, notice: _OwnNotice) -> bool:
-        with self._condition:
-            if notice.notice_id not in self._answered:
-                return False
-            # Ours to save: then the last boundary must be in it, however it came about.
-            last, newest = self._saver.last_position, self._newest
-            ours = self._term_to_write_under() is not None and last is not None
-            return not ours or (newest is not None and last is not None and newest.position >= last)
+    def _is_served(self) -> bool:
+        if not self._notices.own_is_answered:
+            return False
+        last, newest = self._saver.last_position, self._newest
+        if last is None or self._term_to_write_under() is None:
+            return True
+        # Ours to save: then the last boundary must be in it, which may have been reached since the answer.
+        return newest is not None and newest.position >= last
 
     def finish(self) -> None:
         """The fit is complete: save what is due, say so, leave; the last one out deletes if asked to.
@@ -456,16 +384,19 @@ class Worker:
 
         Order: ask our own saver, for it may be ours to save; then tell the others; then bound the training.
         """
-        now = self._clock.now()
-        notice = _OwnNotice(
-            notice_id=f"notice-{secrets.token_hex(8)}", given=now, deadline=now + self._options.grace_period
-        )
-        with self._condition:
-            if self._notice is not None or self._closed:
-                return
-            self._notice = notice
-        logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, self._options.grace_period)
-        self._ask_for_save(notice.notice_id)
+        grace_period = self._options.grace_period
+        notice = None if self._closed else self._notices.give(now=self._clock.now(), grace_period=grace_period)
+        if notice is None:
+            return
+        logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
+        self._notices.ask(notice.notice_id)
+        self._tell_others(notice, reason)
+        self._elector.poke()
+        self._stop_training_at(notice.deadline - self._options.reserve)
+        self._cut_off_if_answered()
+        self._notify_all()
+
+    def _tell_others(self, notice: OwnNotice, reason: str) -> None:
         with _logged("telling the others of the notice"):
             self._coordinator.notify(
                 Notice(
@@ -475,25 +406,15 @@ class Worker:
                     remaining=self._options.grace_period,
                 )
             )
-        self._elector.poke()
-        self._stop_training_at(notice.deadline - self._options.reserve)
-        self._cut_off_if_answered()
-        self._notify_all()
-
-    def _ask_for_save(self, notice_id: str) -> None:
-        ticket = self._saver.save_now()
-        with self._condition:
-            self._asked[notice_id] = ticket
 
     def _cut_off_if_answered(self) -> None:
         """A follower whose notice was answered has nothing more to gain by training on."""
-        notice = self._notice
-        if notice is not None and notice.notice_id in self._answered and not self._elector.is_leader:
+        if self._notices.own_is_answered and not self._elector.is_leader:
             self._stop_training_at(self._clock.now())
 
     def _term_to_write_under(self) -> int | None:
         term = self._elector.term
-        if term is None and self._notice is not None:
+        if term is None and self.notice_given:
             # Coordination may fail; saving must not.
             term = self._elector.term_of_last_resort
         return term
@@ -513,20 +434,14 @@ class Worker:
 
     def observed(self, view: ClusterView) -> None:
         """Learn what is: notices of others, answers to ours, announcements."""
-        with self._condition:
-            self._view = view
-            if self._first_term is None:
-                self._first_term = view.term if view.holder != self._worker_id else view.term - 1
-            since_joined = self._clock.now() - self._joined_at
-            if view.holder_age is not None and view.holder_age < since_joined:
-                self._live_term = view.term
-            if view.announcement is not None and view.holder == view.announcement.worker_id:
-                self._answered.update(view.announcement.answers)
-            new = [notice.notice_id for notice in view.notices if notice.notice_id not in self._asked]
+        self._start.observe(view, since_joined=self._clock.now() - self._joined_at)
+        self._view = view
+        if view.announcement is not None:
+            self._notices.learn(view.announcement.answers)
         term = self._elector.term
         if term is not None:
-            for notice_id in new:
-                self._ask_for_save(notice_id)
+            for notice_id in self._notices.unasked(view):
+                self._notices.ask(notice_id)
             self._keep_announced(term, view)
         self._saver.look_again()
         self._cut_off_if_answered()
@@ -534,31 +449,28 @@ class Worker:
 
     def _keep_announced(self, term: int, view: ClusterView) -> None:
         """What we have to say must be on record: others may join at any time, and a reply may have been lost."""
-        announcement = self._announcement
-        if announcement is not None and announcement.term == term:
-            if announcement != view.announcement:
-                with _logged("announcing again"):
-                    self._announce(announcement)
-        elif self._training:
+        with self._announcing_lock:
+            announcement = self._announcement
+            if announcement is not None and announcement.term == term:
+                if announcement != view.announcement:
+                    with _logged("announcing again"):
+                        self._coordinator.announce(announcement)
+                return
+        if self._training:
             self._saver.report()
 
     # ---------------------------------------------------------------- from the saver's thread
 
     def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         """Announce the newest checkpoint, and which notices it answers."""
-        with self._condition:
-            self._newest = newest
-            own = self._notice
-            answered = {notice_id for notice_id, ticket in self._asked.items() if ticket <= served}
-            self._answered |= answered
-            kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
-            announcement = self._announcing_newest(kind, term)
-            training = self._training
-        if training or answered:
+        self._newest = newest
+        answers = self._notices.serve(served)
+        kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
+        # Before our own start there is nothing to say but that a checkpoint is there.
+        if self._training or (answers and newest is not None):
             with _logged("announcing a commit"):
-                self._announce(announcement)
-        if own is not None:
-            self._cut_off_if_answered()
+                self._announce(self._announcing_newest(kind, term))
+        self._cut_off_if_answered()
         self._notify_all()
 
     def failed(self, error: StoreError) -> None:
@@ -589,21 +501,20 @@ class Worker:
         checkpoint: str | None,
         digest: str | None,
     ) -> Announcement:
-        with self._condition:
-            return Announcement(
-                term=term,
-                worker_id=self._worker_id,
-                kind=kind,
-                position=position,
-                checkpoint=checkpoint,
-                digest=digest,
-                answers=tuple(sorted(self._answered & self._asked.keys())),
-            )
+        return Announcement(
+            term=term,
+            worker_id=self._worker_id,
+            kind=kind,
+            position=position,
+            checkpoint=checkpoint,
+            digest=digest,
+            answers=self._notices.answers,
+        )
 
     def _announce(self, announcement: Announcement) -> bool:
-        with self._condition:
+        with self._announcing_lock:
             self._announcement = announcement
-        return self._coordinator.announce(announcement)
+            return self._coordinator.announce(announcement)
 
     # ---------------------------------------------------------------- waiting
 

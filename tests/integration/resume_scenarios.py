@@ -514,18 +514,17 @@ def fit_without_us_after_a_death(report: Report) -> dict[str, Any]:
     fit = Fit()
 
     async def unended(root: Path) -> Outcome:
-        program = await build(fit)
+        await part(fit, root, Interruption(at=3))
+        program = await build(fit, seed=99)
         other = Interrupter(("on_epoch_end",), Interruption(at=0, how="raise"))
         other.model, backup = program[1], BackupAndRestore(root, save_freq=1)
         with suppress(InterruptedFitError):
-            await program[0].fit(callbacks=[other, backup], **fit.inputs(), epochs=2, minibatch_size=None, verbose=0)
+            await program[0].fit(callbacks=[other, backup], **fit.inputs(), epochs=3, minibatch_size=None, verbose=0)
         return await part(fit, None, program=program)
 
     async def reference() -> Outcome:
         program = await build(fit)
-        await part(
-            replace(fit, epochs=2), None, Interruption(at=0, hooks=("on_epoch_end",), how="raise"), program=program
-        )
+        await part(fit, None, Interruption(at=0, hooks=("on_epoch_end",), how="raise"), program=program)
         return await part(fit, None, program=program)
 
     with directory() as root:

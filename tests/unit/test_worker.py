@@ -26,8 +26,9 @@ from distributed_backup.errors import (
     RunMismatchError,
     StoreError,
 )
+from distributed_backup.start import StartPoint
 from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import StartPoint, Worker, WorkerOptions
+from distributed_backup.worker import Worker, WorkerOptions
 from tests.clocks import FakeClock
 
 PATIENCE = 30.0

@@ -1,0 +1,93 @@
+"""The notices that one worker knows of: its own and others', asked for and answered.
+
+A notice is answered once a commit has started after it was known and become durable: the saver's ticket tells. An
+answer is a fact and stays one, whoever leads by then; the ids are unique.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from distributed_backup.coordinators.base import ClusterView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnNotice:
+    """This worker is being preempted.
+
+    Args:
+        notice_id: Unique to the notice.
+        given: When it came, by our clock.
+        deadline: When the kill comes, by our clock.
+    """
+
+    notice_id: str
+    given: float
+    deadline: float
+
+
+class Notices:
+    """Keeps track of notices. Thread-safe; calls `save_now` with its lock held, which must not call back.
+
+    Args:
+        save_now: Asks the saver; returns its ticket.
+    """
+
+    def __init__(self, save_now: Callable[[], int]) -> None:
+        self._save_now = save_now
+        self._lock = threading.Lock()
+        self._own: OwnNotice | None = None
+        self._asked: dict[str, int] = {}
+        self._answered: set[str] = set()
+
+    @property
+    def own(self) -> OwnNotice | None:
+        """Our own notice; None while there is none."""
+        return self._own
+
+    def give(self, *, now: float, grace_period: float) -> OwnNotice | None:
+        """Take note of our own preemption; None if it was known: the first one counts."""
+        with self._lock:
+            if self._own is not None:
+                return None
+            name = f"notice-{secrets.token_hex(8)}"
+            self._own = OwnNotice(notice_id=name, given=now, deadline=now + grace_period)
+            return self._own
+
+    def ask(self, notice_id: str) -> None:
+        """Ask for the save that answers a notice, again if it was asked for."""
+        # Under the lock, so that the ticket is on record before its commit can be reported.
+        with self._lock:
+            self._asked[notice_id] = self._save_now()
+
+    def unasked(self, view: ClusterView) -> list[str]:
+        """The notices in `view` that nobody here has asked for."""
+        with self._lock:
+            return [notice.notice_id for notice in view.notices if notice.notice_id not in self._asked]
+
+    def serve(self, ticket: int) -> bool:
+        """All that was asked for up to `ticket` is durable; whether that answers anything."""
+        with self._lock:
+            served = {notice_id for notice_id, asked in self._asked.items() if asked <= ticket}
+            new = served - self._answered
+            self._answered |= served
+            return bool(new)
+
+    def learn(self, answers: Iterable[str]) -> None:
+        """Others have announced these answers."""
+        with self._lock:
+            self._answered.update(answers)
+
+    @property
+    def own_is_answered(self) -> bool:
+        """Whether our own notice was answered."""
+        return self._own is not None and self._own.notice_id in self._answered
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Ids of the notices that were answered here."""
+        with self._lock:
+            return tuple(sorted(self._answered & self._asked.keys()))
