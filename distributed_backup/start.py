@@ -67,7 +67,7 @@ class StartProtocol:
         self._worker_id = worker_id
         self._standby = standby
         self._first_term: int | None = None
-        self._live_term = 0
+        self._live_terms: set[int] = set()
 
     def observe(self, view: ClusterView, *, since_joined: float) -> None:
         """Learn which terms are of this incarnation: granted, or their holder heard of, since we joined.
@@ -79,7 +79,7 @@ class StartProtocol:
         if self._first_term is None:
             self._first_term = view.term if view.holder != self._worker_id else view.term - 1
         if view.holder_age is not None and view.holder_age < since_joined:
-            self._live_term = view.term
+            self._live_terms.add(view.term)
 
     def as_leader(self, view: ClusterView) -> StartPoint:
         """The newest checkpoint that verifies, or a backup of synalinks' callback, or a fresh start.
@@ -131,4 +131,4 @@ class StartProtocol:
         return announced.kind == "finished" and self._is_live(announced.term)
 
     def _is_live(self, term: int) -> bool:
-        return term == self._live_term or (self._first_term is not None and term > self._first_term)
+        return term in self._live_terms or (self._first_term is not None and term > self._first_term)

@@ -121,6 +121,7 @@ class Worker:
         self._start_position = Position(0)
         self._newest: CheckpointHeader | None = None
         self._announcement: Announcement | None = None
+        self._reported_term = 0
         self._error: StoreError | None = None
         # Held while announcing, so that an announcement made again never follows and undoes a newer one.
         self._announcing_lock = threading.Lock()
@@ -192,9 +193,11 @@ class Worker:
     def _try_start(self) -> StartPoint | str | None:
         """The start point; or the name of an announced checkpoint that is missing; or None if it is too early."""
         term, view = self._elector.term, self._view
-        if view is None:
+        # What we see must be of the term we lead under: the elector knows of it a moment before the view is here.
+        leads = term is not None and view is not None and (view.term, view.holder) == (term, self._worker_id)
+        if view is None or (term is not None and not leads):
             return None
-        start = self._start.as_follower(view) if term is None else self._start.as_leader(view)
+        start = self._start.as_leader(view) if leads else self._start.as_follower(view)
         if not isinstance(start, StartPoint):
             return start
         self._newest = None if start.checkpoint is None else start.checkpoint.header
@@ -268,6 +271,8 @@ class Worker:
         self._notices.ask(notice.notice_id)
         # Before and after training a follower has nothing that must be saved; who has something saves it.
         while (self._training or self._elector.is_leader) and not self._is_served() and self._clock.now() < limit:
+            # The coordinator may have gone since: then it is ours to save under the last term.
+            self._saver.look_again()
             with _uninterrupted():
                 self._wait(min(_WAIT_SLICE, limit - self._clock.now()))
         served = self._is_served()
@@ -421,15 +426,15 @@ class Worker:
 
     # ---------------------------------------------------------------- from the elector's thread
 
-    def elected(self, term: int) -> None:  # noqa: ARG002 - the listener's signature
+    def elected(self, term: int) -> None:
         """We lead: tell the others where the run stands, commit what is due."""
-        if self._training:
-            self._saver.report()
+        self._report_once(term)
         self._saver.look_again()
         self._notify_all()
 
     def lost(self, loss: LeaseLoss) -> None:  # noqa: ARG002 - the listener's signature
-        """We no longer lead; training goes on, commits wait."""
+        """We no longer lead; training goes on, commits wait, but for one that a notice asked for."""
+        self._saver.look_again()
         self._notify_all()
 
     def observed(self, view: ClusterView) -> None:
@@ -456,7 +461,12 @@ class Worker:
                     with _logged("announcing again"):
                         self._coordinator.announce(announcement)
                 return
-        if self._training:
+        self._report_once(term)
+
+    def _report_once(self, term: int) -> None:
+        # Once: a report that fails is made again by the saver at the next boundary.
+        if self._training and self._reported_term != term:
+            self._reported_term = term
             self._saver.report()
 
     # ---------------------------------------------------------------- from the saver's thread

@@ -32,7 +32,7 @@ from tests.contract.harness import release_locks
 
 TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
 SETTINGS = settings(
-    max_examples=300,
+    max_examples=150,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
