@@ -20,7 +20,6 @@ CLOCK_BOOTTIME, which all processes of the machine share.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 from filelock import FileLock, Timeout
 
 from distributed_backup.checkpoint import Position
@@ -42,6 +40,7 @@ from distributed_backup.coordinators.base import (
     Member,
     Notice,
 )
+from distributed_backup.coordinators.records import identity_of, inode, read_record, replace_record
 from distributed_backup.errors import CoordinatorUnavailableError
 
 _TERMS_KEPT: Final = 8
@@ -111,7 +110,7 @@ class FileCoordinator(Coordinator):
         with self._translated():
             found = []
             for path in sorted((self._root / "members").glob("*.json")):
-                fields = _read(path)
+                fields = read_record(path)
                 # The time after the read: what was written just now must not look like the future, for an
                 # instant of the future is from before a reboot.
                 now = self._clock.now()
@@ -139,7 +138,7 @@ class FileCoordinator(Coordinator):
                 "since": now,
                 "until": now + notice.remaining,
             }
-            _replace(self._root / "notices" / f"{name}.json", fields)
+            replace_record(self._root / "notices" / f"{name}.json", fields)
 
     def resign(self, worker_id: str) -> None:
         """Mark the term as resigned and free the lock."""
@@ -159,7 +158,7 @@ class FileCoordinator(Coordinator):
         with self._translated():
             (self._root / "members" / f"{worker_id}.json").unlink(missing_ok=True)
             for path in (self._root / "notices").glob("*.json"):
-                if (_read(path) or {}).get("worker_id") == worker_id:
+                if (read_record(path) or {}).get("worker_id") == worker_id:
                     path.unlink(missing_ok=True)
 
     def erase(self) -> None:
@@ -202,7 +201,7 @@ class FileCoordinator(Coordinator):
             thread_local=False,
             fallback_to_soft=False,
             preserve_lock_file=True,
-            on_acquired=lambda descriptor: identities.append(_inode(os.fstat(descriptor))),
+            on_acquired=lambda descriptor: identities.append(inode(os.fstat(descriptor))),
         )
         try:
             lock.acquire(blocking=False)
@@ -233,7 +232,7 @@ class FileCoordinator(Coordinator):
 
     def _is_ours(self, held: _Held) -> bool:
         # A forked child has a copy of our fields, and not the lock.
-        return held.lock.is_locked and _identity(self._lock_path) == held.identity
+        return held.lock.is_locked and identity_of(self._lock_path) == held.identity
 
     # ---------------------------------------------------------------- the term
 
@@ -264,11 +263,11 @@ class FileCoordinator(Coordinator):
             if newest is None or term != newest.term:
                 self._term_path(term).unlink(missing_ok=True)
         for path in (self._root / "members").glob("*.json"):
-            fields = _read(path) or {"seen": 0.0, "duration": 0.0}
+            fields = read_record(path) or {"seen": 0.0, "duration": 0.0}
             if not 0 <= self._clock.now() - fields["seen"] < _EXPIRIES_KEPT * fields["duration"]:
                 path.unlink(missing_ok=True)
         for path in (self._root / "notices").glob("*.json"):
-            fields = _read(path) or {"since": 0.0, "until": 0.0}
+            fields = read_record(path) or {"since": 0.0, "until": 0.0}
             if not fields["since"] <= self._clock.now() < fields["until"]:
                 path.unlink(missing_ok=True)
 
@@ -280,7 +279,7 @@ class FileCoordinator(Coordinator):
         return sorted(int(name[:-5]) for name in names if name[:-5].isdecimal() and name.endswith(".json"))
 
     def _read_term(self, term: int) -> dict[str, Any] | None:
-        return _read(self._term_path(term))
+        return read_record(self._term_path(term))
 
     def _write_term(self, term: int, worker_id: str, announcement: Announcement | None) -> None:
         fields = None
@@ -295,7 +294,7 @@ class FileCoordinator(Coordinator):
         self._write_record(term, {"worker_id": worker_id, "resigned": False, "announcement": fields})
 
     def _write_record(self, term: int, record: dict[str, Any]) -> None:
-        _replace(self._term_path(term), record)
+        replace_record(self._term_path(term), record)
 
     def _term_path(self, term: int) -> Path:
         return self._root / "terms" / f"{term:010d}.json"
@@ -347,7 +346,7 @@ class FileCoordinator(Coordinator):
     def _notices(self) -> tuple[Notice, ...]:
         found = []
         for path in sorted((self._root / "notices").glob("*.json")):
-            fields = _read(path)
+            fields = read_record(path)
             now = self._clock.now()
             if fields is not None and fields["since"] <= now < fields["until"]:
                 found.append(
@@ -361,7 +360,7 @@ class FileCoordinator(Coordinator):
         return tuple(found)
 
     def _age(self, worker_id: str) -> float | None:
-        fields = _read(self._root / "members" / f"{worker_id}.json")
+        fields = read_record(self._root / "members" / f"{worker_id}.json")
         now = self._clock.now()
         return None if fields is None or fields["seen"] > now else now - fields["seen"]
 
@@ -372,7 +371,7 @@ class FileCoordinator(Coordinator):
             "role": beat.role,
             "position": None if beat.position is None else _pair(beat.position),
         }
-        _replace(self._root / "members" / f"{beat.worker_id}.json", fields)
+        replace_record(self._root / "members" / f"{beat.worker_id}.json", fields)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -401,42 +400,3 @@ def _member(worker_id: str, fields: dict[str, Any], now: float) -> Member:
 
 def _pair(position: Position) -> tuple[int, int]:
     return (position.epoch, position.batch)
-
-
-def _inode(status: os.stat_result) -> tuple[int, int]:
-    return (status.st_dev, status.st_ino)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        return _inode(path.stat())
-    except FileNotFoundError:
-        return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None if it is gone, or was claimed and not written yet."""
-    try:
-        fields = orjson.loads(path.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return None
-    return fields if isinstance(fields, dict) else None
-
-
-def _replace(path: Path, fields: dict[str, Any]) -> None:
-    """Write an object in one step; readers see the old one or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        descriptor = os.open(aside, flags, 0o600)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(aside, flags, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(orjson.dumps(fields))
-        aside.rename(path)
-    except BaseException:
-        # On a full disk each tick would leave one.
-        aside.unlink(missing_ok=True)
-        raise
