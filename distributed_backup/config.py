@@ -168,7 +168,7 @@ def _seconds(text: str) -> float:
 def _save_freq(text: str) -> SaveFrequency:
     if text.lower() in {"false", "epoch"}:
         return "epoch" if text.lower() == "epoch" else False
-    if text.isdecimal() and int(text) >= 1:
+    if text.isdecimal() and len(text) < 10 and int(text) >= 1:
         return int(text)
     raise ConfigError(
         f"${ENVIRONMENT_PREFIX}SAVE_FREQ must be 'epoch', 'false' or a whole number of at least 1, got {text!r}"

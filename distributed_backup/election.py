@@ -91,6 +91,7 @@ class Elector:
         self._highest_seen = 0
         # Whether the coordinator may name us the holder, though we may not know: the reply may have been lost.
         self._may_hold = False
+        self._deposed: int | None = None
         self._deadline = 0.0
         self._reachable = True
         self._resigned = False
@@ -179,6 +180,11 @@ class Elector:
             if term is not None:
                 logger.info("resigned worker=%s term=%d", self._worker_id, term)
 
+    def depose(self, term: int) -> None:
+        """Give up `term` at the next tick, and campaign for a higher one: it does not count any more."""
+        self._deposed = term
+        self.poke()
+
     def _run(self) -> None:
         while not self._stopped:
             try:
@@ -193,8 +199,11 @@ class Elector:
     def _tick(self) -> None:
         # From before the request was sent: the coordinator's count of the lease can't have begun earlier.
         sent = self._clock.now()
-        beat = self._heartbeat()
         try:
+            if self._term is not None and self._term == self._deposed:
+                self._coordinator.resign(self._worker_id)
+                self._lose("the store holds checkpoints of a newer term")
+            beat = self._heartbeat()
             self._may_hold = self._may_hold or beat.campaign
             view = self._coordinator.heartbeat(beat)
             self._may_hold = view.holder == self._worker_id

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ class FitSession:
         _end_orphans(self._root, self._task)
         _open_sessions.setdefault(self._root, []).append(self)
         atexit.register(self.end)
+        if self._task is not None:
+            self._task.add_done_callback(self._task_ended)
         with self._ended_by_errors():
             if self._options.save_before_preemption:
                 self._signals.install()
@@ -127,16 +130,23 @@ class FitSession:
     def _enter(self, frame: FitFrame) -> None:
         self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
         position = self._start_position()
+        checkpoint = self._start.checkpoint
+        loop = {} if checkpoint is None else self._state.loop_state(checkpoint.body)
+        # A callback may have ended the training with the epoch that ended at this position.
+        finished = self._start.finished or (position.batch == 0 and loop.get("stop_training", False))
         frame.call_last(self._callback)
-        if self._start.finished:
-            epoch = self._params.get("epochs") or position.epoch
-        else:
-            epoch = position.epoch
-            frame.replay(epoch if self._has_start else 0)
+        epoch = position.epoch
+        if finished:
+            epoch = max(epoch, self._params.get("epochs") or 0)
+        elif self._has_start:
+            frame.replay(epoch)
         if self._has_start:
             self._program._initial_epoch = epoch  # noqa: SLF001 - the documented way for a callback to set it
         self._worker.started(position)
-        self._fit.install(position if self._has_start and not self._start.finished else None)
+        if self._has_start and not finished:
+            self._fit.install(position, loop)
+        else:
+            self._fit.install(None)
 
     @property
     def _has_start(self) -> bool:
@@ -149,7 +159,11 @@ class FitSession:
         if checkpoint is None:
             return Position(self._params.get("initial_epoch") or 0)
         position = checkpoint.position
-        if position.batch > 0 and checkpoint.header.data != self._data:
+        if checkpoint.header.data == self._data:
+            return position
+        if position.batch == 0:
+            logger.warning("data or batch size is not what it was when %s was saved: going on with it", checkpoint.name)
+        else:
             logger.warning(
                 "data or batch size is not what it was when %s was saved: resuming at the start of epoch %d "
                 "instead of its batch %d",
@@ -157,8 +171,7 @@ class FitSession:
                 position.epoch,
                 position.batch,
             )
-            return Position(position.epoch)
-        return position
+        return Position(position.epoch)
 
     def epoch_begins(self, epoch: int) -> None:
         """An epoch begins."""
@@ -213,7 +226,9 @@ class FitSession:
     def _boundary(self, position: Position, *, due: bool) -> None:
         with self._ended_by_errors():
             if due or self._options.save_before_preemption or self._options.worker.standby:
-                snapshot = Snapshot(position=position, body=self._state.capture(), data=self._data)
+                snapshot = Snapshot(
+                    position=position, body=self._state.capture(self._fit.loop_state()), data=self._data
+                )
                 self._worker.boundary(snapshot, due=due)
             else:
                 self._worker.check()
@@ -270,9 +285,15 @@ class FitSession:
         self._fit.remove()
         self._signals.uninstall()
         atexit.unregister(self.end)
+        if self._task is not None:
+            self._task.remove_done_callback(self._task_ended)
         sessions = _open_sessions.get(self._root, [])
         if self in sessions:
             sessions.remove(self)
+
+    def _task_ended(self, _: asyncio.Task[Any]) -> None:
+        # An exception of another callback left `fit` unseen, and then the task.
+        self.end()
 
     def is_orphan(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether this session's fit is over, as seen from a new fit that runs in `task`."""
@@ -286,7 +307,10 @@ class FitSession:
         the main thread is no way out: synalinks' retries of language-model calls swallow even SystemExit (tenacity).
         """
         logger.warning("grace period almost over and the fit has not come to its end: leaving the process now")
-        self._worker.preempt()
+        reserve = self._options.worker.reserve
+        leaving = threading.Thread(target=self._worker.preempt, daemon=True)
+        leaving.start()
+        leaving.join(reserve / 8)  # whatever hangs, a disk or a coordinator, hangs there
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -64,8 +64,13 @@ class Notices:
             self._asked[notice_id] = self._save_now()
 
     def unasked(self, view: ClusterView) -> list[str]:
-        """The notices in `view` that nobody here has asked for."""
+        """The notices in `view` that nobody here has asked for; those that are over are forgotten."""
         with self._lock:
+            current = {notice.notice_id for notice in view.notices}
+            if self._own is not None:
+                current.add(self._own.notice_id)
+            self._asked = {notice_id: ticket for notice_id, ticket in self._asked.items() if notice_id in current}
+            self._answered &= current
             return [notice.notice_id for notice in view.notices if notice.notice_id not in self._asked]
 
     def serve(self, ticket: int) -> bool:

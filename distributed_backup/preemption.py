@@ -70,10 +70,11 @@ class SignalWatch:
         self._active = False
         self._notes.put(None)
         if threading.current_thread() is threading.main_thread():
-            for number, previous in self._previous.items():
+            for number, previous in list(self._previous.items()):
+                # Somebody who chained to us since still calls us, and we the one before us.
                 if signal.getsignal(number) is self._handler and previous is not None:
                     signal.signal(number, previous)
-            self._previous.clear()
+                    del self._previous[number]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid or not self._active:
@@ -100,8 +101,10 @@ class SignalWatch:
         number = self._notes.get()
         if number is None:
             return
-        self._on_notice(signal.Signals(number).name)
         limit = time.monotonic() + self._last_resort
+        # In a thread of its own: whatever hangs there must not take the last resort away.
+        name = signal.Signals(number).name
+        threading.Thread(target=self._on_notice, args=(name,), name="distributed-backup-notice", daemon=True).start()
         try:
             while self._notes.get(timeout=max(0.0, limit - time.monotonic())) is not None:
                 logger.warning("signal came again, the save goes on")

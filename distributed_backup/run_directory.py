@@ -127,7 +127,7 @@ class RunDirectory(ABC):
         with self._translated("list", self._root):
             try:
                 with os.scandir(self._root) as entries:
-                    return [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+                    return [entry.name for entry in entries if _is_file_or_was(entry)]
             except FileNotFoundError:
                 return []
 
@@ -170,6 +170,11 @@ class RunDirectory(ABC):
             yield
         except OSError as error:
             raise StoreError(f"can't {verb} {path}: {error.strerror or error}", path=str(path)) from error
+
+
+def _is_file_or_was(entry: os.DirEntry[str]) -> bool:
+    """Regular files, and links to nothing, which are reported as damage; to open a pipe would hang."""
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 - a DirEntry
 
 
 def _sync_names(directory: Path) -> None:

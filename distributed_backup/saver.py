@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.checkpoint import CheckpointHeader, Snapshot
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StaleTermError, StoreError
 from distributed_backup.store import CheckpointStore
@@ -33,15 +33,29 @@ class SaverListener(Protocol):
         It is at least as new as the last boundary before each `save_now` up to ticket `served`.
         """
 
+    def refused(self, term: int) -> None:
+        """The store holds checkpoints of a newer term: whoever believes to lead under `term` does not count."""
+
     def failed(self, error: StoreError) -> None:
         """A commit failed; earlier checkpoints are intact."""
+
+
+def covers(newest: CheckpointHeader | None, snapshot: Snapshot, term: int) -> bool:
+    """Whether the newest checkpoint makes it needless for the leader of `term` to commit `snapshot`.
+
+    Progress never goes backwards. But how far two pipelines have come in one epoch does not compare: after a restart
+    with other data, the epoch began anew.
+    """
+    if newest is None or newest.position < snapshot.position:
+        return False
+    began_anew = newest.epoch == snapshot.position.epoch and newest.data != snapshot.data and newest.term < term
+    return not began_anew
 
 
 class Saver:
     """Commits snapshots in a thread of its own.
 
-    Progress never goes backwards: a snapshot that is not past the newest checkpoint is not committed, whoever
-    wrote that one.
+    A snapshot that is not past the newest checkpoint is not committed, whoever wrote that one; see `covers`.
 
     Args:
         store: Where checkpoints go.
@@ -133,13 +147,13 @@ class Saver:
             self._condition.notify_all()
 
     def drain(self, timeout: float) -> bool:
-        """Wait until nothing that could be committed waits or runs.
+        """Try once more what failed, and wait until nothing runs or can be tried.
 
         Args:
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether nothing is left.
+            Whether it came to rest; what failed again is `unsaved`.
         """
         with self._condition:
             self._due, self._failed = self._due or self._failed, None
@@ -183,13 +197,14 @@ class Saver:
     def _commit(self, snapshot: Snapshot | None, term: int, asked: int) -> bool:
         try:
             newest = self._store.newest_header()
-            if snapshot is not None and (newest is None or newest.position < snapshot.position):
+            if snapshot is not None and not covers(newest, snapshot, term):
                 newest = self._store.commit(snapshot, term=term, worker_id=self._worker_id)
                 logger.info("committed name=%s worker=%s", newest.name, self._worker_id)
         except StaleTermError as error:
             # Another leads by now; the election will tell. What it commits is what counts.
             logger.warning("commit refused worker=%s reason=%s", self._worker_id, error)
             self._refused = term
+            self._tell(partial(self._listener.refused, term))
             return False
         except StoreError as error:
             self._tell(partial(self._listener.failed, error))
@@ -209,7 +224,12 @@ class Saver:
             logger.exception("listener failed worker=%s", self._worker_id)
 
     @property
-    def last_position(self) -> Position | None:
-        """Position of the newest boundary handed over; None before the first."""
-        last = self._last
-        return None if last is None else last.position
+    def unsaved(self) -> bool:
+        """Whether something waits to be committed, or failed to be."""
+        with self._condition:
+            return self._due is not None or self._failed is not None or self._running or self._served < self._asked
+
+    @property
+    def last(self) -> Snapshot | None:
+        """The newest boundary handed over; None before the first."""
+        return self._last

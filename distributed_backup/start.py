@@ -7,16 +7,13 @@ from what it is shown; waiting and announcing are `worker`'s.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
-from distributed_backup.checkpoint import Checkpoint, Position
+from distributed_backup.checkpoint import Checkpoint, Position, parse_name
 from distributed_backup.coordinators.base import Announcement, ClusterView
-from distributed_backup.errors import StoreError
+from distributed_backup.errors import RunMismatchError, StoreError
 from distributed_backup.legacy import LegacyBackup, find_legacy
 from distributed_backup.store import CheckpointStore
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +65,8 @@ class StartProtocol:
         self._standby = standby
         self._first_term: int | None = None
         self._live_terms: set[int] = set()
+        self.problem: StoreError | None = None
+        """Why the announced checkpoint could not be read at the last try."""
 
     def observe(self, view: ClusterView, *, since_joined: float) -> None:
         """Learn which terms are of this incarnation: granted, or their holder heard of, since we joined.
@@ -110,15 +109,17 @@ class StartProtocol:
 
     def _find(self, announced: Announcement) -> StartPoint | None:
         finished = self._standby and announced.kind == "finished"
+        self.problem = None
         if announced.checkpoint is None:
             return StartPoint(finished=finished)
-        legacy = find_legacy(self._store.root)
-        if legacy is not None and legacy.name == announced.checkpoint:
-            return StartPoint(legacy=legacy, finished=finished)
+        if parse_name(announced.checkpoint) is None:
+            return StartPoint(legacy=find_legacy(self._store.root), finished=finished)
         try:
             return StartPoint(checkpoint=self._store.load(announced.checkpoint), finished=finished)
+        except RunMismatchError:
+            raise
         except StoreError as error:
-            logger.debug("announced checkpoint not readable worker=%s reason=%s", self._worker_id, error)
+            self.problem = error
             return None
 
     def _is_current(self, announced: Announcement, view: ClusterView) -> bool:

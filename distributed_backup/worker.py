@@ -4,8 +4,8 @@ This is the protocol and its policy; it knows nothing of synalinks. It promises 
 checkpoint, that a notice to any worker leads to a save, and that nobody deletes what another needs. It can't
 promise a save when every worker is killed without notice: then the last commit is what is left.
 
-Threads: training calls in from its own; the elector and the saver have one each and call the listener
-methods here. One condition guards what they share, and it is never held while calling out.
+Threads: training calls in from its own; the elector and the saver have one each and call the listener methods here.
+Locks are taken in one order: the elector's, announcing, the coordinator's; notices, the saver's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
 from distributed_backup.clock import Clock
@@ -29,6 +29,7 @@ from distributed_backup.coordinators.base import (
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import (
     CoordinatorUnavailableError,
+    CorruptCheckpointError,
     NotSharedError,
     Preempted,
     RestoreTimeoutError,
@@ -36,7 +37,7 @@ from distributed_backup.errors import (
 )
 from distributed_backup.legacy import remove_legacy
 from distributed_backup.notices import Notices, OwnNotice
-from distributed_backup.saver import Saver
+from distributed_backup.saver import Saver, covers
 from distributed_backup.start import StartPoint, StartProtocol
 from distributed_backup.store import CheckpointStore
 
@@ -167,10 +168,11 @@ class Worker:
             Preempted: A notice came first.
             RestoreTimeoutError: Nobody announced anything in time.
             NotSharedError: The announced checkpoint can't be seen in our directory.
+            CorruptCheckpointError: The announced checkpoint is damaged.
             StoreError: No checkpoint is usable, or the directory can't be read.
         """
         deadline = self._clock.now() + self._options.restore_timeout
-        missing_since: float | None = None
+        missing, missing_since = "", self._clock.now()
         while True:
             if self.notice_given:
                 raise self.preempt()
@@ -180,8 +182,11 @@ class Worker:
                     self._training = True
                 return start
             now = self._clock.now()
-            missing_since = None if start is None else missing_since or now
-            if missing_since is not None and now - missing_since > _VISIBILITY_LIMIT:
+            if start != missing:
+                missing, missing_since = start or "", now
+            if missing and now - missing_since > _VISIBILITY_LIMIT:
+                if isinstance(self._start.problem, CorruptCheckpointError):
+                    raise self._start.problem
                 raise NotSharedError(
                     f"the leader announced {start}, which is not in {self._store.root} here: is the directory "
                     "shared by all workers?"
@@ -276,33 +281,36 @@ class Worker:
             with _uninterrupted():
                 self._wait(min(_WAIT_SLICE, limit - self._clock.now()))
         served = self._is_served()
+        nothing_to_save = self._saver.last is None
         self.close(timeout=0.0)
         position, name = self._newest_known()
         seconds = self._clock.now() - notice.given
-        logger.info("preempted worker=%s saved=%s newest=%s seconds=%.3f", self._worker_id, served, name, seconds)
+        logger.log(
+            logging.INFO if served or nothing_to_save else logging.WARNING,
+            "preempted worker=%s saved=%s newest=%s seconds=%.3f",
+            self._worker_id,
+            "nothing-to-save" if nothing_to_save else served,
+            name,
+            seconds,
+        )
         return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
     def _newest_known(self) -> tuple[Position | None, str | None]:
         """Position and name of the newest checkpoint, by our own commits or by announcements."""
         newest, view = self._newest, self._view
         announced = None if view is None else view.announcement
-        known = Position(0) if newest is None else newest.position
-        if (
-            announced is not None
-            and announced.checkpoint is not None
-            and (newest is None or known < announced.position)
-        ):
-            return announced.position, announced.checkpoint
+        name = None if announced is None else announced.checkpoint
+        # The order of names is the order of (term, position).
+        if announced is not None and name is not None and (newest is None or newest.name < name):
+            return announced.position, name
         return (None, None) if newest is None else (newest.position, newest.name)
 
     def _is_served(self) -> bool:
         if not self._notices.own_is_answered:
             return False
-        last, newest = self._saver.last_position, self._newest
-        if last is None or self._term_to_write_under() is None:
-            return True
+        last, term = self._saver.last, self._term_to_write_under()
         # Ours to save: then the last boundary must be in it, which may have been reached since the answer.
-        return newest is not None and newest.position >= last
+        return last is None or term is None or covers(self._newest, last, term)
 
     def finish(self) -> None:
         """The fit is complete: save what is due, say so, leave; the last one out deletes if asked to.
@@ -331,8 +339,10 @@ class Worker:
     def _delete(self) -> None:
         logger.info("run finished, deleting directory=%s", self._store.root)
         with _logged("deleting the backup"):
-            self._coordinator.erase()
+            # The lock goes last: whoever joins meanwhile waits for us, and finds nothing.
             remove_legacy(self._store.root)
+            self._store.delete()
+            self._coordinator.erase()
             self._store.delete()
 
     def _finish_saving(self) -> None:
@@ -340,24 +350,38 @@ class Worker:
             # The others return with the final state, so it must be there even without a schedule.
             self._saver.save_now()
         limit = self._clock.now() + _FINISH_LIMIT
-        while not self._saver.drain(_WAIT_SLICE) and not self.notice_given and self._error is None:
+        while self._is_ours_to_save() and not self.notice_given and self._error is None:
             if self._clock.now() > limit:
                 logger.error("the final state could not be saved worker=%s", self._worker_id)
                 break
+            if not self._saver.drain(_WAIT_SLICE) or self._saver.unsaved:
+                self._wait(self._elector.period)
         if self._error is not None:
             raise self._error
 
+    def _is_ours_to_save(self) -> bool:
+        """Whether something due waits that nobody else will save: we lead, or led last and nobody does now."""
+        holder = None if self._view is None else self._view.holder
+        ours = self._elector.is_leader or (self._elector.last_term is not None and holder in {None, self._worker_id})
+        return ours and self._saver.unsaved
+
     def _is_last_one_out(self) -> bool:
-        """Leave, and tell whether no other member is left; wait for those that fell silent to come back or expire."""
-        alive = max(1.0, 5 * self._elector.period)
+        """Leave, and tell whether no other member is left.
+
+        One that was heard of after we left is there; one that was not may have died just before, so it is waited for
+        until it is heard of or its membership expires.
+        """
+        left = self._clock.now()
         try:
             self._coordinator.leave(self._worker_id)
             while not self.notice_given:
-                ages = [member.age for member in self._coordinator.members() if member.worker_id != self._worker_id]
-                if not ages:
-                    return True
-                if min(ages) <= alive:
+                others = [member for member in self._coordinator.members() if member.worker_id != self._worker_id]
+                now = self._clock.now()
+                if any(now - member.age > left for member in others):
+                    logger.info("backup kept for others that go on worker=%s others=%d", self._worker_id, len(others))
                     return False
+                if not others:
+                    return True
                 self._wait(self._elector.period)
         except CoordinatorUnavailableError as error:
             logger.warning("backup kept worker=%s reason=%s", self._worker_id, error)
@@ -387,17 +411,17 @@ class Worker:
     def give_notice(self, reason: str) -> None:
         """This worker is going to be killed in `grace_period` seconds. From any thread; the first one counts.
 
-        Order: ask our own saver, for it may be ours to save; then tell the others; then bound the training.
+        Order: ask our own saver, for it may be ours to save; bound the training; then what may hang: tell the others.
         """
         grace_period = self._options.grace_period
         notice = None if self._closed else self._notices.give(now=self._clock.now(), grace_period=grace_period)
         if notice is None:
             return
-        logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
         self._notices.ask(notice.notice_id)
+        self._stop_training_at(notice.deadline - self._options.reserve)
+        logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
         self._tell_others(notice, reason)
         self._elector.poke()
-        self._stop_training_at(notice.deadline - self._options.reserve)
         self._cut_off_if_answered()
         self._notify_all()
 
@@ -483,6 +507,10 @@ class Worker:
         self._cut_off_if_answered()
         self._notify_all()
 
+    def refused(self, term: int) -> None:
+        """Stop believing that we lead: two coordinators serve one directory, or checkpoints were copied into it."""
+        self._elector.depose(term)
+
     def failed(self, error: StoreError) -> None:
         """Report a commit that failed."""
         if self._options.on_save_error == "raise":
@@ -518,13 +546,15 @@ class Worker:
             position=position,
             checkpoint=checkpoint,
             digest=digest,
-            answers=self._notices.answers,
         )
 
     def _announce(self, announcement: Announcement) -> bool:
         with self._announcing_lock:
-            self._announcement = announcement
-            return self._coordinator.announce(announcement)
+            last = self._announcement
+            if last is not None and last.term == announcement.term and last.kind == "finished":
+                announcement = replace(announcement, kind="finished")
+            self._announcement = replace(announcement, answers=self._notices.answers)
+            return self._coordinator.announce(self._announcement)
 
     # ---------------------------------------------------------------- waiting
 

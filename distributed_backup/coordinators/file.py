@@ -379,7 +379,7 @@ class FileCoordinator(Coordinator):
             yield
         except OSError as error:
             raise CoordinatorUnavailableError(
-                f"can't coordinate in {self._root}: {error.strerror or error} ({error.filename})"
+                f"can't coordinate in {self._root}: {error.strerror or error} ({error.filename or 'while writing'})"
             ) from error
         except (KeyError, TypeError, ValueError) as error:
             raise CoordinatorUnavailableError(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-import json
 import logging
 import tempfile
 import warnings
+from collections import Counter as Counted
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,6 @@ import synalinks
 
 from distributed_backup import BackupAndRestore, CheckpointStore, Preempted, fit_session
 from distributed_backup.checkpoint import Position
-from distributed_backup.demo.offline import OfflineLanguageModel
 from distributed_backup.errors import ProgramMismatchError
 from tests.programs import batches, build_program, complete_state, samples
 
@@ -115,25 +114,6 @@ class Interruption:
     how: str = "notice"
 
 
-class SwallowingModel(OfflineLanguageModel):
-    """Takes a cancellation for a failed call and gives up on it, as retries do: the batch goes on without it.
-
-    The first calls, which are the predictions, are answered: those that are gathered can't be gone on without.
-    """
-
-    answered = 2
-
-    async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
-        self.answered -= 1
-        self.latency = 0.0 if self.answered >= 0 else 600.0
-        try:
-            return await super()._acompletion(formatted_messages, **kwargs)
-        except asyncio.CancelledError:
-            answer = dict.fromkeys(kwargs["response_format"]["json_schema"]["schema"]["properties"], "cut off")
-            message = {"content": json.dumps(answer)}
-            return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
-
-
 class Interrupter(synalinks.callbacks.Callback):  # type: ignore[misc]
     """Counts hooks, and interrupts at one of them."""
 
@@ -159,10 +139,8 @@ class Interrupter(synalinks.callbacks.Callback):  # type: ignore[misc]
     def _interrupt(self, how: str) -> None:
         if how == "raise":
             raise InterruptedFitError
-        if how.startswith("cut off"):
+        if how == "cut off":
             self.model.latency = 600.0
-        if how == "cut off, and swallowed":
-            self.model.__class__ = SwallowingModel
         self.backup._session._worker.give_notice("TEST")
 
 
@@ -179,6 +157,7 @@ class Outcome:
     program: Any = None
     log: list[str] = field(default_factory=list)
     calls_at: list[int] = field(default_factory=list)
+    optimizer_hooks: Counted[str] = field(default_factory=Counted)
 
     @property
     def hooks(self) -> int:
@@ -209,6 +188,7 @@ async def part(
     interrupter.backup, interrupter.model = backup, model
     chosen = [interrupter] if backup is None else callbacks(backup, interrupter)
     outcome = Outcome(program=(program, model), log=interrupter.log, calls_at=interrupter.calls)
+    outcome.optimizer_hooks = _count_hooks(program.optimizer)
     arguments = {**fit.inputs(), "epochs": fit.epochs, "minibatch_size": None, "verbose": 0, **fit.arguments}
     with _logged() as outcome.logged:
         try:
@@ -221,6 +201,28 @@ async def part(
         exit_interpreter(backup_dir)
     outcome.state, outcome.calls = complete_state(program), model.calls - calls
     return outcome
+
+
+def _count_hooks(optimizer: Any) -> Counted[str]:
+    """Have an optimizer count the hooks that it is called at."""
+    kind = type(optimizer)
+    counts = Counted[str]()
+
+    class Counting(kind):  # type: ignore[misc,valid-type]
+        async def on_batch_begin(self, *args: Any, **kwargs: Any) -> None:
+            counts["on_batch_begin"] += 1
+            await super().on_batch_begin(*args, **kwargs)
+
+        async def on_batch_end(self, *args: Any, **kwargs: Any) -> None:
+            counts["on_batch_end"] += 1
+            await super().on_batch_end(*args, **kwargs)
+
+        async def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            counts["on_epoch_end"] += 1
+            await super().on_epoch_end(*args, **kwargs)
+
+    optimizer.__class__ = Counting
+    return counts
 
 
 async def build(fit: Fit, seed: int = 7) -> tuple[Any, Any]:
@@ -343,6 +345,9 @@ def matrix(
         wrong += [] if first.ended_early else [f"{where}: was not interrupted"]
         wrong += [f"{where}: {item}" for item in differences(reference.state, second.state)[:3]]
         wrong += [f"{where}: logged {item}" for item in first.logged + second.logged]
+        hooks_called = first.optimizer_hooks + second.optimizer_hooks
+        if how == "notice" and hooks_called != reference.optimizer_hooks:
+            wrong.append(f"{where}: {hooks_called}, not {reference.optimizer_hooks}")
         resumed_at.add(position)
         repeated.append(first.calls + second.calls - reference.calls)
     return {

@@ -6,12 +6,15 @@ on has generators seeded otherwise. The scenarios run in children, a whole matri
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distributed_backup.checkpoint import Position
+from distributed_backup.clock import SystemClock
+from distributed_backup.resume import CutOffError, Guard
 from tests.processes import Child
 
 SCENARIOS = "tests.integration.resume_scenarios"
@@ -94,27 +97,37 @@ def test_a_fit_in_a_task_of_a_running_loop_resumes_exactly(tmp_path: Path) -> No
 # ---------------------------------------------------------------- every form of interruption
 
 
-@pytest.mark.parametrize(
-    ("how", "hooks"),
-    [
-        ("cut off", ("on_train_batch_begin", "on_test_batch_begin")),
-        ("cut off, and swallowed", ("on_train_batch_begin",)),
-    ],
-    ids=["cut off", "swallowed"],
-)
-def test_a_batch_that_is_cut_off_is_all_that_is_paid_for_twice(
-    tmp_path: Path, how: str, hooks: tuple[str, ...]
-) -> None:
-    """A language model that does not answer within the grace period costs the calls of that batch once more.
-
-    So it does where retries of the calls take the cut for an error of the model, and the batch goes on without.
-    """
-    fit = {"optimizer": "omega", "epochs": 2}
-    found = result(tmp_path, "matrix", fit, hooks, how, {"grace_period": 0.4})
+def test_a_batch_that_is_cut_off_is_all_that_is_paid_for_twice(tmp_path: Path) -> None:
+    """A language model that does not answer within the grace period costs the calls of that batch once more."""
+    arguments = ("on_train_batch_begin", "on_test_batch_begin"), "cut off", {"grace_period": 0.4}
+    found = result(tmp_path, "matrix", {"optimizer": "omega", "epochs": 2}, *arguments)
     assert found["wrong"] == []
-    assert found["resumed_at"] == found["tried"] == 2 * (5 if len(hooks) == 2 else 3)
+    assert found["resumed_at"] == found["tried"] == 10
     pairs = list(zip(found["repeated"], found["in_flight"], strict=True))
     assert all(0 < repeated <= in_flight for repeated, in_flight in pairs), pairs
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no answer")], ids=["goes on without", "fails"])
+def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -> None:
+    """Retries of calls may take the cut for a failure of the call; a batch that lacks an answer is no batch."""
+    clock = SystemClock()
+
+    async def swallowing() -> str:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+        return "a result without the answer"
+
+    async def run() -> None:
+        guard = Guard(clock)
+        guard.cut_off_at(clock.now())
+        with pytest.raises(CutOffError):
+            await guard.run(swallowing())
+        await asyncio.sleep(0)  # no cancellation is left over
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(("save_freq", "positions"), [(1, 7), (2, 4), ("epoch", 2)])

@@ -60,7 +60,15 @@ def seconds_until_saved(backup_dir: Path, position: Position) -> float:
         header = store.newest_header()
         if header is not None and header.position >= position:
             return time.monotonic() - begin
+        time.sleep(0.001)
     raise AssertionError(f"no checkpoint at {position}; there are {store.names()}")
+
+
+def wait_for_members(coordinator: FileCoordinator, count: int) -> None:
+    limit = time.monotonic() + PATIENCE
+    while len(coordinator.members()) < count:
+        assert time.monotonic() < limit, coordinator.members()
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
@@ -429,8 +437,7 @@ def test_a_signal_while_waiting_for_the_leader_ends_the_wait(start: Start, backu
     coordinator.heartbeat(Heartbeat(worker_id="silent", campaign=True, floor=0, duration=1000.0))
     child = start(job(backup_dir))
     child.expect("train_begin")
-    while len(coordinator.members()) < 2:
-        pass
+    wait_for_members(coordinator, 2)
     child.kill(signal.SIGTERM)
     assert child.join() == 143
     assert newest(backup_dir) is None
@@ -493,8 +500,7 @@ def test_a_signal_ends_the_wait_of_a_standby(start: Start, backup_dir: Path) -> 
     standby = start(job(backup_dir, arguments=STANDBY))
     standby.expect("train_begin")
     coordinator = FileCoordinator(backup_dir / "coordinator")
-    while len(coordinator.members()) < 2:
-        pass
+    wait_for_members(coordinator, 2)
     standby.kill(signal.SIGTERM)
     assert standby.join() == 143
     leader.kill(signal.SIGTERM)

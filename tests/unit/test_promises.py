@@ -152,6 +152,9 @@ class Observer:
     def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         pass
 
+    def refused(self, term: int) -> None:
+        pass
+
     def failed(self, error: StoreError) -> None:
         raise AssertionError(error)
 

@@ -59,6 +59,9 @@ class Recorder:
             self.commits.append((None if newest is None else newest.position, term, served))
             self._condition.notify_all()
 
+    def refused(self, term: int) -> None:
+        pass
+
     def failed(self, error: StoreError) -> None:
         self.before_failure()
         with self._condition:
@@ -137,7 +140,8 @@ def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
     bench.saver.offer(snapshot(1), due=False)
     bench.drain()
     assert bench.store.tried == []
-    assert bench.saver.last_position == Position(1)
+    assert bench.saver.last is not None
+    assert bench.saver.last.position == Position(1)
 
 
 def test_an_older_due_snapshot_is_not_dropped_by_a_boundary_that_is_not_due(bench: Bench) -> None:

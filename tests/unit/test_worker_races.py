@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from distributed_backup.checkpoint import Position
+from distributed_backup.checkpoint import Position, Snapshot
 from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat
+from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Notice
 from distributed_backup.coordinators.memory import MemoryCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError
+from distributed_backup.store import CheckpointStore
 from distributed_backup.worker import Worker
 from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
 
@@ -31,7 +32,7 @@ def test_a_standby_that_is_elected_as_the_run_finishes_knows_that_it_has_finishe
         observed(self, view)
 
     monkeypatch.setattr(Worker, "observed", late)
-    leader = team.started("a", standby=True)
+    leader = team.started("a", standby=True, delete_checkpoint=False)
     standby = team.worker("b", standby=True)
     waiting = team.begin(standby.await_start)
     team.steps(1.0)
@@ -115,3 +116,86 @@ def test_a_former_leader_saves_when_the_coordinator_goes_away_after_its_notice(t
     coordinator.cut = True
     team.until(leaving.done, limit=90.0)
     assert team.positions() == [Position(1, 3)]
+
+
+def test_the_end_stays_announced_whatever_is_asked_for_meanwhile(team: Team) -> None:
+    """A notice that is answered between the announcement of the end and the leave must not hide the end."""
+    leader = team.started("a", standby=True, delete_checkpoint=False)
+    team.worker("b", standby=True)
+    leader.boundary(snapshot(2), due=True)
+    team.until(lambda: team.positions() == [Position(2)])
+    stop = leader._elector.stop
+
+    def tick_once_more() -> None:
+        team.coordinator.notify(Notice(notice_id="n", worker_id="x", reason="SIGTERM", remaining=1e5))
+        leader._elector.tick()
+        team.until(lambda: "n" in team.announcement.answers)
+        stop()
+
+    leader._elector.stop = tick_once_more  # type: ignore[method-assign]
+    team.result(team.begin(leader.finish))
+    assert (team.announcement.kind, team.announcement.answers) == ("finished", ("n",))
+
+
+def test_answers_are_forgotten_when_their_notices_are_over(team: Team) -> None:
+    """A spot fleet gives notices for weeks."""
+    leader = team.started("a")
+    leader.boundary(snapshot(1), due=False)
+    for number in range(20):
+        notice = Notice(notice_id=f"n{number}", worker_id=f"w{number}", reason="SIGTERM", remaining=1e5)
+        team.coordinator.notify(notice)
+        team.step()
+        team.until(lambda name=notice.notice_id: name in team.announcement.answers)  # type: ignore[misc]
+        team.coordinator.leave(f"w{number}")
+    assert len(team.announcement.answers) < 3
+
+
+def test_training_is_bounded_before_the_others_are_told(team: Team) -> None:
+    """A coordinator that hangs must not take the bound away."""
+    worker = team.started("a")
+    gate = threading.Event()
+
+    def hang(notice: Notice) -> None:
+        gate.wait(PATIENCE)
+
+    team.coordinator.notify = hang  # type: ignore[method-assign]
+    telling = team.begin(lambda: worker.give_notice("SIGTERM"))
+    try:
+        team.until(lambda: bool(team.cut_offs["a"]))
+        assert not telling.done()
+    finally:
+        gate.set()
+        telling.result(PATIENCE)
+
+
+def test_with_other_data_the_epoch_that_began_anew_is_saved(team: Team) -> None:
+    """Batch 5 of the new pipeline does not compare with batch 90 of the old one."""
+    old = Snapshot(position=Position(1, 90), body=b"{}", data="old")
+    CheckpointStore(team.root).commit(old, term=1, worker_id="earlier")
+    leader = team.started("a")
+    leader.started(Position(1))
+    leader.boundary(Snapshot(position=Position(1, 5), body=b"{}", data="new"), due=False)
+    leader.give_notice("SIGTERM")
+    assert team.result(team.begin(leader.preempt)).position == Position(1, 5)
+
+
+def test_a_leader_whose_term_the_store_refuses_campaigns_for_a_higher_one(team: Team) -> None:
+    """Checkpoints of a newer term were copied in, or two coordinators serve one directory."""
+    leader = team.started("a")
+    team.commit(0, 5, term=9)
+    leader.boundary(snapshot(0, 6), due=True)
+    team.until(lambda: leader._saver._refused is not None)
+    leader.boundary(snapshot(0, 7), due=True)
+    team.until(lambda: Position(0, 7) in team.positions())
+    assert (leader._elector.term or 0) > 9
+
+
+def test_a_full_disk_at_the_end_is_tried_until_a_limit(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """Not given up at the first failure, not silently, and not for ever."""
+    store = FaultyStore(team.root, keep=10)
+    leader = team.started("a", store=store, delete_checkpoint=False)
+    store.broken = True
+    leader.boundary(snapshot(3), due=True)
+    finishing = team.begin(leader.finish)
+    team.result(finishing)
+    assert "the final state could not be saved" in caplog.text
