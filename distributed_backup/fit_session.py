@@ -24,8 +24,10 @@ from distributed_backup.checkpoint import Position, Snapshot
 from distributed_backup.clock import Clock
 from distributed_backup.config import SaveFrequency
 from distributed_backup.coordinators.base import Coordinator
+from distributed_backup.fit_frame import FitFrame
+from distributed_backup.guard import Guard
 from distributed_backup.preemption import SignalWatch
-from distributed_backup.resume import FitFrame, Guard, ResumableFit
+from distributed_backup.resume import ResumableFit
 from distributed_backup.start import StartPoint
 from distributed_backup.store import CheckpointStore
 from distributed_backup.training_state import TrainingState, fingerprint
@@ -133,7 +135,8 @@ class FitSession:
         checkpoint = self._start.checkpoint
         loop = {} if checkpoint is None else self._state.loop_state(checkpoint.body)
         # A callback may have ended the training with the epoch that ended at this position.
-        finished = self._start.finished or (position.batch == 0 and loop.get("stop_training", False))
+        ended = checkpoint is not None and checkpoint.position.batch == 0 and loop.get("stop_training", False)
+        finished = self._start.finished or ended
         frame.call_last(self._callback)
         epoch = position.epoch
         if finished:

@@ -12,98 +12,18 @@ wrapped here.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import sys
-import threading
-import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from types import FrameType
 from typing import Any, Final, Protocol
 
 from distributed_backup.checkpoint import Position
-from distributed_backup.clock import Clock
 from distributed_backup.errors import RestoreError
+from distributed_backup.fit_frame import FitFrame, Wrapped
+from distributed_backup.guard import CutOffError, Guard
 
 logger = logging.getLogger(__name__)
 
 _OPTIMIZER_HOOKS: Final = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end", "on_train_end")
-_BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
-_CUT_PERIOD: Final = 0.02
-
-
-class CutOffError(Exception):
-    """What was awaited was cancelled, for the grace period is running out. Never leaves this package."""
-
-
-class Guard:
-    """Bounds what a fit awaits by an instant that another thread may set at any time."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._instant: float | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._cuts = 0
-
-    def cut_off_at(self, instant: float) -> None:
-        """Cancel what is awaited at `instant`; the earliest instant counts. From any thread."""
-        with self._lock:
-            self._instant = instant if self._instant is None else min(self._instant, instant)
-            loop = self._loop
-        if loop is not None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile: nothing is awaited any more
-                loop.call_soon_threadsafe(self._arm)
-
-    async def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Await `awaitable`.
-
-        Raises:
-            CutOffError: The instant came first.
-        """
-        with self._lock:
-            self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._arm()
-        try:
-            result = await awaitable
-        except (Exception, asyncio.CancelledError):
-            if self._cuts:
-                raise CutOffError from None
-            raise
-        else:
-            if self._cuts:
-                # A retry may have taken the cancellation for a failed call, and the rest have gone on without it.
-                raise CutOffError
-            return result
-        finally:
-            self._disarm()
-
-    def _arm(self) -> None:
-        if self._instant is None or self._task is None or self._loop is None or self._cuts:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(max(0.0, self._instant - self._clock.now()), self._cut)
-
-    def _cut(self) -> None:
-        # Again and again: synalinks retries language-model calls with tenacity, which takes a cancellation for one
-        # more failure of the call and goes on. It ends when one falls into the pause between two tries.
-        if self._task is not None and self._loop is not None:
-            self._cuts += 1
-            self._task.cancel()
-            self._timer = self._loop.call_later(_CUT_PERIOD, self._cut)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        task, self._task, self._timer = self._task, None, None
-        while task is not None and self._cuts:
-            task.uncancel()
-            self._cuts -= 1
 
 
 class FitListener(Protocol):
@@ -135,7 +55,7 @@ class ResumableFit:
         self._program = program
         self._guard = guard
         self._listener = listener
-        self._wrapped: list[_Wrapped] = []
+        self._wrapped: list[Wrapped] = []
         self._target: Position | None = None
         self._begun = False
         self._epoch = 0
@@ -310,36 +230,7 @@ class ResumableFit:
         self._replace(owner, name, wrapped)
 
     def _replace(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        self._wrapped.append(_Wrapped(owner, name, wrapper))
-
-
-class _Wrapped:
-    """A method of one instance, wrapped until `remove`; wrappers may be removed in any order."""
-
-    def __init__(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        self._owner, self._name = owner, name
-        self.wrapper: Callable[..., Any] | None = wrapper
-        self.previous = vars(owner).get(name)
-        self._original = getattr(owner, name)
-        # Not setattr: program and optimizer track what is set on them.
-        vars(owner)[name] = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.wrapper is None:
-            return self._original(*args, **kwargs)
-        return self.wrapper(self._original, *args, **kwargs)
-
-    def remove(self) -> None:
-        """Let calls through; and leave, with any below that were removed before, once nothing is on top."""
-        self.wrapper = None
-        attributes = vars(self._owner)
-        top = attributes.get(self._name)
-        while isinstance(top, _Wrapped) and top.wrapper is None:
-            top = top.previous
-        if top is None:
-            attributes.pop(self._name, None)
-        else:
-            attributes[self._name] = top
+        self._wrapped.append(Wrapped(owner, name, wrapper))
 
 
 def _finish_at_once(awaitable: Awaitable[None]) -> None:
@@ -349,78 +240,3 @@ def _finish_at_once(awaitable: Awaitable[None]) -> None:
     except StopIteration:
         return
     raise RestoreError("a program without trainable variables had something to wait for")
-
-
-class FitFrame:
-    """The running `fit` that called a hook: its callbacks and its data.
-
-    synalinks gives a callback neither. Both are locals of `Trainer.fit`, whose frame is up the stack while
-    `on_train_begin` runs; a program with a `fit` of its own has none, and then only what needs them is missing.
-    """
-
-    def __init__(self, frame: FrameType | None) -> None:
-        self._frame = frame
-
-    @classmethod
-    def find(cls, program: Any) -> FitFrame:
-        """The fit of `program` up the stack."""
-        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe() is the same
-        while frame is not None:
-            names = frame.f_locals
-            if frame.f_code.co_name == "fit" and names.get("self") is program and "epoch_iterator" in names:
-                break
-            frame = frame.f_back
-        return cls(frame)
-
-    def call_last(self, callback: Any) -> None:
-        """Make `callback` the last of the fit's: what it captures then includes what the others did.
-
-        And have it called in the training thread: `callbacks=callback`, not in a list, makes synalinks call it from a
-        pool of threads while the next batch is already running.
-        """
-        if self._frame is not None:
-            container = self._frame.f_locals["callbacks"]
-            others = [item for item in container.callbacks if item is not callback]
-            # A new list: the container is iterating over the old one.
-            container.callbacks = [*others, callback]
-            container._async_train = container._async_test = False  # noqa: SLF001 - there is no public way
-
-    def tell_only_last_while(self, condition: Callable[[], bool]) -> list[_Wrapped]:
-        """Keep batches from all callbacks but the last one: the others were told of them when they were trained.
-
-        They may count, stop the training, or spend calls on an evaluation of their own.
-        """
-        if self._frame is None:
-            return []
-        container = self._frame.f_locals["callbacks"]
-
-        def wrapper(name: str) -> Callable[..., None]:
-            def told(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-                if condition():
-                    getattr(container.callbacks[-1], name)(*args, **kwargs)
-                else:
-                    original(*args, **kwargs)
-
-            return told
-
-        return [_Wrapped(container, name, wrapper(name)) for name in _BATCH_HOOKS]
-
-    def replay(self, epochs: int) -> None:
-        """Consume the data of the epochs before number `epochs` as the fit did, where later epochs depend on it.
-
-        Arrays without `steps_per_epoch` start afresh at each epoch and need no replay; a generator, or arrays that
-        are walked in portions, goes on where the epoch before ended.
-        """
-        if self._frame is None:
-            if epochs:
-                logger.warning("this program's fit is not synalinks' own: if its data is a generator, skip it yourself")
-            return
-        iterator = self._frame.f_locals["epoch_iterator"]
-        if iterator.steps_per_epoch is None and iterator.data_adapter.batch_size is not None:
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for _ in range(self._frame.f_locals["initial_epoch"], epochs):
-                with iterator.catch_stop_iteration():
-                    for _ in iterator:
-                        pass

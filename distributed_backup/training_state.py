@@ -12,7 +12,6 @@ and OMEGA are built at their first sample, so they must be built before their st
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import math
 import random
@@ -258,7 +257,7 @@ def _encode(state: dict[str, Any]) -> bytes:
     try:
         # The default, for numpy's numbers: orjson's own way rounds float32 to fewer digits than a float has.
         body = orjson.dumps({**rest, **sure}, option=_STRICT, default=_plain_scalar)
-        if not _may_hold_null(body) or _is_finite(rest):
+        if body.rfind(b"null") < 0 or _is_finite(rest):
             return body
     except TypeError:
         pass
@@ -271,20 +270,6 @@ def _encode(state: dict[str, Any]) -> bytes:
 def _without_none(state: tuple[Any, ...]) -> tuple[Any, ...]:
     """The state of `random` without the None it mostly ends in: a null in every body would tell nothing."""
     return state[:-1] if state[-1] is None else state
-
-
-# `b"null" in body` takes three times as long as orjson for all of it, libc's search a tenth. JSON holds no zero byte.
-# PyDLL keeps the interpreter's lock, for to get it back may take longer than the search.
-_strstr = ctypes.PyDLL(None).strstr
-_strstr.restype = ctypes.c_void_p
-_strstr.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
-
-
-def _may_hold_null(body: bytes) -> bool:
-    """Whether a null stands in `body`, or a text that looks like one; never False where one stands."""
-    if not _strstr(body, b"null"):
-        return False
-    return any(_strstr(body, before + b"null") for before in (b":", b",", b"["))
 
 
 def _is_finite(values: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from distributed_backup.checkpoint import Position
 from distributed_backup.clock import SystemClock
-from distributed_backup.resume import CutOffError, Guard
+from distributed_backup.guard import CutOffError, Guard
 from tests.processes import Child
 
 SCENARIOS = "tests.integration.resume_scenarios"
