@@ -1,7 +1,7 @@
 """What a callback needs of the running `fit` and synalinks does not give it: its callbacks, its data, its methods.
 
-Facts leant on (synalinks 0.10.14): `callbacks` and `epoch_iterator` are locals of `Trainer.fit`, and a method is looked up
-on the instance first. A program with a `fit` of its own has no such frame.
+Facts leant on (synalinks 0.10.14): `callbacks` and `epoch_iterator` are locals of `Trainer.fit`, and a method is looked
+up on the instance first. A program with a `fit` of its own has no such frame.
 """
 
 from __future__ import annotations

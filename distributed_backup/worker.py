@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 _VISIBILITY_LIMIT = 5.0
 _WAIT_SLICE = 0.5
 
+# How long a leader that is preempted keeps its notice to itself, for the sake of its own save.
+_SAVE_FIRST = 0.1
+
 # How long a worker that has finished tries to save what is due, when the disk refuses it.
 _FINISH_LIMIT = 30.0
 
@@ -419,6 +422,10 @@ class Worker:
             return
         self._notices.ask(notice.notice_id)
         self._stop_training_at(notice.deadline - self._options.reserve)
+        if self._elector.is_leader:
+            # Telling writes to the same disk as saving does; for this moment nobody else has anything to do about it.
+            with self._condition:
+                self._condition.wait_for(lambda: self._notices.own_is_answered, _SAVE_FIRST)
         logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
         self._tell_others(notice, reason)
         self._elector.poke()
