@@ -50,7 +50,8 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
     Args:
         backup_dir: The directory of the run, shared by its workers and by nothing else.
         save_freq: "epoch", or every how many batches (int >= 1), or False: no checkpoint is ever written unless a
-            preemption comes (with `standby`, the final state is: the others return with it). Left out, `$DISTRIBUTED_BACKUP_SAVE_FREQ` counts, else "epoch".
+            preemption comes (with `standby`, the final state is: the others return with it). Left out,
+            `$DISTRIBUTED_BACKUP_SAVE_FREQ` counts, else "epoch".
         double_checkpoint: Keep the previous checkpoint too.
         delete_checkpoint: Delete the backup when the last worker has finished. A worker that is away at that moment
             finds nothing when it comes back: use False where workers are restarted.

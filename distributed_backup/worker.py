@@ -211,7 +211,10 @@ class Worker:
         self._newest = None if start.checkpoint is None else start.checkpoint.header
         if term is not None and not self._announce_start(start, term):
             return None
-        logger.info("restored worker=%s term=%s from=%s", self._worker_id, term, start.name)
+        if term is None:
+            logger.info("restored worker=%s from=%s", self._worker_id, start.name)
+        else:
+            logger.info("restored worker=%s term=%d from=%s", self._worker_id, term, start.name)
         return start
 
     def _announce_start(self, start: StartPoint, term: int) -> bool:

@@ -8,8 +8,8 @@ from distributed_backup.checkpoint import Position, parse_name
 from distributed_backup.demo.messages import Event, Plan
 from distributed_backup.demo.verdict import Killed, Preempted, Verdict
 
-# "finished" is what the library logs just before the process says "done".
-_QUIET: Final = frozenset({"ready", "call", "finished"})
+# "finished" and "backup kept" are what the library logs just before the process says "done".
+_QUIET: Final = frozenset({"ready", "call", "finished", "backup"})
 
 
 def narrate(event: Event, plan: Plan) -> str:
