@@ -20,7 +20,7 @@ from distributed_backup.checkpoint import Position
 from distributed_backup.clock import Clock
 from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import ClusterView, Coordinator, Heartbeat, Role
-from distributed_backup.errors import BackupError, CoordinatorUnavailableError, NotLeadingError
+from distributed_backup.errors import BackupError, CoordinatorUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -131,17 +131,6 @@ class Elector:
         To save before a preemption only: what is committed under it orders below every later term.
         """
         return None if self._reachable else self._last_term
-
-    def ensure_leading(self) -> int:
-        """The term we lead under.
-
-        Raises:
-            NotLeadingError: We don't lead.
-        """
-        term = self.term
-        if term is None:
-            raise NotLeadingError(f"worker {self._worker_id} does not lead (last term: {self._last_term})")
-        return term
 
     def start(self) -> None:
         """Start the thread that ticks."""

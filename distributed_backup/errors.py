@@ -9,7 +9,6 @@
     │   └── StaleTermError            a newer term has committed: we are no longer the writer
     ├── CoordinatorError          the coordinator refused or could not be understood
     │   └── CoordinatorUnavailableError  it can't be reached just now; trying again may help
-    ├── NotLeadingError           an operation that only the leader may do was asked of another worker
     ├── RestoreError              a position could not be restored
     │   ├── RestoreTimeoutError       nobody announced a position in time
     │   └── NotSharedError            the announced checkpoint is not in our directory
@@ -110,10 +109,6 @@ class CoordinatorError(BackupError):
 
 class CoordinatorUnavailableError(CoordinatorError):
     """The coordinator can't be reached just now; trying again may help."""
-
-
-class NotLeadingError(BackupError):
-    """An operation that only the leader may do was asked of another worker."""
 
 
 class RestoreError(BackupError):

@@ -15,7 +15,7 @@ from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import ClusterView, Heartbeat
 from distributed_backup.coordinators.memory import MemoryCoordinator
 from distributed_backup.election import Elector, LeaseLoss
-from distributed_backup.errors import CoordinatorUnavailableError, NotLeadingError, StoreError
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from tests.clocks import FakeClock
 
 TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
@@ -134,21 +134,19 @@ def test_the_first_to_campaign_leads_and_is_told_once(bench: Bench) -> None:
     for _ in range(3):
         bench.elector.tick()
     assert leads(bench)
-    assert bench.elector.term == bench.elector.last_term == bench.elector.ensure_leading() == 1
+    assert bench.elector.term == bench.elector.last_term == 1
     assert bench.recorder.of("elected") == [1]
     assert [name for name, _ in bench.recorder.events] == ["elected", "observed", "observed", "observed"]
 
 
 def test_a_follower_does_not_lead(bench: Bench) -> None:
-    """It observes, and `ensure_leading` stops it before anything irreversible."""
+    """It observes."""
     bench.another("b").tick()
     bench.elector.tick()
     assert not leads(bench)
     assert bench.elector.term is None
     assert bench.elector.last_term is None
     assert bench.recorder.of("observed")[0].holder == "b"
-    with pytest.raises(NotLeadingError, match=r"worker a does not lead \(last term: None\)"):
-        bench.elector.ensure_leading()
 
 
 def test_leadership_ends_at_the_deadline_without_any_tick(bench: Bench) -> None:
@@ -158,8 +156,6 @@ def test_leadership_ends_at_the_deadline_without_any_tick(bench: Bench) -> None:
     assert leads(bench)
     bench.clock.advance(0.001)
     assert not leads(bench)
-    with pytest.raises(NotLeadingError):
-        bench.elector.ensure_leading()
     bench.another("b").tick()
     assert bench.coordinator.view().holder == "a"
 

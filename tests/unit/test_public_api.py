@@ -131,7 +131,6 @@ TREE = {
     "StaleTermError": errors.StoreError,
     "CoordinatorError": errors.BackupError,
     "CoordinatorUnavailableError": errors.CoordinatorError,
-    "NotLeadingError": errors.BackupError,
     "RestoreError": errors.BackupError,
     "RestoreTimeoutError": errors.RestoreError,
     "NotSharedError": errors.RestoreError,
