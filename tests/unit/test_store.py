@@ -1283,3 +1283,9 @@ def test_a_corrupt_checkpoint_is_named_when_it_is_loaded(tmp_path: Path) -> None
     with pytest.raises(CorruptCheckpointError) as caught:
         CheckpointStore(tmp_path).load(path.name)
     assert (caught.value.path, caught.value.reason) == (str(path), "the digest does not match")
+
+
+def test_a_pipe_named_like_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """To open it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / checkpoint_name(9, Position(9)))
+    assert CheckpointStore(tmp_path).names() == []
