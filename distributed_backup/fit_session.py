@@ -262,6 +262,7 @@ class FitSession:
 
     def failed(self, error: BaseException) -> BaseException:
         """An exception leaves `fit`: end the session, with what a notice still asks for."""
+        self._take_note()
         if self._worker.notice_given and not self._worker.closed:
             return self.cut_off()
         self.end()
@@ -282,6 +283,7 @@ class FitSession:
         """Commit what is due and pending, leave the run, and put everything back. May be called again."""
         if os.getpid() != self._pid:
             return  # a forked child has neither our threads nor our lock
+        self._take_note()
         if self._worker.notice_given and not self._worker.closed:
             self._worker.preempt()
         self._worker.close(timeout=_DRAIN_LIMIT)
@@ -293,6 +295,11 @@ class FitSession:
         sessions = _open_sessions.get(self._root, [])
         if self in sessions:
             sessions.remove(self)
+
+    def _take_note(self) -> None:
+        # A handler that was there before may leave the process faster than a thread can give the notice.
+        if self._signals.noted is not None:
+            self._worker.give_notice(self._signals.noted)
 
     def _task_ended(self, _: asyncio.Task[Any]) -> None:
         # An exception of another callback left `fit` unseen, and then the task.

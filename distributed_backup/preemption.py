@@ -49,6 +49,8 @@ class SignalWatch:
         self._notes: SimpleQueue[int | None] = SimpleQueue()
         self._active = False
         self._pid = os.getpid()
+        self.noted: str | None = None
+        """Name of the first signal; set before anything else happens because of it."""
         self._handler = self._handle  # a bound method is a new object at each look; we compare identities
 
     def install(self) -> bool:
@@ -81,6 +83,7 @@ class SignalWatch:
             # A forked child, or a fit that is over and could not put the handler back: not ours to swallow.
             self._pass_on(number, frame)
             return
+        self.noted = self.noted or signal.Signals(number).name
         self._notes.put(number)
         self._call_previous(number, frame)
 

@@ -13,6 +13,7 @@ import synalinks
 
 from distributed_backup import BackupAndRestore, Preempted
 from distributed_backup.demo.offline import OfflineLanguageModel
+from distributed_backup.preemption import SignalWatch
 from distributed_backup.store import CheckpointStore
 from tests.integration.jobs import Job
 from tests.programs import build_program, complete_state, samples
@@ -114,7 +115,16 @@ def train_with_handler(report: Report, job: Job) -> dict[str, Any]:
 
 
 def train_with_exiting_handler(report: Report, job: Job) -> dict[str, Any]:
-    """A handler was there before that leaves the process."""
+    """A handler was there before that leaves the process, and does so before our thread gets to run."""
+    watch = SignalWatch._watch
+
+    def late(self: SignalWatch) -> None:
+        number = self._notes.get()
+        time.sleep(1.0)
+        self._notes.put(number)
+        watch(self)
+
+    SignalWatch._watch = late  # type: ignore[method-assign]
     signal.signal(signal.SIGTERM, lambda number, frame: exit(7))
     return train(report, job)
 
