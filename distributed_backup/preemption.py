@@ -58,7 +58,7 @@ class SignalWatch:
         if threading.current_thread() is not threading.main_thread():
             logger.warning(
                 "fit does not run on the main thread, so signals can't be handled there: "
-                "a SIGTERM to this process is not saved before; a notice to another worker is"
+                "a SIGTERM ends this process without a save; a notice to another worker is still served"
             )
             return False
         self._active = True

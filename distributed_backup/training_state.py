@@ -94,10 +94,6 @@ class TrainingState:
         loop: dict[str, Any] = self._decoded[1].get("loop", {})
         return loop
 
-    def check(self, body: bytes) -> None:
-        """Raise ProgramMismatchError unless the program fits the state in `body`. Call after `prepare`."""
-        self._checked(body)
-
     def apply(self, body: bytes) -> None:
         """Make the state in `body` the program's.
 

@@ -1,8 +1,9 @@
 """One worker's part in a run: join, start at the agreed position, save, serve notices, finish.
 
 This is the protocol and its policy; it knows nothing of synalinks. It promises that all workers start from one
-checkpoint, that a notice to any worker leads to a save, and that nobody deletes what another needs. It can't
-promise a save when every worker is killed without notice: then the last commit is what is left.
+checkpoint, that a notice to any worker leads to a save, and that nobody deletes while another worker is there. It
+can't promise a save when every worker is killed without notice: then the last commit is what is left. Nor does it keep
+a finished run's backup for a worker that is away.
 
 Threads: training calls in from its own; the elector and the saver have one each and call the listener methods here.
 Locks are taken in one order: the elector's, announcing, the coordinator's; notices, the saver's.
