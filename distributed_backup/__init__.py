@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distributed_backup.coordinators import coordinator_from_url
     from distributed_backup.coordinators.file import FileCoordinator
     from distributed_backup.coordinators.memory import MemoryCoordinator
+    from distributed_backup.coordinators.redis import RedisCoordinator
     from distributed_backup.errors import BackupError, Preempted
     from distributed_backup.store import CheckpointStore
 
@@ -27,6 +28,7 @@ _HOMES = {
     "MemoryCoordinator": "coordinators.memory",
     "Position": "checkpoint",
     "Preempted": "errors",
+    "RedisCoordinator": "coordinators.redis",
     "coordinator_from_url": "coordinators",
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "MemoryCoordinator",
     "Position",
     "Preempted",
+    "RedisCoordinator",
     "coordinator_from_url",
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import synalinks
 
@@ -19,6 +19,7 @@ from distributed_backup.config import (
     LeaseTimings,
     OnSaveError,
     SaveFrequency,
+    WorkerOptions,
     checked_name,
     checked_save_freq,
     checked_seconds,
@@ -29,7 +30,9 @@ from distributed_backup.coordinators.base import Coordinator
 from distributed_backup.errors import ConfigError
 from distributed_backup.fit_session import FitSession, SessionOptions
 from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import WorkerOptions
+
+if TYPE_CHECKING:
+    import redis
 
 
 class _Default(str):
@@ -56,7 +59,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         delete_checkpoint: Delete the backup when the last worker has finished. A worker that is away at that moment
             finds nothing when it comes back: use False where workers are restarted.
         save_before_preemption: On a signal, save the last batch boundary at once and leave.
-        coordinator: A `Coordinator`, a URL (see `coordinator_from_url`), or None for
+        coordinator: A `Coordinator`, a URL (see `coordinator_from_url`), a client of Redis, or None for
             `$DISTRIBUTED_BACKUP_COORDINATOR`, else "file:", a lock in `backup_dir`.
         run_id: Id of the run; None for `$DISTRIBUTED_BACKUP_RUN_ID`, else the directory's own.
         worker_id: Name of this worker (pod, machine); None for `$DISTRIBUTED_BACKUP_WORKER_ID`, else host name and
@@ -90,7 +93,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         delete_checkpoint: bool = True,
         *,
         save_before_preemption: bool = True,
-        coordinator: Coordinator | str | None = None,
+        coordinator: Coordinator | redis.Redis | str | None = None,
         run_id: str | None = None,
         worker_id: str | None = None,
         standby: bool | None = None,
@@ -118,7 +121,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         self._store = CheckpointStore(
             backup_dir, run_id=run_id or environment.run_id, keep=2 if double_checkpoint else 1
         )
-        self._coordinator = _coordinator(coordinator or environment.coordinator or "file:", backup_dir)
+        self._coordinator = _coordinator(_first(coordinator, environment.coordinator, "file:"), backup_dir)
         name = worker_id or environment.worker_id
         self._worker_name = None if name is None else checked_name("worker_id", name)
         self._options = SessionOptions(
@@ -196,12 +199,14 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _coordinator(coordinator: Coordinator | str, backup_dir: str | os.PathLike[str]) -> Coordinator:
+def _coordinator(coordinator: Coordinator | redis.Redis | str, backup_dir: str | os.PathLike[str]) -> Coordinator:
     if isinstance(coordinator, Coordinator):
         return coordinator
     if isinstance(coordinator, str):
         return coordinator_from_url(coordinator, backup_dir=backup_dir)
-    raise ConfigError(f"coordinator must be a Coordinator or a URL, got {coordinator!r}")
+    from distributed_backup.coordinators.redis import RedisCoordinator  # its driver, only for those who use it
+
+    return RedisCoordinator(coordinator)
 
 
 def _signals(numbers: Iterable[int]) -> tuple[signal.Signals, ...]:

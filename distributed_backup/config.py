@@ -12,7 +12,7 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from distributed_backup.errors import ConfigError
@@ -61,6 +61,24 @@ class LeaseTimings:
                 "want 0 < retry_period < renew_deadline < duration, got "
                 f"{self.retry_period!r}, {self.renew_deadline!r}, {self.duration!r}"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker behaves; see `BackupAndRestore` for each."""
+
+    timings: LeaseTimings = field(default_factory=LeaseTimings)
+    standby: bool = False
+    grace_period: float = 30.0
+    exit_code: int = 143
+    restore_timeout: float = 300.0
+    on_save_error: OnSaveError = "warn"
+    delete_checkpoint: bool = True
+
+    @property
+    def reserve(self) -> float:
+        """Seconds of the grace period kept for the last commit, for leaving, and for the interpreter's exit."""
+        return min(max(1.0, 0.1 * self.grace_period), 0.4 * self.grace_period)
 
 
 def checked_name(kind: str, value: object) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,9 +19,12 @@ from distributed_backup.checkpoint import Position
 from distributed_backup.clock import Clock
 from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import ClusterView, Coordinator, Heartbeat, Role
-from distributed_backup.errors import BackupError, CoordinatorUnavailableError
+from distributed_backup.errors import BackupError, ConfigError, CoordinatorError
 
 logger = logging.getLogger(__name__)
+
+# Between two ticks, when a lease is about to run out: a millisecond is what coordinators count in.
+_SHORTEST_PAUSE = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,16 @@ class ElectionListener(Protocol):
         """A heartbeat was answered."""
 
 
+class TermRecord(Protocol):
+    """Where terms are kept for good: what a coordinator may forget, this does not."""
+
+    def highest_term(self) -> int:
+        """The highest term known to be used."""
+
+    def claim_term(self, term: int) -> bool:
+        """Record `term` as used; False if it was before."""
+
+
 class Elector:
     """Campaigns for one worker, renews what it wins, and stands down in time.
 
@@ -60,8 +72,7 @@ class Elector:
         timings: Durations of the lease.
         clock: Where time comes from.
         listener: Told of what happens.
-        floor: Gives the highest term known to be used, asked at each campaign: terms survive a coordinator
-            that lost its data.
+        terms: Told of each term before it is led under: no term is used twice even if the coordinator lost its data.
         idle_role: What the worker is while it does not lead.
     """
 
@@ -73,7 +84,7 @@ class Elector:
         timings: LeaseTimings,
         clock: Clock,
         listener: ElectionListener,
-        floor: Callable[[], int],
+        terms: TermRecord,
         idle_role: Role = "follower",
     ) -> None:
         self._coordinator = coordinator
@@ -81,7 +92,7 @@ class Elector:
         self._timings = timings
         self._clock = clock
         self._listener = listener
-        self._floor = floor
+        self._terms = terms
         self._idle_role = idle_role
         self._period = min(timings.retry_period, coordinator.tick or timings.retry_period)
         # One tick or resignation at a time; the fields below are written under it and read without.
@@ -91,8 +102,13 @@ class Elector:
         self._highest_seen = 0
         # Whether the coordinator may name us the holder, though we may not know: the reply may have been lost.
         self._may_hold = False
+        # The highest term of the record, when it was last asked; None to ask it again before we campaign.
+        self._floor: int | None = None
         self._deposed: int | None = None
         self._deadline = 0.0
+        # When the lease of the holder we know runs out unless it is renewed.
+        self._free_at: float | None = None
+        self._stands_back_until = 0.0
         self._reachable = True
         self._resigned = False
         # A generator of our own: the global one is training state, and drawing from it would change the run.
@@ -100,6 +116,8 @@ class Elector:
         self._wake = threading.Event()
         self._stopped = False
         self._thread: threading.Thread | None = None
+        self.problem: BackupError | None = None
+        """Why the coordinator can't be reached; None while it can."""
         self.position: Position | None = None
         """How far training has come, told to others at each tick."""
 
@@ -169,6 +187,11 @@ class Elector:
             if term is not None:
                 logger.info("resigned worker=%s term=%d", self._worker_id, term)
 
+    def stand_back(self, seconds: float) -> None:
+        """Give the lease back now, and don't campaign until another worker leads, or for `seconds`."""
+        self._stands_back_until = self._clock.now() + seconds
+        self.poke()
+
     def depose(self, term: int) -> None:
         """Give up `term` at the next tick, and campaign for a higher one: it does not count any more."""
         self._deposed = term
@@ -181,67 +204,98 @@ class Elector:
             except Exception:
                 # A bug must not end the election in silence: the next tick may do better.
                 logger.exception("tick failed worker=%s", self._worker_id)
-            # Jitter keeps a herd of followers from arriving together.
-            self._clock.wait(self._wake, self._period * self._jitter.uniform(0.8, 1.2))
+            self._clock.wait(self._wake, self._pause())
             self._wake.clear()
+
+    def _pause(self) -> float:
+        """Seconds to the next tick: a period, or until a lease that nobody renews runs out.
+
+        Jitter keeps a herd of followers from arriving together.
+        """
+        pause = self._period * self._jitter.uniform(0.8, 1.2)
+        if self._free_at is not None:
+            left = self._free_at - self._clock.now() + self._period * self._jitter.uniform(0.0, 0.05)
+            pause = max(min(pause, left), _SHORTEST_PAUSE)
+        return pause
 
     def _tick(self) -> None:
         # From before the request was sent: the coordinator's count of the lease can't have begun earlier.
         sent = self._clock.now()
         try:
-            if self._term is not None and self._term == self._deposed:
-                self._coordinator.resign(self._worker_id)
-                self._lose("the store holds checkpoints of a newer term")
-            beat = self._heartbeat()
+            self._give_up_if_asked(sent)
+            beat = self._heartbeat(sent)
             self._may_hold = self._may_hold or beat.campaign
             view = self._coordinator.heartbeat(beat)
             self._may_hold = view.holder == self._worker_id
-            if self._may_hold and self._is_used(view.term):
-                self._refuse(view.term)
-        except CoordinatorUnavailableError as error:
+            if self._may_hold and not self._may_lead_under(view.term):
+                self._coordinator.resign(self._worker_id)
+                self._may_hold = False
+        except (CoordinatorError, ConfigError) as error:
             self._unreachable(error)
             return
-        self._reachable = True
+        if not self._reachable:
+            logger.info("coordinator reachable again worker=%s", self._worker_id)
+        self._reachable, self.problem = True, None
         self._highest_seen = max(self._highest_seen, view.term)
+        others = view.holder not in {None, self._worker_id}
+        if others:
+            self._stands_back_until = 0.0
+        self._free_at = sent + view.remaining if others and view.remaining is not None else None
         if self._may_hold:
             self._hold(view, sent)
         elif self._term is not None:
             self._lose(view.reason or f"term {view.term} belongs to {view.holder or 'nobody'}")
         self._listener.observed(view)
 
-    def _heartbeat(self) -> Heartbeat:
-        floor, campaign = self._highest_seen, True
-        try:
-            if self._term is None:
-                floor = max(floor, self._floor())
-        except BackupError as error:
-            # Without the floor a used term could be granted again.
-            logger.warning("not campaigning worker=%s reason=%s", self._worker_id, error)
-            campaign = False
+    def _give_up_if_asked(self, now: float) -> None:
+        if self._term is None:
+            return
+        if self._term == self._deposed:
+            reason = "the store holds checkpoints of a newer term"
+        elif now < self._stands_back_until:
+            reason = "asked to let another worker lead"
+        else:
+            return
+        self._coordinator.resign(self._worker_id)
+        self._may_hold = False
+        self._lose(reason)
+
+    def _heartbeat(self, now: float) -> Heartbeat:
+        campaign = now >= self._stands_back_until
+        if campaign and self._floor is None and self._term is None:
+            try:
+                self._floor = self._terms.highest_term()
+            except BackupError as error:
+                # It could win a used term only to give it back.
+                logger.warning("not campaigning worker=%s reason=%s", self._worker_id, error)
+                campaign = False
         return Heartbeat(
             worker_id=self._worker_id,
             campaign=campaign,
-            # Also what we saw: a coordinator that lost its data must not grant a term nobody has committed under yet.
-            floor=floor,
+            # Also what we saw: a coordinator that lost its data should not begin below it.
+            floor=max(self._highest_seen, self._floor or 0),
             duration=self._timings.duration,
             role="leader" if self._term is not None else self._idle_role,
             position=self.position,
         )
 
-    def _is_used(self, term: int) -> bool:
-        """Whether a term that we would newly lead under may have been used: then it must never be."""
+    def _may_lead_under(self, term: int) -> bool:
+        """Whether we lead under `term` already, or nobody ever did. If not, we give it back, and campaign again."""
         if term == self._term:
-            return False
-        try:
-            return term < self._highest_seen or term <= self._floor()
-        except BackupError:
             return True
-
-    def _refuse(self, term: int) -> None:
-        # Somebody committed under this number since we asked, or we can't know: give it back, campaign again.
-        logger.warning("term refused worker=%s term=%d", self._worker_id, term)
-        self._coordinator.resign(self._worker_id)
-        self._may_hold = False
+        try:
+            if term >= self._highest_seen and self._terms.claim_term(term):
+                return True
+        except BackupError as error:
+            self._floor = None
+            logger.warning("can't lead worker=%s reason=%s", self._worker_id, error)
+            # Not at once: whoever shares our disk would be told that the lease is free, and fail as we did.
+            self._stands_back_until = self._clock.now() + self._period
+            return False
+        self._floor = None
+        logger.warning("term refused, it was used before worker=%s term=%d", self._worker_id, term)
+        self.poke()
+        return False
 
     def _hold(self, view: ClusterView, sent: float) -> None:
         if self._term is not None and self._term != view.term:
@@ -252,10 +306,10 @@ class Elector:
             logger.info("elected worker=%s term=%d", self._worker_id, view.term)
             self._listener.elected(view.term)
 
-    def _unreachable(self, error: CoordinatorUnavailableError) -> None:
+    def _unreachable(self, error: BackupError) -> None:
         if self._reachable:
             logger.warning("coordinator unreachable worker=%s reason=%s", self._worker_id, error)
-        self._reachable = False
+        self._reachable, self.problem = False, error
         if self._term is not None and self._clock.now() >= self._deadline:
             self._lose(f"no renewal for {self._timings.renew_deadline:g} s: {error}")
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from distributed_backup.checkpoint import Position, Snapshot
 from distributed_backup.clock import Clock
-from distributed_backup.config import SaveFrequency
+from distributed_backup.config import SaveFrequency, WorkerOptions
 from distributed_backup.coordinators.base import Coordinator
 from distributed_backup.fit_frame import FitFrame
 from distributed_backup.guard import Guard
@@ -31,7 +31,7 @@ from distributed_backup.resume import ResumableFit
 from distributed_backup.start import StartPoint
 from distributed_backup.store import CheckpointStore
 from distributed_backup.training_state import TrainingState, fingerprint
-from distributed_backup.worker import Worker, WorkerOptions
+from distributed_backup.worker import Worker
 
 logger = logging.getLogger(__name__)
 

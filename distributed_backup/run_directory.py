@@ -1,16 +1,18 @@
-"""A directory that is a run: its id, and the system calls that keep files in it.
+"""A directory that is a run: its id, the terms that were used, and the system calls that keep files in it.
 
 The id is made once, exclusively, by the first worker, and kept beside the checkpoints; whoever comes with another id is
-refused. Each system call that a commit rests on is one method, so that tests can crash in between. It promises no
-exclusion between writers: see `store` for what orders them.
+refused. A term is claimed once, exclusively, by the worker that is to lead under it: whatever a coordinator forgets, no
+two workers ever write under one number. Each system call that a commit rests on is one method, so that tests can crash
+in between. It promises no exclusion between writers: see `store` for what orders them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,7 @@ from distributed_backup.errors import ConfigError, RunMismatchError, StoreError
 RUN_FILE: Final = "run.json"
 PARTIAL: Final = ".partial-"
 PARTIAL_RUN: Final = ".partial-run-"
+_CLAIM: Final = re.compile(r"(\d{10})\.term")
 
 # `CheckpointStore.list` hides the builtin inside that class.
 Names = list[str]
@@ -119,6 +122,55 @@ class RunDirectory(ABC):
                 partial.unlink(missing_ok=True)
         return self.read_run_id() or run_id
 
+    # ---------------------------------------------------------------- terms
+
+    def highest_term(self) -> int:
+        """The highest term that was claimed or committed under; 0 if there is none. None up to it may be granted again.
+
+        Raises:
+            StoreError: The directory can't be read.
+        """
+        return self._highest_term(self._entries())
+
+    def _highest_term(self, found: Iterable[str]) -> int:
+        names = list(found)
+        claimed = max((int(name[:10]) for name in filter(is_claim, names)), default=0)
+        return max(claimed, self._highest_committed(names))
+
+    def claim_term(self, term: int) -> bool:
+        """Claim `term` for the one worker that is to lead under it.
+
+        The file is made exclusively (open(2), O_EXCL), which is the same for all machines that share the directory;
+        the claims below it are not needed any more.
+
+        Returns:
+            False if it was claimed before, or a newer one was, or has been written under.
+
+        Raises:
+            StoreError: The directory can't be read or written.
+        """
+        path = self._root / f"{term:010d}.term"
+        if term <= self.highest_term():
+            return False
+        with self._translated("claim the term", path):
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except FileExistsError:
+                return False
+        found = self._entries()
+        # A newer one by now: ours may be one that was claimed and tidied away since we looked.
+        if self._highest_term(found) > term:
+            return False
+        for name in filter(is_claim, found):
+            if name < path.name:
+                with suppress(StoreError):  # a file too many loses nothing
+                    self._remove(self._root / name)
+        return True
+
+    @abstractmethod
+    def _highest_committed(self, found: Iterable[str]) -> int:
+        """The highest term that a file among `found` was committed under; 0 if there is none."""
+
     @abstractmethod
     def _run_id_of_checkpoints(self) -> str | None:
         """The run id that the directory's contents tell, if its file is lost."""
@@ -170,6 +222,11 @@ class RunDirectory(ABC):
             yield
         except OSError as error:
             raise StoreError(f"can't {verb} {path}: {error.strerror or error}", path=str(path)) from error
+
+
+def is_claim(name: str) -> bool:
+    """Whether this is the name of a term's claim."""
+    return _CLAIM.fullmatch(name) is not None
 
 
 def _is_file_or_was(entry: os.DirEntry[str]) -> bool:

@@ -7,6 +7,7 @@ lock is needed. That holds for readers that go by this order, not for somebody w
 
     DIRECTORY/
       run.json                               the run's id, made once, exclusively
+      0000000007.term                        claimed by the leader of term 7, exclusively
       0000000007-00000002-00000003.ckpt      term 7, epoch 2, batch 3
       .partial-0000000007-…                  being staged, or left by a crash
 """
@@ -42,7 +43,7 @@ from distributed_backup.errors import (
     StaleTermError,
     StoreError,
 )
-from distributed_backup.run_directory import PARTIAL, PARTIAL_RUN, RUN_FILE, Chunks, Names, RunDirectory
+from distributed_backup.run_directory import PARTIAL, PARTIAL_RUN, RUN_FILE, Chunks, Names, RunDirectory, is_claim
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +119,8 @@ class CheckpointStore(RunDirectory):
         """Names of all checkpoints, newest first, verified or not; other files are passed over."""
         return sorted(filter(parse_name, self._entries()), reverse=True)
 
-    def highest_term(self) -> int:
-        """The highest term in any checkpoint's name; 0 if there is none. No term up to it may be granted again."""
-        return _highest_term(self.names())
+    def _highest_committed(self, found: Iterable[str]) -> int:
+        return max(map(_term, found), default=0)
 
     def load(self, name: str) -> Checkpoint:
         """Read and verify one checkpoint.
@@ -265,8 +265,9 @@ class CheckpointStore(RunDirectory):
             self.newest_header()  # refuses a directory whose newest checkpoint is another run's
             # Listed before the fsync of the directory, so that all of it is durable when we prune.
             found = self._entries()
-            if _highest_term(found) > term:
-                raise StaleTermError(path=str(self._root), term=term, newest=_highest_term(found))
+            # Committed, not claimed: until a newer leader has saved something, an older one's save is worth having.
+            if (newest := self._highest_committed(found)) > term:
+                raise StaleTermError(path=str(self._root), term=term, newest=newest)
             header, line = encode(
                 snapshot,
                 run_id=run_id,
@@ -299,7 +300,10 @@ class CheckpointStore(RunDirectory):
             except BaseException as error:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
-                if isinstance(error, FileNotFoundError) and (newest := self.highest_term()) > header.term:
+                if (
+                    isinstance(error, FileNotFoundError)
+                    and (newest := self._highest_committed(self._entries())) > header.term
+                ):
                     # A newer writer has tidied our partial file away.
                     raise StaleTermError(path=str(self._root), term=header.term, newest=newest) from error
                 raise
@@ -355,7 +359,7 @@ class CheckpointStore(RunDirectory):
             for name in sorted(filter(parse_name, found)):
                 if self._is_ours(name) is not False:
                     self._remove(self._root / name)
-            self._remove_all(name for name in found if name.startswith(PARTIAL))
+            self._remove_all(name for name in found if name.startswith(PARTIAL) or is_claim(name))
             self._remove(self._root / RUN_FILE)
             self._verified.clear()
             self._run_id = None
@@ -386,10 +390,6 @@ class CheckpointStore(RunDirectory):
 def _term(name: str) -> int:
     parsed = parse_name(name)
     return 0 if parsed is None else parsed[0]
-
-
-def _highest_term(names: Iterable[str]) -> int:
-    return max(map(_term, names), default=0)
 
 
 def _partials(found: Iterable[str], term: int) -> Names:

@@ -15,20 +15,17 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 
+from distributed_backup.announcer import Announcer
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
 from distributed_backup.clock import Clock
-from distributed_backup.config import LeaseTimings, OnSaveError
-from distributed_backup.coordinators.base import (
-    Announcement,
-    AnnouncementKind,
-    ClusterView,
-    Coordinator,
-    Notice,
-)
+from distributed_backup.config import WorkerOptions
+from distributed_backup.coordinators.base import AnnouncementKind, ClusterView, Coordinator, Hint, Notice
+from distributed_backup.departure import leave_and_see, within
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import (
+    ConfigError,
+    CoordinatorError,
     CoordinatorUnavailableError,
     CorruptCheckpointError,
     NotSharedError,
@@ -55,24 +52,6 @@ _SAVE_FIRST = 0.1
 
 # How long a worker that has finished tries to save what is due, when the disk refuses it.
 _FINISH_LIMIT = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """How a worker behaves; see `BackupAndRestore` for each."""
-
-    timings: LeaseTimings = field(default_factory=LeaseTimings)
-    standby: bool = False
-    grace_period: float = 30.0
-    exit_code: int = 143
-    restore_timeout: float = 300.0
-    on_save_error: OnSaveError = "warn"
-    delete_checkpoint: bool = True
-
-    @property
-    def reserve(self) -> float:
-        """Seconds of the grace period kept for the last commit, for leaving, and for the interpreter's exit."""
-        return min(max(1.0, 0.1 * self.grace_period), 0.4 * self.grace_period)
 
 
 class Worker:
@@ -110,7 +89,7 @@ class Worker:
             timings=options.timings,
             clock=clock,
             listener=self,
-            floor=store.highest_term,
+            terms=store,
             idle_role="standby" if options.standby else "follower",
         )
         self._saver = Saver(
@@ -123,13 +102,10 @@ class Worker:
         self._closed = False
         self._joined_at = 0.0
         self._view: ClusterView | None = None
-        self._start_position = Position(0)
-        self._newest: CheckpointHeader | None = None
-        self._announcement: Announcement | None = None
         self._reported_term = 0
         self._error: StoreError | None = None
-        # Held while announcing, so that an announcement made again never follows and undoes a newer one.
-        self._announcing_lock = threading.Lock()
+        self._announcer = Announcer(coordinator, worker_id, answers=lambda: self._notices.answers)
+        self._stop_listening: Callable[[], None] = lambda: None
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -154,10 +130,13 @@ class Worker:
         Raises:
             RunMismatchError: The directory belongs to another run.
             StoreError: The directory can't be used.
+            ConfigError: The coordinator serves another run.
         """
         run_id = self._store.open_run()
+        self._coordinator.open(run_id, self._options.timings)
         self._joined_at = self._clock.now()
         logger.info("joined run=%s worker=%s directory=%s", run_id, self._worker_id, self._store.root)
+        self._stop_listening = self._coordinator.listen(self._hinted)
         self._saver.start()
         self._elector.start()
 
@@ -174,12 +153,15 @@ class Worker:
             NotSharedError: The announced checkpoint can't be seen in our directory.
             CorruptCheckpointError: The announced checkpoint is damaged.
             StoreError: No checkpoint is usable, or the directory can't be read.
+            ConfigError: The coordinator refuses us, and always will.
         """
         deadline = self._clock.now() + self._options.restore_timeout
         missing, missing_since = "", self._clock.now()
         while True:
             if self.notice_given:
                 raise self.preempt()
+            if isinstance(self._elector.problem, ConfigError):
+                raise self._elector.problem
             start = self._try_start()
             if isinstance(start, StartPoint):
                 with self._condition:
@@ -209,7 +191,7 @@ class Worker:
         start = self._start.as_leader(view) if leads else self._start.as_follower(view)
         if not isinstance(start, StartPoint):
             return start
-        self._newest = None if start.checkpoint is None else start.checkpoint.header
+        self._announcer.newest = None if start.checkpoint is None else start.checkpoint.header
         if term is not None and not self._announce_start(start, term):
             return None
         if term is None:
@@ -219,26 +201,26 @@ class Worker:
         return start
 
     def _announce_start(self, start: StartPoint, term: int) -> bool:
-        kind: AnnouncementKind = "fresh" if start.name is None else "restored"
-        position = start.position or self._start_position
         try:
-            return self._announce(self._announcing(kind, term, position, start.name, start.digest))
+            return self._announcer.start(start, term)
         except CoordinatorUnavailableError as error:
             logger.warning("announcing the start failed, trying again worker=%s reason=%s", self._worker_id, error)
             return False
 
     def _timeout_message(self) -> str:
-        view = self._view
+        limit, view, problem = self._options.restore_timeout, self._view, self._elector.problem
+        if problem is not None:
+            return f"no position was announced within {limit:g} s, and the coordinator does not answer: {problem}"
         if view is None:
-            return f"no answer from the coordinator for {self._options.restore_timeout:g} s; is it reachable from here?"
+            return f"no answer from the coordinator for {limit:g} s; is it reachable from here?"
         return (
-            f"no position was announced within {self._options.restore_timeout:g} s: term {view.term} is held by "
+            f"no position was announced within {limit:g} s: term {view.term} is held by "
             f"{view.holder or 'nobody'}; is that worker stopped, or still restoring? raise restore_timeout if so"
         )
 
     def started(self, position: Position) -> None:
         """Training goes on from `position`, with the restored state applied."""
-        self._start_position = position
+        self._announcer.start_position = position
         self._elector.position = position
 
     def boundary(self, snapshot: Snapshot, *, due: bool) -> None:
@@ -304,7 +286,7 @@ class Worker:
 
     def _newest_known(self) -> tuple[Position | None, str | None]:
         """Position and name of the newest checkpoint, by our own commits or by announcements."""
-        newest, view = self._newest, self._view
+        newest, view = self._announcer.newest, self._view
         announced = None if view is None else view.announcement
         name = None if announced is None else announced.checkpoint
         # The order of names is the order of (term, position).
@@ -317,7 +299,7 @@ class Worker:
             return False
         last, term = self._saver.last, self._term_to_write_under()
         # Ours to save: then the last boundary must be in it, which may have been reached since the answer.
-        return last is None or term is None or covers(self._newest, last, term)
+        return last is None or term is None or covers(self._announcer.newest, last, term)
 
     def finish(self) -> None:
         """The fit is complete: save what is due, say so, leave; the last one out deletes if asked to.
@@ -331,7 +313,7 @@ class Worker:
         term = self._elector.term
         if term is not None:
             with _logged("announcing the end"):
-                self._announce(self._announcing_newest("finished", term))
+                self._announcer.speak("finished", term)
         self._elector.stop()
         self._training = False
         if self._options.delete_checkpoint:
@@ -373,29 +355,18 @@ class Worker:
         return ours and self._saver.unsaved
 
     def _is_last_one_out(self) -> bool:
-        """Leave, and tell whether no other member is left.
-
-        One that was heard of after we left is there; one that was not may have died just before, so it is waited for
-        until it is heard of or its membership expires.
-        """
-        left = self._clock.now()
-        try:
-            self._coordinator.leave(self._worker_id)
-            while not self.notice_given:
-                others = [member for member in self._coordinator.members() if member.worker_id != self._worker_id]
-                now = self._clock.now()
-                if any(now - member.age > left for member in others):
-                    logger.info("backup kept for others that go on worker=%s others=%d", self._worker_id, len(others))
-                    return False
-                if not others:
-                    return True
-                self._wait(self._elector.period)
-        except CoordinatorUnavailableError as error:
-            logger.warning("backup kept worker=%s reason=%s", self._worker_id, error)
-        return False
+        return leave_and_see(
+            self._coordinator,
+            self._worker_id,
+            clock=self._clock,
+            wait=lambda: self._wait(self._elector.period),
+            give_up=lambda: self.notice_given,
+        )
 
     def close(self, *, timeout: float) -> None:
         """Commit what is due and pending, resign, leave, stop the threads. May be called again.
+
+        Before a kill it takes no longer than the grace period allows, whatever hangs.
 
         Args:
             timeout: Seconds to wait for pending commits.
@@ -406,6 +377,13 @@ class Worker:
             self._closed = True
         if timeout > 0 and not self._saver.drain(timeout):
             logger.warning("left with a commit pending worker=%s", self._worker_id)
+        self._stop_listening()
+        notice = self._notices.own
+        limit = None if notice is None else notice.deadline - self._options.reserve / 4 - self._clock.now()
+        if not within(limit, self._leave):
+            logger.warning("left without a word, the coordinator or the disk hangs worker=%s", self._worker_id)
+
+    def _leave(self) -> None:
         self._elector.stop()
         with _logged("resigning"):
             self._elector.resign()
@@ -483,20 +461,30 @@ class Worker:
             for notice_id in self._notices.unasked(view):
                 self._notices.ask(notice_id)
             self._keep_announced(term, view)
+            self._stand_back_if_asked()
         self._saver.look_again()
         self._cut_off_if_answered()
         self._notify_all()
 
     def _keep_announced(self, term: int, view: ClusterView) -> None:
         """What we have to say must be on record: others may join at any time, and a reply may have been lost."""
-        with self._announcing_lock:
-            announcement = self._announcement
-            if announcement is not None and announcement.term == term:
-                if announcement != view.announcement:
-                    with _logged("announcing again"):
-                        self._coordinator.announce(announcement)
-                return
-        self._report_once(term)
+        with _logged("announcing again"):
+            if not self._announcer.keep_on_record(term, view):
+                self._report_once(term)
+
+    def _stand_back_if_asked(self) -> None:
+        """An operator wants another worker to lead: once our last boundary is durable, let one."""
+        for notice in () if self._view is None else self._view.notices:
+            asked = notice.wish == "resign" and notice.worker_id == self._worker_id
+            if asked and self._elector.is_leader and notice.notice_id in self._notices.answers:
+                self._elector.stand_back(notice.remaining)
+
+    def _hinted(self, hint: Hint) -> None:
+        """Something has changed; whether that is worth a heartbeat between two ticks."""
+        waits = not self._training if hint == "finished" else not (self._training or self._options.standby)
+        announced = hint in {"announced", "finished"} and (waits or self.notice_given)
+        if hint == "free" or announced or (hint == "noticed" and self._elector.is_leader):
+            self._elector.poke()
 
     def _report_once(self, term: int) -> None:
         # Once: a report that fails is made again by the saver at the next boundary.
@@ -508,13 +496,16 @@ class Worker:
 
     def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         """Announce the newest checkpoint, and which notices it answers."""
-        self._newest = newest
+        self._announcer.newest = newest
         answers = self._notices.serve(served)
+        # What waits for the save need not wait for the telling, which may hang.
+        self._notify_all()
         kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
         # Before our own start there is nothing to say but that a checkpoint is there.
         if self._training or (answers and newest is not None):
             with _logged("announcing a commit"):
-                self._announce(self._announcing_newest(kind, term))
+                self._announcer.speak(kind, term)
+        self._stand_back_if_asked()
         self._cut_off_if_answered()
         self._notify_all()
 
@@ -533,40 +524,6 @@ class Worker:
         )
         self._notify_all()
 
-    # ---------------------------------------------------------------- announcing
-
-    def _announcing_newest(self, kind: AnnouncementKind, term: int) -> Announcement:
-        newest = self._newest
-        if newest is None:
-            kind = "fresh" if kind != "finished" else kind
-            return self._announcing(kind, term, self._start_position, None, None)
-        return self._announcing(kind, term, newest.position, newest.name, newest.digest)
-
-    def _announcing(
-        self,
-        kind: AnnouncementKind,
-        term: int,
-        position: Position,
-        checkpoint: str | None,
-        digest: str | None,
-    ) -> Announcement:
-        return Announcement(
-            term=term,
-            worker_id=self._worker_id,
-            kind=kind,
-            position=position,
-            checkpoint=checkpoint,
-            digest=digest,
-        )
-
-    def _announce(self, announcement: Announcement) -> bool:
-        with self._announcing_lock:
-            last = self._announcement
-            if last is not None and last.term == announcement.term and last.kind == "finished":
-                announcement = replace(announcement, kind="finished")
-            self._announcement = replace(announcement, answers=self._notices.answers)
-            return self._coordinator.announce(self._announcement)
-
     # ---------------------------------------------------------------- waiting
 
     def _wait(self, timeout: float) -> None:
@@ -583,7 +540,7 @@ def _logged(what: str) -> Iterator[None]:
     """Go on after an error of store or coordinator: leaving and saving must not hang on coordination."""
     try:
         yield
-    except (CoordinatorUnavailableError, StoreError) as error:
+    except (CoordinatorError, StoreError) as error:
         logger.warning("%s failed: %s", what, error)
 
 

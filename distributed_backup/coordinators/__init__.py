@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from distributed_backup.coordinators.base import Coordinator
+from distributed_backup.coordinators.urls import REDIS_SCHEMES, is_redis_url, without_credentials
 from distributed_backup.errors import ConfigError
 
 
@@ -15,17 +16,27 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
 
     Args:
         url: `file:` for a file lock in the backup directory, `file:///path` for one elsewhere, `memory:` for
-            one in this object alone.
+            one in this object alone; `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://` for
+            a lease on a server (see `redis_url`).
         backup_dir: The backup directory, for `file:`.
 
     Raises:
         ConfigError: An unknown scheme, or `file:` without a backup directory.
 
     Example:
+        >>> coordinator_from_url("redis://:secret@redis:6379/0")
+        RedisCoordinator('redis://redis:6379/0')
         >>> coordinator_from_url("file:///tmp/run-42/coordinator").root
         PosixPath('/tmp/run-42/coordinator')
     """
-    parts = urlsplit(url)
+    if is_redis_url(url):
+        from distributed_backup.coordinators.redis import RedisCoordinator
+
+        return RedisCoordinator(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme == "memory" and url in {"memory:", "memory://"}:
         from distributed_backup.coordinators.memory import MemoryCoordinator
 
@@ -39,10 +50,6 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
         if not path and backup_dir is not None:
             return FileCoordinator(Path(backup_dir) / "coordinator")
     raise ConfigError(
-        f"coordinator must be 'file:', 'file:///absolute/path' or 'memory:', got {_without_password(url)!r}"
+        "coordinator must be 'file:', 'file:///absolute/path', 'memory:' or a URL that begins with one of "
+        f"{', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}; got {without_credentials(url)!r}"
     )
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url if "@" not in parts.netloc else f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}"

@@ -5,20 +5,25 @@ says who *should* write, not who *can*: a paused holder may wake after its lease
 checkpoint's name decides who counts; see `store`.
 
 Every operation may be repeated after a lost reply without changing anything. Driver errors become
-`CoordinatorUnavailableError`; nothing else leaves an implementation. All implementations pass one suite,
-`tests/contract`.
+`CoordinatorUnavailableError`, or `ConfigError` where trying again can't help: a wrong password, a server that is too
+old. Nothing else leaves an implementation. All implementations pass one suite, `tests/contract`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from distributed_backup.checkpoint import Position
+from distributed_backup.config import LeaseTimings
 
 Role = Literal["leader", "follower", "standby"]
 AnnouncementKind = Literal["fresh", "restored", "committed", "finished"]
+Wish = Literal["save", "resign"]
+Hint = Literal["free", "announced", "finished", "noticed"]
+"""What may be worth a look now: the lease was given back; there is an announcement; it is the run's last; a notice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,19 +73,21 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """A preemption is coming.
+    """A preemption is coming, or an operator asks for what is done before one.
 
     Args:
         notice_id: Unique to the notice.
-        worker_id: Who is being preempted.
+        worker_id: Who is being preempted; who asks; for "resign", the leader that is asked.
         reason: What told it: "SIGTERM".
-        remaining: Seconds until the kill, as of now.
+        remaining: Seconds until the kill, or for which the request stands, as of now.
+        wish: What the leader is to do: "save"; or "resign", that is to save and to let another lead.
     """
 
     notice_id: str
     worker_id: str
     reason: str
     remaining: float
+    wish: Wish = "save"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +117,8 @@ class ClusterView:
         holder_age: Seconds since the holder was last heard of; None without one.
         remaining: Seconds the lease still lasts; None if it lasts as long as its holder lives.
         announcement: The newest announcement, made under the newest term that made one.
-        notices: All notices that are not over.
+        notices: All notices that are not over. Only the leader acts on them, so that a heartbeat may leave them out
+            for who does not hold the lease: with N workers preempted at once, N² of them would be sent.
         reason: Why the asking worker does not hold a lease it held before, where that is known.
     """
 
@@ -128,6 +136,27 @@ class Coordinator(ABC):
 
     tick: float | None = None
     """Seconds between heartbeats that suit it; None for `LeaseTimings.retry_period`."""
+
+    def open(self, run_id: str, timings: LeaseTimings) -> None:  # noqa: B027 - most have nothing to learn
+        """Learn which run it coordinates. Called by each worker before anything else; does no I/O.
+
+        Args:
+            run_id: Id of the run.
+            timings: Durations of its lease: no operation may block for long in comparison.
+
+        Raises:
+            ConfigError: It was opened for another run.
+        """
+
+    def listen(self, wake: Callable[[Hint], None]) -> Callable[[], None]:  # noqa: ARG002 - for those that give hints
+        """Have `wake` called when a look may be worth while, until the function that is returned is called.
+
+        A convenience: hints may be lost, late, and doubled, and one that has no way to give them gives none.
+
+        Args:
+            wake: Called from any thread; must not block.
+        """
+        return lambda: None
 
     @abstractmethod
     def heartbeat(self, beat: Heartbeat) -> ClusterView:

@@ -11,7 +11,7 @@ Every file has one writer, so no reader ever waits for a lock:
       terms/0000000007.json  claimed exclusively by the leader of term 7, then rewritten by it alone:
                              {"worker_id", "resigned", "announcement"}; the greatest is the truth
       members/WORKER.json    rewritten by the worker at each tick: {"seen", "duration", "role", "position"}
-      notices/NOTICE.json    {"worker_id", "reason", "since", "until"}
+      notices/NOTICE.json    {"worker_id", "reason", "wish", "since", "until"}
 
 A late write of an earlier leader lands in its own term's file and so is never taken for news. Instants are
 CLOCK_BOOTTIME, which all processes of the machine share.
@@ -135,6 +135,7 @@ class FileCoordinator(Coordinator):
             fields = {
                 "worker_id": notice.worker_id,
                 "reason": notice.reason,
+                "wish": notice.wish,
                 "since": now,
                 "until": now + notice.remaining,
             }
@@ -355,6 +356,7 @@ class FileCoordinator(Coordinator):
                         worker_id=fields["worker_id"],
                         reason=fields["reason"],
                         remaining=fields["until"] - now,
+                        wish=fields["wish"],
                     )
                 )
         return tuple(found)

@@ -12,7 +12,15 @@ from dataclasses import replace
 import pytest
 
 from distributed_backup.checkpoint import Position
-from distributed_backup.coordinators.base import Announcement, ClusterView, Coordinator, Heartbeat, Notice
+from distributed_backup.coordinators.base import (
+    Announcement,
+    ClusterView,
+    Coordinator,
+    Heartbeat,
+    Member,
+    Notice,
+    Wish,
+)
 from tests.contract.harness import DURATION, Harness
 
 
@@ -182,9 +190,9 @@ def test_the_view_tells_when_the_holder_was_last_heard_of(harness: Harness) -> N
     assert b.view().holder_age is None
     beat(a, "a")
     harness.advance(4.0)
-    assert beat(b, "b").holder_age == pytest.approx(4.0)
+    assert harness.is_age(beat(b, "b").holder_age, 4.0)
     beat(a, "a")
-    assert b.view().holder_age == pytest.approx(0.0)
+    assert harness.is_age(b.view().holder_age, 0.0)
 
 
 def test_the_time_left_is_told_where_the_lease_runs_out_by_time(harness: Harness) -> None:
@@ -193,7 +201,7 @@ def test_the_time_left_is_told_where_the_lease_runs_out_by_time(harness: Harness
     beat(a, "a")
     harness.advance(4.0)
     remaining = a.view().remaining
-    assert remaining is None or remaining == pytest.approx(DURATION - 4.0)
+    assert remaining is None or harness.is_left(remaining, DURATION - 4.0)
 
 
 def test_of_many_who_campaign_at_once_one_wins(harness: Harness) -> None:
@@ -338,16 +346,18 @@ def test_members_are_those_who_were_heard_of(harness: Harness) -> None:
     first, second = a.members()
     assert (first.worker_id, first.position, first.role) == ("a", None, "follower")
     assert (second.worker_id, second.position, second.role) == ("b", Position(1, 2), "follower")
-    assert (first.age, second.age) == pytest.approx((0.0, 3.0))
+    assert harness.is_age(first.age, 0.0)
+    assert harness.is_age(second.age, 3.0)
 
 
 def test_a_membership_ends_when_its_duration_is_over(harness: Harness) -> None:
     """Just before it counts, just after it doesn't, and a heartbeat makes it count again."""
     a, b = harness.connect(), harness.connect()
     beat(a, "a")
-    harness.advance(DURATION - 0.5)
+    margin = max(0.5, harness.slack)
+    harness.advance(DURATION - margin)
     assert [member.worker_id for member in b.members()] == ["a"]
-    harness.advance(1.0)
+    harness.advance(margin + 0.5)
     assert b.members() == ()
     beat(a, "a")
     assert [member.worker_id for member in b.members()] == ["a"]
@@ -373,15 +383,35 @@ def test_leaving_without_having_come_is_harmless(harness: Harness) -> None:
 # ---------------------------------------------------------------- notices
 
 
+@pytest.mark.parametrize("wish", ["save", "resign"])
+def test_a_notice_tells_what_is_wished_for(harness: Harness, wish: Wish) -> None:
+    """And its reason arrives in full, whatever is in it."""
+    a = harness.connect()
+    made = Notice(notice_id="notice-1", worker_id="a", reason="the cloud's  word: 5 é %s \n", remaining=30.0, wish=wish)
+    a.notify(made)
+    seen = harness.connect().view().notices
+    assert [replace(entry, remaining=30.0) for entry in seen] == [made]
+
+
+def test_a_notice_that_is_given_again_is_still_one(harness: Harness) -> None:
+    """The later word counts: this is how a request is taken back."""
+    a = harness.connect()
+    a.notify(notice("a", remaining=30.0))
+    a.notify(notice("a", remaining=0.001))
+    harness.advance(1.0)
+    assert a.view().notices == ()
+
+
 def test_a_notice_is_seen_by_all_until_it_is_over(harness: Harness) -> None:
     """Its time runs down on the coordinator's clock."""
     a, b = harness.connect(), harness.connect()
     beat(a, "a")
     b.notify(notice("b", remaining=30.0))
     harness.advance(10.0)
+    # A heartbeat need tell them to the holder only.
     for seen in (a.view().notices, beat(a, "a").notices, b.view().notices):
         assert [(entry.notice_id, entry.worker_id, entry.reason) for entry in seen] == [("notice-1", "b", "SIGTERM")]
-        assert seen[0].remaining == pytest.approx(20.0)
+        assert harness.is_left(seen[0].remaining, 20.0)
     harness.advance(20.5)
     assert a.view().notices == ()
 
@@ -408,7 +438,17 @@ def test_a_notice_may_come_from_a_worker_that_is_no_member(harness: Harness) -> 
 def state(harness: Harness) -> tuple[object, ...]:
     """All that can be seen of the run; equal before and after what changes nothing."""
     onlooker = harness.connect()
-    return onlooker.view(), onlooker.members()
+    return timeless(harness, onlooker.view()), *(timeless(harness, member) for member in onlooker.members())
+
+
+def timeless(harness: Harness, seen: object) -> object:
+    """The same without the time that has passed, where a real clock makes it pass."""
+    if not harness.slack:
+        return seen
+    if isinstance(seen, ClusterView):
+        notices = tuple(replace(notice, remaining=0.0) for notice in seen.notices)
+        return replace(seen, holder_age=None, remaining=None, notices=notices)
+    return replace(seen, age=0.0) if isinstance(seen, Member) else seen
 
 
 def populated(harness: Harness) -> Coordinator:
@@ -437,14 +477,14 @@ def test_an_operation_repeated_after_a_lost_reply_changes_nothing(harness: Harne
     a = populated(harness)
     first = OPERATIONS[operation](a)
     before = state(harness)
-    assert OPERATIONS[operation](a) == first
+    assert timeless(harness, OPERATIONS[operation](a)) == timeless(harness, first)
     assert state(harness) == before
 
 
 def test_an_acquiring_heartbeat_repeated_after_a_lost_reply_is_the_same_acquisition(harness: Harness) -> None:
     """The worker is not locked out by its own lease, and no term is spent."""
     a = harness.connect()
-    assert beat(a, "a") == beat(a, "a")
+    assert timeless(harness, beat(a, "a")) == timeless(harness, beat(a, "a"))
     assert beat(a, "a").term == 1
 
 

@@ -30,6 +30,7 @@ from distributed_backup.coordinators.file import FileCoordinator
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
 from tests.clocks import FakeClock
+from tests.terms import Terms
 
 # spawn: a fork of the test process would take its threads' locks with it.
 CONTEXT = multiprocessing.get_context("spawn")
@@ -121,7 +122,7 @@ def elect(pipe: Connection, root: Path, worker_id: str) -> None:
         timings=LeaseTimings(),
         clock=SystemClock(),
         listener=Reporter(pipe),
-        floor=lambda: 0,
+        terms=Terms(),
     )
     elector.start()
     while True:
@@ -451,7 +452,7 @@ def test_garbage_does_not_end_the_electors_thread(tmp_path: Path, b: FileCoordin
         timings=LeaseTimings(),
         clock=SystemClock(),
         listener=Listener(),
-        floor=lambda: 0,
+        terms=Terms(),
     )
     elector.start()
     assert not observed.acquire(timeout=0.3)

@@ -17,6 +17,7 @@ from distributed_backup.coordinators.memory import MemoryCoordinator
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from tests.clocks import FakeClock
+from tests.terms import Terms
 
 TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
 
@@ -87,9 +88,7 @@ class Bench:
         self.clock = FakeClock()
         self.coordinator = FaultyCoordinator(self.clock)
         self.recorder = Recorder()
-        self.floor = 0
-        self.store_error: StoreError | None = None
-        self.floors_asked = 0
+        self.terms = Terms()
         self.elector = self.another("a", self.recorder)
 
     def another(self, worker_id: str, recorder: Recorder | None = None) -> Elector:
@@ -99,14 +98,8 @@ class Bench:
             timings=TIMINGS,
             clock=self.clock,
             listener=recorder or Recorder(),
-            floor=self._floor,
+            terms=self.terms,
         )
-
-    def _floor(self) -> int:
-        self.floors_asked += 1
-        if self.store_error is not None:
-            raise self.store_error
-        return self.floor
 
 
 @pytest.fixture
@@ -334,7 +327,7 @@ def test_a_lost_reply_to_a_renewal_loses_nothing(bench: Bench) -> None:
 
 def test_a_term_is_above_what_the_store_knows(bench: Bench) -> None:
     """The coordinator forgot; the store didn't."""
-    bench.floor = 7
+    bench.terms.highest = 7
     bench.elector.tick()
     assert bench.elector.term == 8
 
@@ -342,40 +335,95 @@ def test_a_term_is_above_what_the_store_knows(bench: Bench) -> None:
 def test_the_store_is_not_asked_while_we_lead(bench: Bench) -> None:
     """A renewal costs no directory listing."""
     bench.elector.tick()
-    asked = bench.floors_asked
+    asked = bench.terms.asked
     for _ in range(5):
         bench.elector.tick()
-    assert bench.floors_asked == asked
+    assert bench.terms.asked == asked
+
+
+def claimed_meanwhile(bench: Bench, term: int) -> Callable[[Heartbeat], ClusterView]:
+    """A heartbeat during which somebody else claims `term`."""
+    heartbeat = bench.coordinator.heartbeat
+
+    def slow(beat: Heartbeat) -> ClusterView:
+        view = heartbeat(beat)
+        bench.terms.highest = max(bench.terms.highest, term)
+        return view
+
+    return slow
 
 
 def test_a_granted_term_that_was_used_meanwhile_is_refused(bench: Bench) -> None:
-    """Somebody committed under it between our question and the answer: give it back, come again higher."""
-    floors = iter([0, 5, 5, 5])
-    elector = Elector(
-        coordinator=bench.coordinator,
-        worker_id="a",
-        timings=TIMINGS,
-        clock=bench.clock,
-        listener=bench.recorder,
-        floor=lambda: next(floors),
-    )
-    elector.tick()
-    assert not elector.is_leader
+    """Somebody claimed it between our question and the answer: give it back, come again higher."""
+    bench.coordinator.heartbeat = claimed_meanwhile(bench, 5)  # type: ignore[method-assign, assignment]
+    bench.elector.tick()
+    assert not leads(bench)
     assert bench.coordinator.view().holder is None
     assert bench.recorder.of("elected") == []
-    elector.tick()
-    assert elector.term == 6
+    bench.elector.tick()
+    assert bench.elector.term == 6
+
+
+def test_a_refusal_that_can_not_be_delivered_is_delivered_at_the_next_tick(bench: Bench) -> None:
+    """The coordinator failing between grant and refusal is one more unreachable tick, not an error."""
+    heartbeat = bench.coordinator.heartbeat
+
+    def granted_and_down(beat: Heartbeat) -> ClusterView:
+        view = heartbeat(beat)
+        bench.coordinator.down = True
+        bench.terms.highest = 5
+        return view
+
+    bench.coordinator.heartbeat = granted_and_down  # type: ignore[method-assign]
+    bench.elector.tick()
+    assert bench.coordinator.resigned == ["a"]
+    bench.coordinator.down = False
+    bench.coordinator.heartbeat = heartbeat  # type: ignore[method-assign]
+    bench.elector.tick()
+    bench.elector.tick()
+    assert bench.elector.term == 6
+
+
+def test_a_term_is_led_under_by_one_worker_whatever_the_coordinator_forgets(bench: Bench) -> None:
+    """Emptied, it grants term 1 again to a worker that never saw it; the record of terms does not."""
+    bench.elector.tick()
+    bench.coordinator.erase()
+    newcomer = bench.another("b")
+    newcomer.tick()
+    assert (bench.elector.term, newcomer.term) == (1, 2)
+
+
+def test_a_worker_that_can_not_claim_its_term_lets_others_try(bench: Bench) -> None:
+    """It gives the lease back and waits for a period, lest two with one broken disk wake each other without end."""
+    bench.elector.tick()
+    bench.elector.resign()
+    other = bench.another("b")
+    other.tick()
+    claim, bench.terms.claim_term = bench.terms.claim_term, broken_claim  # type: ignore[method-assign]
+    other.depose(2)
+    other.tick()
+    assert bench.coordinator.view().holder is None
+    bench.terms.claim_term = claim  # type: ignore[method-assign]
+    other.tick()
+    assert not other.is_leader
+    bench.clock.advance(TIMINGS.retry_period)
+    other.tick()
+    assert other.term == 4
+
+
+def broken_claim(term: int) -> bool:
+    raise broken_store()
 
 
 def test_a_worker_that_can_not_read_the_store_stays_a_member_and_does_not_campaign(bench: Bench) -> None:
     """Without the floor a used term could be granted again."""
-    bench.store_error = broken_store()
+    bench.terms.error = broken_store()
     bench.elector.tick()
     assert bench.coordinator.view().holder is None
     assert [member.worker_id for member in bench.coordinator.members()] == ["a"]
     assert [beat.campaign for beat in bench.coordinator.beats] == [False]
     assert len(bench.recorder.of("observed")) == 1
-    bench.store_error = None
+    bench.terms.error = None
     bench.elector.tick()
     assert leads(bench)
 
@@ -383,7 +431,7 @@ def test_a_worker_that_can_not_read_the_store_stays_a_member_and_does_not_campai
 def test_a_leader_that_can_not_read_the_store_goes_on_leading(bench: Bench) -> None:
     """The floor is asked for new terms only."""
     bench.elector.tick()
-    bench.store_error = broken_store()
+    bench.terms.error = broken_store()
     bench.clock.advance(2.0)
     bench.elector.tick()
     assert bench.elector.term == 1
@@ -394,7 +442,7 @@ def test_a_lease_whose_term_can_not_be_checked_is_given_back(bench: Bench) -> No
     bench.coordinator.lossy = True
     bench.elector.tick()
     bench.coordinator.lossy = False
-    bench.store_error = broken_store()
+    bench.terms.error = broken_store()
     bench.elector.tick()
     assert not leads(bench)
     assert bench.coordinator.view().holder is None
@@ -414,9 +462,9 @@ def test_a_coordinator_that_lost_its_data_grants_no_term_we_have_seen(bench: Ben
 
 def test_a_leader_whose_coordinator_lost_its_data_gets_a_higher_term(bench: Bench) -> None:
     """Its own term counts as seen: it must not end up leading under a lower one."""
-    bench.floor = 6
+    bench.terms.highest = 6
     bench.elector.tick()
-    bench.floor = 0
+    bench.terms.highest = 0
     bench.coordinator.erase()
     bench.elector.tick()
     assert bench.elector.term == 8
@@ -435,34 +483,6 @@ def test_a_coordinator_that_went_back_in_time_does_not_reinstate_anybody(bench: 
     assert not leads(bench)
     bench.elector.tick()
     assert bench.elector.term == 3
-
-
-def test_a_refusal_that_can_not_be_delivered_is_delivered_at_the_next_tick(bench: Bench) -> None:
-    """The coordinator failing between grant and refusal is one more unreachable tick, not an error."""
-    floors = iter([0, 5, 5, 5, 5, 5])
-    elector = Elector(
-        coordinator=bench.coordinator,
-        worker_id="a",
-        timings=TIMINGS,
-        clock=bench.clock,
-        listener=bench.recorder,
-        floor=lambda: next(floors),
-    )
-    heartbeat = bench.coordinator.heartbeat
-
-    def granted_and_down(beat: Heartbeat) -> ClusterView:
-        view = heartbeat(beat)
-        bench.coordinator.down = True
-        return view
-
-    bench.coordinator.heartbeat = granted_and_down  # type: ignore[method-assign]
-    elector.tick()
-    assert bench.coordinator.resigned == ["a"]
-    bench.coordinator.down = False
-    bench.coordinator.heartbeat = heartbeat  # type: ignore[method-assign]
-    elector.tick()
-    elector.tick()
-    assert elector.term == 6
 
 
 # ---------------------------------------------------------------- resigning, stopping, the thread
@@ -589,12 +609,12 @@ def test_a_bug_does_not_end_the_thread(
     if fault == "listener":
         bench.recorder.broken = True
     else:
-        bench.store_error = RuntimeError("a bug in the store")  # type: ignore[assignment]
+        bench.terms.error = RuntimeError("a bug in the store")  # type: ignore[assignment]
     with caplog.at_level(logging.ERROR):
         bench.elector.start()
         assert turnstile.waiting.acquire(timeout=30)
     assert "a bug in the" in caplog.text
-    bench.recorder.broken, bench.store_error = False, None
+    bench.recorder.broken, bench.terms.error = False, None
     turnstile.let_pass()
     assert bench.elector.term == 1
     assert bench.recorder.of("observed")

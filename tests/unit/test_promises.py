@@ -209,7 +209,7 @@ class Promises(RuleBasedStateMachine):
             timings=TIMINGS,
             clock=self.clock,
             listener=observer,
-            floor=store.highest_term,
+            terms=store,
         )
         saver = Saver(store=store, worker_id=worker_id, clock=self.clock, term=lambda: elector.term, listener=observer)
         newest = store.latest()
@@ -304,8 +304,6 @@ class Promises(RuleBasedStateMachine):
     def mend_the_network(self) -> None:
         self.network.down = False
 
-    # The limit: of a term that nobody committed under, only workers that saw it keep the memory.
-    @precondition(lambda self: max(self.holders, default=0) <= self.store.highest_term())
     @rule()
     def coordinator_forgets(self) -> None:
         self.onlooker().erase()

@@ -25,6 +25,7 @@ NAMES = {
     "MemoryCoordinator",
     "Position",
     "Preempted",
+    "RedisCoordinator",
     "coordinator_from_url",
 }
 # Loading these takes synalinks.

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.config import WorkerOptions
 from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat
 from distributed_backup.coordinators.memory import MemoryCoordinator
 from distributed_backup.errors import (
@@ -28,7 +29,7 @@ from distributed_backup.errors import (
 )
 from distributed_backup.start import StartPoint
 from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import Worker, WorkerOptions
+from distributed_backup.worker import Worker
 from tests.clocks import FakeClock
 
 PATIENCE = 30.0
@@ -309,7 +310,7 @@ class Unreachable(MemoryCoordinator):
 def test_a_coordinator_that_never_answers_is_a_timeout_that_says_so(team: Team) -> None:
     """It may be a wrong address."""
     worker = team.worker("a", coordinator=Unreachable(team.clock), restore_timeout=20.0)
-    with pytest.raises(RestoreTimeoutError, match="no answer from the coordinator for 20 s"):
+    with pytest.raises(RestoreTimeoutError, match="does not answer: connection refused"):
         team.result(team.begin(worker.await_start))
 
 

@@ -1,0 +1,97 @@
+"""What one worker says for the run while it leads: where it stands, and which notices were answered.
+
+What was said under our term must be on record for as long as we lead: a worker may join at any time, and the reply to
+an announcement may have been lost, or the record with the coordinator's data. Who is entitled to speak is the
+coordinator's business.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from distributed_backup.checkpoint import CheckpointHeader, Position
+from distributed_backup.coordinators.base import Announcement, AnnouncementKind, ClusterView, Coordinator
+from distributed_backup.start import StartPoint
+
+
+class Announcer:
+    """Announces for one worker.
+
+    Args:
+        coordinator: Keeps the announcement.
+        worker_id: Who speaks.
+        answers: Gives the ids of the notices that were answered.
+    """
+
+    def __init__(self, coordinator: Coordinator, worker_id: str, *, answers: Callable[[], tuple[str, ...]]) -> None:
+        self._coordinator = coordinator
+        self._worker_id = worker_id
+        self._answers = answers
+        # Held while announcing, so that an announcement made again never follows and undoes a newer one.
+        self._lock = threading.Lock()
+        self._last: Announcement | None = None
+        self.newest: CheckpointHeader | None = None
+        """The newest checkpoint that we know to be durable."""
+        self.start_position = Position(0)
+        """Where a run without a checkpoint began."""
+
+    def start(self, start: StartPoint, term: int) -> bool:
+        """Announce what we restore; False if we don't lead under `term` any more.
+
+        Raises:
+            CoordinatorError: It can't be told.
+        """
+        return self._announce(
+            Announcement(
+                term=term,
+                worker_id=self._worker_id,
+                kind="fresh" if start.name is None else "restored",
+                position=start.position or self.start_position,
+                checkpoint=start.name,
+                digest=start.digest,
+            )
+        )
+
+    def speak(self, kind: AnnouncementKind, term: int) -> bool:
+        """Announce the newest checkpoint, or that there is none; False if we don't lead under `term` any more.
+
+        Raises:
+            CoordinatorError: It can't be told.
+        """
+        newest = self.newest
+        if newest is None and kind != "finished":
+            kind = "fresh"
+        return self._announce(
+            Announcement(
+                term=term,
+                worker_id=self._worker_id,
+                kind=kind,
+                position=self.start_position if newest is None else newest.position,
+                checkpoint=None if newest is None else newest.name,
+                digest=None if newest is None else newest.digest,
+            )
+        )
+
+    def _announce(self, announcement: Announcement) -> bool:
+        with self._lock:
+            last = self._last
+            if last is not None and last.term == announcement.term and last.kind == "finished":
+                announcement = replace(announcement, kind="finished")
+            self._last = replace(announcement, answers=self._answers())
+            return self._coordinator.announce(self._last)
+
+    def keep_on_record(self, term: int, view: ClusterView) -> bool:
+        """Announce again what we said under `term` if it is not what `view` shows; False if we said nothing yet.
+
+        Raises:
+            CoordinatorError: It can't be told.
+        """
+        with self._lock:
+            last = self._last
+            if last is None or last.term != term:
+                return False
+            if last != view.announcement:
+                self._coordinator.announce(last)
+            return True

@@ -1,0 +1,203 @@
+"""The way to a Redis or Valkey server: from a URL or a client to one call at a time.
+
+Every call has a time limit that is a fraction of the lease, and is repeated once on another connection if the one it
+had was dropped: so each script must bear to be repeated, and the client's own, longer retries are switched off. Driver
+errors end here: they leave as one line that says what is wrong and where, without user names and passwords. It can't
+bound a call exactly: to connect is several round trips, each within the limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import NoPermissionError, NoScriptError, RedisClusterException, RedisError
+from redis.retry import Retry
+
+from distributed_backup.coordinators.redis_errors import translate
+from distributed_backup.coordinators.redis_url import RedisAddress
+from distributed_backup.errors import ConfigError
+
+if TYPE_CHECKING:
+    from redis.client import PubSub
+
+logger = logging.getLogger(__name__)
+
+_OLDEST_VERSION: Final = (6, 2)
+
+
+class Client(Protocol):
+    """What is used of `redis.Redis` and of `redis.RedisCluster`."""
+
+    def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+        """Run a script that the server knows."""
+
+    def eval(self, script: str, numkeys: int, *keys_and_args: Any) -> Any:
+        """Run a script."""
+
+    def unlink(self, *names: str) -> Any:
+        """Remove keys."""
+
+    def scan_iter(self, match: str, count: int) -> Iterator[str]:
+        """Names of keys."""
+
+    def pubsub(self) -> PubSub:
+        """A subscription."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+class Script:
+    """A Lua script of this package, and how to call it.
+
+    Args:
+        names: The files in `lua/` whose texts it consists of, in order, without suffix.
+    """
+
+    def __init__(self, *names: str) -> None:
+        folder = files("distributed_backup.coordinators").joinpath("lua")
+        self.name = names[0]
+        self.text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in names)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+@cache
+def script(*names: str) -> Script:
+    """The script of these files, read once."""
+    return Script(*names)
+
+
+class RedisLink:
+    """Calls scripts on one server, or one deployment with a primary.
+
+    Connects at the first call.
+
+    Args:
+        address: Where it is and how to connect.
+        limit: Seconds that each step of a call may take.
+    """
+
+    def __init__(self, address: RedisAddress, limit: float) -> None:
+        self._address = address
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._reached = False
+
+    def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+        """Run a script; what it returned.
+
+        Raises:
+            CoordinatorUnavailableError: The server can't be reached, or can't do it just now.
+            ConfigError: It refused at the first contact, and always will.
+        """
+        with self._translated():
+            client = self._connected()
+            try:
+                return client.evalsha(script.sha, len(keys), *keys, *arguments)
+            except NoScriptError:
+                # Its first use here, SCRIPT FLUSH, a restart or another primary.
+                return client.eval(script.text, len(keys), *keys, *arguments)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove keys; raises as `run` does."""
+        with self._translated():
+            self._connected().unlink(*keys)
+
+    def find(self, pattern: str) -> tuple[str, ...]:
+        """The keys that match a pattern of SCAN, sorted; raises as `run` does."""
+        with self._translated():
+            return tuple(sorted(set(self._connected().scan_iter(match=pattern, count=1000))))
+
+    @contextmanager
+    def subscription(self) -> Iterator[PubSub]:
+        """A connection to subscribe with; raises as `run` does, also for what the caller does with it."""
+        with self._translated():
+            subscription = self._connected().pubsub()
+            try:
+                yield subscription
+            finally:
+                with suppress(RedisError, OSError):
+                    subscription.close()
+
+    def close(self) -> None:
+        """Close all connections; the next call opens new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            with suppress(RedisError, OSError):
+                client.close()
+
+    def _connected(self) -> Client:
+        with self._lock:
+            if self._client is None:
+                self._client = cast(Client, self._address.connect(self._options()))
+            client = self._client
+            if not self._reached:
+                check_server(client, self._address)
+                self._reached = True
+        return client
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "socket_timeout": self._limit,
+            "socket_connect_timeout": self._limit,
+            # One more try, at once, on a new connection: the server may have closed an idle one. Not after a time-out.
+            "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            "retry_on_error": [],
+            "retry_on_timeout": False,
+            "health_check_interval": 0,
+            "decode_responses": True,
+            # Nothing here needs more, and the oldest servers speak it.
+            "protocol": 2,
+        }
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        # TypeError and ValueError are what redis-py makes of a reply that no Redis sends.
+        except (RedisError, RedisClusterException, OSError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise translate(error, where=str(self._address), limit=self._limit, reached=self._reached) from None
+
+
+def check_server(client: Any, address: RedisAddress) -> None:
+    """Log what is dangerous about a server; done at the first contact.
+
+    Raises:
+        ConfigError: It is too old.
+    """
+    try:
+        info = client.info(target_nodes=RedisCluster.RANDOM) if isinstance(client, RedisCluster) else client.info()
+    except NoPermissionError:
+        logger.warning("can't check the server at %s: its user may not run INFO", address)
+        return
+    version = str(info.get("redis_version", ""))
+    if _numbers(version) < _OLDEST_VERSION:
+        raise ConfigError(f"the server at {address} is version {version or 'unknown'}: Redis 6.2 or Valkey is needed")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        logger.warning(
+            "the server at %s may evict the lease of a run when its memory is full: set its maxmemory-policy, now %s, "
+            "to noeviction",
+            address,
+            policy,
+        )
+    if info.get("role") == "slave":
+        logger.warning("the server at %s is a replica: nobody can lead through it; name the primary", address)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())

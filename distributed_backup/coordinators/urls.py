@@ -1,0 +1,44 @@
+"""What can be said of a coordinator's URL without the driver that it needs.
+
+Nothing that is shown of a URL holds credentials.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+REDIS_SCHEMES: Final = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
+
+
+def is_redis_url(text: str) -> bool:
+    """Whether `text` begins as the URL of a Redis deployment does.
+
+    Example:
+        >>> is_redis_url("redis+sentinel://a:26379,b:26379/service")
+        True
+        >>> is_redis_url("/mnt/shared/run-42")
+        False
+    """
+    scheme, separator, _ = text.partition("://")
+    return bool(separator) and scheme in REDIS_SCHEMES
+
+
+def without_credentials(url: str) -> str:
+    """The URL without what stands before its last @, and without its options: both may hold passwords.
+
+    Example:
+        >>> without_credentials("redis://user:secret@redis:6379/0?ssl_password=secret")
+        'redis://redis:6379/0'
+    """
+    scheme, separator, rest = url.partition("://")
+    # The last @ of all: an unescaped / or ? in a password must not make the rest of it a host or an option.
+    rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    return f"{scheme}{separator}{rest}"

@@ -1,0 +1,68 @@
+"""How a worker goes: whether it is the last one out, and that it is gone in time.
+
+A member that died without a word counts until its membership expires; until then nobody is the last one out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from distributed_backup.clock import Clock
+from distributed_backup.coordinators.base import Coordinator
+from distributed_backup.errors import CoordinatorError
+
+logger = logging.getLogger(__name__)
+
+
+def leave_and_see(
+    coordinator: Coordinator,
+    worker_id: str,
+    *,
+    clock: Clock,
+    wait: Callable[[], None],
+    give_up: Callable[[], bool],
+) -> bool:
+    """Leave, and tell whether no other member is left.
+
+    One that was heard of after we left is there; one that was not may have died just before, so it is waited for until
+    it is heard of or its membership expires.
+
+    Args:
+        coordinator: The run's coordinator.
+        worker_id: Who leaves.
+        clock: Where time comes from.
+        wait: Waits between two looks.
+        give_up: Whether the answer does not matter any more.
+    """
+    left = clock.now()
+    try:
+        coordinator.leave(worker_id)
+        while not give_up():
+            now = clock.now()  # before asking: an answer that was long on its way must not make a member look alive
+            others = [member for member in coordinator.members() if member.worker_id != worker_id]
+            if any(now - member.age > left for member in others):
+                logger.info("backup kept for others that go on worker=%s others=%d", worker_id, len(others))
+                return False
+            if not others:
+                return True
+            wait()
+    except CoordinatorError as error:
+        logger.warning("backup kept worker=%s reason=%s", worker_id, error)
+    return False
+
+
+def within(limit: float | None, work: Callable[[], None]) -> bool:
+    """Do something that may hang, and go on after `limit` seconds without it; None to wait for its end.
+
+    Returns:
+        Whether it was done. Else it goes on in a thread that ends with the process.
+    """
+    if limit is None:
+        work()
+        return True
+    thread = threading.Thread(target=work, name="distributed-backup-leaving", daemon=True)
+    thread.start()
+    thread.join(max(limit, 0.0))
+    return not thread.is_alive()
