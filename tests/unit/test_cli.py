@@ -351,8 +351,17 @@ def test_status_tells_of_preemptions_that_are_coming(run: Path, coordinator: Fil
     coordinator.notify(Notice(notice_id="n-1", worker_id="w-2", reason="SIGTERM", remaining=30.0))
     (notice,) = call_json("status", run)["notices"]
     assert 0 < notice.pop("remaining") <= 30
-    assert notice == {"worker_id": "w-2", "reason": "SIGTERM"}
+    assert notice == {"worker_id": "w-2", "reason": "SIGTERM", "wish": "save"}
     assert "w-2 has " in call("status", run).stdout
+
+
+def test_status_tells_requests_from_preemptions(run: Path, coordinator: FileCoordinator) -> None:
+    coordinator.notify(Notice(notice_id="n-1", worker_id="operator-1", reason="operator", remaining=30.0))
+    coordinator.notify(Notice(notice_id="n-2", worker_id="w-1", reason="operator", remaining=30.0, wish="resign"))
+    assert [notice["wish"] for notice in call_json("status", run)["notices"]] == ["save", "resign"]
+    shown = call("status", run).stdout
+    assert "operator-1 asks for a save, for " in shown
+    assert "w-1 is asked to let another worker lead, for " in shown
 
 
 def test_status_of_a_run_that_nobody_works_on(run: Path) -> None:
@@ -392,10 +401,100 @@ def test_status_of_a_run_whose_coordinator_is_damaged_is_a_problem(run: Path, co
     assert_refused(call("status", run), 1, "can't coordinate in")
 
 
+# -------------------------------------------------------------------- which run is meant
+
+ASKING = ("status", "preempt", "resign")
+SECRET = "open-sesame"
+
+
+@pytest.mark.parametrize("command", ASKING)
+def test_what_is_no_run_is_wrong_usage(tmp_path: Path, command: str) -> None:
+    assert_refused(call(command, tmp_path / "nowhere"), 2, "nowhere is not there")
+    assert_refused(call(command, tmp_path), 2, "not the backup directory of a run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ASKING)
+@pytest.mark.parametrize(
+    "url", [f"http://me:{SECRET}@host/0", f"file://me:{SECRET}@host", f"redis://me:{SECRET}@host:port/0"]
+)
+def test_a_wrong_url_is_wrong_usage_and_shown_without_its_password(run: Path, command: str, url: str) -> None:
+    for result in (call(command, url), call(command, run, "--coordinator", url)):
+        assert_refused(result, 2, "://host")
+        assert SECRET not in result.output
+
+
+@pytest.mark.parametrize("command", ASKING)
+def test_a_coordinator_within_another_process_can_not_be_asked(run: Path, command: str) -> None:
+    assert_refused(call(command, run, "--coordinator", "memory:"), 2, "inside one process")
+
+
+@pytest.mark.parametrize("command", ASKING)
+def test_a_url_and_a_coordinator_are_one_too_many(command: str) -> None:
+    assert_refused(call(command, "redis://host/0", "--coordinator", "redis://other/0"), 2, "goes with a directory")
+
+
+def test_the_run_that_is_named_must_be_the_one_in_the_directory(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By option or by the environment, over which the option wins."""
+    assert_refused(call("status", run, "--run", "job-43"), 2, "'job-42'", "'job-43'")
+    assert call_json("status", run, "--run", "job-42")["run_id"] == "job-42"
+    monkeypatch.setenv("DISTRIBUTED_BACKUP_RUN_ID", "job-43")
+    assert_refused(call("status", run), 2, "'job-43'")
+    assert call_json("status", run, "--run", "job-42")["run_id"] == "job-42"
+
+
+def test_a_run_id_must_be_known_to_ask_a_server(tmp_path: Path) -> None:
+    (tmp_path / "coordinator").mkdir()
+    url = "redis://127.0.0.1:1/0"
+    assert_refused(call("status", tmp_path, "--coordinator", url), 2, "does not tell which run", "--run")
+    # With it, the server is asked: there is none.
+    assert_refused(call("status", tmp_path, "--coordinator", url, "--run", "job-42"), 1, "can't reach")
+
+
+def test_the_environment_names_the_coordinator_unless_an_option_does(
+    run: Path, coordinator: FileCoordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTRIBUTED_BACKUP_COORDINATOR", f"file://{tmp_path}/elsewhere")
+    assert call_json("status", run)["leader"] is None
+    assert "elsewhere" in call("status", run).stdout
+    assert call_json("status", run, "--coordinator", "file:")["leader"] == "w-1"
+    monkeypatch.setenv("DISTRIBUTED_BACKUP_COORDINATOR", " ")
+    assert call_json("status", run)["leader"] == "w-1"
+
+
+# -------------------------------------------------------------------- requests
+
+
+def test_requests_that_nobody_serves_leave_nothing_behind(run: Path, coordinator: FileCoordinator) -> None:
+    """Both workers are only records here: nobody acts."""
+    for command, words in (
+        ("preempt", "no save was reported within"),
+        ("resign", "no other worker took over from w-1"),
+    ):
+        assert_refused(call(command, run, "--timeout", 0.05), 1, words, "w-1 leads under term 3, last heard of ")
+        assert coordinator.view().notices == ()
+    assert [member.worker_id for member in coordinator.members()] == ["w-1", "w-2"]
+
+
+@pytest.mark.parametrize("command", ["preempt", "resign"])
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_limit_must_be_a_number_of_seconds(run: Path, command: str, timeout: str) -> None:
+    result = call(command, run, "--timeout", timeout)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--timeout" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["preempt", "resign"])
+def test_requests_where_nobody_works_make_nothing(run: Path, command: str) -> None:
+    before = sorted(run.rglob("*"))
+    assert_refused(call(command, run), 1, "nobody")
+    assert sorted(run.rglob("*")) == before
+
+
 # -------------------------------------------------------------------- the program as a whole
 
 
-@pytest.mark.parametrize("command", [*LOOKING, ("demo",)])
+@pytest.mark.parametrize("command", [*LOOKING, ("preempt",), ("resign",), ("demo",)])
 def test_every_command_documents_its_json_and_its_exit_codes(command: tuple[str, ...]) -> None:
     result = call(*command, "--help")
     assert result.exit_code == 0
@@ -426,6 +525,7 @@ def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
         (["-c", "import distributed_backup"], 0),
         (["-m", "distributed_backup.cli", "--help"], 0),
         (["-m", "distributed_backup.cli", "status", "/nowhere"], 2),
+        (["-m", "distributed_backup.cli", "preempt", "/nowhere"], 2),
         (["-c", "import distributed_backup.demo.director, distributed_backup.demo.screen"], 0),
     ],
 )
