@@ -67,7 +67,7 @@ class Recording:
         sigterm: The preemption of a leader; None if it came to none.
         on_disk: The newest position that verified on the disk when the preempted leader was gone.
         sigkill: The kill of a leader; None if it came to none.
-        left_behind: Names of what was left in the backup directory at the end.
+        left_behind: What was left at the end: names in the backup directory, and what is on a server.
         unreadable: Checkpoints among them that don't verify.
     """
 
@@ -124,6 +124,7 @@ class Director:
             DemoError: Something that the script waits for did not happen.
         """
         with self._tidied_up():
+            self._introduce()
             self._open()
             self._preempt_leader()
             self._kill_leader()
@@ -131,6 +132,15 @@ class Director:
         return self._recording
 
     # ---------------------------------------------------------------- the script
+
+    def _introduce(self) -> None:
+        coordination = self._plan.coordination
+        if coordination.has_lease:
+            self._audience.step(f"Coordinator: {coordination.place or coordination.name}")
+            self._audience.step(
+                f"Who holds the lease leads; it lasts {coordination.timings.duration:.1f} s, and the leader renews it "
+                f"every {coordination.timings.retry_period:.1f} s: when it falls silent, another takes over"
+            )
 
     def _open(self) -> None:
         self._audience.step("Starting: the import of synalinks takes a while, up to 20 s on a small machine")
@@ -152,7 +162,8 @@ class Director:
 
     def _kill_leader(self) -> None:
         victim = self._until(lambda: self._leader_in_flight(Position(2, 0)), "the new leader is in its third epoch")
-        self._audience.step(f"SIGKILL to the new leader, {victim.name}: no time to save anything")
+        wait = "; its lease must run out" if self._plan.coordination.has_lease else ""
+        self._audience.step(f"SIGKILL to the new leader, {victim.name}: no time to save anything{wait}")
         self._recording.sigkill = blow = self._send(victim, signal.SIGKILL)
         self._until(lambda: victim.code is not None, f"{victim.name} is gone")
         self._until(lambda: self._cast.next_election(blow.at, not_by=victim), "another worker leads")

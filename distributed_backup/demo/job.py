@@ -22,7 +22,6 @@ import synalinks
 from distributed_backup.callback import BackupAndRestore
 from distributed_backup.checkpoint import Position
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import LeaseTimings
 from distributed_backup.demo.messages import Event, Plan, Role
 from distributed_backup.demo.offline import OfflineLanguageModel
 
@@ -151,12 +150,12 @@ def _callbacks(plan: Plan, role: Role) -> list[Any]:
         role.backup_dir,
         save_freq="epoch",
         delete_checkpoint=not role.keep,
-        coordinator="file:",
+        coordinator=plan.coordination.url,
+        run_id=plan.coordination.run_id,
         worker_id=role.name,
         standby=False,
         grace_period=plan.grace_period,
-        # Of the file lock this is only how long a killed worker counts as a member, which the last one out waits for.
-        timings=LeaseTimings(duration=6.0, renew_deadline=4.0, retry_period=1.0),
+        timings=plan.coordination.timings,
     )
     return [callback]
 

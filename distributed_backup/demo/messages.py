@@ -7,15 +7,43 @@ them is a duration whoever took them.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from distributed_backup.checkpoint import Position
+from distributed_backup.config import LeaseTimings
 
 TRAINING_QUESTIONS: Final = 24
 VALIDATION_QUESTIONS: Final = 4
 REFERENCE: Final = "reference"
+_TIMINGS_OF_THE_FILE_LOCK: Final = LeaseTimings(duration=6.0, renew_deadline=4.0, retry_period=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordination:
+    """How the workers agree on who leads.
+
+    Args:
+        url: Of the coordinator; it may hold a password.
+        name: What may be shown of it.
+        place: Where the lease is, in words; empty for the name.
+        timings: Of the lease. Of a file lock, which ends with its holder, they are only how long a killed worker
+            counts as a member: the last one out waits for that.
+        run_id: Of this demonstration alone.
+    """
+
+    url: str = field(default="file:", repr=False)
+    name: str = "file:"
+    place: str = ""
+    timings: LeaseTimings = _TIMINGS_OF_THE_FILE_LOCK
+    run_id: str = field(default_factory=lambda: f"demo-{secrets.token_hex(6)}")
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether a leader that falls silent leads until a lease runs out."""
+        return self.url != "file:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +56,7 @@ class Plan:
         latency: Seconds that a call of the language model takes.
         grace_period: Seconds a worker has between SIGTERM and its end.
         seed: Of both global generators, before the program is built.
+        coordination: How the workers agree on who leads.
     """
 
     epochs: int = 4
@@ -35,6 +64,7 @@ class Plan:
     latency: float = 0.2
     grace_period: float = 10.0
     seed: int = 7
+    coordination: Coordination = field(default_factory=Coordination)
 
     @property
     def batches(self) -> int:

@@ -56,11 +56,15 @@ class Killed:
     Args:
         worker: Its name.
         next_leader_ms: Milliseconds from the signal until another worker led; None if none did.
+        lease_ms: Milliseconds that its lease lasted from its last renewal; None where its lock ended with it.
+        limit_ms: Milliseconds within which another should lead: those of the lease and of one tick; None without one.
         calls_repeated: Calls that had to be made again; nothing is promised here but the last checkpoint.
     """
 
     worker: str
     next_leader_ms: float | None
+    lease_ms: float | None
+    limit_ms: float | None
     calls_repeated: int
 
 
@@ -69,6 +73,7 @@ class Verdict:
     """Figures of one demonstration, and what of the promises did not hold.
 
     Args:
+        coordinator: What may be shown of the coordinator's URL, or "embedded-redis".
         workers: How many workers finished.
         differences: "worker-1: metrics" for each part of a final state that differs from the uninterrupted run's.
         checkpoints_written: Checkpoints that became durable, by whomever.
@@ -76,10 +81,12 @@ class Verdict:
         calls_by_worker: Calls that each worker made in all its lives.
         sigterm: The preemption; None if it came to none.
         sigkill: The kill; None if it came to none.
-        backup_deleted: Whether the last one out deleted the backup; None if it was to be kept.
+        backup_deleted: Whether the last one out deleted the backup, and the run on the server; None if it was to be
+            kept.
         problems: What did not hold, in words; empty if all did.
     """
 
+    coordinator: str
     workers: int
     differences: tuple[str, ...]
     checkpoints_written: int
@@ -116,9 +123,10 @@ def judge(recording: Recording, plan: Plan, *, keep: bool) -> Verdict:
     cast = recording.cast
     reference = cast.reference()
     sigterm = None if recording.sigterm is None else _preempted(recording, recording.sigterm, plan)
-    sigkill = None if recording.sigkill is None else _killed(cast, recording.sigkill)
+    sigkill = None if recording.sigkill is None else _killed(cast, recording.sigkill, plan)
     finished = [life for life in cast.current() if life.state is not None]
     figures: dict[str, Any] = {
+        "coordinator": plan.coordination.name,
         "workers": len(finished),
         "differences": _differences(finished, reference),
         "checkpoints_written": sum(len(life.commits) for lives in cast.workers() for life in lives),
@@ -134,7 +142,7 @@ def judge(recording: Recording, plan: Plan, *, keep: bool) -> Verdict:
         *_problems_of_sigkill(sigkill),
         *_problems_of_calls(cast, reference),
         *(f"checkpoint {name} does not verify" for name in recording.unreadable),
-        *(["the last worker out did not delete the backup"] if figures["backup_deleted"] is False else []),
+        *_problems_of_leftovers(figures, recording),
     )
     return Verdict(**figures, problems=problems)
 
@@ -160,10 +168,13 @@ def _preempted(recording: Recording, blow: Blow, plan: Plan) -> Preempted:
     )
 
 
-def _killed(cast: Cast, blow: Blow) -> Killed:
+def _killed(cast: Cast, blow: Blow, plan: Plan) -> Killed:
+    timings, has_lease = plan.coordination.timings, plan.coordination.has_lease
     return Killed(
         worker=blow.life.name,
         next_leader_ms=_milliseconds(cast.next_election(blow.at, not_by=blow.life), blow.at),
+        lease_ms=timings.duration * 1000 if has_lease else None,
+        limit_ms=(timings.duration + timings.retry_period) * 1000 if has_lease else None,
         calls_repeated=_repeated(cast, blow.life),
     )
 
@@ -262,7 +273,17 @@ def _problems_of_sigterm(found: Preempted | None) -> list[str]:
 def _problems_of_sigkill(found: Killed | None) -> list[str]:
     if found is None:
         return ["no leader was killed"]
-    return ["after SIGKILL nobody else led"] if found.next_leader_ms is None else []
+    if found.next_leader_ms is None:
+        return ["after SIGKILL nobody else led"]
+    if found.limit_ms is not None and found.next_leader_ms > found.limit_ms:
+        return [f"after SIGKILL it took {found.next_leader_ms} ms to the next leader, more than {found.limit_ms:g} ms"]
+    return []
+
+
+def _problems_of_leftovers(figures: dict[str, Any], recording: Recording) -> list[str]:
+    if figures["backup_deleted"] is not False:
+        return []
+    return [f"the last worker out did not delete the backup: {', '.join(recording.left_behind)}"]
 
 
 def _problems_of_calls(cast: Cast, reference: Life | None) -> list[str]:

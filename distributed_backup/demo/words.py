@@ -91,9 +91,15 @@ def _of_sigterm(found: Preempted, plan: Plan) -> list[str]:
 def _of_sigkill(found: Killed) -> list[str]:
     return [
         f"  SIGKILL the leader   {found.worker}, without a chance to save",
-        f"    to the next leader {_ms(found.next_leader_ms)}",
+        f"    to the next leader {_ms(found.next_leader_ms)}{_of_lease(found)}",
         f"    LM calls repeated  {found.calls_repeated}; only the last checkpoint is promised here",
     ]
+
+
+def _of_lease(found: Killed) -> str:
+    if found.lease_ms is None or found.next_leader_ms is None:
+        return ""
+    return f"; it took over when the lease had run out, {found.lease_ms / 1000:.1f} s after its last renewal"
 
 
 def _ms(milliseconds: float | None) -> str:

