@@ -1,0 +1,159 @@
+"""One leader and N followers on one server: how long an announcement is on its way, and what the server bears.
+
+Each follower is an elector with connections of its own, as in a worker; they share four light processes, so that what
+is measured at 1000 is mostly two cores being 1000 clients. Announced: from just before the call to the instant at which
+the last follower has seen it in a heartbeat. Steady: what the server counted over some ticks in which nothing happened.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.clock import SystemClock
+from distributed_backup.config import LeaseTimings
+from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat
+from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.election import Elector, LeaseLoss
+from tests.bench.lease import Contender, Report, contenders
+from tests.bench.report import table
+from tests.servers import RedisServer
+from tests.terms import Terms
+
+FOLLOWERS: Final = (1, 10, 100, 1000)
+PROCESSES: Final = 4
+ANNOUNCEMENTS: Final = 11
+STEADY_SECONDS: Final = 10.0
+# A longer lease than the default's, so that a machine that is busy being 1000 clients loses none; its tick.
+TIMINGS: Final = LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=2.0)
+
+
+class Crowd:
+    """Some followers of one process."""
+
+    def __init__(self, report: Report, count: int) -> None:
+        self._report = report
+        self._lock = threading.Lock()
+        self._count = count
+        self._joined: set[str] = set()
+        self._seen: dict[Position, set[str]] = {}
+
+    def saw(self, worker_id: str, view: ClusterView) -> None:
+        now = SystemClock().now()
+        with self._lock:
+            if worker_id not in self._joined:
+                self._joined.add(worker_id)
+                if len(self._joined) == self._count:
+                    self._report("joined")
+            if view.announcement is not None:
+                seen = self._seen.setdefault(view.announcement.position, set())
+                if worker_id not in seen:
+                    seen.add(worker_id)
+                    if len(seen) == self._count:
+                        self._report("seen", now)
+
+
+class Follower:
+    def __init__(self, crowd: Crowd, worker_id: str) -> None:
+        self._crowd = crowd
+        self._worker_id = worker_id
+
+    def elected(self, term: int) -> None:
+        raise AssertionError("the leader is alive")
+
+    def lost(self, loss: LeaseLoss) -> None:
+        raise AssertionError("it never led")
+
+    def observed(self, view: ClusterView) -> None:
+        self._crowd.saw(self._worker_id, view)
+
+
+def follow(report: Report, stop: threading.Event, url: str, name: str, count: int) -> None:
+    """`count` followers in one process."""
+    threading.stack_size(256 * 1024)
+    crowd = Crowd(report, count)
+    for number in range(count):
+        coordinator = RedisCoordinator(url)
+        coordinator.open("bench", TIMINGS)
+        worker_id = f"{name}-{number}"
+        elector = Elector(
+            coordinator=coordinator,
+            worker_id=worker_id,
+            timings=TIMINGS,
+            clock=SystemClock(),
+            listener=Follower(crowd, worker_id),
+            terms=Terms(),
+        )
+        coordinator.listen(lambda hint, elector=elector: elector.poke() if hint == "announced" else None)  # type: ignore[misc]
+        elector.start()
+    stop.wait()
+
+
+def measure(server: RedisServer, count: int) -> list[str]:
+    leader = RedisCoordinator(server.url)
+    leader.open("bench", TIMINGS)
+    beat = Heartbeat(worker_id="leader", campaign=True, floor=0, duration=3600.0)
+    term = leader.heartbeat(beat).term
+    shares = [share for share in (len(range(index, count, PROCESSES)) for index in range(PROCESSES)) if share]
+    with contenders() as crowd:
+        crowd += [Contender(follow, server.url, f"crowd-{index}", share) for index, share in enumerate(shares)]
+        for contender in crowd:
+            contender.expect("joined")
+        # Whoever was elected or announced before is none of this.
+        taken = [announced(leader, term, position, crowd) for position in range(ANNOUNCEMENTS)]
+        before, began = used(server), SystemClock().now()
+        threading.Event().wait(STEADY_SECONDS)
+        after, seconds = used(server), SystemClock().now() - began
+        leader.erase()
+        leader.close()
+    spent = {key: after[key] - before[key] for key in before}
+    scripts, commands, cpu = spent["scripts"] / seconds, spent["commands"] / seconds, spent["cpu"] / seconds
+    return [
+        str(count),
+        f"{median(taken[1:]) * 1e3:.1f}",
+        f"{max(taken[1:]) * 1e3:.1f}",
+        f"{scripts:.1f}",
+        f"{scripts * TIMINGS.retry_period / count:.2f}",
+        f"{commands / count:.2f}",
+        f"{100 * cpu:.2f}",
+        f"{1e6 * cpu / count:.0f}",
+    ]
+
+
+def announced(leader: RedisCoordinator, term: int, number: int, crowd: list[Contender]) -> float:
+    """Seconds until the last follower has seen an announcement."""
+    made = Announcement(term=term, worker_id="leader", kind="committed", position=Position(number + 1), checkpoint="c")
+    began = SystemClock().now()
+    assert leader.announce(made)
+    return float(max(contender.expect("seen") for contender in crowd) - began)
+
+
+def used(server: RedisServer) -> dict[str, Any]:
+    """What the server has done so far."""
+    with server.client() as client:
+        cpu, stats = client.info("cpu"), client.info("commandstats")
+        scripts = sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval"))
+        return {
+            "cpu": cpu["used_cpu_user"] + cpu["used_cpu_sys"],
+            "scripts": scripts,
+            "commands": client.info("stats")["total_commands_processed"],
+        }
+
+
+async def report(directory: Path) -> str:
+    with RedisServer(directory / "server", port=0, config={"maxclients": "10000"}) as server:
+        rows = [measure(server, count) for count in FOLLOWERS]
+    head = [
+        "followers",
+        "announced, median, ms",
+        "max, ms",
+        "scripts/s",
+        "scripts per worker and tick",
+        "commands/s per worker",
+        "server CPU, %",
+        "CPU per worker, µs/s",
+    ]
+    return table("Announcement to the last follower, and the steady state (tick 2 s)", head, rows)

@@ -1,0 +1,62 @@
+"""From SIGKILL of the leader to the next one leading, against the lease and one tick.
+
+The lease counts from the last renewal, which may be up to a tick before the kill, so a take-over may come sooner than
+the lease is long. Light processes on one server on loopback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from distributed_backup.config import LeaseTimings
+from tests.bench.lease import Contender, contenders, ours
+from tests.bench.report import table
+from tests.servers import RedisServer
+
+ROUNDS: Final = {1.0: 12, 5.0: 5, 15.0: 3}
+
+
+def timings_of(lease: float) -> LeaseTimings:
+    """The defaults' proportions."""
+    usual = LeaseTimings()
+    scale = lease / usual.duration
+    return LeaseTimings(
+        duration=lease, renew_deadline=usual.renew_deadline * scale, retry_period=usual.retry_period * scale
+    )
+
+
+def measure(url: str, directory: Path, lease: float) -> list[float]:
+    """Seconds of each take-over."""
+    timings, taken = timings_of(lease), []
+    with contenders() as line:
+        line.append(Contender(ours, url, directory, timings))
+        line[0].expect("leads")
+        for _ in range(ROUNDS[lease]):
+            line.append(Contender(ours, url, directory, timings))
+            line[-1].expect("waits")
+            killed = line[-2].kill()
+            taken.append(line[-1].expect("leads") - killed)
+    return taken
+
+
+async def report(directory: Path) -> str:
+    rows = []
+    with RedisServer(directory / "server", port=0) as server:
+        for lease, rounds in ROUNDS.items():
+            taken = measure(server.url, directory / f"run-{lease:g}", lease)
+            limit = lease + timings_of(lease).retry_period
+            ratio = max(taken) / limit
+            rows.append(
+                [
+                    f"{lease:g}",
+                    f"{timings_of(lease).retry_period:.2f}",
+                    str(rounds),
+                    f"{median(taken):.2f}",
+                    f"{max(taken):.2f}",
+                    f"{ratio:.2f} {'✓' if ratio <= 1 else '✗'}",
+                ]
+            )
+    head = ["lease, s", "tick, s", "rounds", "median, s", "max, s", "max / (lease + tick)"]
+    return table("SIGKILL of the leader to the next leader (Redis lease on loopback)", head, rows)
