@@ -1,7 +1,8 @@
 """What one worker says for the run while it leads: where it stands, and which notices were answered.
 
 What was said under our term must be on record for as long as we lead: a worker may join at any time, and the reply to
-an announcement may have been lost, or the record with the coordinator's data. Who is entitled to speak is the
+an announcement may have been lost, or the record with the coordinator's data. To take note of what is to be said never
+blocks; to say it may, as long as the coordinator does. Who is entitled to speak is the
 coordinator's business.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from distributed_backup.checkpoint import CheckpointHeader, Position
-from distributed_backup.coordinators.base import Announcement, AnnouncementKind, ClusterView, Coordinator
+from distributed_backup.coordinators.base import Announcement, AnnouncementKind, Coordinator
 from distributed_backup.start import StartPoint
 
 
@@ -29,8 +30,9 @@ class Announcer:
         self._coordinator = coordinator
         self._worker_id = worker_id
         self._answers = answers
-        # Held while announcing, so that an announcement made again never follows and undoes a newer one.
         self._lock = threading.Lock()
+        # Held while announcing, so that an announcement made again never follows and undoes a newer one.
+        self._saying = threading.Lock()
         self._last: Announcement | None = None
         self.newest: CheckpointHeader | None = None
         """The newest checkpoint that we know to be durable."""
@@ -43,7 +45,7 @@ class Announcer:
         Raises:
             CoordinatorError: It can't be told.
         """
-        return self._announce(
+        self._note(
             Announcement(
                 term=term,
                 worker_id=self._worker_id,
@@ -53,17 +55,14 @@ class Announcer:
                 digest=start.digest,
             )
         )
+        return self.say(term)
 
-    def speak(self, kind: AnnouncementKind, term: int) -> bool:
-        """Announce the newest checkpoint, or that there is none; False if we don't lead under `term` any more.
-
-        Raises:
-            CoordinatorError: It can't be told.
-        """
+    def note(self, kind: AnnouncementKind, term: int) -> None:
+        """Take note of the newest checkpoint, or that there is none, as what is to be said next; says nothing."""
         newest = self.newest
         if newest is None and kind != "finished":
             kind = "fresh"
-        return self._announce(
+        self._note(
             Announcement(
                 term=term,
                 worker_id=self._worker_id,
@@ -74,24 +73,24 @@ class Announcer:
             )
         )
 
-    def _announce(self, announcement: Announcement) -> bool:
+    def _note(self, announcement: Announcement) -> None:
         with self._lock:
             last = self._last
             if last is not None and last.term == announcement.term and last.kind == "finished":
                 announcement = replace(announcement, kind="finished")
             self._last = replace(announcement, answers=self._answers())
-            return self._coordinator.announce(self._last)
 
-    def keep_on_record(self, term: int, view: ClusterView) -> bool:
-        """Announce again what we said under `term` if it is not what `view` shows; False if we said nothing yet.
+    def say(self, term: int, on_record: Announcement | None = None) -> bool:
+        """Announce what was noted last, unless it is what is `on_record`.
+
+        Returns:
+            Whether it is on record; False if nothing was noted under `term`, or we don't lead under it any more.
 
         Raises:
             CoordinatorError: It can't be told.
         """
-        with self._lock:
+        with self._saying:
             last = self._last
             if last is None or last.term != term:
                 return False
-            if last != view.announcement:
-                self._coordinator.announce(last)
-            return True
+            return last == on_record or self._coordinator.announce(last)

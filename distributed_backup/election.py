@@ -256,9 +256,11 @@ class Elector:
             reason = "asked to let another worker lead"
         else:
             return
+        # Before the call: its reply may be long on its way, and another lead by then. Should it fail, the next tick
+        # finds us holder of a term that was used, and gives it back.
+        self._lose(reason)
         self._coordinator.resign(self._worker_id)
         self._may_hold = False
-        self._lose(reason)
 
     def _heartbeat(self, now: float) -> Heartbeat:
         campaign = now >= self._stands_back_until

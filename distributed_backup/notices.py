@@ -61,7 +61,9 @@ class Notices:
         """Ask for the save that answers a notice, again if it was asked for."""
         # Under the lock, so that the ticket is on record before its commit can be reported.
         with self._lock:
-            self._asked[notice_id] = self._save_now()
+            ticket = self._save_now()
+            # What answers the first time of asking answers the notice.
+            self._asked.setdefault(notice_id, ticket)
 
     def unasked(self, view: ClusterView) -> list[str]:
         """The notices in `view` that nobody here has asked for; those that are over are forgotten."""

@@ -24,8 +24,8 @@ from distributed_backup.coordinators.base import AnnouncementKind, ClusterView, 
 from distributed_backup.departure import leave_and_see, within
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import (
+    BackupError,
     ConfigError,
-    CoordinatorError,
     CoordinatorUnavailableError,
     CorruptCheckpointError,
     NotSharedError,
@@ -313,7 +313,8 @@ class Worker:
         term = self._elector.term
         if term is not None:
             with _logged("announcing the end"):
-                self._announcer.speak("finished", term)
+                self._announcer.note("finished", term)
+                self._announcer.say(term)
         self._elector.stop()
         self._training = False
         if self._options.delete_checkpoint:
@@ -385,6 +386,10 @@ class Worker:
 
     def _leave(self) -> None:
         self._elector.stop()
+        term, view = self._elector.term, self._view
+        if term is not None:
+            with _logged("announcing"):
+                self._announcer.say(term, on_record=None if view is None else view.announcement)
         with _logged("resigning"):
             self._elector.resign()
         with _logged("leaving"):
@@ -468,8 +473,8 @@ class Worker:
 
     def _keep_announced(self, term: int, view: ClusterView) -> None:
         """What we have to say must be on record: others may join at any time, and a reply may have been lost."""
-        with _logged("announcing again"):
-            if not self._announcer.keep_on_record(term, view):
+        with _logged("announcing"):
+            if not self._announcer.say(term, on_record=view.announcement):
                 self._report_once(term)
 
     def _stand_back_if_asked(self) -> None:
@@ -495,17 +500,15 @@ class Worker:
     # ---------------------------------------------------------------- from the saver's thread
 
     def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
-        """Announce the newest checkpoint, and which notices it answers."""
+        """Have the newest checkpoint announced, and which notices it answers."""
         self._announcer.newest = newest
         answers = self._notices.serve(served)
-        # What waits for the save need not wait for the telling, which may hang.
-        self._notify_all()
         kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
         # Before our own start there is nothing to say but that a checkpoint is there.
         if self._training or (answers and newest is not None):
-            with _logged("announcing a commit"):
-                self._announcer.speak(kind, term)
-        self._stand_back_if_asked()
+            # Said by the elector's thread: a coordinator that hangs must not hold up the next commit.
+            self._announcer.note(kind, term)
+            self._elector.poke()
         self._cut_off_if_answered()
         self._notify_all()
 
@@ -540,7 +543,7 @@ def _logged(what: str) -> Iterator[None]:
     """Go on after an error of store or coordinator: leaving and saving must not hang on coordination."""
     try:
         yield
-    except (CoordinatorError, StoreError) as error:
+    except BackupError as error:
         logger.warning("%s failed: %s", what, error)
 
 

@@ -158,6 +158,9 @@ class Coordinator(ABC):
         """
         return lambda: None
 
+    def close(self) -> None:  # noqa: B027 - most hold nothing that the process' end does not free
+        """Let go of connections; the next operation makes new ones."""
+
     @abstractmethod
     def heartbeat(self, beat: Heartbeat) -> ClusterView:
         """Refresh the membership; renew the lease, or take it if it is free and wanted; tell what is.
@@ -188,6 +191,8 @@ class Coordinator(ABC):
     @abstractmethod
     def announce(self, announcement: Announcement) -> bool:
         """Make `announcement` the announcement of its term; False if its worker no longer holds that term.
+
+        Its worker counts as heard of.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached; the announcement may or may not have been made.

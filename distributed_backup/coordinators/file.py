@@ -125,6 +125,9 @@ class FileCoordinator(Coordinator):
             if held is None or held.term != announcement.term or self._why_lost(announcement.worker_id, held):
                 return False
             self._write_term(held.term, announcement.worker_id, announcement)
+            member = self._member_path(announcement.worker_id)
+            if (fields := read_record(member)) is not None:
+                replace_record(member, {**fields, "seen": self._clock.now()})
             return True
 
     def notify(self, notice: Notice) -> None:
@@ -157,7 +160,7 @@ class FileCoordinator(Coordinator):
         """End a membership and take back its notices."""
         checked_name("worker_id", worker_id)
         with self._translated():
-            (self._root / "members" / f"{worker_id}.json").unlink(missing_ok=True)
+            self._member_path(worker_id).unlink(missing_ok=True)
             for path in (self._root / "notices").glob("*.json"):
                 if (read_record(path) or {}).get("worker_id") == worker_id:
                     path.unlink(missing_ok=True)
@@ -362,9 +365,12 @@ class FileCoordinator(Coordinator):
         return tuple(found)
 
     def _age(self, worker_id: str) -> float | None:
-        fields = read_record(self._root / "members" / f"{worker_id}.json")
+        fields = read_record(self._member_path(worker_id))
         now = self._clock.now()
         return None if fields is None or fields["seen"] > now else now - fields["seen"]
+
+    def _member_path(self, worker_id: str) -> Path:
+        return self._root / "members" / f"{worker_id}.json"
 
     def _write_member(self, beat: Heartbeat) -> None:
         fields = {
@@ -373,7 +379,7 @@ class FileCoordinator(Coordinator):
             "role": beat.role,
             "position": None if beat.position is None else _pair(beat.position),
         }
-        replace_record(self._root / "members" / f"{beat.worker_id}.json", fields)
+        replace_record(self._member_path(beat.worker_id), fields)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -103,6 +103,8 @@ class MemoryCoordinator(Coordinator):
             )
             if holds:
                 self._announcement = announcement
+                if (membership := self._members.get(announcement.worker_id)) is not None:
+                    membership.heard = self._clock.now()
             return holds
 
     def notify(self, notice: Notice) -> None:

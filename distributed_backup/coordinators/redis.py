@@ -105,7 +105,10 @@ class RedisCoordinator(Coordinator):
             limit = min(timings.retry_period, (timings.renew_deadline - timings.retry_period) / 3)
             link = RedisLink(self._address, limit)
             self._keys = _Keys(run_id)
-            self._opened = (link, HintListener(link, self._keys.hints, timings.retry_period))
+            listener = HintListener(
+                link, self._keys.hints, silence=5 * timings.retry_period, retry=timings.retry_period
+            )
+            self._opened = (link, listener)
         elif self._keys.run_id != run_id:
             raise ConfigError(
                 f"this coordinator serves run {self._keys.run_id!r} and can't serve {run_id!r}: make one for each run"

@@ -58,7 +58,7 @@ _MEANINGS: Final = (
     _Meaning(
         "the user at {where} may not do what is needed: {text}; allow " + _RIGHTS,
         (NoPermissionError,),
-        ("NOPERM", "can't run this command"),
+        ("NOPERM", "can't run this command", "ACL failure in script"),
         final=True,
     ),
     _Meaning(

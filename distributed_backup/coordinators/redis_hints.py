@@ -10,21 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, get_args
-
-from redis.exceptions import RedisError
+from typing import Any, Final, get_args
 
 from distributed_backup.coordinators.base import Hint
 from distributed_backup.coordinators.redis_link import RedisLink
-from distributed_backup.errors import BackupError
-
-if TYPE_CHECKING:
-    from redis.client import PubSub
 
 logger = logging.getLogger(__name__)
 
 _HINTS: Final = frozenset(get_args(Hint))
+# Seconds after which the thread looks whether anybody still listens.
+_LOOK_UP: Final = 1.0
 
 
 class HintListener:
@@ -33,18 +28,19 @@ class HintListener:
     Args:
         link: The server.
         channel: The channel.
-        period: Seconds of silence after which the connection is tested, and between two tries to connect.
+        silence: Seconds without a word after which the connection is tested.
+        retry: Seconds between two tries to connect.
     """
 
-    def __init__(self, link: RedisLink, channel: str, period: float) -> None:
+    def __init__(self, link: RedisLink, channel: str, *, silence: float, retry: float) -> None:
         self._link = link
         self._channel = channel
-        self._period = period
+        self._silence = silence
+        self._retry = retry
         self._lock = threading.Lock()
         self._wakes: list[Callable[[Hint], None]] = []
         # What ends the thread that runs now; each thread has its own, so that an old one never serves new listeners.
         self._ending: threading.Event | None = None
-        self._subscription: PubSub | None = None
 
     def add(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
         """Call `wake` with each hint until the function that is returned is called."""
@@ -66,42 +62,37 @@ class HintListener:
         return remove
 
     def _end(self) -> None:
+        # No more than a word: a connection must not be touched by two threads. The listener looks up within a second.
         if self._ending is not None:
             self._ending.set()
             self._ending = None
-        if self._subscription is not None:
-            # The answer ends the thread's wait; without one it ends by itself, a period later.
-            with suppress(RedisError, OSError, ValueError):
-                self._subscription.unsubscribe()
 
     def _run(self, ending: threading.Event) -> None:
         while not ending.is_set():
             try:
                 self._listen(ending)
-            except BackupError as error:
+            except Exception as error:  # noqa: BLE001 - nothing rests on hints, and what a driver may raise has no end
                 logger.debug("no hints, trying again channel=%s reason=%s", self._channel, error)
-                ending.wait(self._period)
+                ending.wait(self._retry)
 
     def _listen(self, ending: threading.Event) -> None:
         with self._link.subscription() as subscription:
             subscription.subscribe(self._channel)
-            with self._lock:
-                self._subscription = subscription
-            try:
-                tested = False
-                while not ending.is_set():
-                    message = subscription.get_message(timeout=self._period)
-                    if message is not None:
-                        tested = False
-                        self._pass_on(message)
-                    elif tested:
-                        return  # not even an answer to the PING: connect anew
-                    else:
-                        tested = True
-                        subscription.ping()
-            finally:
-                with self._lock:
-                    self._subscription = None
+            silent, tested = 0.0, False
+            while not ending.is_set():
+                pause = min(_LOOK_UP, self._silence)
+                message = subscription.get_message(timeout=pause)
+                if message is not None:
+                    silent, tested = 0.0, False
+                    self._pass_on(message)
+                    continue
+                silent += pause
+                if silent < self._silence:
+                    continue
+                if tested:
+                    return  # not even an answer to the PING: connect anew
+                silent, tested = 0.0, True
+                subscription.ping()
 
     def _pass_on(self, message: dict[str, Any]) -> None:
         if message["type"] == "message" and message["data"] in _HINTS:

@@ -25,7 +25,7 @@ from redis.retry import Retry
 
 from distributed_backup.coordinators.redis_errors import translate
 from distributed_backup.coordinators.redis_url import RedisAddress
-from distributed_backup.errors import ConfigError
+from distributed_backup.errors import BackupError, ConfigError
 
 if TYPE_CHECKING:
     from redis.client import PubSub
@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OLDEST_VERSION: Final = (6, 2)
+# The driver's own, and what it makes of a reply that no Redis sends.
+_DRIVER_ERRORS: Final = (
+    RedisError,
+    RedisClusterException,
+    OSError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+)
 
 
 class Client(Protocol):
@@ -92,6 +102,8 @@ class RedisLink:
         self._limit = limit
         self._lock = threading.Lock()
         self._client: Client | None = None
+        self._checked = False
+        # Whether it has ever done what was asked: what is refused from then on may be granted again.
         self._reached = False
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
@@ -104,10 +116,12 @@ class RedisLink:
         with self._translated():
             client = self._connected()
             try:
-                return client.evalsha(script.sha, len(keys), *keys, *arguments)
+                told = client.evalsha(script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
                 # Its first use here, SCRIPT FLUSH, a restart or another primary.
-                return client.eval(script.text, len(keys), *keys, *arguments)
+                told = client.eval(script.text, len(keys), *keys, *arguments)
+            self._reached = True
+            return told
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove keys; raises as `run` does."""
@@ -143,9 +157,9 @@ class RedisLink:
             if self._client is None:
                 self._client = cast(Client, self._address.connect(self._options()))
             client = self._client
-            if not self._reached:
+            if not self._checked:
                 check_server(client, self._address)
-                self._reached = True
+                self._checked = True
         return client
 
     def _options(self) -> dict[str, Any]:
@@ -155,7 +169,6 @@ class RedisLink:
             # One more try, at once, on a new connection: the server may have closed an idle one. Not after a time-out.
             "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             "retry_on_error": [],
-            "retry_on_timeout": False,
             "health_check_interval": 0,
             "decode_responses": True,
             # Nothing here needs more, and the oldest servers speak it.
@@ -166,10 +179,9 @@ class RedisLink:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        # TypeError and ValueError are what redis-py makes of a reply that no Redis sends.
-        except (RedisError, RedisClusterException, OSError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except BackupError:
+            raise
+        except _DRIVER_ERRORS as error:
             raise translate(error, where=str(self._address), limit=self._limit, reached=self._reached) from None
 
 

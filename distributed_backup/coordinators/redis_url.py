@@ -83,7 +83,7 @@ class RedisAddress:
                 f"{type(client).__qualname__}"
             )
         pool = client.connection_pool
-        settings = {key: value for key, value in pool.connection_kwargs.items() if key not in _BOUND_TO_A_POOL}
+        settings = {key: value for key, value in pool.connection_kwargs.items() if key not in _LEFT_OUT}
         if isinstance(pool, SentinelConnectionPool):
             service, manager = pool.service_name, pool.sentinel_manager
             hosts = ",".join(
@@ -110,8 +110,9 @@ class RedisAddress:
         )
 
 
-# What one pool's connections share, and another pool makes anew.
-_BOUND_TO_A_POOL: Final = {
+# What one pool's connections share, and another pool makes anew; and a way to have more retries than ours.
+_LEFT_OUT: Final = {
+    "retry_on_timeout",
     "connection_pool",
     "maint_notifications_config",
     "maint_notifications_pool_handler",
@@ -123,8 +124,10 @@ _BOUND_TO_A_POOL: Final = {
 
 def _connector(url: str) -> Callable[[dict[str, Any]], Any]:
     parts = urlsplit(url)
-    if parts.scheme not in REDIS_SCHEMES or parts.fragment:
+    if parts.scheme not in REDIS_SCHEMES:
         raise _WrongUrlError("its scheme must be one of " + ", ".join(REDIS_SCHEMES))
+    if parts.fragment:
+        raise _WrongUrlError("nothing is named by what follows a #; in a password write it as %23")
     kind = parts.scheme.partition("+")[2]
     credentials, _, place = parts.netloc.rpartition("@")
     login = f"{credentials}@" if credentials else ""
@@ -133,14 +136,14 @@ def _connector(url: str) -> Callable[[dict[str, Any]], Any]:
         if parts.scheme == "unix":
             if not parts.path.startswith("/") or place:
                 raise _WrongUrlError("a socket is named by an absolute path: unix:///path")
-            settings = parse_url(f"unix://{login}{parts.path}{query}")
+            settings = _parsed(f"unix://{login}{parts.path}{query}")
         else:
             [(host, port)] = _hosts(place, _REDIS_PORT, at_most=1)
-            settings = parse_url(f"{parts.scheme}://{login}{_bracketed(host)}:{port}/{_db(parts.path)}{query}")
+            settings = _parsed(f"{parts.scheme}://{login}{_bracketed(host)}:{port}/{_db(parts.path)}{query}")
         return lambda options: redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options}))
     scheme = parts.scheme.partition("+")[0]
     tls = {"ssl": True} if scheme == "rediss" else {}
-    settings = {**parse_url(f"{scheme}://{login}localhost{query}"), **tls}
+    settings = {**_parsed(f"{scheme}://{login}localhost{query}"), **tls}
     settings = {key: value for key, value in settings.items() if key not in {"connection_class", "host", "port"}}
     if kind == "cluster":
         if parts.path.strip("/"):
@@ -153,6 +156,10 @@ def _connector(url: str) -> Callable[[dict[str, Any]], Any]:
     if not service:
         raise _WrongUrlError("a sentinel's URL ends with the name of the service: redis+sentinel://host:26379/service")
     return _sentinel_connector(_hosts(place, _SENTINEL_PORT), unquote(service), {**settings, "db": _db(db)}, tls)
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    return {key: value for key, value in parse_url(url).items() if key not in _LEFT_OUT}
 
 
 def _sentinel_connector(

@@ -195,6 +195,15 @@ def test_the_view_tells_when_the_holder_was_last_heard_of(harness: Harness) -> N
     assert harness.is_age(b.view().holder_age, 0.0)
 
 
+def test_who_announces_is_heard_of(harness: Harness) -> None:
+    """Who waits for a sign of life of the leader that it joined need not wait for its next heartbeat."""
+    a, b = harness.connect(), harness.connect()
+    term = beat(a, "a").term
+    harness.advance(DURATION - 5.0)
+    assert a.announce(announcement(term, "a"))
+    assert harness.is_age(b.view().holder_age, 0.0)
+
+
 def test_the_time_left_is_told_where_the_lease_runs_out_by_time(harness: Harness) -> None:
     """It is at most the lease's duration, or None where the lease lives as long as its holder."""
     a = harness.connect()

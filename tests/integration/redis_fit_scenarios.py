@@ -1,0 +1,118 @@
+"""What the children of the tests of fits over Redis run: batches are held until the test lets them go on.
+
+Imports synalinks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import redis
+import synalinks
+
+from distributed_backup.config import ENVIRONMENT_PREFIX
+from distributed_backup.errors import BackupError
+from tests.integration import preemption_scenarios
+from tests.integration.jobs import Job
+from tests.integration.preemption_scenarios import Report, SlowModel, fit
+
+type Batches = Sequence[tuple[int, int]]
+
+
+class Gates(synalinks.callbacks.Callback):  # type: ignore[misc]
+    """Holds the language-model calls of certain training batches for as long as a file is there.
+
+    Args:
+        report: Told of each batch that is held, when its first call is under way.
+        directory: Where the files are made, named by epoch and batch, for the test to remove.
+        held: Epoch and number of the batches to hold.
+    """
+
+    def __init__(self, report: Report, directory: Path, held: Batches) -> None:
+        super().__init__()
+        self._report, self._directory, self._held = report, directory, set(held)
+        self._epoch = 0
+        self._now: tuple[int, int] | None = None
+        self._lock = asyncio.Lock()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._now = (self._epoch, batch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._now = None
+
+    async def passed(self) -> None:
+        """Wait until the batch that runs now may go on; the first that came goes first, as where nothing is held."""
+        if (now := self._now) not in self._held:
+            return
+        async with self._lock:
+            if now in self._held:
+                gate = self._directory / "{}-{}".format(*now)
+                gate.touch()
+                self._report("held", now)
+                await _removed(gate)
+                self._held.remove(now)
+
+
+async def _removed(path: Path) -> None:
+    while path.exists():
+        await asyncio.sleep(0.01)
+
+
+class HeldModel(SlowModel):
+    """Waits at the gates before each call."""
+
+    gates: ClassVar[Gates]
+
+    async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
+        await self.gates.passed()
+        return await super()._acompletion(formatted_messages, **kwargs)
+
+
+def train(report: Report, job: Job, directory: Path, held: Batches) -> dict[str, Any]:
+    """A fit that is held at the batches `held`."""
+    gates = HeldModel.gates = Gates(report, directory, held)
+    preemption_scenarios.SlowModel = HeldModel  # type: ignore[misc]
+    return asyncio.run(fit(report, job, gates))
+
+
+def train_and_tell_the_error(report: Report, job: Job, directory: Path, held: Batches) -> tuple[str, str]:
+    """The name and the text of the error that leaves `fit`."""
+    try:
+        train(report, job, directory, held)
+    except BackupError as error:
+        return type(error).__name__, str(error)
+    return "no error", ""
+
+
+def train_with_client(report: Report, job: Job, directory: Path, held: Batches, url: str) -> dict[str, Any]:
+    """The coordinator is a client that exists, as a user's program has one for other ends, with its own settings."""
+    client = redis.Redis.from_url(url, socket_timeout=60.0)
+    client.ping()
+    job = dataclasses.replace(job, arguments={**job.arguments, "coordinator": client})
+    return train(report, job, directory, held)
+
+
+def train_with_environment(report: Report, job: Job, directory: Path, held: Batches, url: str) -> dict[str, Any]:
+    """The coordinator is named by the job's manifest only."""
+    os.environ[f"{ENVIRONMENT_PREFIX}COORDINATOR"] = url
+    arguments = {name: value for name, value in job.arguments.items() if name != "coordinator"}
+    return train(report, dataclasses.replace(job, arguments=arguments), directory, held)
+
+
+def train_on_another_host(report: Report, job: Job, directory: Path, held: Batches) -> dict[str, Any]:
+    """A network of its own, as a machine of its own has; the test connects it, and then removes the file."""
+    os.unshare(os.CLONE_NEWNET)
+    unconnected = directory / "unconnected"
+    unconnected.touch()
+    report("unconnected")
+    asyncio.run(_removed(unconnected))
+    return train(report, job, directory, held)

@@ -1,0 +1,650 @@
+"""Real fits of several processes over a real server: as over the file lock, and whatever becomes of the server.
+
+The processes share the directory of the run and nothing else; signals, kills and outages are real. Batches are held in
+the middle of their language-model calls until the test lets them go on, so that each fault falls where it is meant to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoint import Position, parse_name
+from distributed_backup.config import LeaseTimings
+from distributed_backup.coordinators.base import ClusterView
+from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.store import CheckpointStore
+from tests.integration.jobs import Job
+from tests.processes import PATIENCE, Child
+from tests.proxy import Proxy
+from tests.servers import RedisServer, free_port, wait_for
+
+SCENARIOS = "tests.integration.redis_fit_scenarios"
+
+# Where no lease is to run out, none does, however late a process comes to run; where one is, that is soon.
+STEADY = LeaseTimings(duration=40.0, renew_deadline=30.0, retry_period=0.4)
+QUICK = LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.4)
+
+# Seconds between the signal and the kill, where the server does not answer.
+GRACE = 5.0
+
+# Generous for what takes 3 s, and less than a driver's own retries would take (10 of 5 s each).
+SOON = 30.0
+
+PASSWORD = "correct-horse"
+
+
+class Worker:
+    """A worker's process.
+
+    Args:
+        child: The process.
+        gates: The directory of its gates.
+    """
+
+    def __init__(self, child: Child, gates: Path) -> None:
+        self.child = child
+        self.gates = gates
+
+    def wait_held(self, epoch: int, batch: int) -> None:
+        """Wait until the calls of this batch are held."""
+        assert self.child.expect("held") == (epoch, batch)
+
+    def go_on(self) -> None:
+        """Let the batch that is held go on."""
+        [gate] = self.gates.iterdir()
+        gate.unlink()
+
+    def log(self, pattern: str) -> list[re.Match[str]]:
+        """Where it has logged this."""
+        return list(re.finditer(pattern, self.child.output()))
+
+    def wait_logged(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
+        """Wait until it has logged this; the first time."""
+
+        def look() -> re.Match[str] | None:
+            return next(iter(self.log(pattern)), None)
+
+        try:
+            return wait_for(look, f"{pattern!r} is logged", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.child.output()}") from None
+
+    @property
+    def restored(self) -> str:
+        """The name of the checkpoint that it started from; "None" for a fresh start."""
+        return self.wait_logged(r" restored worker=\S+ (?:term=\d+ )?from=(\S+)")[1]
+
+    @property
+    def start(self) -> Position | None:
+        """Where it started; None for a fresh start."""
+        found = parse_name(self.restored)
+        return None if found is None else found[1]
+
+    @property
+    def terms(self) -> list[int]:
+        """The terms that it was elected for so far."""
+        return [int(found[1]) for found in self.log(r" elected worker=\S+ term=(\d+)")]
+
+
+class Run:
+    """One training job: its directory, and its keys on the server.
+
+    Args:
+        directory: The run's directory.
+        url: Of the server, seen from here.
+    """
+
+    def __init__(self, directory: Path, url: str) -> None:
+        self.directory = directory
+        self.store = CheckpointStore(directory)
+        self._url = url
+
+    @property
+    def newest(self) -> Position | None:
+        header = self.store.newest_header()
+        return None if header is None else header.position
+
+    @property
+    def terms(self) -> set[int]:
+        """The terms that its checkpoints were committed under."""
+        return {info.term for info in self.store.list()}
+
+    def wait_saved(self, position: Position) -> None:
+        """Wait until the newest checkpoint is at `position` or beyond."""
+        wait_for(lambda: (self.newest or Position(0)) >= position, f"{position} is saved", PATIENCE)
+
+    @contextmanager
+    def coordinator(self) -> Iterator[RedisCoordinator]:
+        """A look at the run's keys."""
+        coordinator = RedisCoordinator(self._url)
+        coordinator.open(self.store.read_run_id() or "", LeaseTimings())
+        try:
+            yield coordinator
+        finally:
+            coordinator.close()
+
+    def view(self) -> ClusterView:
+        with self.coordinator() as coordinator:
+            return coordinator.view()
+
+    def wait_announced(self, position: Position) -> str:
+        """Wait until a checkpoint at `position` is announced; its name."""
+
+        def look() -> str | None:
+            announced = self.view().announcement
+            return announced.checkpoint if announced is not None and announced.position == position else None
+
+        return wait_for(look, f"{position} is announced", PATIENCE)
+
+    def wait_members(self, *roles: str) -> None:
+        """Wait until the members have these roles."""
+        with self.coordinator() as coordinator:
+            wait_for(
+                lambda: sorted(member.role for member in coordinator.members()) == sorted(roles),
+                f"members are {roles}",
+                PATIENCE,
+            )
+
+
+type Start = Callable[..., Worker]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def run(tmp_path: Path, server: RedisServer) -> Run:
+    return Run(tmp_path / "run", server.url)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    numbers = itertools.count(1)
+    with ExitStack() as stack:
+
+        def start(
+            run: Run,
+            url: str,
+            *more: Any,
+            held: Sequence[tuple[int, int]] = (),
+            how: str = "train",
+            **arguments: Any,
+        ) -> Worker:
+            gates = tmp_path / f"gates-{next(numbers)}"
+            gates.mkdir()
+            defaults = {"coordinator": url, "timings": STEADY, "delete_checkpoint": False, "restore_timeout": PATIENCE}
+            job = Job(backup_dir=run.directory, arguments=defaults | arguments)
+            child = Child(f"{SCENARIOS}:{how}", job, gates, held, *more, log=gates.with_suffix(".log"))
+            return Worker(stack.enter_context(child), gates)
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a fit over the file lock gives that nothing happens to."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    job = Job(backup_dir=root / "run", arguments={"delete_checkpoint": False, "coordinator": "file:"})
+    with Child("tests.integration.preemption_scenarios:train", job, log=root / "log") as child:
+        result: dict[str, Any] = child.result()
+    return result
+
+
+def calls_after(position: Position, uninterrupted: dict[str, Any]) -> int:
+    """The calls from `position` to the end.
+
+    There are 3 training batches of 2 and 2 validation batches of 1 in each epoch; and after each training batch, the
+    optimizer tries its candidate on the validation set.
+    """
+    before = 14 * position.epoch + 4 * min(position.batch, 3) + max(position.batch - 3, 0)
+    return int(uninterrupted["calls"]) - before
+
+
+def assert_ends_exactly(worker: Worker, uninterrupted: dict[str, Any]) -> None:
+    """It ends in the state of the fit that nothing happened to, and has paid once for what came after its start."""
+    result = worker.child.result()
+    assert result["state"] == uninterrupted["state"]
+    assert result["calls"] == calls_after(worker.start or Position(0), uninterrupted)
+
+
+def start_held(start: Start, run: Run, url: str, count: int, **arguments: Any) -> list[Worker]:
+    """Workers that are held in the middle of an epoch; the first leads."""
+    workers = []
+    for _ in range(count):
+        workers.append(start(run, url, **{"held": [(1, 1)], **arguments}))
+        workers[-1].wait_held(1, 1)
+    assert [worker.terms for worker in workers] == [[1], *[[]] * (count - 1)]
+    return workers
+
+
+def wait_elected(workers: Sequence[Worker], term: int) -> Worker:
+    """Wait until one of them is elected for `term`; which one."""
+
+    def look() -> Worker | None:
+        return next((worker for worker in workers if term in worker.terms), None)
+
+    return wait_for(look, f"one is elected for term {term}", PATIENCE)
+
+
+@contextmanager
+def preempted(*workers: Worker) -> Iterator[None]:
+    """They get the signal, and are killed when their grace period is over, as the agent of a node does it."""
+
+    def kill() -> None:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                worker.child.kill(signal.SIGKILL)
+
+    agent = threading.Timer(GRACE, kill)
+    for worker in workers:
+        worker.child.kill(signal.SIGTERM)
+    agent.start()
+    try:
+        yield
+    finally:
+        agent.cancel()
+        agent.join()
+
+
+# ---------------------------------------------------------------- as over the file lock
+
+
+def test_a_preempted_leader_hands_over_and_comes_back_where_it_left(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """Saving before preemptions only: the boundary, then the batch in flight, another leads, all end exactly."""
+    leader, *others = start_held(start, run, server.url, 3, save_freq=False)
+    assert run.newest is None
+    leader.child.kill(signal.SIGTERM)
+    run.wait_saved(Position(1, 1))
+    leader.go_on()
+    position, name, _, code = leader.child.expect("preempted")
+    assert (position, code) == (Position(1, 2), 143)
+    assert leader.child.join() == 143
+    wait_elected(others, 2)
+    again = start(run, server.url, save_freq=False)
+    assert again.restored == name
+    assert_ends_exactly(again, uninterrupted)
+    for worker in others:
+        worker.go_on()
+    for worker in others:
+        assert_ends_exactly(worker, uninterrupted)
+    assert run.terms == {1}, "no schedule and no further notice: no further checkpoint"
+
+
+def test_a_run_whose_workers_are_all_preempted_at_once_goes_on_where_it_was(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """The followers leave as soon as the leader has saved; the lease was given back, so the next one leads at once."""
+    leader, *followers = start_held(start, run, server.url, 3, save_freq=False)
+    for worker in (leader, *followers):
+        worker.child.kill(signal.SIGTERM)
+    assert [follower.child.join() for follower in followers] == [143, 143]
+    assert run.newest == Position(1, 1)
+    leader.go_on()
+    assert leader.child.join() == 143
+    assert run.newest == Position(1, 2)
+    assert run.terms == {1}
+    assert run.view().holder is None
+    for worker in [start(run, server.url, save_freq=False) for _ in range(2)]:
+        assert_ends_exactly(worker, uninterrupted)
+        assert worker.start == Position(1, 2)
+
+
+def test_a_killed_leader_is_replaced_when_its_lease_is_over(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """Not before, by the server's clock; what the follower trained itself is what counts."""
+    leader, follower = start_held(start, run, server.url, 2, timings=QUICK)
+    leader.child.kill(signal.SIGKILL)
+    assert leader.child.join() == -signal.SIGKILL
+    client, key = server.client(), f"distributed-backup:{{{run.store.read_run_id()}}}:lease"
+
+    def lease(term: str) -> Any:
+        found: Any = client.hgetall(key)
+        return found if found["term"] == term else None
+
+    ends = int(lease("1")["until"])
+    assert int(wait_for(lambda: lease("2"), "another lease is granted")["heard"]) >= ends
+    wait_elected([follower], 2)
+    follower.go_on()
+    assert_ends_exactly(follower, uninterrupted)
+    assert [(info.term, info.position) for info in run.store.list()] == [(2, Position(3, 0))]
+
+
+def test_a_standby_spends_no_call_and_takes_over_from_a_killed_leader(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """From the newest checkpoint; the other standby returns with the final state and has spent nothing at all."""
+    options = {"standby": True, "save_freq": 1, "timings": QUICK}
+    [leader] = start_held(start, run, server.url, 1, **options)
+    run.wait_saved(Position(1, 1))
+    standbys = [start(run, server.url, **options) for _ in range(2)]
+    run.wait_members("leader", "standby", "standby")
+    leader.child.kill(signal.SIGKILL)
+    results = [standby.child.result() for standby in standbys]
+    assert sorted(result["calls"] for result in results) == [0, calls_after(Position(1, 1), uninterrupted)]
+    assert all(result["state"]["variables"] == uninterrupted["state"]["variables"] for result in results)
+    assert uninterrupted["state"] in [result["state"] for result in results]
+
+
+def test_a_restarted_job_never_follows_what_its_earlier_incarnation_announced(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """All are killed, the leader between a commit and its announcement: lease and old announcement stay on the server.
+
+    What that names is still there, and yet all start where the new leader does; a late one, at the newest commit.
+    """
+    options = {"save_freq": 1, "double_checkpoint": True, "timings": QUICK}
+    workers = start_held(start, run, server.url, 2, held=[(1, 1), (1, 2)], **options)
+    older = run.wait_announced(Position(1, 1))
+    client, key = server.client(), f"distributed-backup:{{{run.store.read_run_id()}}}:announcement"
+    stale: Any = client.get(key)
+    workers[0].go_on()
+    newer = run.wait_announced(Position(1, 2))
+    for worker in workers:
+        worker.child.kill(signal.SIGKILL)
+    assert [worker.child.join() for worker in workers] == [-signal.SIGKILL] * 2
+    client.set(key, stale)
+    assert sorted(info.name for info in run.store.list()) == [older, newer]
+
+    workers = [start(run, server.url, held=[(1, 2), (2, 1)], **options) for _ in range(2)]
+    for worker in workers:
+        worker.wait_held(1, 2)
+    assert [worker.restored for worker in workers] == [newer, newer]
+    assert sorted(worker.terms for worker in workers) == [[], [2]]
+    for worker in workers:
+        worker.go_on()
+        worker.wait_held(2, 1)
+    announced = run.wait_announced(Position(2, 1))
+    late = start(run, server.url, **options)
+    assert late.restored == announced
+    assert_ends_exactly(late, uninterrupted)
+    for worker in workers:
+        worker.go_on()
+        assert_ends_exactly(worker, uninterrupted)
+
+
+def test_two_jobs_on_one_server_do_not_see_each_other(
+    start: Start, tmp_path: Path, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """Each has its leader, its members and its notices; both end exactly."""
+    runs = [Run(tmp_path / name, server.url) for name in ("one", "other")]
+    (one,), (other,) = [start_held(start, run, server.url, 1, save_freq=False) for run in runs]
+    for run in runs:
+        run.wait_members("leader")
+    one.child.kill(signal.SIGTERM)
+    runs[0].wait_saved(Position(1, 1))
+    one.go_on()
+    assert one.child.join() == 143
+    other.go_on()
+    assert_ends_exactly(other, uninterrupted)
+    assert runs[1].newest is None, "the notice was the other job's"
+    again = start(runs[0], server.url)
+    assert_ends_exactly(again, uninterrupted)
+    assert again.start == Position(1, 2)
+
+
+def test_an_existing_client_and_the_environment_name_the_server_too(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """The two workers meet on one server."""
+    workers = [
+        start(run, "file:", server.url, held=[(1, 1)], how=how)
+        for how in ("train_with_client", "train_with_environment")
+    ]
+    for worker in workers:
+        worker.wait_held(1, 1)
+    run.wait_members("follower", "leader")
+    for worker in workers:
+        worker.go_on()
+        assert_ends_exactly(worker, uninterrupted)
+
+
+# ---------------------------------------------------------------- no server at the start
+
+
+def test_workers_wait_for_a_server_that_is_not_there_yet(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """They say so, and go on when it appears; one that is preempted meanwhile leaves and has written nothing."""
+    server.kill()
+    patient, leaving = workers = [start(run, server.url, grace_period=GRACE) for _ in range(2)]
+    for worker in workers:
+        worker.wait_logged(f"WARNING .* coordinator unreachable .*{server.url}")
+    with preempted(leaving):
+        assert leaving.child.join() == 143
+    assert leaving.log("preempted .* saved=nothing-to-save newest=None")
+    assert leaving.log("leaving the process now") == [], "the wait is ended by the notice, not by the last resort"
+    assert [path.name for path in run.directory.iterdir()] == ["run.json"]
+    assert patient.log("restored") == []
+    server.start()
+    assert_ends_exactly(patient, uninterrupted)
+    assert run.newest == Position(3, 0)
+
+
+def test_a_server_that_never_appears_ends_the_fit_with_an_error_that_names_it(start: Start, tmp_path: Path) -> None:
+    """One line, without the password."""
+    place = f"127.0.0.1:{free_port()}"
+    run = Run(tmp_path / "run", "")
+    url = f"redis://user:{PASSWORD}@{place}/0"
+    worker = start(run, url, how="train_and_tell_the_error", restore_timeout=1.0)
+    name, message = worker.child.result()
+    assert name == "RestoreTimeoutError"
+    assert f"redis://{place}/0" in message
+    assert "\n" not in message
+    assert PASSWORD not in message + worker.child.output()
+    assert run.store.list() == []
+
+
+def test_a_wrong_password_ends_the_fit_at_once(start: Start, tmp_path: Path) -> None:
+    """Waiting would not help."""
+    with RedisServer(tmp_path / "server", port=0, config={"requirepass": "another"}) as server:
+        run = Run(tmp_path / "run", server.url)
+        url = server.url.replace("another", PASSWORD)
+        worker = start(run, url, how="train_and_tell_the_error")
+        name, message = worker.child.result()
+    assert name == "ConfigError"
+    assert message.startswith(f"redis://127.0.0.1:{server.port}/0 refused the user name or password")
+    assert "\n" not in message
+    assert PASSWORD not in message + worker.child.output()
+    assert run.store.list() == []
+
+
+# ---------------------------------------------------------------- the server goes in the middle
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped", "cut off"])
+def test_a_save_before_a_preemption_needs_no_server(
+    fault: str, start: Start, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """The last holder commits its last boundary; everybody is gone before the kill would come.
+
+    Where the server is stopped, the lease is still ours when the signal comes; else it has been lost by then.
+    """
+    with RedisServer(tmp_path / "server", port=0) as server, Proxy(server.address) as proxy:
+        run = Run(tmp_path / "run", server.url)
+        workers = start_held(start, run, proxy.url(), 2, save_freq=False, grace_period=GRACE, timings=QUICK)
+        {"killed": server.kill, "stopped": server.pause, "cut off": proxy.black_hole}[fault]()
+        if fault != "stopped":
+            workers[0].wait_logged(" lease lost ", SOON)
+        assert run.newest is None
+        with preempted(*workers):
+            assert [worker.child.join() for worker in workers] == [143, 143]
+        assert [(info.term, info.position) for info in run.store.list()] == [(1, Position(1, 1))]
+        {"killed": server.start, "stopped": server.resume, "cut off": proxy.heal}[fault]()
+        again = start(run, proxy.url())
+        assert_ends_exactly(again, uninterrupted)
+        assert again.start == Position(1, 1)
+
+
+def test_training_goes_on_without_the_server_and_saving_when_it_is_back(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """No commit of the schedule while nobody leads; an election when the server is back, empty; nothing paid twice."""
+    workers = start_held(start, run, server.url, 2, held=[(1, 1), (2, 1)], save_freq=1, timings=QUICK)
+    run.wait_saved(Position(1, 1))
+    server.kill()
+    workers[0].wait_logged(" lease lost ", SOON)
+    for worker in workers:
+        worker.go_on()
+        worker.wait_held(2, 1)
+    assert run.newest == Position(1, 1)
+    server.start()
+    wait_elected(workers, 2)
+    run.wait_saved(Position(2, 1))
+    for worker in workers:
+        worker.go_on()
+    for worker in workers:
+        assert_ends_exactly(worker, uninterrupted)
+    assert run.terms == {2}
+    between = workers[0].child.output().split(" lease lost ")[1].split(" elected ")[0].split(" reachable again ")[0]
+    assert " committed " not in between
+
+
+def test_an_emptied_server_costs_an_election_and_nothing_else(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """The term grows, the announcement is made again, a worker that comes late joins, all end exactly."""
+    workers = start_held(start, run, server.url, 2, save_freq=1)
+    announced = run.wait_announced(Position(1, 1))
+    server.ask("FLUSHALL")
+    wait_elected(workers, 2)
+    assert run.wait_announced(Position(1, 1)) == announced
+    late = start(run, server.url, save_freq=1)
+    assert late.restored == announced
+    assert_ends_exactly(late, uninterrupted)
+    for worker in workers:
+        worker.go_on()
+        assert_ends_exactly(worker, uninterrupted)
+    assert run.terms == {2}
+
+
+# ---------------------------------------------------------------- a host is cut off
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def _can_connect_namespaces() -> bool:
+    """Whether this machine lets us make networks: needs root and iproute2."""
+    if not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
+        return False
+    name = f"db{secrets.token_hex(5)}"
+    try:
+        _run("unshare", "--net", "true")
+        _run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+        _run("ip", "link", "del", name)
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+class ProxiedHosts:
+    """Each worker reaches the server through a proxy of its own."""
+
+    def __init__(self, server: RedisServer, start: Start, run: Run, stack: ExitStack) -> None:
+        self._server, self._start, self._run, self._stack = server, start, run, stack
+        self._proxies: dict[Worker, Proxy] = {}
+
+    def start(self, **arguments: Any) -> Worker:
+        proxy = self._stack.enter_context(Proxy(self._server.address))
+        worker = self._start(self._run, proxy.url(), **arguments)
+        self._proxies[worker] = proxy
+        return worker
+
+    def cut(self, worker: Worker) -> None:
+        self._proxies[worker].black_hole()
+
+    def heal(self, worker: Worker) -> None:
+        self._proxies[worker].heal()
+
+
+class Namespaces:
+    """Each worker has a network of its own, connected to the server's by a cable that ends with the process."""
+
+    def __init__(self, server: RedisServer, start: Start, run: Run, stack: ExitStack) -> None:
+        self._server, self._start, self._run = server, start, run
+        self._links: dict[Worker, str] = {}
+
+    def start(self, **arguments: Any) -> Worker:
+        link = f"db{secrets.token_hex(5)}"
+        # One of the networks of 4 addresses in 198.18.0.0/15, which is for tests (RFC 2544).
+        network = f"198.{18 + secrets.randbelow(2)}.{secrets.randbelow(256)}"
+        first = 4 * (32 * len(self._links) + secrets.randbelow(32))
+        url = f"redis://{network}.{first + 1}:{self._server.port}/0"
+        worker = self._start(self._run, url, how="train_on_another_host", **arguments)
+        self._links[worker] = link
+        worker.child.expect("unconnected")
+        pid = str(worker.child.pid)
+        _run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", pid)
+        _run("ip", "addr", "add", f"{network}.{first + 1}/30", "dev", link)
+        _run("ip", "link", "set", link, "up")
+        for command in (f"addr add {network}.{first + 2}/30 dev eth0", "link set eth0 up"):
+            _run("nsenter", "--target", pid, "--net", "ip", *command.split())
+        worker.go_on()
+        return worker
+
+    def cut(self, worker: Worker) -> None:
+        _run("ip", "link", "set", self._links[worker], "down")
+
+    def heal(self, worker: Worker) -> None:
+        _run("ip", "link", "set", self._links[worker], "up")
+
+
+HOSTS: dict[str, Callable[..., Any]] = {"proxies": ProxiedHosts}
+if _can_connect_namespaces():
+    HOSTS["namespaces"] = Namespaces
+
+
+@pytest.mark.parametrize("hosts", HOSTS)
+def test_a_leader_whose_host_is_cut_off_stands_down_and_another_leads(
+    hosts: str, start: Start, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """It trains on and commits nothing; the other's commits count; back in the network it follows, and ends exactly."""
+    config = {"bind": "0.0.0.0", "protected-mode": "no"} if hosts == "namespaces" else {}
+    with RedisServer(tmp_path / "server", port=0, config=config) as server, ExitStack() as stack:
+        run = Run(tmp_path / "run", server.url)
+        network = HOSTS[hosts](server, start, run, stack)
+        options = {"held": [(1, 1), (2, 1)], "save_freq": 1, "timings": QUICK}
+        workers = []
+        for _ in range(2):
+            workers.append(network.start(**options))
+            workers[-1].wait_held(1, 1)
+        cut_off, other = workers
+        assert (cut_off.terms, other.terms) == ([1], [])
+        run.wait_saved(Position(1, 1))
+        network.cut(cut_off)
+        wait_elected([other], 2)
+        cut_off.wait_logged(" lease lost ", SOON)
+        cut_off.go_on()
+        cut_off.wait_held(2, 1)
+        assert run.newest == Position(1, 1)
+        other.go_on()
+        other.wait_held(2, 1)
+        run.wait_saved(Position(2, 1))
+        assert run.terms == {2}
+        network.heal(cut_off)
+        cut_off.wait_logged(" coordinator reachable again ")
+        for worker in workers:  # the one that was cut off ends before the other lets go of the lease
+            worker.go_on()
+            assert_ends_exactly(worker, uninterrupted)
+        assert (cut_off.terms, other.terms) == ([1], [2])
+        assert run.terms == {2}
+        assert " committed " not in cut_off.child.output().split(" lease lost ")[1]
