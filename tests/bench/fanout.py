@@ -102,13 +102,13 @@ def measure(server: RedisServer, count: int) -> list[str]:
         crowd += [Contender(follow, server.url, f"crowd-{index}", share) for index, share in enumerate(shares)]
         for contender in crowd:
             contender.expect("joined")
-        # Whoever was elected or announced before is none of this.
         taken = [announced(leader, term, position, crowd) for position in range(ANNOUNCEMENTS)]
         before, began = used(server), SystemClock().now()
         threading.Event().wait(STEADY_SECONDS)
         after, seconds = used(server), SystemClock().now() - began
-        leader.erase()
-        leader.close()
+    # After the end of the crowd, one of which would lead else.
+    leader.erase()
+    leader.close()
     spent = {key: after[key] - before[key] for key in before}
     scripts, commands, cpu = spent["scripts"] / seconds, spent["commands"] / seconds, spent["cpu"] / seconds
     return [

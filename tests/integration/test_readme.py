@@ -5,15 +5,23 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from distributed_backup.checkpoint import Position, Snapshot
-from distributed_backup.config import ENVIRONMENT_PREFIX, EnvironmentSettings
+from distributed_backup.clock import SystemClock
+from distributed_backup.config import ENVIRONMENT_PREFIX, EnvironmentSettings, LeaseTimings, WorkerOptions
+from distributed_backup.coordinators import coordinator_from_url
+from distributed_backup.coordinators import redis as redis_coordinator
+from distributed_backup.coordinators.urls import REDIS_SCHEMES
 from distributed_backup.errors import ConfigError
 from distributed_backup.store import CheckpointStore
+from distributed_backup.worker import Worker
 from tests.processes import Child
+from tests.servers import RedisServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -26,13 +34,17 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
-ON_A_DIRECTORY = [command for command in COMMANDS if command.endswith(" DIR")]
+ON_A_RUN = [command for command in COMMANDS if command.endswith((" DIR", " URL"))]
 
 
 def test_every_command_is_run_by_a_test_or_by_ci() -> None:
-    """The demo is run by tests/integration/test_demo.py, the benchmarks by hand; nothing else escapes."""
-    by_hand_or_elsewhere = {"pip install uv && uv run distributed-backup demo", "uv run python -m tests.bench"}
-    left = set(COMMANDS) - by_hand_or_elsewhere - set(ON_A_DIRECTORY)
+    """The demos are run by tests/integration/test_demo.py, the benchmarks by hand; nothing else escapes."""
+    by_hand_or_elsewhere = {
+        "pip install uv && uv run distributed-backup demo",
+        "uv run distributed-backup demo --coordinator embedded-redis",
+        "uv run python -m tests.bench",
+    }
+    left = set(COMMANDS) - by_hand_or_elsewhere - set(ON_A_RUN)
     assert left
     for command in left:
         for part in command.split(" && "):
@@ -46,15 +58,40 @@ def test_the_two_commands_of_a_newcomer_stand_on_the_first_screen() -> None:
     assert "pip install uv && uv run pytest" in screen
 
 
-@pytest.mark.parametrize("command", ON_A_DIRECTORY)
-def test_each_command_on_a_directory_works(command: str, tmp_path: Path) -> None:
-    """As the console script, on a directory with a checkpoint in it."""
-    store = CheckpointStore(tmp_path / "run")
+@contextmanager
+def running(directory: Path, coordinator: str) -> Iterator[None]:
+    """Two workers that train on a run, with a checkpoint in it and a boundary that is not saved yet."""
     body = b'{"variables":{},"schema":{}}'
-    store.commit(Snapshot(position=Position(1), body=body), term=1, worker_id="worker")
-    arguments = command.removeprefix("uv run distributed-backup ").removesuffix(" DIR").split()
+    CheckpointStore(directory).commit(Snapshot(position=Position(1), body=body), term=1, worker_id="earlier")
+    with ExitStack() as stack:
+        for name in ("one", "other"):
+            made = coordinator_from_url(coordinator, backup_dir=directory)
+            stack.callback(made.close)
+            worker = Worker(
+                store=CheckpointStore(directory),
+                coordinator=made,
+                worker_id=name,
+                clock=SystemClock(),
+                options=WorkerOptions(timings=LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=1.0)),
+            )
+            worker.join()
+            stack.callback(worker.close, timeout=0.0)
+            worker.await_start()
+            worker.started(Position(1))
+            worker.boundary(Snapshot(position=Position(1, 1), body=body), due=False)
+        yield
+
+
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_each_command_on_a_run_works(command: str, tmp_path: Path) -> None:
+    """As the console script, on a run that two workers train."""
+    *arguments, place = command.removeprefix("uv run distributed-backup ").split()
     script = Path(sys.executable).with_name("distributed-backup")
-    done = subprocess.run([script, *arguments, tmp_path / "run"], capture_output=True, text=True, check=False)
+    with RedisServer(tmp_path / "server", port=0) as server:
+        url = server.url if place == "URL" else "file:"
+        with running(tmp_path / "run", url):
+            target = url if place == "URL" else str(tmp_path / "run")
+            done = subprocess.run([script, *arguments, target], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 
@@ -69,7 +106,8 @@ def test_the_example_works_as_it_stands(tmp_path: Path) -> None:
 
 
 def option_rows() -> dict[str, tuple[str, str]]:
-    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", README, flags=re.MULTILINE)
+    options = README.partition("## Options")[2].partition("## Operations")[0]
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", options, flags=re.MULTILINE)
     return {name: (default.strip(" `"), variable.strip(" `")) for name, default, variable in rows}
 
 
@@ -90,3 +128,13 @@ def test_the_table_names_every_variable_that_is_read() -> None:
     for variable in sorted(named - {f"{ENVIRONMENT_PREFIX}COORDINATOR"}):
         with pytest.raises(ConfigError, match=re.escape(variable)):
             EnvironmentSettings.read({variable: "no such / value"})
+
+
+def test_the_tables_of_urls_and_keys_are_complete() -> None:
+    """Every scheme stands in the text, and every key that a run has on a server, with its type."""
+    for scheme in REDIS_SCHEMES:
+        assert f"`{scheme}://" in README
+    rows = dict(re.findall(r"^\| `(\w+)` \| (hash|string|sorted set|channel) \|", README, flags=re.MULTILINE))
+    described = dict(re.findall(r"backup:\{RUN\}:(\w+) +(hash|string|zset|channel)", redis_coordinator.__doc__ or ""))
+    assert rows == {name: kind.replace("zset", "sorted set") for name, kind in described.items()}
+    assert len(rows) == 6

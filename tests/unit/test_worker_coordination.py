@@ -127,7 +127,12 @@ def test_a_standby_sleeps_through_commits_and_wakes_at_the_end(team: Team, hinti
     standby = team.worker("b", standby=True, delete_checkpoint=False)
     waiting = team.begin(standby.await_start)
     soon(lambda: "b" in hinting.beats)
+    # It sees the leader alive, once: else it would not take the end for the end of this incarnation of the run.
     team.clock.advance(1.0)
+    for worker in (leader, standby):
+        count = hinting.beats.count(worker.worker_id)
+        worker._elector.poke()
+        soon(lambda worker=worker, count=count: hinting.beats.count(worker.worker_id) > count)  # type: ignore[misc]
     before = hinting.beats.count("b")
     leader.boundary(snapshot(1), due=True)
     soon(lambda: team.announcement.position == Position(1))
