@@ -25,6 +25,7 @@ from distributed_backup.errors import ConfigError, RunMismatchError, StoreError
 RUN_FILE: Final = "run.json"
 PARTIAL: Final = ".partial-"
 PARTIAL_RUN: Final = ".partial-run-"
+_CLAIMS_KEPT: Final = 8
 _CLAIM: Final = re.compile(r"(\d{10})\.term")
 
 # `CheckpointStore.list` hides the builtin inside that class.
@@ -140,8 +141,8 @@ class RunDirectory(ABC):
     def claim_term(self, term: int) -> bool:
         """Claim `term` for the one worker that is to lead under it.
 
-        The file is made exclusively (open(2), O_EXCL), which is the same for all machines that share the directory;
-        the claims below it are not needed any more.
+        The file is made exclusively (open(2), O_EXCL), which is the same for all machines that share the directory. The
+        newest few claims stay: a machine that sees an old listing for a while still finds the name taken.
 
         Returns:
             False if it was claimed before, or a newer one was, or has been written under.
@@ -161,10 +162,9 @@ class RunDirectory(ABC):
         # A newer one by now: ours may be one that was claimed and tidied away since we looked.
         if self._highest_term(found) > term:
             return False
-        for name in filter(is_claim, found):
-            if name < path.name:
-                with suppress(StoreError):  # a file too many loses nothing
-                    self._remove(self._root / name)
+        for name in sorted(filter(is_claim, found))[:-_CLAIMS_KEPT]:
+            with suppress(StoreError):  # a file too many loses nothing
+                self._remove(self._root / name)
         return True
 
     @abstractmethod

@@ -1,0 +1,152 @@
+"""Claims of terms in the run's directory: each number once, for one worker, whatever a coordinator forgets."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import override
+
+import pytest
+
+from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.errors import StaleTermError, StoreError
+from distributed_backup.run_directory import Names
+from distributed_backup.store import CheckpointStore
+
+
+def opened(root: Path) -> CheckpointStore:
+    store = CheckpointStore(root)
+    store.open_run()
+    return store
+
+
+def commit(store: CheckpointStore, term: int, epoch: int = 1) -> None:
+    store.commit(Snapshot(position=Position(epoch), body=b"{}"), term=term, worker_id="w")
+
+
+def claims(root: Path) -> list[int]:
+    return sorted(int(name[:10]) for name in os.listdir(root) if name.endswith(".term"))
+
+
+def test_a_term_is_claimed_once(tmp_path: Path) -> None:
+    """By whoever comes first, through whatever object."""
+    assert opened(tmp_path).claim_term(3)
+    assert not opened(tmp_path).claim_term(3)
+    assert opened(tmp_path).highest_term() == 3
+
+
+def test_a_term_below_the_newest_claim_is_used(tmp_path: Path) -> None:
+    """Whether or not anybody ever claimed it: terms only grow."""
+    store = opened(tmp_path)
+    assert store.claim_term(5)
+    assert not store.claim_term(4)
+    assert store.claim_term(6)
+    assert claims(tmp_path) == [5, 6]
+
+
+def test_a_term_that_was_committed_under_is_used(tmp_path: Path) -> None:
+    """A directory of an earlier version has checkpoints and no claims."""
+    store = opened(tmp_path)
+    commit(store, 7)
+    assert claims(tmp_path) == []
+    assert not store.claim_term(7)
+    assert store.claim_term(8)
+
+
+def test_the_highest_term_is_that_of_claims_and_checkpoints(tmp_path: Path) -> None:
+    """The floor of the next campaign."""
+    store = opened(tmp_path)
+    assert store.highest_term() == 0
+    store.claim_term(2)
+    assert store.highest_term() == 2
+    commit(store, 9)
+    assert store.highest_term() == 9
+
+
+def test_only_the_newest_few_claims_stay(tmp_path: Path) -> None:
+    """A run that changes its leader for days does not fill its directory."""
+    store = opened(tmp_path)
+    for term in range(1, 30):
+        assert store.claim_term(term)
+    assert claims(tmp_path) == list(range(22, 30))
+
+
+def test_a_claim_fences_no_save(tmp_path: Path) -> None:
+    """Until the newer leader has saved something, what the older one saves before its preemption is worth having."""
+    store = opened(tmp_path)
+    store.claim_term(1)
+    store.claim_term(2)
+    commit(store, 1)
+    assert store.latest() is not None
+    commit(store, 2, epoch=2)
+    with pytest.raises(StaleTermError):
+        commit(store, 1, epoch=3)
+
+
+def test_claims_are_no_checkpoints_and_go_with_the_run(tmp_path: Path) -> None:
+    """They are not listed, and the last one out leaves nothing."""
+    store = opened(tmp_path / "run")
+    store.claim_term(1)
+    assert (store.names(), store.list(), store.latest()) == ([], [], None)
+    store.delete()
+    assert not (tmp_path / "run").exists()
+
+
+class Slow(CheckpointStore):
+    """Others act between its look at the directory and its claim."""
+
+    others: tuple[CheckpointStore, int] | None = None
+
+    @override
+    def _entries(self) -> Names:
+        found = super()._entries()
+        if self.others is not None:
+            (store, terms), self.others = self.others, None
+            for term in range(1, terms + 1):
+                assert store.claim_term(term)
+        return found
+
+
+@pytest.mark.parametrize("terms", [1, 2, 20])
+def test_a_claim_that_others_passed_by_is_none(tmp_path: Path, terms: int) -> None:
+    """Term 1 was claimed since we looked; with many more after it, even its file is gone again."""
+    store = Slow(tmp_path)
+    store.open_run()
+    store.others = (opened(tmp_path), terms)
+    assert not store.claim_term(1)
+    assert store.others is None, "nobody came in between"
+
+
+def test_a_directory_that_can_not_be_written_is_an_error_that_names_the_claim(tmp_path: Path) -> None:
+    """Not a refusal: another worker may be able to lead."""
+    store = opened(tmp_path / "run")
+    store.delete()
+    with pytest.raises(StoreError, match=r"can't claim the term .*0000000001\.term"):
+        store.claim_term(1)
+
+
+def _claim_all(root: Path, barrier: threading.Barrier, won: Queue[list[int]]) -> None:
+    store = CheckpointStore(root)
+    barrier.wait()
+    won.put([term for term in range(1, 200) if store.claim_term(term)])
+
+
+def test_of_many_processes_one_gets_each_term(tmp_path: Path) -> None:
+    """Four at once go through the same numbers."""
+    opened(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    barrier, won = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=_claim_all, args=(tmp_path, barrier, won)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    gained = [won.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    every = [term for terms in gained for term in terms]
+    assert len(every) == len(set(every))
+    assert 199 in every
+    won.close()
+    won.join_thread()
