@@ -560,3 +560,13 @@ def test_an_unreadable_directory_is_a_problem(run: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "listdir", refuse)
     monkeypatch.setattr(os, "scandir", refuse)
     assert_refused(call("checkpoints", "list", run), 1, "can't list", "Permission denied")
+
+
+@pytest.mark.parametrize("command", [("status", "DIR"), ("preempt", "DIR"), ("resign", "DIR"), ("demo",)])
+@pytest.mark.parametrize("url", ["redis://user:s3cr3t@host/0", "redis://host?password=s3cr3t", "--x=redis://:s3cr3t@h"])
+def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tuple[str, ...], url: str) -> None:
+    """A forgotten --coordinator must not put the password on the screen, or into a job's log."""
+    result = CliRunner().invoke(app, [*command, url])
+    assert result.exit_code == 2
+    assert "s3cr3t" not in result.output
+    assert "rror" in result.output

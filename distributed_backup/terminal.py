@@ -1,0 +1,83 @@
+"""What all commands share: exit codes, errors in one line, JSON, tables as wide as they need to be.
+
+Only this module, `cli` and `cli_demo` print.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, override
+
+import typer
+from typer.core import TyperCommand
+
+from distributed_backup.coordinators.urls import without_credentials
+from distributed_backup.errors import BackupError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PROBLEM: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+# What a pipe is taken to be wide: tables for people must not be cut where a program reads them.
+_PIPE_WIDTH: Final = 200
+_URL: Final = re.compile(r"[a-z+]+://[^\s)]*")
+
+
+class Discreet(TyperCommand):
+    """A command whose complaints about its arguments quote no password: a URL may stand where none is wanted."""
+
+    @override
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; what is wrong is told without credentials."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            message = getattr(error, "message", None)
+            if isinstance(message, str):
+                shown = _URL.sub(lambda url: without_credentials(url[0]), message)
+                error.message = shown  # type: ignore[attr-defined]
+            raise
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Print an error of ours as one line, and exit with its code."""
+    try:
+        yield
+    except BackupError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE if isinstance(error, ConfigError) else PROBLEM) from None
+
+
+@contextmanager
+def terminated_politely() -> Iterator[None]:
+    """SIGTERM tidies up as Ctrl-C does."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def print_json(value: Any) -> None:
+    """Print a document."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables are printed."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
