@@ -108,7 +108,9 @@ class Elector:
         self._deadline = 0.0
         # When the lease of the holder we know runs out unless it is renewed.
         self._free_at: float | None = None
+        # Until when we don't campaign: because we were asked, and because we could not claim a term.
         self._stands_back_until = 0.0
+        self._recovers_until = 0.0
         self._reachable = True
         self._resigned = False
         # A generator of our own: the global one is training state, and drawing from it would change the run.
@@ -238,14 +240,21 @@ class Elector:
         self._reachable, self.problem = True, None
         self._highest_seen = max(self._highest_seen, view.term)
         others = view.holder not in {None, self._worker_id}
-        if others:
-            self._stands_back_until = 0.0
+        if others or view.term > (self._last_term or 0):
+            self._stand_back_no_more(view)
         self._free_at = sent + view.remaining if others and view.remaining is not None else None
         if self._may_hold:
             self._hold(view, sent)
         elif self._term is not None:
             self._lose(view.reason or f"term {view.term} belongs to {view.holder or 'nobody'}")
         self._listener.observed(view)
+
+    def _stand_back_no_more(self, view: ClusterView) -> None:
+        """Another leads, or did: what we stood back for has happened."""
+        if self._clock.now() < self._stands_back_until:
+            self._stands_back_until = 0.0
+            if view.holder is None:
+                self.poke()
 
     def _give_up_if_asked(self, now: float) -> None:
         if self._term is None:
@@ -263,7 +272,7 @@ class Elector:
         self._may_hold = False
 
     def _heartbeat(self, now: float) -> Heartbeat:
-        campaign = now >= self._stands_back_until
+        campaign = now >= max(self._stands_back_until, self._recovers_until)
         if campaign and self._floor is None and self._term is None:
             try:
                 self._floor = self._terms.highest_term()
@@ -292,7 +301,7 @@ class Elector:
             self._floor = None
             logger.warning("can't lead worker=%s reason=%s", self._worker_id, error)
             # Not at once: whoever shares our disk would be told that the lease is free, and fail as we did.
-            self._stands_back_until = self._clock.now() + self._period
+            self._recovers_until = self._clock.now() + self._period
             return False
         self._floor = None
         logger.warning("term refused, it was used before worker=%s term=%d", self._worker_id, term)

@@ -393,6 +393,49 @@ def test_a_term_is_led_under_by_one_worker_whatever_the_coordinator_forgets(benc
     assert (bench.elector.term, newcomer.term) == (1, 2)
 
 
+def test_who_is_asked_to_let_another_lead_does(bench: Bench) -> None:
+    """It gives the lease back at its next tick, and does not take it while nobody else has."""
+    other = bench.another("b")
+    bench.elector.tick()
+    bench.elector.stand_back(30.0)
+    bench.elector.tick()
+    bench.elector.tick()
+    assert bench.recorder.of("lost") == [LeaseLoss(term=1, reason="asked to let another worker lead")]
+    assert bench.coordinator.view().holder is None
+    other.tick()
+    bench.elector.tick()
+    assert (other.term, bench.elector.term) == (2, None)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_who_stood_back_is_a_candidate_again_when_another_has_led(bench: Bench, seen: bool) -> None:
+    """Also if that one's time fell between two of our ticks: its term tells."""
+    other = bench.another("b")
+    bench.elector.tick()
+    bench.elector.stand_back(30.0)
+    bench.elector.tick()
+    other.tick()
+    if seen:
+        bench.elector.tick()
+    other.resign()
+    bench.elector.tick()
+    if not seen:
+        assert not bench.elector.is_leader
+        assert bench.elector._wake.is_set(), "it would wait for a whole period"
+        bench.elector.tick()
+    assert bench.elector.term == 3
+
+
+def test_who_stood_back_in_vain_leads_again(bench: Bench) -> None:
+    """The request bounds the time without a leader."""
+    bench.elector.tick()
+    bench.elector.stand_back(30.0)
+    bench.elector.tick()
+    bench.clock.advance(30.0)
+    bench.elector.tick()
+    assert bench.elector.term == 2
+
+
 def test_a_worker_that_can_not_claim_its_term_lets_others_try(bench: Bench) -> None:
     """It gives the lease back and waits for a period, lest two with one broken disk wake each other without end."""
     bench.elector.tick()

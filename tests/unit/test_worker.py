@@ -55,6 +55,11 @@ class Metronome(FakeClock):
             pass
         return event.is_set()
 
+    def await_wait(self, thread: threading.Thread | None) -> None:
+        """Wait until `thread` has come to its first wait."""
+        with self._condition:
+            assert self._condition.wait_for(lambda: thread in self._until, PATIENCE)
+
     def advance(self, seconds: float) -> None:
         with self._condition:
             self._now += seconds
@@ -119,6 +124,8 @@ class Team:
         )
         self.workers.append(worker)
         worker.join()
+        # Time must not pass before its first heartbeat, however slow the machine is.
+        self.clock.await_wait(worker._elector._thread)
         return worker
 
     def started(self, worker_id: str, **arguments: Any) -> Worker:
