@@ -83,31 +83,12 @@ class RedisAddress:
                 f"{type(client).__qualname__}"
             )
         pool = client.connection_pool
-        settings = {key: value for key, value in pool.connection_kwargs.items() if key not in _LEFT_OUT}
         if isinstance(pool, SentinelConnectionPool):
-            service, manager = pool.service_name, pool.sentinel_manager
-            hosts = ",".join(
-                f"{node.connection_pool.connection_kwargs['host']}:{node.connection_pool.connection_kwargs['port']}"
-                for node in manager.sentinels
-            )
-            return cls(
-                f"redis+sentinel://{hosts}/{service}",
-                lambda options: redis.Redis.from_pool(
-                    SentinelConnectionPool(
-                        service,
-                        manager,
-                        **{**settings, **options, "connection_class": pool.connection_class},
-                    )
-                ),
-            )
+            return cls(*_sentinels_of(pool))
+        settings = {key: value for key, value in _settings_of(pool).items() if key != "ssl"}
         place = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', _REDIS_PORT)}"
         scheme = "unix" if "path" in settings else "redis"
-        return cls(
-            f"{scheme}://{place}",
-            lambda options: redis.Redis.from_pool(
-                redis.ConnectionPool(**{**settings, **options, "connection_class": pool.connection_class})
-            ),
-        )
+        return cls(f"{scheme}://{place}", _to_server({**settings, "connection_class": pool.connection_class}))
 
 
 # What one pool's connections share, and another pool makes anew; and a way to have more retries than ours.
@@ -122,65 +103,85 @@ _LEFT_OUT: Final = {
 }
 
 
-def _connector(url: str) -> Callable[[dict[str, Any]], Any]:
+Connector = Callable[[dict[str, Any]], Any]
+
+
+def _connector(url: str) -> Connector:
     parts = urlsplit(url)
     if parts.scheme not in REDIS_SCHEMES:
         raise _WrongUrlError("its scheme must be one of " + ", ".join(REDIS_SCHEMES))
     if parts.fragment:
         raise _WrongUrlError("nothing is named by what follows a #; in a password write it as %23")
-    kind = parts.scheme.partition("+")[2]
-    credentials, _, place = parts.netloc.rpartition("@")
-    login = f"{credentials}@" if credentials else ""
+    scheme, _, kind = parts.scheme.partition("+")
+    login, at, place = parts.netloc.rpartition("@")
     query = f"?{parts.query}" if parts.query else ""
+    if scheme == "unix":
+        if not parts.path.startswith("/") or place:
+            raise _WrongUrlError("a socket is named by an absolute path: unix:///path")
+        return _to_server(_parsed(f"unix://{login}{at}{parts.path}{query}"))
     if not kind:
-        if parts.scheme == "unix":
-            if not parts.path.startswith("/") or place:
-                raise _WrongUrlError("a socket is named by an absolute path: unix:///path")
-            settings = _parsed(f"unix://{login}{parts.path}{query}")
-        else:
-            [(host, port)] = _hosts(place, _REDIS_PORT, at_most=1)
-            settings = _parsed(f"{parts.scheme}://{login}{_bracketed(host)}:{port}/{_db(parts.path)}{query}")
-        return lambda options: redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options}))
-    scheme = parts.scheme.partition("+")[0]
-    tls = {"ssl": True} if scheme == "rediss" else {}
-    settings = {**_parsed(f"{scheme}://{login}localhost{query}"), **tls}
+        [(host, port)] = _hosts(place, _REDIS_PORT, at_most=1)
+        host = f"[{host}]" if ":" in host else host
+        return _to_server(_parsed(f"{scheme}://{login}{at}{host}:{port}/{_db(parts.path)}{query}"))
+    settings = _parsed(f"{scheme}://{login}{at}localhost{query}")
+    # Where its servers are is told apart; the rest goes for each of them.
     settings = {key: value for key, value in settings.items() if key not in {"connection_class", "host", "port"}}
-    if kind == "cluster":
-        if parts.path.strip("/"):
-            raise _WrongUrlError("a cluster has no databases")
-        nodes = _hosts(place, _REDIS_PORT)
-        return lambda options: RedisCluster(
-            startup_nodes=[ClusterNode(host, port) for host, port in nodes], **{**settings, **options}
-        )
-    service, _, db = parts.path.strip("/").partition("/")
+    if scheme == "rediss":
+        settings["ssl"] = True
+    return _to_cluster(place, parts.path, settings) if kind == "cluster" else _to_sentinels(place, parts.path, settings)
+
+
+def _to_cluster(place: str, path: str, settings: dict[str, Any]) -> Connector:
+    if path.strip("/"):
+        raise _WrongUrlError("a cluster has no databases")
+    nodes = [ClusterNode(host, port) for host, port in _hosts(place, _REDIS_PORT)]
+    return lambda options: RedisCluster(startup_nodes=nodes, **{**settings, **options})
+
+
+def _to_sentinels(place: str, path: str, settings: dict[str, Any]) -> Connector:
+    service, _, db = path.strip("/").partition("/")
     if not service:
         raise _WrongUrlError("a sentinel's URL ends with the name of the service: redis+sentinel://host:26379/service")
-    return _sentinel_connector(_hosts(place, _SENTINEL_PORT), unquote(service), {**settings, "db": _db(db)}, tls)
+    watching = {key: value for key, value in settings.items() if key.startswith("ssl")}
+    for key in [key for key in settings if key.startswith(_SENTINEL_PREFIX)]:
+        watching[key.removeprefix(_SENTINEL_PREFIX)] = settings.pop(key)
+    return _to_primary(_hosts(place, _SENTINEL_PORT), unquote(service), {**settings, "db": _db(db)}, watching)
 
 
 def _parsed(url: str) -> dict[str, Any]:
     return {key: value for key, value in parse_url(url).items() if key not in _LEFT_OUT}
 
 
-def _sentinel_connector(
-    hosts: list[tuple[str, int]], service: str, settings: dict[str, Any], tls: dict[str, Any]
-) -> Callable[[dict[str, Any]], Any]:
-    prefix = len(_SENTINEL_PREFIX)
-    own = {key[prefix:]: value for key, value in settings.items() if key.startswith(_SENTINEL_PREFIX)}
-    shared = {key: value for key, value in settings.items() if key.startswith("ssl")}
-    settings = {key: value for key, value in settings.items() if not key.startswith(_SENTINEL_PREFIX)}
+def _settings_of(pool: redis.ConnectionPool) -> dict[str, Any]:
+    settings = {key: value for key, value in pool.connection_kwargs.items() if key not in _LEFT_OUT}
+    return {**settings, "ssl": True} if issubclass(pool.connection_class, redis.SSLConnection) else settings
 
-    def connect(options: dict[str, Any]) -> redis.Redis:
-        manager = Sentinel(hosts, sentinel_kwargs={**shared, **tls, **own, **options})
-        return cast_redis(manager.master_for(service, **{**settings, **options}))
+
+def _sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Connector]:
+    """The address that is shown of a primary's pool, and the way to another pool of it."""
+    asked = [_settings_of(sentinel.connection_pool) for sentinel in pool.sentinel_manager.sentinels]
+    hosts = [(settings.pop("host"), settings.pop("port")) for settings in asked]
+    shown = ",".join(f"{host}:{port}" for host, port in hosts)
+    # A sentinel's client is made from less than its connections know.
+    watching = {key: value for key, value in asked[0].items() if key in {"username", "password"} or "ssl" in key}
+    connector = _to_primary(hosts, pool.service_name, _settings_of(pool), watching)
+    return f"redis+sentinel://{shown}/{pool.service_name}", connector
+
+
+def _to_server(settings: dict[str, Any]) -> Connector:
+    return lambda options: redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options}))
+
+
+def _to_primary(
+    hosts: list[tuple[str, int]], service: str, settings: dict[str, Any], watching: dict[str, Any]
+) -> Connector:
+    """To the primary with `settings`, and to the sentinels with `watching`."""
+
+    def connect(options: dict[str, Any]) -> Any:
+        manager = Sentinel(hosts, sentinel_kwargs={**watching, **options})
+        return manager.master_for(service, **{**settings, **options})
 
     return connect
-
-
-def cast_redis(client: Any) -> redis.Redis:
-    """`master_for` is annotated as the most general client."""
-    assert isinstance(client, redis.Redis)
-    return client
 
 
 def _hosts(place: str, default_port: int, at_most: int | None = None) -> list[tuple[str, int]]:
@@ -197,10 +198,6 @@ def _hosts(place: str, default_port: int, at_most: int | None = None) -> list[tu
     if at_most is not None and len(found) > at_most:
         raise _WrongUrlError("one server has one host: use redis+sentinel:// or redis+cluster:// for more")
     return found
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _db(path: str) -> int:
