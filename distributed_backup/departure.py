@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from distributed_backup.clock import Clock
 from distributed_backup.coordinators.base import Coordinator
@@ -15,28 +16,34 @@ from distributed_backup.errors import CoordinatorError
 
 logger = logging.getLogger(__name__)
 
+# More than a tick with its jitter, and the time that it may take.
+_TICKS_ALONE: Final = 1.5
+
 
 def leave_and_see(
     coordinator: Coordinator,
     worker_id: str,
     *,
     clock: Clock,
+    period: float,
     wait: Callable[[], None],
     give_up: Callable[[], bool],
 ) -> bool:
     """Leave, and tell whether no other member is left.
 
     One that was heard of after we left is there; one that was not may have died just before, so it is waited for until
-    it is heard of or its membership expires.
+    it is heard of or its membership expires. That there is none must hold for longer than a tick: a server that has
+    just lost its data knows nobody before they are heard of again.
 
     Args:
         coordinator: The run's coordinator.
         worker_id: Who leaves.
         clock: Where time comes from.
+        period: Seconds between two heartbeats of a member.
         wait: Waits between two looks.
         give_up: Whether the answer does not matter any more.
     """
-    left = clock.now()
+    left = alone_since = clock.now()
     try:
         coordinator.leave(worker_id)
         while not give_up():
@@ -45,7 +52,9 @@ def leave_and_see(
             if any(now - member.age > left for member in others):
                 logger.info("backup kept for others that go on worker=%s others=%d", worker_id, len(others))
                 return False
-            if not others:
+            if others:
+                alone_since = now
+            elif now - alone_since > _TICKS_ALONE * period:
                 return True
             wait()
     except CoordinatorError as error:

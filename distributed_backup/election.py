@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from distributed_backup.checkpoint import Position
@@ -120,6 +120,8 @@ class Elector:
         self._thread: threading.Thread | None = None
         self.problem: BackupError | None = None
         """Why the coordinator can't be reached; None while it can."""
+        self.obstacle: BackupError | None = None
+        """Why we could not lead, though the lease was free, when we last tried."""
         self.position: Position | None = None
         """How far training has come, told to others at each tick."""
 
@@ -167,6 +169,11 @@ class Elector:
     def poke(self) -> None:
         """Tick now rather than at the end of the period."""
         self._wake.set()
+
+    def invite(self) -> None:
+        """The lease was given back: campaign now, unless we could not lead just before."""
+        if self._clock.now() >= self._recovers_until:
+            self.poke()
 
     def tick(self) -> None:
         """Send one heartbeat and draw the conclusions. The thread calls this; tests may."""
@@ -228,6 +235,9 @@ class Elector:
             beat = self._heartbeat(sent)
             self._may_hold = self._may_hold or beat.campaign
             view = self._coordinator.heartbeat(beat)
+            if view.holder_age is not None:
+                # As of now: the answer may have been long on its way, and the holder have died since.
+                view = replace(view, holder_age=view.holder_age + self._clock.now() - sent)
             self._may_hold = view.holder == self._worker_id
             if self._may_hold and not self._may_lead_under(view.term):
                 self._coordinator.resign(self._worker_id)
@@ -278,7 +288,7 @@ class Elector:
                 self._floor = self._terms.highest_term()
             except BackupError as error:
                 # It could win a used term only to give it back.
-                logger.warning("not campaigning worker=%s reason=%s", self._worker_id, error)
+                self._can_not_lead(error)
                 campaign = False
         return Heartbeat(
             worker_id=self._worker_id,
@@ -299,7 +309,7 @@ class Elector:
                 return True
         except BackupError as error:
             self._floor = None
-            logger.warning("can't lead worker=%s reason=%s", self._worker_id, error)
+            self._can_not_lead(error)
             # Not at once: whoever shares our disk would be told that the lease is free, and fail as we did.
             self._recovers_until = self._clock.now() + self._period
             return False
@@ -308,19 +318,24 @@ class Elector:
         self.poke()
         return False
 
+    def _can_not_lead(self, error: BackupError) -> None:
+        if str(error) != str(self.obstacle):
+            logger.warning("can't lead worker=%s reason=%s", self._worker_id, error)
+        self.obstacle = error
+
     def _hold(self, view: ClusterView, sent: float) -> None:
         if self._term is not None and self._term != view.term:
             self._lose(f"term {view.term} was granted in its place")
         self._deadline = sent + self._timings.renew_deadline
         if self._term is None:
-            self._term = self._last_term = view.term
+            self._term, self._last_term, self.obstacle = view.term, view.term, None
             logger.info("elected worker=%s term=%d", self._worker_id, view.term)
             self._listener.elected(view.term)
 
     def _unreachable(self, error: BackupError) -> None:
         if self._reachable:
             logger.warning("coordinator unreachable worker=%s reason=%s", self._worker_id, error)
-        self._reachable, self.problem = False, error
+        self._reachable, self.problem, self._free_at = False, error, None
         if self._term is not None and self._clock.now() >= self._deadline:
             self._lose(f"no renewal for {self._timings.renew_deadline:g} s: {error}")
 

@@ -20,11 +20,13 @@ class OwnNotice:
 
     Args:
         notice_id: Unique to the notice.
+        reason: What told it.
         given: When it came, by our clock.
         deadline: When the kill comes, by our clock.
     """
 
     notice_id: str
+    reason: str
     given: float
     deadline: float
 
@@ -48,13 +50,13 @@ class Notices:
         """Our own notice; None while there is none."""
         return self._own
 
-    def give(self, *, now: float, grace_period: float) -> OwnNotice | None:
+    def give(self, reason: str, *, now: float, grace_period: float) -> OwnNotice | None:
         """Take note of our own preemption; None if it was known: the first one counts."""
         with self._lock:
             if self._own is not None:
                 return None
             name = f"notice-{secrets.token_hex(8)}"
-            self._own = OwnNotice(notice_id=name, given=now, deadline=now + grace_period)
+            self._own = OwnNotice(notice_id=name, reason=reason, given=now, deadline=now + grace_period)
             return self._own
 
     def ask(self, notice_id: str) -> None:

@@ -104,6 +104,8 @@ class StartProtocol:
         if self._standby and announced.kind != "finished":
             return None
         start = self._find(announced)
+        if start is None and self._store.names()[:1] > [announced.checkpoint or ""]:
+            return None  # pruned after a newer commit, which will be announced
         # It may have been pruned since: then there is a newer announcement, or will be.
         return start if start is not None and start.digest == announced.digest else announced.checkpoint
 

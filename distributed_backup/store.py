@@ -363,8 +363,12 @@ class CheckpointStore(RunDirectory):
             self._remove(self._root / RUN_FILE)
             self._verified.clear()
             self._run_id = None
-            with suppress(OSError):
-                self._root.rmdir()
+            self.remove_root()
+
+    def remove_root(self) -> None:
+        """Remove the directory if nothing is in it."""
+        with suppress(OSError):
+            self._root.rmdir()
 
     def _remove_all(self, names: Iterable[str]) -> None:
         """Remove each; one that can't be removed does not save the others."""

@@ -106,6 +106,11 @@ class Worker:
         self._error: StoreError | None = None
         self._announcer = Announcer(coordinator, worker_id, answers=lambda: self._notices.answers)
         self._stop_listening: Callable[[], None] = lambda: None
+        self._opened = False
+        # The term at which the others were told of our notice; None while they were not.
+        self._told_at: int | None = None
+        self._told_others = threading.Event()
+        self._finishing = False
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -134,11 +139,26 @@ class Worker:
         """
         run_id = self._store.open_run()
         self._coordinator.open(run_id, self._options.timings)
+        self._opened = True
+        self._warn_of_long_leases()
         self._joined_at = self._clock.now()
         logger.info("joined run=%s worker=%s directory=%s", run_id, self._worker_id, self._store.root)
         self._stop_listening = self._coordinator.listen(self._hinted)
         self._saver.start()
         self._elector.start()
+
+    def _warn_of_long_leases(self) -> None:
+        timings, grace_period = self._options.timings, self._options.grace_period
+        if (
+            self._coordinator.lapses
+            and timings.duration + timings.retry_period > grace_period - self._options.reserve / 2
+        ):
+            logger.warning(
+                "lease of %g s and grace period of %g s: if the leader is killed when all are preempted, nobody takes "
+                "over in time to save; a shorter timings.duration cures it",
+                timings.duration,
+                grace_period,
+            )
 
     def await_start(self) -> StartPoint:
         """Wait for the position that all workers start from.
@@ -209,6 +229,8 @@ class Worker:
 
     def _timeout_message(self) -> str:
         limit, view, problem = self._options.restore_timeout, self._view, self._elector.problem
+        if self._elector.obstacle is not None:
+            return f"no position was announced within {limit:g} s, and we can't lead: {self._elector.obstacle}"
         if problem is not None:
             return f"no position was announced within {limit:g} s, and the coordinator does not answer: {problem}"
         if view is None:
@@ -333,16 +355,22 @@ class Worker:
             remove_legacy(self._store.root)
             self._store.delete()
             self._coordinator.erase()
-            self._store.delete()
+            # Only what is empty: a new run may have begun here since.
+            self._store.remove_root()
 
     def _finish_saving(self) -> None:
         if self._options.standby:
             # The others return with the final state, so it must be there even without a schedule.
             self._saver.save_now()
+        self._finishing = True
+        self._saver.look_again()
         limit = self._clock.now() + _FINISH_LIMIT
         while self._is_ours_to_save() and not self.notice_given and self._error is None:
             if self._clock.now() > limit:
-                logger.error("the final state could not be saved worker=%s", self._worker_id)
+                text = f"the final state could not be saved in {self._store.root} within {_FINISH_LIMIT:g} s"
+                logger.error("%s worker=%s", text, self._worker_id)
+                if self._options.on_save_error == "raise":
+                    self._error = StoreError(text, path=str(self._store.root))
                 break
             if not self._saver.drain(_WAIT_SLICE) or self._saver.unsaved:
                 self._wait(self._elector.period)
@@ -360,6 +388,7 @@ class Worker:
             self._coordinator,
             self._worker_id,
             clock=self._clock,
+            period=self._elector.period,
             wait=lambda: self._wait(self._elector.period),
             give_up=lambda: self.notice_given,
         )
@@ -395,6 +424,8 @@ class Worker:
         with _logged("leaving"):
             self._coordinator.leave(self._worker_id)
         self._saver.stop()
+        if self._opened:
+            self._coordinator.close()
 
     # ---------------------------------------------------------------- notices
 
@@ -404,31 +435,44 @@ class Worker:
         Order: ask our own saver, for it may be ours to save; bound the training; then what may hang: tell the others.
         """
         grace_period = self._options.grace_period
-        notice = None if self._closed else self._notices.give(now=self._clock.now(), grace_period=grace_period)
+        now = self._clock.now()
+        notice = None if self._closed else self._notices.give(reason, now=now, grace_period=grace_period)
         if notice is None:
             return
         self._notices.ask(notice.notice_id)
+        self._elector.stand_back(0.0)
         self._stop_training_at(notice.deadline - self._options.reserve)
         if self._elector.is_leader:
             # Telling writes to the same disk as saving does; for this moment nobody else has anything to do about it.
             with self._condition:
                 self._condition.wait_for(lambda: self._notices.own_is_answered, _SAVE_FIRST)
         logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
-        self._tell_others(notice, reason)
+        self._tell_others(notice)
+        self._told_others.set()
         self._elector.poke()
         self._cut_off_if_answered()
         self._notify_all()
 
-    def _tell_others(self, notice: OwnNotice, reason: str) -> None:
+    def _tell_others(self, notice: OwnNotice) -> None:
         with _logged("telling the others of the notice"):
+            term = 0 if self._view is None else self._view.term
             self._coordinator.notify(
                 Notice(
                     notice_id=notice.notice_id,
                     worker_id=self._worker_id,
-                    reason=reason,
-                    remaining=self._options.grace_period,
+                    reason=notice.reason,
+                    remaining=notice.deadline - self._clock.now(),
                 )
             )
+            self._told_at = term
+
+    def _tell_others_again(self, view: ClusterView) -> None:
+        """The coordinator was away when we told them, or may have lost its data since."""
+        notice = self._notices.own
+        if notice is None or self._notices.own_is_answered or view.term == self._told_at:
+            return
+        if self._told_others.is_set() and notice.deadline > self._clock.now():
+            self._tell_others(notice)
 
     def _cut_off_if_answered(self) -> None:
         """A follower whose notice was answered has nothing more to gain by training on."""
@@ -437,7 +481,7 @@ class Worker:
 
     def _term_to_write_under(self) -> int | None:
         term = self._elector.term
-        if term is None and self.notice_given:
+        if term is None and (self.notice_given or self._finishing):
             # Coordination may fail; saving must not.
             term = self._elector.term_of_last_resort
         return term
@@ -467,6 +511,7 @@ class Worker:
                 self._notices.ask(notice_id)
             self._keep_announced(term, view)
             self._stand_back_if_asked()
+        self._tell_others_again(view)
         self._saver.look_again()
         self._cut_off_if_answered()
         self._notify_all()
@@ -482,14 +527,17 @@ class Worker:
         for notice in () if self._view is None else self._view.notices:
             asked = notice.wish == "resign" and notice.worker_id == self._worker_id
             if asked and self._elector.is_leader and notice.notice_id in self._notices.answers:
-                self._elector.stand_back(notice.remaining)
+                # No longer than a lease: that the request was taken back is told to the leader only.
+                self._elector.stand_back(min(notice.remaining, self._options.timings.duration))
 
     def _hinted(self, hint: Hint) -> None:
         """Something has changed; whether that is worth a heartbeat between two ticks."""
         waits = not self._training if hint == "finished" else not (self._training or self._options.standby)
         announced = hint in {"announced", "finished"} and (waits or self.notice_given)
-        if hint == "free" or announced or (hint == "noticed" and self._elector.is_leader):
+        if announced or (hint == "noticed" and self._elector.is_leader):
             self._elector.poke()
+        elif hint == "free":
+            self._elector.invite()
 
     def _report_once(self, term: int) -> None:
         # Once: a report that fails is made again by the saver at the next boundary.

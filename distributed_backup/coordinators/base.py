@@ -114,7 +114,7 @@ class ClusterView:
     Args:
         term: The newest term that was granted; 0 before the first.
         holder: Who holds the lease of that term; None if nobody does.
-        holder_age: Seconds since the holder was last heard of; None without one.
+        holder_age: Seconds since the holder was last heard of; None without one, or if that can't be told.
         remaining: Seconds the lease still lasts; None if it lasts as long as its holder lives.
         announcement: The newest announcement, made under the newest term that made one.
         notices: All notices that are not over. Only the leader acts on them, so that a heartbeat may leave them out
@@ -136,6 +136,9 @@ class Coordinator(ABC):
 
     tick: float | None = None
     """Seconds between heartbeats that suit it; None for `LeaseTimings.retry_period`."""
+
+    lapses = False
+    """Whether the lease of a holder that died goes on until it runs out by time."""
 
     def open(self, run_id: str, timings: LeaseTimings) -> None:  # noqa: B027 - most have nothing to learn
         """Learn which run it coordinates. Called by each worker before anything else; does no I/O.
@@ -159,7 +162,7 @@ class Coordinator(ABC):
         return lambda: None
 
     def close(self) -> None:  # noqa: B027 - most hold nothing that the process' end does not free
-        """Let go of connections; the next operation makes new ones."""
+        """What `open` begins, ends: let go of connections. The next operation makes new ones."""
 
     @abstractmethod
     def heartbeat(self, beat: Heartbeat) -> ClusterView:

@@ -40,6 +40,7 @@ class MemoryCoordinator(Coordinator):
     """
 
     tick = 0.1
+    lapses = True
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()

@@ -2,13 +2,14 @@
 
 A lease says who should write, not who can: a paused holder may wake after its lease lapsed. The term in a checkpoint's
 name decides who counts; see `store`. Leases are counted by the server's clock: a clock that is set forward ends one
-early, and so does a replica that takes over with a clock ahead of its primary's. What a server forgets, when it is
-emptied or a stale replica is promoted, costs an election and nothing else: terms are claimed in the run's directory.
+early, and so does a replica that takes over with a clock ahead of its primary's; one that is set back costs a lease.
+What a server forgets, when it is emptied or a stale replica is promoted, costs an election and nothing else: terms are
+claimed in the run's directory.
 
 One round trip per worker and tick does everything, at a cost that does not grow with the number of workers. The keys of
 a run share a hash tag, so that they live on one node of a cluster, and are gone a week after the run's last word:
 
-    distributed-backup:{RUN}:lease          hash     term; holder, until, heard: gone when it was given back
+    distributed-backup:{RUN}:lease          hash     term; holder, until, lasts, heard: gone when it was given back
     distributed-backup:{RUN}:announcement   string   JSON, as `Announcement`
     distributed-backup:{RUN}:members        hash     worker id -> "seen role epoch batch"
     distributed-backup:{RUN}:expiries       zset     worker id by the instant at which it stops to count as a member
@@ -89,9 +90,13 @@ class RedisCoordinator(Coordinator):
         ```
     """
 
+    lapses = True
+
     def __init__(self, server: str | redis.Redis) -> None:
         self._address = RedisAddress.of_url(server) if isinstance(server, str) else RedisAddress.of_client(server)
         self._keys: _Keys | None = None
+        # Workers that have opened it and not closed it yet: while there are any, it serves their run only.
+        self._users = 0
         self._opened: tuple[RedisLink, HintListener] | None = None
 
     def __repr__(self) -> str:
@@ -100,9 +105,10 @@ class RedisCoordinator(Coordinator):
     def open(self, run_id: str, timings: LeaseTimings) -> None:
         """Learn which run it coordinates."""
         checked_name("run_id", run_id)
-        if self._keys is None or self._opened is None:
-            # Three steps and more fit into what is left of the lease when a renewal is due.
-            limit = min(timings.retry_period, (timings.renew_deadline - timings.retry_period) / 3)
+        if self._keys is None or self._opened is None or (self._users == 0 and self._keys.run_id != run_id):
+            # Several steps fit between two renewals and the leader's deadline, unless these are very close.
+            left = timings.renew_deadline - timings.retry_period
+            limit = min(timings.retry_period, max(left / 3, timings.renew_deadline / 10))
             link = RedisLink(self._address, limit)
             self._keys = _Keys(run_id)
             listener = HintListener(
@@ -113,6 +119,7 @@ class RedisCoordinator(Coordinator):
             raise ConfigError(
                 f"this coordinator serves run {self._keys.run_id!r} and can't serve {run_id!r}: make one for each run"
             )
+        self._users += 1
 
     def runs(self) -> tuple[str, ...]:
         """The ids of all runs on the server.
@@ -128,8 +135,9 @@ class RedisCoordinator(Coordinator):
             link.close()
 
     def close(self) -> None:
-        """Close all connections; the next call opens new ones."""
-        if self._opened is not None:
+        """Close all connections when the last that opened it closes it; the next call opens new ones."""
+        self._users = max(self._users - 1, 0)
+        if self._opened is not None and self._users == 0:
             self._opened[0].close()
 
     # ---------------------------------------------------------------- the contract
@@ -203,7 +211,7 @@ class RedisCoordinator(Coordinator):
 
     def erase(self) -> None:
         """Forget the run."""
-        self._link.remove(self._run_keys.all)
+        self._link.run(script("erase"), self._run_keys.all, ())
 
     def listen(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
         """Have `wake` called when a look may be worth while, until the function that is returned is called."""
@@ -253,8 +261,8 @@ def _view(told: list[Any]) -> ClusterView:
     return ClusterView(
         term=int(term),
         holder=holder or None,
-        # A clock that was set back must not make the holder look unheard of.
-        holder_age=max(int(age), 0) / 1000 if holder else None,
+        # An instant to come, by a clock that was set back: whether the holder is alive can't be told.
+        holder_age=int(age) / 1000 if holder and int(age) >= 0 else None,
         remaining=int(left) / 1000 if holder else None,
         announcement=_announcement(announcement) if announcement else None,
         notices=tuple(sorted(map(_notice, *_columns(notices, 5)), key=lambda notice: notice.notice_id)),

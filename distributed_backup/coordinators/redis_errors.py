@@ -77,9 +77,8 @@ _MEANINGS: Final = (
         texts=("Cluster mode is not enabled",),
         final=True,
     ),
-    _Meaning(
-        "the sentinels of {where} know no primary of that name, or none can be reached: {text}", (MasterNotFoundError,)
-    ),
+    # Its text is not shown: some versions of the driver put credentials into it.
+    _Meaning("the sentinels of {where} know no primary of that name, or none can be reached", (MasterNotFoundError,)),
     _Meaning(
         "{where} is a read-only replica: name the primary, or use redis+sentinel://", (ReadOnlyError,), ("READONLY",)
     ),

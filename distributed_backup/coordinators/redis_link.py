@@ -3,7 +3,8 @@
 Every call has a time limit that is a fraction of the lease, and is repeated once on another connection if the one it
 had was dropped: so each script must bear to be repeated, and the client's own, longer retries are switched off. Driver
 errors end here: they leave as one line that says what is wrong and where, without user names and passwords. It can't
-bound a call exactly: to connect is several round trips, each within the limit.
+bound a call exactly: to connect is several round trips, each within the limit, and a client of a cluster asks one node
+after the other where all of them hang.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import NoPermissionError, NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisClusterException, RedisError
 from redis.retry import Retry
 
 from distributed_backup.coordinators.redis_errors import translate
@@ -53,9 +54,6 @@ class Client(Protocol):
 
     def eval(self, script: str, numkeys: int, *keys_and_args: Any) -> Any:
         """Run a script."""
-
-    def unlink(self, *names: str) -> Any:
-        """Remove keys."""
 
     def scan_iter(self, match: str, count: int) -> Iterator[str]:
         """Names of keys."""
@@ -123,11 +121,6 @@ class RedisLink:
             self._reached = True
             return told
 
-    def remove(self, keys: Sequence[str]) -> None:
-        """Remove keys; raises as `run` does."""
-        with self._translated():
-            self._connected().unlink(*keys)
-
     def find(self, pattern: str) -> tuple[str, ...]:
         """The keys that match a pattern of SCAN, sorted; raises as `run` does."""
         with self._translated():
@@ -182,6 +175,9 @@ class RedisLink:
         except BackupError:
             raise
         except _DRIVER_ERRORS as error:
+            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
+                # What was the primary is one no more; the address may lead to another by now.
+                self.close()
             raise translate(error, where=str(self._address), limit=self._limit, reached=self._reached) from None
 
 

@@ -59,16 +59,15 @@ class RedisAddress:
         Raises:
             ConfigError: It is no such URL; the message shows it without credentials.
         """
-        shown = without_credentials(url)
+        shown, problem = without_credentials(url), ""
         try:
-            address = cls(shown, _connector(url))
-            client = address.connect({"protocol": 2}) if "cluster" not in urlsplit(url).scheme else None
-            if client is not None:
-                # Options that redis-py does not know show only when a connection is made.
-                client.connection_pool.make_connection()
+            connector = _connector(url)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{shown} can't be used as the URL of a Redis server: {_harmless(error)}") from None
-        return address
+            problem = _harmless(error)
+        if problem:
+            # Out here, lest the error that quotes the URL hang on to ours.
+            raise ConfigError(f"{shown} can't be used as the URL of a Redis server: {problem}")
+        return cls(shown, connector)
 
     @classmethod
     def of_client(cls, client: Any) -> RedisAddress:
@@ -135,6 +134,9 @@ def _to_cluster(place: str, path: str, settings: dict[str, Any]) -> Connector:
     if path.strip("/"):
         raise _WrongUrlError("a cluster has no databases")
     nodes = [ClusterNode(host, port) for host, port in _hosts(place, _REDIS_PORT)]
+    plain = {key: value for key, value in settings.items() if key != "ssl"}
+    kind = redis.SSLConnection if settings.get("ssl") else redis.Connection
+    _to_server({**plain, "connection_class": kind})  # for options that are not known
     return lambda options: RedisCluster(startup_nodes=nodes, **{**settings, **options})
 
 
@@ -169,7 +171,12 @@ def _sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Connector]:
 
 
 def _to_server(settings: dict[str, Any]) -> Connector:
-    return lambda options: redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options}))
+    def connect(options: dict[str, Any]) -> Any:
+        return redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options}))
+
+    # Options that the driver does not know show only when a connection is made.
+    connect({}).connection_pool.make_connection()
+    return connect
 
 
 def _to_primary(
@@ -181,6 +188,7 @@ def _to_primary(
         manager = Sentinel(hosts, sentinel_kwargs={**watching, **options})
         return manager.master_for(service, **{**settings, **options})
 
+    connect({}).connection_pool.make_connection()
     return connect
 
 

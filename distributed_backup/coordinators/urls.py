@@ -5,6 +5,7 @@ Nothing that is shown of a URL holds credentials.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 REDIS_SCHEMES: Final = (
@@ -39,6 +40,9 @@ def without_credentials(url: str) -> str:
         'redis://redis:6379/0'
     """
     scheme, separator, rest = url.partition("://")
-    # The last @ of all: an unescaped / or ? in a password must not make the rest of it a host or an option.
-    rest = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
-    return f"{scheme}{separator}{rest}"
+    before, mark, after = re.split(r"([?#]|$)", rest, maxsplit=1)
+    if mark and "@" in after:
+        # An unescaped ? in a password, or an @ in an option: where the place is can't be told.
+        return f"{scheme}{separator}…"
+    # The last @ of all: an unescaped / in a password must not make the rest of it a host.
+    return f"{scheme}{separator}{before.rpartition('@')[2]}"

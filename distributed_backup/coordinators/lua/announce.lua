@@ -1,6 +1,6 @@
 -- Makes an announcement the newest one, if its worker holds the lease under its term.
 --
--- KEYS[1] lease          hash    term; holder, until, heard: gone when it was given back
+-- KEYS[1] lease          hash    term; holder, until, lasts, heard: gone when it was given back
 -- KEYS[2] announcement   string  JSON, opaque here
 -- ARGV[1] worker_id   ARGV[2] term   ARGV[3] the announcement   ARGV[4] how long it stays, ms
 -- ARGV[5] channel of the hints   ARGV[6] the hint

@@ -1,6 +1,6 @@
 -- Refreshes a membership; renews the lease of its holder, or grants it if it is free and wanted; tells what is.
 --
--- KEYS[1] lease          hash    term; holder, until, heard: gone when it was given back
+-- KEYS[1] lease          hash    term; holder, until, lasts, heard: gone when it was given back
 -- KEYS[2] announcement   string  JSON, opaque here
 -- KEYS[3] notices        hash    notice id -> "until worker_id wish reason"
 -- KEYS[4] members        hash    worker_id -> "seen role epoch batch"
@@ -22,15 +22,22 @@ do
     redis.call('ZREM', KEYS[5], unpack(gone))
     redis.call('HDEL', KEYS[4], unpack(gone))
   end
+  -- What lasts for so long was written before the clock was set back.
+  local ahead = redis.call('ZRANGEBYSCORE', KEYS[5], instant(now + 20 * ARGV[4]), '+inf', 'LIMIT', 0, 16)
+  for _, other in ipairs(ahead) do
+    redis.call('ZADD', KEYS[5], ends, other)
+  end
   redis.call('ZADD', KEYS[5], ends, worker)
   redis.call('HSET', KEYS[4], worker, instant(now) .. ' ' .. ARGV[6])
   redis.call('PEXPIRE', KEYS[4], ARGV[5])
   redis.call('PEXPIRE', KEYS[5], ARGV[5])
 
-  local lease = redis.call('HMGET', KEYS[1], 'term', 'holder', 'until')
+  local lease = redis.call('HMGET', KEYS[1], 'term', 'holder', 'until', 'lasts')
   local holder = lease[2] or ''
   if holder ~= '' and tonumber(lease[3]) <= now then
     holder = ''
+  elseif holder ~= '' and tonumber(lease[3]) > now + tonumber(lease[4]) then
+    redis.call('HSET', KEYS[1], 'until', instant(now + lease[4]))  -- the same
   end
   if holder == '' and ARGV[2] == '1' then
     holder = worker
@@ -38,7 +45,7 @@ do
     redis.call('HSET', KEYS[1], 'term', instant(term), 'holder', worker)
   end
   if holder == worker then
-    redis.call('HSET', KEYS[1], 'until', ends, 'heard', instant(now))
+    redis.call('HSET', KEYS[1], 'until', ends, 'lasts', ARGV[4], 'heard', instant(now))
     redis.call('PEXPIRE', KEYS[1], ARGV[5])
     redis.call('PEXPIRE', KEYS[2], ARGV[5])
   end

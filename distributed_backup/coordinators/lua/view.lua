@@ -1,6 +1,6 @@
 -- Tells what is, and changes nothing. `heartbeat` ends with this text, so that both tell the same.
 --
--- KEYS[1] lease          hash    term; holder, until, heard: gone when it was given back
+-- KEYS[1] lease          hash    term; holder, until, lasts, heard: gone when it was given back
 -- KEYS[2] announcement   string  JSON, opaque here
 -- KEYS[3] notices        hash    notice id -> "until worker_id wish reason"
 -- ARGV[1] who asks: only the holder is told the notices; "" is told them too
