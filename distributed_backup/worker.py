@@ -111,6 +111,8 @@ class Worker:
         self._told_at: int | None = None
         self._told_others = threading.Event()
         self._finishing = False
+        # The request to let another lead that we have obeyed.
+        self._obeyed = ""
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -523,12 +525,14 @@ class Worker:
                 self._report_once(term)
 
     def _stand_back_if_asked(self) -> None:
-        """An operator wants another worker to lead: once our last boundary is durable, let one."""
+        """An operator wants another worker to lead: once our last boundary is durable, let one; once, if in vain."""
         for notice in () if self._view is None else self._view.notices:
             asked = notice.wish == "resign" and notice.worker_id == self._worker_id
-            if asked and self._elector.is_leader and notice.notice_id in self._notices.answers:
-                # No longer than a lease: that the request was taken back is told to the leader only.
-                self._elector.stand_back(min(notice.remaining, self._options.timings.duration))
+            if asked and notice.notice_id in self._notices.answers and notice.notice_id != self._obeyed:
+                self._obeyed = notice.notice_id
+                if not self.notice_given:
+                    # No longer than a lease: that the request was taken back is told to the leader only.
+                    self._elector.stand_back(min(notice.remaining, self._options.timings.duration))
 
     def _hinted(self, hint: Hint) -> None:
         """Something has changed; whether that is worth a heartbeat between two ticks."""

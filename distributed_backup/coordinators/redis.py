@@ -106,9 +106,10 @@ class RedisCoordinator(Coordinator):
         """Learn which run it coordinates."""
         checked_name("run_id", run_id)
         if self._keys is None or self._opened is None or (self._users == 0 and self._keys.run_id != run_id):
-            # Several steps fit between two renewals and the leader's deadline, unless these are very close.
-            left = timings.renew_deadline - timings.retry_period
-            limit = min(timings.retry_period, max(left / 3, timings.renew_deadline / 10))
+            # A period; less, if three steps would not fit between a renewal and the leader's deadline; never next to
+            # nothing.
+            left, least = timings.renew_deadline - timings.retry_period, timings.renew_deadline / 10
+            limit = max(min(timings.retry_period, left / 3), least)
             link = RedisLink(self._address, limit)
             self._keys = _Keys(run_id)
             listener = HintListener(

@@ -528,6 +528,70 @@ def test_a_coordinator_that_went_back_in_time_does_not_reinstate_anybody(bench: 
     assert bench.elector.term == 3
 
 
+# ---------------------------------------------------------------- the pace
+
+
+def test_a_follower_looks_again_when_the_lease_that_it_sees_runs_out(bench: Bench) -> None:
+    """Not a period later: the leader may be dead."""
+    bench.elector.tick()
+    follower = bench.another("b")
+    left = follower.period / 2
+    bench.clock.advance(TIMINGS.duration - left)
+    follower.tick()
+    assert left - 1e-6 <= follower._pause() <= left + 0.05 * follower.period
+    bench.elector.tick()
+    follower.tick()
+    assert follower._pause() >= 0.8 * follower.period
+
+
+def test_nobody_hammers_a_coordinator_that_is_away(bench: Bench) -> None:
+    """The lease it saw has run out long since; it asks at its period, as ever."""
+    bench.elector.tick()
+    follower = bench.another("b")
+    follower.tick()
+    bench.coordinator.down = True
+    bench.clock.advance(10 * TIMINGS.duration)
+    follower.tick()
+    assert follower._pause() >= 0.8 * follower.period
+
+
+def test_the_age_of_the_holder_is_as_of_now(bench: Bench) -> None:
+    """An answer that was long on its way tells of a holder that may have died since: it was heard of before that."""
+    bench.elector.tick()
+    recorder = Recorder()
+    follower = bench.another("b", recorder)
+    bench.coordinator.slow = 1.5
+    follower.tick()
+    assert recorder.of("observed")[-1].holder_age == pytest.approx(1.5)
+
+
+def test_an_invitation_wakes_who_could_lead(bench: Bench) -> None:
+    """Who could not claim its term just before would wake others like it, and they it, without end."""
+    bench.elector.invite()
+    assert bench.elector._wake.is_set()
+    other = bench.another("b")
+    other._terms.claim_term = broken_claim  # type: ignore[method-assign]
+    other.tick()
+    other.invite()
+    assert not other._wake.is_set()
+    bench.clock.advance(TIMINGS.retry_period)
+    other.invite()
+    assert other._wake.is_set()
+
+
+def test_what_keeps_a_worker_from_leading_is_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Not at each tick; and it can be asked why."""
+    bench.terms.error = broken_store()
+    for _ in range(5):
+        bench.elector.tick()
+        bench.clock.advance(TIMINGS.retry_period)
+    assert caplog.text.count("can't lead") == 1
+    assert bench.elector.obstacle is bench.terms.error
+    bench.terms.error = None
+    bench.elector.tick()
+    assert bench.elector.obstacle is None
+
+
 # ---------------------------------------------------------------- resigning, stopping, the thread
 
 

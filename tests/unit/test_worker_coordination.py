@@ -5,15 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from distributed_backup.checkpoint import Position
+from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Hint, Notice
 from distributed_backup.coordinators.memory import MemoryCoordinator
-from distributed_backup.errors import ConfigError, CoordinatorUnavailableError, Preempted
+from distributed_backup.errors import (
+    ConfigError,
+    CoordinatorUnavailableError,
+    Preempted,
+    RestoreTimeoutError,
+    StoreError,
+)
 from tests.clocks import FakeClock
-from tests.unit.test_worker import PATIENCE, Team, snapshot, team
+from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
 
 __all__ = ["team"]
 
@@ -311,3 +319,177 @@ def test_a_coordinator_that_hangs_does_not_hold_up_a_preemption(team: Team) -> N
     assert isinstance(preempted, Preempted)
     assert preempted.position == Position(0, 3)
     assert team.positions() == [Position(0, 3)]
+
+
+# ---------------------------------------------------------------- a coordinator that forgets, or is away
+
+
+def test_a_finisher_whose_coordinator_forgot_everybody_deletes_nothing(team: Team) -> None:
+    """An emptied server knows no members until they are heard of again, a tick later."""
+    leader, other = team.started("a"), team.started("b")
+    leader.boundary(snapshot(1), due=True)
+    team.until(lambda: team.positions() == [Position(1)])
+    leave = team.coordinator.leave
+
+    def emptied(worker_id: str) -> None:
+        leave(worker_id)
+        team.coordinator.erase()
+
+    team.coordinator.leave = emptied  # type: ignore[method-assign]
+    finishing = team.begin(leader.finish)
+    team.result(finishing)
+    assert team.positions() == [Position(1)]
+    team.until(lambda: other._elector.is_leader)
+    other.boundary(snapshot(2), due=True)
+    team.until(lambda: Position(2) in team.positions())
+
+
+def test_who_stands_back_for_an_operator_saves_when_it_is_preempted(team: Team) -> None:
+    """Nobody else takes the lease: the other member is stopped. What the operator wanted counts no more."""
+    worker = team.started("a", grace_period=60.0)
+    worker.boundary(snapshot(0, 1), due=False)
+    team.coordinator.notify(request("a", "resign", remaining=600.0))
+    team.until(lambda: not worker._elector.is_leader)
+    worker.boundary(snapshot(0, 2), due=False)
+    worker.give_notice("SIGTERM")
+    assert team.result(team.begin(worker.preempt), limit=30.0).position == Position(0, 2)
+
+
+def test_nobody_stands_back_for_longer_than_a_lease(team: Team) -> None:
+    """That a request was taken back is told to the leader only, who is none by then."""
+    worker = team.started("a")
+    worker.boundary(snapshot(0, 1), due=False)
+    team.coordinator.notify(request("a", "resign", remaining=600.0))
+    team.until(lambda: not worker._elector.is_leader)
+    team.coordinator.notify(request("a", "resign", remaining=0.001))
+    team.until(lambda: worker._elector.is_leader, limit=LeaseTimings().duration + 2.0)
+
+
+class Deaf(MemoryCoordinator):
+    """Can't be told a notice while it is deaf."""
+
+    deaf = True
+
+    def notify(self, notice: Notice) -> None:
+        if self.deaf:
+            raise CoordinatorUnavailableError("can't reach redis://host")
+        super().notify(notice)
+
+
+def test_a_notice_that_could_not_be_told_is_told_again(team: Team) -> None:
+    """With what is left of the grace period, and under the same id."""
+    coordinator = team.coordinator = Deaf(team.clock)
+    leader, follower = team.started("a"), team.started("b", grace_period=60.0)
+    leader.boundary(snapshot(0, 1), due=False)
+    follower.give_notice("SIGTERM")
+    leaving = team.begin(follower.preempt)
+    team.steps(5.0)
+    assert not leaving.done()
+    coordinator.deaf = False
+    team.until(lambda: coordinator.view().notices)
+    assert coordinator.view().notices[0].remaining < 56.0
+    assert team.result(leaving, limit=30.0).position == Position(0, 1)
+
+
+def test_a_notice_that_was_forgotten_is_told_again(team: Team) -> None:
+    """The server was emptied after it was told."""
+    leader, follower = team.started("a"), team.started("b", grace_period=60.0)
+    leader.boundary(snapshot(0, 1), due=False)
+    leader._store.broken = True  # type: ignore[attr-defined]
+    follower.give_notice("SIGTERM")
+    leaving = team.begin(follower.preempt)
+    team.until(lambda: team.coordinator.view().notices)
+    team.coordinator.erase()
+    leader._elector.tick()
+    assert leader._elector.term == 2
+    leader._store.broken = False  # type: ignore[attr-defined]
+    assert team.result(leaving, limit=30.0).position == Position(0, 1)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_final_state_is_saved_without_the_coordinator_too(team: Team, gone: bool) -> None:
+    """By the worker that led last, under its last term, when `fit` is complete."""
+    coordinator = team.coordinator = Gone(team.clock)
+    coordinator.gone = False
+    worker = team.started("a", delete_checkpoint=False)
+    coordinator.gone = gone
+    if gone:
+        team.until(lambda: not worker._elector.is_leader)
+    worker.boundary(snapshot(4), due=True)
+    team.result(team.begin(worker.finish))
+    assert team.positions() == [Position(4)]
+
+
+def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could be elected in time: with on_save_error="raise" the fit must not look complete."""
+    monkeypatch.setattr("distributed_backup.worker._FINISH_LIMIT", 5.0)
+    worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
+    team.coordinator.resign("a")
+    monkeypatch.setattr(worker._elector, "_recovers_until", 1e9)
+    team.until(lambda: not worker._elector.is_leader)
+    worker.boundary(snapshot(4), due=True)
+    with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s"):
+        team.result(team.begin(worker.finish))
+
+
+def test_a_start_that_can_not_lead_says_why(team: Team) -> None:
+    """Not that somebody else is stopped."""
+
+    class Unclaimable(FaultyStore):
+        def claim_term(self, term: int) -> bool:
+            raise StoreError(f"can't claim the term {self.root}/x: Read-only file system", path=str(self.root))
+
+    worker = team.worker("a", store=Unclaimable(team.root), restore_timeout=20.0)
+    with pytest.raises(RestoreTimeoutError, match=r"we can't lead: can't claim the term .*Read-only"):
+        team.result(team.begin(worker.await_start))
+
+
+def test_a_lease_that_outlasts_the_grace_period_is_warned_of(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """15 s of grace and a lease of 15 s: nobody takes over in time."""
+    team.worker("a", grace_period=15.0)
+    assert "lease of 15 s and grace period of 15 s" in caplog.text
+    caplog.clear()
+    team.worker("b", grace_period=30.0)
+    assert "grace period of" not in caplog.text
+
+
+def test_an_announced_checkpoint_that_was_pruned_since_is_waited_past(team: Team) -> None:
+    """The leader lost its link after it had committed a newer one: the directory is shared all the same."""
+    first = team.commit(1, term=1)
+    team.coordinator.heartbeat(Heartbeat(worker_id="cut-off", campaign=True, floor=1, duration=1e3))
+    worker = team.worker("a")
+    starting = team.begin(worker.await_start)
+    team.step()
+    announced = Announcement(
+        term=2,
+        worker_id="cut-off",
+        kind="restored",
+        position=first.position,
+        checkpoint=first.name,
+        digest=first.digest,
+    )
+    second = team.commit(2, term=2)
+    (team.root / first.name).unlink()
+    assert team.coordinator.announce(announced)
+    team.steps(10.0)
+    assert not starting.done()
+    committed = replace(announced, checkpoint=second.name, position=second.position, digest=second.digest)
+    assert team.coordinator.announce(committed)
+    assert team.result(starting).checkpoint.position == Position(2)
+
+
+def test_what_began_in_the_directory_while_the_last_one_deleted_it_stays(team: Team) -> None:
+    """The lease is free a moment before the last one is gone: a run that begins then is a new one."""
+    leader = team.started("a")
+    leader.boundary(snapshot(1), due=True)
+    erase = team.coordinator.erase
+
+    def erased() -> None:
+        erase()
+        team.commit(0, 1)
+
+    team.coordinator.erase = erased  # type: ignore[method-assign]
+    team.result(team.begin(leader.finish))
+    assert team.positions() == [Position(0, 1)]

@@ -1,0 +1,137 @@
+"""What only the Redis coordinator does, on a real server: its clock, its roles, its connections over the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from distributed_backup.config import LeaseTimings
+from distributed_backup.coordinators.base import ClusterView, Heartbeat
+from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
+from tests.servers import HOST, RedisServer, binaries, free_port
+
+CALM = LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=5.0)
+HOUR_MS = 3_600_000
+LEASE = "distributed-backup:{run}:lease"
+
+
+@pytest.fixture(params=sorted(binaries()))
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "server", binary=binaries()[request.param], port=0) as made:
+        yield made
+
+
+@pytest.fixture
+def coordinator(server: RedisServer) -> Iterator[RedisCoordinator]:
+    made = RedisCoordinator(server.url)
+    made.open("run", CALM)
+    yield made
+    made.close()
+
+
+def beat(coordinator: RedisCoordinator, worker_id: str, duration: float = 60.0) -> ClusterView:
+    return coordinator.heartbeat(Heartbeat(worker_id=worker_id, campaign=True, floor=0, duration=duration))
+
+
+def set_clock_back(server: RedisServer) -> None:
+    """By an hour: all instants on record lie an hour ahead of it then."""
+    with server.client() as client:
+        for field in ("until", "heard"):
+            client.hincrby(LEASE, field, HOUR_MS)
+        for worker_id in client.zrange("distributed-backup:{run}:expiries", 0, -1):
+            client.zincrby("distributed-backup:{run}:expiries", HOUR_MS, worker_id)
+        members: dict[str, str] = client.hgetall("distributed-backup:{run}:members")
+        for worker_id, record in members.items():
+            seen, _, rest = record.partition(" ")
+            client.hset("distributed-backup:{run}:members", worker_id, f"{int(seen) + HOUR_MS} {rest}")
+
+
+def test_a_clock_that_was_set_back_keeps_no_dead_leader_alive(
+    server: RedisServer, coordinator: RedisCoordinator
+) -> None:
+    """It has a lease at most, counted from the next word of anybody; and nobody takes it for heard of."""
+    beat(coordinator, "dead")
+    set_clock_back(server)
+    told = coordinator.view()
+    assert (told.holder, told.holder_age) == ("dead", None)
+    seen = beat(coordinator, "b")
+    assert seen.holder == "dead"
+    assert seen.remaining is not None
+    assert seen.remaining <= 60.0
+    with server.client() as client:
+        [(_, expiry)] = client.zrange("distributed-backup:{run}:expiries", 0, 0, withscores=True)
+        assert expiry < client.time()[0] * 1000 + 61_000, "it would count as a member for an hour"
+
+
+def test_a_longer_lease_is_not_cut_short_by_workers_with_a_shorter_one(coordinator: RedisCoordinator) -> None:
+    """It lasts as long as its holder asked for: the holder counts on it."""
+    beat(coordinator, "a", duration=600.0)
+    seen = beat(coordinator, "b", duration=6.0)
+    assert seen.remaining is not None
+    assert seen.remaining > 500.0
+
+
+def test_a_primary_that_was_demoted_is_left(server: RedisServer) -> None:
+    """Its address leads to another by now; on the old connection it would be read-only for ever."""
+    coordinator = RedisCoordinator(server.url)
+    coordinator.open("run", CALM)
+    assert beat(coordinator, "a").holder == "a"
+    with server.client() as client:
+        before = {entry["id"] for entry in client.client_list()}
+        client.replicaof(HOST, free_port())
+        with pytest.raises(CoordinatorUnavailableError, match="is a read-only replica"):
+            beat(coordinator, "a")
+        client.replicaof("NO", "ONE")
+        assert beat(coordinator, "a").holder == "a"
+        ours = {entry["id"] for entry in client.client_list() if entry["id"] != str(client.client_id())}
+    assert not ours & before, "still on the old connection"
+    coordinator.close()
+
+
+def test_one_coordinator_serves_one_run_after_another(server: RedisServer, coordinator: RedisCoordinator) -> None:
+    """A callback is used for a second fit, whose directory has a new id; but not for two runs at once."""
+    beat(coordinator, "a")
+    with pytest.raises(ConfigError, match="serves run 'run' and can't serve 'next'"):
+        coordinator.open("next", CALM)
+    coordinator.open("run", CALM)
+    coordinator.close()
+    with pytest.raises(ConfigError, match="can't serve 'next'"):
+        coordinator.open("next", CALM)
+    coordinator.close()
+    coordinator.open("next", CALM)
+    assert coordinator.view().term == 0
+
+
+def test_connections_are_closed_when_the_last_worker_is_gone(
+    server: RedisServer, coordinator: RedisCoordinator
+) -> None:
+    """A process that goes on after its fit holds nothing on the server."""
+    coordinator.open("run", CALM)
+    beat(coordinator, "a")
+    with server.client() as client:
+        mine = client.client_id()
+
+        def others() -> list[Any]:
+            return [entry for entry in client.client_list() if entry["id"] != str(mine)]
+
+        coordinator.close()
+        assert others()
+        coordinator.close()
+        assert not others()
+
+
+@pytest.mark.parametrize("apart", [0.001, 9.999])
+def test_the_time_for_a_call_is_never_absurd(server: RedisServer, apart: float) -> None:
+    """Neither with deadlines that are close together nor with ones that are far apart."""
+    coordinator = RedisCoordinator(server.url)
+    coordinator.open("run", LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=10.0 - apart))
+    coordinator.view()
+    client: redis.Redis = coordinator._link._client  # type: ignore[assignment]
+    limit = client.connection_pool.connection_kwargs["socket_timeout"]
+    coordinator.close()
+    assert 1.0 <= limit <= 10.0 / 3
