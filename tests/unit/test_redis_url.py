@@ -117,6 +117,8 @@ LOGINS = [
     "redis://user:a/{}@host",
     "redis://user:a?{}@host",
     "redis://user:a#{}@host",
+    "redis://user:{}?a@host",
+    "redis://user:{}#a@host",
     "redis://user:{}\u2100@host",
     "redis://user:{}@[::1",
     "redis://host?password={}",

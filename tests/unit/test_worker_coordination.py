@@ -197,6 +197,17 @@ def test_who_was_asked_to_resign_leads_again_if_nobody_else_does(team: Team) -> 
     assert leader._elector.term == 2
 
 
+def test_a_request_to_resign_is_obeyed_once(team: Team) -> None:
+    """In vain for as long as a lease lasts: then the leader leads on, though the request still stands."""
+    leader = team.started("a")
+    leader.boundary(snapshot(0, 3), due=False)
+    team.coordinator.notify(request("a", "resign", remaining=600.0))
+    team.until(lambda: not leader._elector.is_leader)
+    team.until(lambda: leader._elector.is_leader, limit=30.0)
+    team.steps(5.0)
+    assert leader._elector.term == 2
+
+
 def test_a_request_to_resign_is_not_for_the_next_leader(team: Team) -> None:
     """It names the one that led when it was made."""
     leader, other = team.started("a"), team.started("b")
@@ -352,7 +363,7 @@ def test_who_stands_back_for_an_operator_saves_when_it_is_preempted(team: Team) 
     team.until(lambda: not worker._elector.is_leader)
     worker.boundary(snapshot(0, 2), due=False)
     worker.give_notice("SIGTERM")
-    assert team.result(team.begin(worker.preempt), limit=30.0).position == Position(0, 2)
+    assert team.result(team.begin(worker.preempt), limit=5.0).position == Position(0, 2)
 
 
 def test_nobody_stands_back_for_longer_than_a_lease(team: Team) -> None:
