@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from distributed_backup.announcer import Announcer
+from distributed_backup.arrival import Arrival
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
 from distributed_backup.clock import Clock
 from distributed_backup.config import WorkerOptions
@@ -25,12 +26,7 @@ from distributed_backup.departure import leave_and_see, within
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import (
     BackupError,
-    ConfigError,
-    CoordinatorUnavailableError,
-    CorruptCheckpointError,
-    NotSharedError,
     Preempted,
-    RestoreTimeoutError,
     StoreError,
 )
 from distributed_backup.legacy import remove_legacy
@@ -41,10 +37,6 @@ from distributed_backup.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
 
-# How long an announced checkpoint may stay invisible before we say that the directory is not shared: longer
-# than the attribute cache of a network file system holds on to a listing (nfs(5): acdirmax, 60 s, is for
-# entries that don't change; a lookup of a new name goes to the server).
-_VISIBILITY_LIMIT = 5.0
 _WAIT_SLICE = 0.5
 
 # How long a leader that is preempted keeps its notice to itself, for the sake of its own save.
@@ -177,70 +169,24 @@ class Worker:
             StoreError: No checkpoint is usable, or the directory can't be read.
             ConfigError: The coordinator refuses us, and always will.
         """
-        deadline = self._clock.now() + self._options.restore_timeout
-        missing, missing_since = "", self._clock.now()
+        arrival = Arrival(
+            protocol=self._start,
+            elector=self._elector,
+            announcer=self._announcer,
+            worker_id=self._worker_id,
+            root=self._store.root,
+            options=self._options,
+            clock=self._clock,
+        )
         while True:
             if self.notice_given:
                 raise self.preempt()
-            if isinstance(self._elector.problem, ConfigError):
-                raise self._elector.problem
-            start = self._try_start()
-            if isinstance(start, StartPoint):
+            start = arrival.attempt(self._view)
+            if start is not None:
                 with self._condition:
                     self._training = True
                 return start
-            now = self._clock.now()
-            if start != missing:
-                missing, missing_since = start or "", now
-            if missing and now - missing_since > _VISIBILITY_LIMIT:
-                if isinstance(self._start.problem, CorruptCheckpointError):
-                    raise self._start.problem
-                raise NotSharedError(
-                    f"the leader announced {start}, which is not in {self._store.root} here: is the directory "
-                    "shared by all workers?"
-                )
-            if now > deadline and not self._options.standby:
-                raise RestoreTimeoutError(self._timeout_message())
             self._wait(_WAIT_SLICE)
-
-    def _try_start(self) -> StartPoint | str | None:
-        """The start point; or the name of an announced checkpoint that is missing; or None if it is too early."""
-        term, view = self._elector.term, self._view
-        # What we see must be of the term we lead under: the elector knows of it a moment before the view is here.
-        leads = term is not None and view is not None and (view.term, view.holder) == (term, self._worker_id)
-        if view is None or (term is not None and not leads):
-            return None
-        start = self._start.as_leader(view) if leads else self._start.as_follower(view)
-        if not isinstance(start, StartPoint):
-            return start
-        self._announcer.newest = None if start.checkpoint is None else start.checkpoint.header
-        if term is not None and not self._announce_start(start, term):
-            return None
-        if term is None:
-            logger.info("restored worker=%s from=%s", self._worker_id, start.name)
-        else:
-            logger.info("restored worker=%s term=%d from=%s", self._worker_id, term, start.name)
-        return start
-
-    def _announce_start(self, start: StartPoint, term: int) -> bool:
-        try:
-            return self._announcer.start(start, term)
-        except CoordinatorUnavailableError as error:
-            logger.warning("announcing the start failed, trying again worker=%s reason=%s", self._worker_id, error)
-            return False
-
-    def _timeout_message(self) -> str:
-        limit, view, problem = self._options.restore_timeout, self._view, self._elector.problem
-        if self._elector.obstacle is not None:
-            return f"no position was announced within {limit:g} s, and we can't lead: {self._elector.obstacle}"
-        if problem is not None:
-            return f"no position was announced within {limit:g} s, and the coordinator does not answer: {problem}"
-        if view is None:
-            return f"no answer from the coordinator for {limit:g} s; is it reachable from here?"
-        return (
-            f"no position was announced within {limit:g} s: term {view.term} is held by "
-            f"{view.holder or 'nobody'}; is that worker stopped, or still restoring? raise restore_timeout if so"
-        )
 
     def started(self, position: Position) -> None:
         """Training goes on from `position`, with the restored state applied."""
