@@ -63,8 +63,8 @@ class Arrival:
         self._options = options
         self._clock = clock
         self._deadline = clock.now() + options.restore_timeout
-        self._missing = ""
-        self._missing_since = clock.now()
+        # Since when what is announced is missing here, whatever its name.
+        self._missing_since: float | None = None
 
     def attempt(self, view: ClusterView | None) -> StartPoint | None:
         """Where to start; None if it is too early to tell.
@@ -85,9 +85,11 @@ class Arrival:
         if isinstance(start, StartPoint):
             return start
         now = self._clock.now()
-        if start != self._missing:
-            self._missing, self._missing_since = start or "", now
-        if self._missing and now - self._missing_since > _VISIBILITY_LIMIT:
+        if start is None:
+            self._missing_since = None
+        elif self._missing_since is None:
+            self._missing_since = now
+        elif now - self._missing_since > _VISIBILITY_LIMIT:
             if isinstance(self._protocol.problem, CorruptCheckpointError):
                 raise self._protocol.problem
             raise NotSharedError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from distributed_backup.coordinators.urls import is_redis_url
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -32,12 +34,18 @@ def status_lines(found: dict[str, Any], *, place: str, damaged: int) -> list[str
     lines = [
         f"Run         {found['run_id'] or '(no id yet)'} in {place}",
         f"Leader      {found['leader'] or 'nobody'}, term {found['term']}{_lease(found)}",
-        "Checkpoint  " + ("none that is usable" if newest is None else _checkpoint_line(newest)),
+        "Checkpoint  " + (_no_checkpoint(place, damaged) if newest is None else _checkpoint_line(newest)),
     ]
     if damaged:
         lines.append(f"            {damaged} damaged: see `checkpoints verify`")
     lines += [f"Notice      {_notice(notice)}" for notice in found["notices"]]
     return lines if found["members"] else [*lines, "Workers     none"]
+
+
+def _no_checkpoint(place: str, damaged: int) -> str:
+    if damaged:
+        return "none that is usable"
+    return "none announced yet" if is_redis_url(place) else "none yet"
 
 
 def workers_table(found: dict[str, Any]) -> Table:

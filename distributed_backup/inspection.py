@@ -79,6 +79,8 @@ def _run_on_server(url: str, run_id: str | None) -> Run:
             names = f"{len(found)} runs on {place}, name one with --run: {', '.join(found)}"
             raise ConfigError(names if found else f"no run on {place}")
         run_id = found[0]
+    elif run_id not in coordinator.runs():
+        raise ConfigError(f"no run {run_id} on {place}")
     coordinator.open(run_id, LeaseTimings())
     return Run(run_id=run_id, place=place, coordinator=coordinator, store=None)
 
@@ -116,7 +118,9 @@ def run_in(directory: Path) -> CheckpointStore:
     except OSError as error:
         raise StoreError(f"can't look at {directory}: {error.strerror or error}", path=str(directory)) from None
     if not found:
-        raise ConfigError(f"{directory} is {'not a directory' if directory.exists() else 'not there'}")
+        if directory.exists():
+            raise ConfigError(f"{directory} is not a directory")
+        raise ConfigError(f"{without_credentials(str(directory))} is not there")
     run_id = CheckpointStore(directory).read_run_id()
     # With its id, a checkpoint of another run that was copied in does not count as valid.
     store = CheckpointStore(directory, run_id=run_id)

@@ -24,6 +24,7 @@ from distributed_backup.errors import BackupError, CoordinatorError, Coordinator
 logger = logging.getLogger(__name__)
 
 _REASON: Final = "operator"
+_ELSEWHERE: Final = "; if it is led over a server, name it with --coordinator"
 # Between two looks, where the coordinator has no tick of its own and hints may be lost.
 _PERIOD: Final = 0.5
 # What is left to a request that is taken back: it is over before anybody could act on it.
@@ -83,7 +84,7 @@ def ask_for_save(coordinator: Coordinator, *, timeout: float, clock: Clock) -> S
     checked_seconds("--timeout", timeout)
     asked = clock.now()
     if coordinator.view().holder is None and not coordinator.members():
-        raise BackupError("nobody takes part in the run: there is nobody to ask")
+        raise BackupError(f"nobody takes part in the run: there is nobody to ask{_ELSEWHERE}")
     notice = Notice(notice_id=_new_id(), worker_id=new_worker_id(_REASON), reason=_REASON, remaining=timeout)
 
     def is_answered(view: ClusterView) -> bool:
@@ -120,7 +121,7 @@ def ask_to_resign(coordinator: Coordinator, *, timeout: float, clock: Clock) -> 
     checked_seconds("--timeout", timeout)
     asked, previous = clock.now(), coordinator.view().holder
     if previous is None:
-        raise BackupError("nobody leads the run: there is nobody to ask")
+        raise BackupError(f"nobody leads the run: there is nobody to ask{_ELSEWHERE}")
     if all(member.worker_id == previous for member in coordinator.members()):
         raise BackupError(f"no other worker could take over from {previous}")
     notice = Notice(notice_id=_new_id(), worker_id=previous, reason=_REASON, remaining=timeout, wish="resign")

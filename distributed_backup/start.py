@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from distributed_backup.checkpoint import Checkpoint, Position, parse_name
 from distributed_backup.coordinators.base import Announcement, ClusterView
-from distributed_backup.errors import RunMismatchError, StoreError
+from distributed_backup.errors import NotSharedError, RunMismatchError, StoreError
 from distributed_backup.legacy import LegacyBackup, find_legacy
 from distributed_backup.store import CheckpointStore
 
@@ -84,11 +84,17 @@ class StartProtocol:
         """The newest checkpoint that verifies, or a backup of synalinks' callback, or a fresh start.
 
         Raises:
+            NotSharedError: A leader that was alive when we joined announced a checkpoint that is not here.
             StoreError: No checkpoint is usable, or the directory can't be read.
         """
         checkpoint = self._store.latest()
         legacy = None if checkpoint is not None else find_legacy(self._store.root)
         announced = view.announcement
+        if announced is not None and self._is_elsewhere(announced):
+            raise NotSharedError(
+                f"{announced.worker_id} announced {announced.checkpoint}, which is not in {self._store.root} here: is "
+                "the directory shared by all workers?"
+            )
         finished = self._standby and announced is not None and self._is_the_end(announced)
         return StartPoint(checkpoint=checkpoint, legacy=legacy, finished=finished)
 
@@ -123,6 +129,13 @@ class StartProtocol:
         except StoreError as error:
             self.problem = error
             return None
+
+    def _is_elsewhere(self, announced: Announcement) -> bool:
+        """Whether the run has come further than our directory: to start from what is here would pay for it again."""
+        name = announced.checkpoint
+        if name is None or parse_name(name) is None or not self._is_live(announced.term):
+            return False
+        return self._store.names()[:1] < [name]
 
     def _is_current(self, announced: Announcement, view: ClusterView) -> bool:
         if self._is_the_end(announced):

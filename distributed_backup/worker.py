@@ -96,6 +96,7 @@ class Worker:
         self._view: ClusterView | None = None
         self._reported_term = 0
         self._error: StoreError | None = None
+        self._failure = ""
         self._announcer = Announcer(coordinator, worker_id, answers=lambda: self._notices.answers)
         self._stop_listening: Callable[[], None] = lambda: None
         self._opened = False
@@ -499,6 +500,9 @@ class Worker:
 
     def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         """Have the newest checkpoint announced, and which notices it answers."""
+        if self._failure:
+            logger.info("commits work again worker=%s", self._worker_id)
+            self._failure = ""
         self._announcer.newest = newest
         answers = self._notices.serve(served)
         kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
@@ -515,14 +519,13 @@ class Worker:
         self._elector.depose(term)
 
     def failed(self, error: StoreError) -> None:
-        """Report a commit that failed."""
+        """Report a commit that failed; once, if it fails again and again for one reason."""
         if self._options.on_save_error == "raise":
             self._error = error
-        logger.error(
-            "commit failed, training goes on, earlier checkpoints are intact worker=%s reason=%s",
-            self._worker_id,
-            error,
-        )
+        if str(error) != self._failure:
+            intact = "earlier checkpoints are intact" if self._store.root.is_dir() else "the directory is gone"
+            logger.error("commit failed, training goes on, %s worker=%s reason=%s", intact, self._worker_id, error)
+        self._failure = str(error)
         self._notify_all()
 
     # ---------------------------------------------------------------- waiting

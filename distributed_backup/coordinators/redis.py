@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 # How long the keys of a run stay after its last word: longer than anybody would leave a preempted job waiting, and
 # losing them would cost no more than an election.
 _KEPT_MS: Final = 7 * 24 * 3600 * 1000
+# Seconds to wait for the thread that listens; it looks up every quarter of one, unless it is just connecting.
+_JOIN_LIMIT: Final = 3.0
 _LEASE_KEY: Final = re.compile(r"distributed-backup:\{(.+)\}:lease")
 
 
@@ -139,7 +141,9 @@ class RedisCoordinator(Coordinator):
         """Close all connections when the last that opened it closes it; the next call opens new ones."""
         self._users = max(self._users - 1, 0)
         if self._opened is not None and self._users == 0:
-            self._opened[0].close()
+            link, listener = self._opened
+            listener.join(_JOIN_LIMIT)
+            link.close()
 
     # ---------------------------------------------------------------- the contract
 

@@ -72,6 +72,12 @@ _MEANINGS: Final = (
         (AskError, ClusterCrossSlotError),
         final=True,
     ),
+    _Meaning("{where} has no such database: {text}", texts=("DB index is out of range",), final=True),
+    _Meaning(
+        "{where} does not name a sentinel: use redis:// in place of redis+sentinel:// for a server",
+        texts=("unknown command 'SENTINEL'", "unknown command `SENTINEL`"),
+        final=True,
+    ),
     _Meaning(
         "{where} is not a Redis Cluster: use redis:// in place of redis+cluster://",
         texts=("Cluster mode is not enabled",),

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _HINTS: Final = frozenset(get_args(Hint))
 # Seconds after which the thread looks whether anybody still listens.
-_LOOK_UP: Final = 1.0
+_LOOK_UP: Final = 0.25
 
 
 class HintListener:
@@ -41,6 +41,7 @@ class HintListener:
         self._wakes: list[Callable[[Hint], None]] = []
         # What ends the thread that runs now; each thread has its own, so that an old one never serves new listeners.
         self._ending: threading.Event | None = None
+        self._thread: threading.Thread | None = None
 
     def add(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
         """Call `wake` with each hint until the function that is returned is called."""
@@ -48,9 +49,10 @@ class HintListener:
             self._wakes.append(wake)
             if self._ending is None:
                 self._ending = threading.Event()
-                threading.Thread(
+                self._thread = threading.Thread(
                     target=self._run, args=(self._ending,), name="distributed-backup-hints", daemon=True
-                ).start()
+                )
+                self._thread.start()
 
         def remove() -> None:
             with self._lock:
@@ -61,8 +63,18 @@ class HintListener:
 
         return remove
 
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread that nobody needs any more.
+
+        At the interpreter's end it would be stopped wherever it is, perhaps with a lock of the driver that is needed.
+        """
+        with self._lock:
+            thread = None if self._wakes else self._thread
+        if thread is not None:
+            thread.join(timeout)
+
     def _end(self) -> None:
-        # No more than a word: a connection must not be touched by two threads. The listener looks up within a second.
+        # No more than a word: a connection must not be touched by two threads. The listener looks up soon.
         if self._ending is not None:
             self._ending.set()
             self._ending = None

@@ -29,7 +29,7 @@ def is_redis_url(text: str) -> bool:
         False
     """
     scheme, separator, _ = text.partition("://")
-    return bool(separator) and scheme in REDIS_SCHEMES
+    return bool(separator) and scheme.lower() in REDIS_SCHEMES
 
 
 def without_credentials(url: str) -> str:
@@ -40,6 +40,9 @@ def without_credentials(url: str) -> str:
         'redis://redis:6379/0'
     """
     scheme, separator, rest = url.partition("://")
+    if not separator:
+        # No URL, or a mistyped one.
+        return url if "@" not in url else f"…@{url.rpartition('@')[2]}"
     before, mark, after = re.split(r"([?#]|$)", rest, maxsplit=1)
     if mark and "@" in after:
         # An unescaped ? in a password, or an @ in an option: where the place is can't be told.

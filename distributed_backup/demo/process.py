@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 from distributed_backup.demo.messages import Event, Plan, Role
@@ -111,9 +111,18 @@ class DemoProcess:
             self.events.close()
 
 
+def _end_with_director() -> None:
+    """End this process when its director is gone, by whatever signal: what it then reports nobody hears."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _run(sender: Connection, plan: Plan, role: Role) -> None:
     # Ctrl-C goes to the whole terminal; the director tidies up after it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_director, name="distributed-backup-demo-end", daemon=True).start()
     descriptor = os.open(role.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import ClusterView, Heartbeat
 from distributed_backup.coordinators.redis import RedisCoordinator
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
-from tests.servers import HOST, RedisServer, binaries, free_port
+from tests.servers import HOST, RedisServer, binaries, free_port, wait_for
 
 CALM = LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=5.0)
 HOUR_MS = 3_600_000
@@ -123,7 +124,7 @@ def test_connections_are_closed_when_the_last_worker_is_gone(
         coordinator.close()
         assert others()
         coordinator.close()
-        assert not others()
+        wait_for(lambda: not others(), "the server sees them closed")
 
 
 @pytest.mark.parametrize("apart", [0.001, 9.999])
@@ -136,3 +137,30 @@ def test_the_time_for_a_call_is_never_absurd(server: RedisServer, apart: float) 
     limit = client.connection_pool.connection_kwargs["socket_timeout"]
     coordinator.close()
     assert 1.0 <= limit <= 10.0 / 3
+
+
+def test_a_database_that_is_not_there_is_a_mistake(server: RedisServer) -> None:
+    """Waiting would not make one."""
+    coordinator = RedisCoordinator(server.url.removesuffix("/0") + "/99")
+    coordinator.open("run", CALM)
+    with pytest.raises(ConfigError, match="has no such database: DB index is out of range"):
+        coordinator.view()
+    coordinator.close()
+
+
+def test_a_server_that_is_no_sentinel_is_a_mistake(server: RedisServer) -> None:
+    """And the message says what to write instead."""
+    coordinator = RedisCoordinator(f"redis+sentinel://{HOST}:{server.port}/primary")
+    coordinator.open("run", CALM)
+    with pytest.raises(ConfigError, match=r"does not name a sentinel: use redis://"):
+        coordinator.view()
+    coordinator.close()
+
+
+def test_no_thread_outlives_the_coordinator(server: RedisServer, coordinator: RedisCoordinator) -> None:
+    """At the interpreter's end it could hold a lock of the driver for ever."""
+    stop = coordinator.listen(lambda _: None)
+    assert any(thread.name == "distributed-backup-hints" for thread in threading.enumerate())
+    stop()
+    coordinator.close()
+    assert not any(thread.name == "distributed-backup-hints" for thread in threading.enumerate())

@@ -570,3 +570,12 @@ def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tup
     assert result.exit_code == 2
     assert "s3cr3t" not in result.output
     assert "rror" in result.output
+
+
+@pytest.mark.parametrize("command", ["status", "preempt", "resign"])
+@pytest.mark.parametrize("target", ["redis:/:s3cr3t@host/0", "redis:s3cr3t@host", ":s3cr3t@host"])
+def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str) -> None:
+    """It is taken for a directory, which is not there."""
+    result = CliRunner().invoke(app, [command, target])
+    assert (result.exit_code, "s3cr3t" in result.output) == (2, False)
+    assert "is not there" in result.output

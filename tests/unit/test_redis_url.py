@@ -135,6 +135,10 @@ LOGINS = [
     "redis+cluster://user:{}@a:1,b:2/x",
     "postgres://user:{}@host",
     "rediss+sentinel://user:{}@a:x/main",
+    "redis:/:{}@host/0",
+    "redis:{}@host",
+    ":{}@host",
+    "Redis://:{}@host",
 ]
 
 

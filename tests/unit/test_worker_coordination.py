@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from distributed_backup.coordinators.memory import MemoryCoordinator
 from distributed_backup.errors import (
     ConfigError,
     CoordinatorUnavailableError,
+    NotSharedError,
     Preempted,
     RestoreTimeoutError,
     StoreError,
@@ -504,3 +507,77 @@ def test_what_began_in_the_directory_while_the_last_one_deleted_it_stays(team: T
     team.coordinator.erase = erased  # type: ignore[method-assign]
     team.result(team.begin(leader.finish))
     assert team.positions() == [Position(0, 1)]
+
+
+# ---------------------------------------------------------------- directories that are not shared
+
+
+def test_a_leader_that_commits_often_does_not_hide_that_the_directory_is_not_shared(team: Team, tmp_path: Path) -> None:
+    """What is announced is missing here, whatever its name is by now."""
+    leader = team.started("a")
+    leader.boundary(snapshot(0, 1), due=True)
+    team.until(team.positions)
+    other = team.worker("b", root=tmp_path / "elsewhere", restore_timeout=60.0)
+    waiting = team.begin(other.await_start)
+
+    def commit_on_and_on() -> bool:
+        batch = len(team.positions()) + 1
+        leader.boundary(snapshot(0, batch), due=True)
+        team.steps(1.0)
+        return waiting.done()
+
+    team.until(commit_on_and_on)
+    with pytest.raises(NotSharedError, match=r"which is not in .*elsewhere here: is the directory shared"):
+        waiting.result()
+
+
+def test_a_new_leader_without_what_the_last_one_announced_does_not_start_over(team: Team, tmp_path: Path) -> None:
+    """It would pay for everything again, without a word: its directory is another one."""
+    leader, other = team.started("a"), team.worker("b", root=tmp_path / "elsewhere", standby=True)
+    waiting = team.begin(other.await_start)
+    team.steps(1.0)
+    leader.boundary(snapshot(3), due=True)
+    team.until(lambda: team.announcement.position == Position(3))
+    team.steps(1.0)
+    leader.close(timeout=0.0)
+    with pytest.raises(NotSharedError, match=r"a announced 0000000001-00000003-00000000.ckpt, which is not in"):
+        team.result(waiting)
+
+
+def test_a_run_that_was_started_over_on_purpose_is(team: Team) -> None:
+    """The record of an earlier incarnation does not keep an emptied directory from a fresh start."""
+    first = team.commit(3)
+    team.coordinator.heartbeat(Heartbeat(worker_id="dead", campaign=True, floor=0, duration=15.0))
+    announced = Announcement(
+        term=1, worker_id="dead", kind="committed", position=first.position, checkpoint=first.name, digest=first.digest
+    )
+    assert team.coordinator.announce(announced)
+    team.clock.advance(1.0)
+    (team.root / first.name).unlink()
+    worker = team.worker("a")
+    assert team.result(team.begin(worker.await_start)).checkpoint is None
+
+
+def test_a_commit_that_fails_again_and_again_is_logged_once(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """And that it works again, too."""
+    worker = team.started("a")
+    worker._store.broken = True  # type: ignore[attr-defined]
+    with caplog.at_level(logging.INFO):
+        for batch in range(1, 6):
+            worker.boundary(snapshot(0, batch), due=True)
+            assert worker._saver.drain(PATIENCE)
+        assert caplog.text.count("commit failed, training goes on, earlier checkpoints are intact") == 1
+        worker._store.broken = False  # type: ignore[attr-defined]
+        worker.boundary(snapshot(0, 6), due=True)
+        team.until(lambda: team.positions() == [Position(0, 6)])
+        team.until(lambda: "commits work again" in caplog.text)
+
+
+def test_a_directory_that_is_gone_is_not_said_to_be_intact(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody removed the run."""
+    worker = team.started("a")
+    shutil.rmtree(team.root)
+    worker.boundary(snapshot(0, 1), due=True)
+    team.until(lambda: "commit failed" in caplog.text)
+    assert "the directory is gone" in caplog.text
+    assert "intact" not in caplog.text

@@ -1,0 +1,5 @@
+"""`python -m distributed_backup`: the same as `distributed-backup`."""
+
+from distributed_backup.cli import main
+
+main()
