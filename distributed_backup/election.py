@@ -201,6 +201,12 @@ class Elector:
         self._stands_back_until = self._clock.now() + seconds
         self.poke()
 
+    def stand_forward(self) -> None:
+        """Campaign again at once, if we stood back."""
+        if self._clock.now() < self._stands_back_until:
+            self._stands_back_until = 0.0
+            self.poke()
+
     def depose(self, term: int) -> None:
         """Give up `term` at the next tick, and campaign for a higher one: it does not count any more."""
         self._deposed = term
@@ -251,20 +257,14 @@ class Elector:
         self._highest_seen = max(self._highest_seen, view.term)
         others = view.holder not in {None, self._worker_id}
         if others or view.term > (self._last_term or 0):
-            self._stand_back_no_more(view)
+            # What we stood back for has happened.
+            self.stand_forward()
         self._free_at = sent + view.remaining if others and view.remaining is not None else None
         if self._may_hold:
             self._hold(view, sent)
         elif self._term is not None:
             self._lose(view.reason or f"term {view.term} belongs to {view.holder or 'nobody'}")
         self._listener.observed(view)
-
-    def _stand_back_no_more(self, view: ClusterView) -> None:
-        """Another leads, or did: what we stood back for has happened."""
-        if self._clock.now() < self._stands_back_until:
-            self._stands_back_until = 0.0
-            if view.holder is None:
-                self.poke()
 
     def _give_up_if_asked(self, now: float) -> None:
         if self._term is None:

@@ -389,7 +389,7 @@ class Worker:
         if notice is None:
             return
         self._notices.ask(notice.notice_id)
-        self._elector.stand_back(0.0)
+        self._elector.stand_forward()
         self._stop_training_at(notice.deadline - self._options.reserve)
         if self._elector.is_leader:
             # Telling writes to the same disk as saving does; for this moment nobody else has anything to do about it.

@@ -15,12 +15,14 @@ from pathlib import Path
 async def run(directory: Path) -> None:
     # Here, for synalinks' import would ask the network for a price list without this.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    from tests.bench import blocked, durable, report, restore
+    from tests.bench import blocked, durable, fanout, handover, report, restore, takeover
 
     print(report.machine(directory), end="\n\n", flush=True)
-    for benchmark in (blocked, durable, restore):
-        print(await benchmark.report(directory), flush=True)
+    for benchmark in (blocked, durable, restore, handover, takeover, fanout):
+        print(await benchmark.report(directory / benchmark.__name__.rpartition(".")[2]), flush=True)
 
 
-with tempfile.TemporaryDirectory(prefix="bench-", dir=sys.argv[1] if len(sys.argv) > 1 else None) as made:
-    asyncio.run(run(Path(made)))
+# Contenders for a lease are spawned, and import this module again.
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=sys.argv[1] if len(sys.argv) > 1 else None) as made:
+        asyncio.run(run(Path(made)))

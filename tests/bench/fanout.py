@@ -152,7 +152,7 @@ async def report(directory: Path) -> str:
         "max, ms",
         "scripts/s",
         "scripts per worker and tick",
-        "commands/s per worker",
+        "commands/s per worker, with those in scripts",
         "server CPU, %",
         "CPU per worker, µs/s",
     ]
