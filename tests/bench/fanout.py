@@ -18,7 +18,7 @@ from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat
 from distributed_backup.coordinators.redis import RedisCoordinator
 from distributed_backup.election import Elector, LeaseLoss
-from tests.bench.lease import Contender, Report, contenders
+from tests.bench.lease import Contender, Report, await_sigterm, contenders
 from tests.bench.report import table
 from tests.servers import RedisServer
 from tests.terms import Terms
@@ -71,7 +71,7 @@ class Follower:
         self._crowd.saw(self._worker_id, view)
 
 
-def follow(report: Report, stop: threading.Event, url: str, name: str, count: int) -> None:
+def follow(report: Report, url: str, name: str, count: int) -> None:
     """`count` followers in one process."""
     threading.stack_size(256 * 1024)
     crowd = Crowd(report, count)
@@ -89,7 +89,7 @@ def follow(report: Report, stop: threading.Event, url: str, name: str, count: in
         )
         coordinator.listen(lambda hint, elector=elector: elector.poke() if hint == "announced" else None)  # type: ignore[misc]
         elector.start()
-    stop.wait()
+    await_sigterm()
 
 
 def measure(server: RedisServer, count: int) -> list[str]:

@@ -33,7 +33,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Contender:
-    """A process that runs `body(report, stop, …)`, where SIGTERM sets `stop`."""
+    """A process that runs `body(report, …)`, which awaits SIGTERM."""
 
     def __init__(self, body: Callable[..., None], *arguments: Any) -> None:
         self._events, sender = _CONTEXT.Pipe(duplex=False)
@@ -75,19 +75,23 @@ class Contender:
 
 
 def _run(sender: Connection, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    stop, again, reporting = threading.Event(), threading.Event(), threading.Lock()
+    reporting = threading.Lock()
 
     def report(name: str, value: Any = None) -> None:
         with reporting:
             sender.send((name, value))
 
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGUSR1, lambda *_: again.set())
+    # Waited for, not handled: a handler that sets an event may find the event's lock taken by what it interrupts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        body(report, stop, *arguments)
-        again.wait()
-        again.clear()
+        body(report, *arguments)
+        signal.sigwait({signal.SIGUSR1})
+
+
+def await_sigterm() -> None:
+    """Wait until this contender is to give up what it holds."""
+    signal.sigwait({signal.SIGTERM})
 
 
 @contextmanager
@@ -125,7 +129,7 @@ class Told:
             self._report("waits")
 
 
-def ours(report: Report, stop: threading.Event, url: str, directory: Path, timings: LeaseTimings) -> None:
+def ours(report: Report, url: str, directory: Path, timings: LeaseTimings) -> None:
     """An elector of this package, with the term's claim in a directory."""
     store = CheckpointStore(directory)
     coordinator = RedisCoordinator(url)
@@ -140,27 +144,25 @@ def ours(report: Report, stop: threading.Event, url: str, directory: Path, timin
     )
     deaf = coordinator.listen(lambda hint: elector.poke() if hint == "free" else None)
     elector.start()
-    stop.wait()
-    stop.clear()
+    await_sigterm()
     elector.resign()
     elector.stop()
     deaf()
     coordinator.close()
 
 
-def redis_py(report: Report, stop: threading.Event, url: str, *_: Any) -> None:
+def redis_py(report: Report, url: str, *_: Any) -> None:
     """`redis.lock.Lock` as it is made by default: a waiting `acquire` looks every 0.1 s."""
     lock = redis.Redis.from_url(url).lock("bench-lock", timeout=15)
     if not lock.acquire(blocking=False):
         report("waits")
         lock.acquire()
     report("leads", SystemClock().now())
-    stop.wait()
-    stop.clear()
+    await_sigterm()
     lock.release()
 
 
-def python_redis_lock(report: Report, stop: threading.Event, url: str, *_: Any) -> None:
+def python_redis_lock(report: Report, url: str, *_: Any) -> None:
     """`redis_lock.Lock`: a waiting `acquire` is woken through a list."""
     logging.getLogger("redis_lock").setLevel(logging.CRITICAL)  # it warns of each try that was in vain
     # It waits in one blocking command, for longer than redis-py's time-out.
@@ -169,6 +171,5 @@ def python_redis_lock(report: Report, stop: threading.Event, url: str, *_: Any) 
         report("waits")
         lock.acquire()
     report("leads", SystemClock().now())
-    stop.wait()
-    stop.clear()
+    await_sigterm()
     lock.release()
