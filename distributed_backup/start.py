@@ -2,7 +2,7 @@
 
 The leader takes the newest checkpoint that verifies. Everybody else takes what the leader of *this* incarnation of the
 run announced: a record of workers that were killed may still be there, and their lease may not have run out. It decides
-from what it is shown; waiting and announcing are `worker`'s.
+from what it is shown; waiting and announcing are `arrival`'s.
 """
 
 from __future__ import annotations

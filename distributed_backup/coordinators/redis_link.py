@@ -74,7 +74,6 @@ class Script:
 
     def __init__(self, *names: str) -> None:
         folder = files("distributed_backup.coordinators").joinpath("lua")
-        self.name = names[0]
         self.text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in names)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 

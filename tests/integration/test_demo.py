@@ -205,6 +205,23 @@ def test_its_own_server_does_not_outlive_a_demonstration_that_is_killed(short_pa
     assert [path.name for path in short_path.iterdir()] == ["server.log"]
 
 
+def test_a_worker_does_not_outlive_a_demonstration_that_is_killed() -> None:
+    program = (
+        "import multiprocessing, time\n"
+        "from distributed_backup.demo.process import _end_with_director\n"
+        "worker = multiprocessing.get_context('forkserver').Process(target=_end_with_director)\n"
+        "worker.start()\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert is_running(pid)
+        process.kill()
+    wait_for(lambda: not is_running(pid), "the end of the worker")
+
+
 def test_a_server_that_does_not_start_is_told_by_its_last_words(short_path: Path) -> None:
     binary = short_path / "redis-server"
     binary.write_text("#!/bin/sh\necho first; echo 'no such luck'; exit 1\n")

@@ -157,10 +157,24 @@ def test_a_server_that_is_no_sentinel_is_a_mistake(server: RedisServer) -> None:
     coordinator.close()
 
 
-def test_no_thread_outlives_the_coordinator(server: RedisServer, coordinator: RedisCoordinator) -> None:
-    """At the interpreter's end it could hold a lock of the driver for ever."""
+def test_no_thread_outlives_the_coordinator(
+    server: RedisServer, coordinator: RedisCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the interpreter's end it could hold a lock of the driver for ever. It ends before its connections do."""
+
+    def listens() -> bool:
+        return any(thread.name == "distributed-backup-hints" for thread in threading.enumerate())
+
+    listening: list[bool] = []
+    close = coordinator._link.close
+
+    def watched() -> None:
+        listening.append(listens())
+        close()
+
+    monkeypatch.setattr(coordinator._link, "close", watched)
     stop = coordinator.listen(lambda _: None)
-    assert any(thread.name == "distributed-backup-hints" for thread in threading.enumerate())
+    assert listens()
     stop()
     coordinator.close()
-    assert not any(thread.name == "distributed-backup-hints" for thread in threading.enumerate())
+    assert listening == [False]
