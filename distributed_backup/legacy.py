@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 from distributed_backup.checkpoint import Position
 from distributed_backup.errors import NoUsableCheckpointError, StoreError
+from distributed_backup.storage.base import Names, Storage
 
 logger = logging.getLogger(__name__)
 
@@ -42,57 +42,58 @@ class LegacyBackup:
     state_tree: dict[str, Any]
 
 
-def find_legacy(root: Path) -> LegacyBackup | None:
-    """The backup of synalinks' callback in `root`, the previous one if the newest can't be read; None without any.
+def find_legacy(storage: Storage) -> LegacyBackup | None:
+    """The backup of synalinks' callback in `storage`, the previous one if the newest can't be read; None without any.
 
     Raises:
         NoUsableCheckpointError: There is one, and it is torn, and so is the previous one if there is any.
         StoreError: The files can't be read.
     """
+    found = storage.names()
     problems, unreadable = [], None
     for suffix in ("", _PREVIOUS):
-        variables, metadata = root / (VARIABLES + suffix), root / (METADATA + suffix)
-        try:
-            return _read(variables, metadata)
-        except FileNotFoundError:
+        name = VARIABLES + suffix
+        if name not in found:
             continue
+        try:
+            return _read(storage, name, METADATA + suffix, found)
         except (ValueError, KeyError, TypeError) as error:
             problem = str(error)
-        except OSError as error:
-            path = str(error.filename or variables)
-            unreadable = unreadable or StoreError(f"can't read {path}: {error.strerror}", path=path)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                continue  # another worker has finished meanwhile
+            unreadable = unreadable or error
             problem = str(error)
-        logger.warning("backup skipped name=%s reason=%s", variables.name, problem)
-        problems.append(f"{variables.name}: {problem}")
+        logger.warning("backup skipped name=%s reason=%s", name, problem)
+        problems.append(f"{name}: {problem}")
     if unreadable is not None:
         raise unreadable
     if problems:
-        raise NoUsableCheckpointError(path=str(root), reasons=tuple(problems))
+        raise NoUsableCheckpointError(path=storage.location, reasons=tuple(problems))
     return None
 
 
-def _read(variables: Path, metadata: Path) -> LegacyBackup:
-    raw = variables.read_bytes()
+def _read(storage: Storage, variables: str, metadata: str, found: Names) -> LegacyBackup:
+    raw = storage.read(variables)
     state_tree = orjson.loads(raw)
     if not isinstance(state_tree, dict):
         raise TypeError("not a state tree")
-    epoch = orjson.loads(metadata.read_bytes())["epoch"] if metadata.exists() else 0
+    epoch = orjson.loads(storage.read(metadata))["epoch"] if metadata in found else 0
     return LegacyBackup(
-        name=variables.name,
+        name=variables,
         position=Position(epoch),
         digest=hashlib.blake2b(raw, digest_size=32).hexdigest(),
         state_tree=state_tree,
     )
 
 
-def remove_legacy(root: Path) -> None:
+def remove_legacy(storage: Storage) -> None:
     """Remove the files of synalinks' callback; those that are not there are no error.
 
     Raises:
         StoreError: A file could not be removed.
     """
+    found = storage.names()
     for name in (VARIABLES, METADATA, VARIABLES + _PREVIOUS, METADATA + _PREVIOUS):
-        try:
-            (root / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(f"can't remove {root / name}: {error.strerror}", path=str(root / name)) from error
+        if name in found:
+            storage.remove(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from distributed_backup.coordinators.base import Coordinator
-from distributed_backup.coordinators.urls import REDIS_SCHEMES, is_redis_url, without_credentials
+from distributed_backup.coordinators.urls import REDIS_SCHEMES, is_redis_url, is_url, without_credentials
 from distributed_backup.errors import ConfigError
 
 
@@ -18,7 +18,8 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
         url: `file:` for a file lock in the backup directory, `file:///path` for one elsewhere, `memory:` for
             one in this object alone; `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://` for
             a lease on a server (see `redis_url`).
-        backup_dir: The backup directory, for `file:`.
+        backup_dir: The backup directory, for `file:`; one that is a URL can hold no lock, but one on a Redis deployment
+            is led over the same.
 
     Raises:
         ConfigError: An unknown scheme, or `file:` without a backup directory.
@@ -29,6 +30,8 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
         >>> coordinator_from_url("file:///tmp/run-42/coordinator").root
         PosixPath('/tmp/run-42/coordinator')
     """
+    if url == "file:" and backup_dir is not None and is_url(backup_dir):
+        url = _beside(str(backup_dir))
     if is_redis_url(url):
         from distributed_backup.coordinators.redis import RedisCoordinator
 
@@ -52,4 +55,17 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
     raise ConfigError(
         "coordinator must be 'file:', 'file:///absolute/path', 'memory:' or a URL that begins with one of "
         f"{', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}; got {without_credentials(url)!r}"
+    )
+
+
+def _beside(place: str) -> str:
+    """The coordinator of a run whose backup directory is a URL and whose coordinator nobody named."""
+    if is_redis_url(place):
+        return place
+    scheme, _, path = place.partition("://")
+    if scheme.lower() in {"file", "local"}:
+        return f"file://{path.rstrip('/')}/coordinator"
+    raise ConfigError(
+        f"{without_credentials(place)} can hold no lock, so name a coordinator: redis://… for the workers of many "
+        "machines, file:///path for those of one, memory: for a single worker"
     )

@@ -89,7 +89,7 @@ _MEANINGS: Final = (
         "{where} is a read-only replica: name the primary, or use redis+sentinel://", (ReadOnlyError,), ("READONLY",)
     ),
     _Meaning(
-        "{where} is out of memory: raise its maxmemory; nothing is granted until then",
+        "{where} is out of memory: raise its maxmemory; nothing is granted or kept until then",
         (OutOfMemoryError,),
         ("OOM command not allowed",),
     ),

@@ -55,6 +55,12 @@ class Client(Protocol):
     def eval(self, script: str, numkeys: int, *keys_and_args: Any) -> Any:
         """Run a script."""
 
+    def execute_command(self, *arguments: Any) -> Any:
+        """Run a command."""
+
+    def script_load(self, script: str) -> Any:
+        """Have the server know a script."""
+
     def scan_iter(self, match: str, count: int) -> Iterator[str]:
         """Names of keys."""
 
@@ -70,18 +76,19 @@ class Script:
 
     Args:
         names: The files in `lua/` whose texts it consists of, in order, without suffix.
+        package: Whose `lua/`.
     """
 
-    def __init__(self, *names: str) -> None:
-        folder = files("distributed_backup.coordinators").joinpath("lua")
+    def __init__(self, *names: str, package: str) -> None:
+        folder = files(package).joinpath("lua")
         self.text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in names)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 @cache
-def script(*names: str) -> Script:
+def script(*names: str, package: str = "distributed_backup.coordinators") -> Script:
     """The script of these files, read once."""
-    return Script(*names)
+    return Script(*names, package=package)
 
 
 class RedisLink:
@@ -92,18 +99,20 @@ class RedisLink:
     Args:
         address: Where it is and how to connect.
         limit: Seconds that each step of a call may take.
+        text: Whether what is read is text; else it is bytes.
     """
 
-    def __init__(self, address: RedisAddress, limit: float) -> None:
+    def __init__(self, address: RedisAddress, limit: float, *, text: bool = True) -> None:
         self._address = address
         self._limit = limit
+        self._text = text
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._checked = False
         # Whether it has ever done what was asked: what is refused from then on may be granted again.
         self._reached = False
 
-    def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+    def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         """Run a script; what it returned.
 
         Raises:
@@ -119,6 +128,26 @@ class RedisLink:
                 told = client.eval(script.text, len(keys), *keys, *arguments)
             self._reached = True
             return told
+
+    def load(self, script: Script) -> None:
+        """Have the server know a script, lest its arguments be sent twice at the first use; raises as `run` does."""
+        with self._translated():
+            self._connected().script_load(script.text)
+
+    def command(self, *arguments: str | bytes) -> Any:
+        """Run one command that may be repeated; what it returned; raises as `run` does."""
+        with self._translated():
+            told = self._connected().execute_command(*arguments)
+            self._reached = True
+            return told
+
+    def persists(self) -> bool:
+        """Whether the server keeps an append-only file, or does not tell; raises as `run` does."""
+        with self._translated():
+            try:
+                return bool(_told_by(self._connected()).get("aof_enabled", True))
+            except NoPermissionError:
+                return True
 
     def find(self, pattern: str) -> tuple[str, ...]:
         """The keys that match a pattern of SCAN, sorted; raises as `run` does."""
@@ -162,7 +191,7 @@ class RedisLink:
             "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             "retry_on_error": [],
             "health_check_interval": 0,
-            "decode_responses": True,
+            "decode_responses": self._text,
             # Nothing here needs more, and the oldest servers speak it.
             "protocol": 2,
         }
@@ -187,7 +216,7 @@ def check_server(client: Any, address: RedisAddress) -> None:
         ConfigError: It is too old.
     """
     try:
-        info = client.info(target_nodes=RedisCluster.RANDOM) if isinstance(client, RedisCluster) else client.info()
+        info = _told_by(client)
     except NoPermissionError:
         logger.warning("can't check the server at %s: its user may not run INFO", address)
         return
@@ -204,6 +233,12 @@ def check_server(client: Any, address: RedisAddress) -> None:
         )
     if info.get("role") == "slave":
         logger.warning("the server at %s is a replica: nobody can lead through it; name the primary", address)
+
+
+def _told_by(client: Any) -> dict[str, Any]:
+    """What a server says of itself, one of them if there are many."""
+    options = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
+    return cast(dict[str, Any], client.info(**options))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

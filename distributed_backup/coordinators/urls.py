@@ -19,6 +19,17 @@ REDIS_SCHEMES: Final = (
 )
 
 
+def is_url(place: object) -> bool:
+    """Whether this is a URL, and not the path of a directory.
+
+    Example:
+        >>> is_url("s3://bucket/run-42"), is_url("/mnt/shared/run-42"), is_url("/tmp/a://b")
+        (True, False, False)
+    """
+    scheme, separator, _ = str(place).partition("://")
+    return bool(separator) and bool(scheme) and scheme[0].isalpha() and "/" not in scheme
+
+
 def is_redis_url(text: str) -> bool:
     """Whether `text` begins as the URL of a Redis deployment does.
 

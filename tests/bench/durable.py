@@ -26,6 +26,7 @@ import pytest
 
 from distributed_backup import BackupAndRestore, Preempted
 from distributed_backup.demo.offline import OfflineLanguageModel
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 from tests.bench.report import milliseconds, ratio, seconds, table, worst
 from tests.bench.states import SIZES, inflate
@@ -60,7 +61,7 @@ class Stopwatch:
             self._loop.call_soon_threadsafe(self._stopped.set)
 
 
-class WatchedStore(CheckpointStore):
+class WatchedStorage(LocalStorage):
     watch: Stopwatch
 
     def _sync_directory(self) -> None:
@@ -82,8 +83,9 @@ class InterruptedModel(OfflineLanguageModel):
 async def interrupt(program: Any, model: Any, directory: Path) -> tuple[float, Path]:
     """One fit that is preempted in its first batch; seconds from signal to durable, and its newest checkpoint."""
     callback = BackupAndRestore(directory, save_freq=False, grace_period=60.0)
-    callback._store = store = WatchedStore(directory)
-    store.watch = model.watch = watch = Stopwatch()
+    storage = WatchedStorage(directory)
+    callback._store = CheckpointStore(storage)
+    storage.watch = model.watch = watch = Stopwatch()
     x, y = samples(2)
     with pytest.raises(Preempted) as preempted:
         await program.fit(x, y, batch_size=1, minibatch_size=None, verbose=0, callbacks=[callback])

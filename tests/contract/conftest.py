@@ -1,4 +1,4 @@
-"""The coordinators that the contract suite runs over."""
+"""The coordinators and the places that the contract suites run over."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.harness import HARNESSES, Harness
+from tests.contract.places import PLACES, Place
 
 
 @pytest.fixture(params=sorted(HARNESSES))
@@ -15,3 +16,8 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]
     made = HARNESSES[request.param](tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(params=sorted(PLACES))
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return PLACES[request.param](tmp_path)

@@ -26,6 +26,7 @@ import pytest
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot, checkpoint_name
 from distributed_backup.errors import StoreError
 from distributed_backup.run_directory import RUN_FILE
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 
 Event = dict[str, Any]
@@ -43,16 +44,16 @@ def commit(store: CheckpointStore, epoch: int, *, term: int, body: bytes = BODY)
 # -------------------------------------------------------------------- in the children
 
 
-class Fated(CheckpointStore):
-    """A store that kills its own process at one step.
+class Fated(LocalStorage):
+    """A storage that kills its own process at one step.
 
     Args:
-        spec: `root`, `keep`; `fatal`: the number of the step, or None; `when`: before, half or after.
+        spec: `root`; `fatal`: the number of the step, or None; `when`: before, half or after.
         report: Takes each step before it is made, and the death before it is died.
     """
 
     def __init__(self, spec: Spec, report: Callable[[Event], None]) -> None:
-        super().__init__(spec["root"], keep=spec.get("keep", 1), run_id=spec.get("run_id"))
+        super().__init__(spec["root"])
         self._fatal, self._when = spec.get("fatal"), spec.get("when")
         self._report = report
         self._steps = 0
@@ -89,8 +90,8 @@ class Fated(CheckpointStore):
     def _sync_directory(self) -> None:
         self._step("sync directory", super()._sync_directory)
 
-    def _remove(self, path: Path) -> None:
-        remove = super()._remove
+    def _unlink(self, path: Path) -> None:
+        remove = super()._unlink
         self._step("remove", lambda: remove(path))
 
 
@@ -99,7 +100,8 @@ def act(spec: Spec, report: Callable[[Event], None]) -> None:
     if "limit" in spec:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else the limit kills instead of failing the write
         resource.setrlimit(resource.RLIMIT_FSIZE, (spec["limit"], spec["limit"]))
-    store: CheckpointStore = Fated(spec, report) if "fatal" in spec else CheckpointStore(spec["root"])
+    storage = Fated(spec, report) if "fatal" in spec else LocalStorage(spec["root"])
+    store = CheckpointStore(storage, keep=spec.get("keep", 1), run_id=spec.get("run_id"))
     if spec["do"] == "open":
         report({"run_id": store.open_run()})
     elif spec["do"] == "delete":
@@ -251,7 +253,7 @@ def with_history(root: Path) -> None:
     for term, epoch in ((1, 1), (1, 2), (2, 3)):
         commit(store, epoch, term=term)
     (root / f".partial-{checkpoint_name(1, Position(3))}-aaaa").write_bytes(b"torn")
-    (root / ".partial-run-aaaa").write_bytes(b"torn")
+    (root / ".partial-run.json-aaaa").write_bytes(b"torn")
 
 
 def without_run_file(root: Path) -> None:

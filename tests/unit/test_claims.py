@@ -13,7 +13,8 @@ import pytest
 
 from distributed_backup.checkpoint import Position, Snapshot
 from distributed_backup.errors import StaleTermError, StoreError
-from distributed_backup.run_directory import Names
+from distributed_backup.storage.base import Names
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 
 
@@ -95,14 +96,14 @@ def test_claims_are_no_checkpoints_and_go_with_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-class Slow(CheckpointStore):
+class Slow(LocalStorage):
     """Others act between its look at the directory and its claim."""
 
     others: tuple[CheckpointStore, int] | None = None
 
     @override
-    def _entries(self) -> Names:
-        found = super()._entries()
+    def names(self) -> Names:
+        found = super().names()
         if self.others is not None:
             (store, terms), self.others = self.others, None
             for term in range(1, terms + 1):
@@ -113,18 +114,19 @@ class Slow(CheckpointStore):
 @pytest.mark.parametrize("terms", [1, 2, 20])
 def test_a_claim_that_others_passed_by_is_none(tmp_path: Path, terms: int) -> None:
     """Term 1 was claimed since we looked; with many more after it, even its file is gone again."""
-    store = Slow(tmp_path)
+    storage = Slow(tmp_path)
+    store = CheckpointStore(storage)
     store.open_run()
-    store.others = (opened(tmp_path), terms)
+    storage.others = (opened(tmp_path), terms)
     assert not store.claim_term(1)
-    assert store.others is None, "nobody came in between"
+    assert storage.others is None, "nobody came in between"
 
 
 def test_a_directory_that_can_not_be_written_is_an_error_that_names_the_claim(tmp_path: Path) -> None:
     """Not a refusal: another worker may be able to lead."""
     store = opened(tmp_path / "run")
     store.delete()
-    with pytest.raises(StoreError, match=r"can't claim the term .*0000000001\.term"):
+    with pytest.raises(StoreError, match=r"can't claim the term: can't write .*0000000001\.term"):
         store.claim_term(1)
 
 

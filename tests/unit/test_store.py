@@ -27,6 +27,7 @@ from distributed_backup.errors import (
     StoreError,
 )
 from distributed_backup.run_directory import RUN_FILE
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 
 
@@ -40,7 +41,7 @@ def commit(store: CheckpointStore, epoch: int, batch: int = 0, *, term: int = 1)
 
 def write(root: Path, epoch: int, *, term: int = 1, run_id: str = "run", body: bytes = b"{}") -> Path:
     """A checkpoint written directly, as a paused writer would after all its checks."""
-    header, line = encode(snapshot(epoch, body=body), run_id=run_id, term=term, worker_id="late", created_at="")
+    header, line = encode(snapshot(epoch, body=body), run_id=run_id, term=term, worker_id="w", created_at="")
     path = root / header.name
     path.write_bytes(line + body + b"\n")
     return path
@@ -157,11 +158,11 @@ def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
     assert reader.highest_term() == 7
 
 
-class Recorded(CheckpointStore):
+class Recorded(LocalStorage):
     """Keeps the names of the system calls of a commit."""
 
-    def __init__(self, root: Path, keep: int = 1) -> None:
-        super().__init__(root, keep=keep)
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
         self.calls: list[str] = []
 
     def _write(self, descriptor: int, chunk: bytes) -> None:
@@ -184,35 +185,36 @@ class Recorded(CheckpointStore):
         self.calls.append(f"sync parent of {made.name}")
         super()._sync_parent(made)
 
-    def _remove(self, path: Path) -> None:
+    def _unlink(self, path: Path) -> None:
         self.calls.append(f"remove {path.name}")
-        super()._remove(path)
+        super()._unlink(path)
 
 
 def test_a_commit_keeps_its_order(tmp_path: Path) -> None:
     """The bytes, their fsync, the rename, the directory's fsync, and only then the older one goes."""
-    store = Recorded(tmp_path)
+    storage = Recorded(tmp_path)
+    store = CheckpointStore(storage)
     older = commit(store, 1)
-    store.calls.clear()
+    storage.calls.clear()
     commit(store, 2)
-    assert store.calls == ["write", "write", "write", "sync", "publish", "sync directory", f"remove {older.name}"]
+    assert storage.calls == ["write", "write", "write", "sync", "publish", "sync directory", f"remove {older.name}"]
 
 
 def test_a_prune_takes_the_oldest_first(tmp_path: Path) -> None:
     """A kill in between leaves no older checkpoint where a newer one has gone."""
     for epoch in (1, 2, 3):
         write(tmp_path, epoch)
-    store = Recorded(tmp_path)
-    commit(store, 4)
-    removed = [call for call in store.calls if call.startswith("remove")]
+    storage = Recorded(tmp_path)
+    commit(CheckpointStore(storage), 4)
+    removed = [call for call in storage.calls if call.startswith("remove")]
     assert removed == [f"remove {checkpoint_name(1, Position(epoch))}" for epoch in (1, 2, 3)]
 
 
 def test_directories_that_were_made_are_durable_too(tmp_path: Path) -> None:
     """A checkpoint in a directory whose own name a power cut could take would not be durable."""
-    store = Recorded(tmp_path / "a" / "b")
-    store.open_run()
-    assert [call for call in store.calls if "parent" in call] == ["sync parent of b", "sync parent of a"]
+    storage = Recorded(tmp_path / "a" / "b")
+    CheckpointStore(storage).open_run()
+    assert [call for call in storage.calls if "parent" in call] == ["sync parent of b", "sync parent of a"]
 
 
 def test_a_large_body_is_written_whole_by_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,8 +476,8 @@ def test_the_list_leaves_out_what_was_pruned_meanwhile(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- broken disks
 
 
-class Broken(CheckpointStore):
-    """A store on a disk that fails at one step, as often as it is tried.
+class Broken(LocalStorage):
+    """A disk that fails at one step, as often as it is tried.
 
     Args:
         root: The directory.
@@ -517,10 +519,10 @@ class Broken(CheckpointStore):
 def test_a_failed_step_leaves_the_previous_checkpoint_and_no_litter(tmp_path: Path, step: str, number: int) -> None:
     """The error names the path and the reason; once the disk works again, so does the store."""
     commit(CheckpointStore(tmp_path), 1)
-    store = Broken(tmp_path, step, number)
+    storage = Broken(tmp_path, step, number)
     with pytest.raises(StoreError, match="can't write") as caught:
-        commit(store, 2)
-    assert store.failed == 1
+        commit(CheckpointStore(storage), 2)
+    assert storage.failed == 1
     assert caught.value.path == str(tmp_path / checkpoint_name(1, Position(2)))
     assert caught.value.path in str(caught.value)
     assert os.strerror(number) in str(caught.value)
@@ -537,7 +539,7 @@ def test_a_failed_commit_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
     """Not even when a damaged file of its name is there."""
     damage(write(tmp_path, 1))
     (tmp_path / RUN_FILE).write_bytes(b'{"run_id":"run"}')
-    store = Broken(tmp_path, "_sync", errno.EIO)
+    store = CheckpointStore(Broken(tmp_path, "_sync", errno.EIO))
     with pytest.raises(StoreError, match="can't write"):
         commit(store, 1)
     assert store.newest_header() is None
@@ -548,23 +550,24 @@ def test_a_failed_commit_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
 def test_an_interrupt_while_writing_leaves_no_litter(tmp_path: Path) -> None:
     """Ctrl-C in the middle of the bytes is passed on, and the partial file goes."""
 
-    class Interrupted(CheckpointStore):
+    class Interrupted(LocalStorage):
         def _sync(self, descriptor: int) -> None:
             raise KeyboardInterrupt
 
     CheckpointStore(tmp_path).open_run()
     with pytest.raises(KeyboardInterrupt):
-        commit(Interrupted(tmp_path), 1)
+        commit(CheckpointStore(Interrupted(tmp_path)), 1)
     assert files(tmp_path) == [RUN_FILE]
 
 
 def test_a_full_disk_does_not_stop_a_restart(tmp_path: Path) -> None:
     """Opening a run that exists and reading its checkpoint writes nothing."""
     commit(CheckpointStore(tmp_path, run_id="run"), 1)
-    store = Broken(tmp_path, "_write", errno.ENOSPC)
+    storage = Broken(tmp_path, "_write", errno.ENOSPC)
+    store = CheckpointStore(storage)
     assert store.open_run() == "run"
     assert newest(store) == (1, 1)
-    assert store.failed == 0
+    assert storage.failed == 0
 
 
 def test_a_file_that_cannot_be_removed_does_not_save_the_others(
@@ -575,13 +578,13 @@ def test_a_file_that_cannot_be_removed_does_not_save_the_others(
     write(tmp_path, 2)
     (tmp_path / ".partial-0000000001-00000002-00000000.ckpt-aaaa").touch()
 
-    class Stuck(CheckpointStore):
-        def _remove(self, path: Path) -> None:
+    class Stuck(LocalStorage):
+        def _unlink(self, path: Path) -> None:
             if path == stuck:
-                raise StoreError(f"can't remove {path}", path=str(path))
-            super()._remove(path)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super()._unlink(path)
 
-    store = Stuck(tmp_path)
+    store = CheckpointStore(Stuck(tmp_path))
     with caplog.at_level(logging.WARNING):
         commit(store, 3)
     assert files(tmp_path) == [stuck.name, checkpoint_name(1, Position(3)), RUN_FILE]
@@ -653,7 +656,7 @@ def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: p
 
 
 def test_a_file_that_cannot_be_read_is_listed_with_its_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permission denied on one checkpoint: it is skipped, and said so."""
+    """Permission denied on one checkpoint: it may hold the newest state, so no older one is taken for that."""
     secret = write(tmp_path, 2)
     write(tmp_path, 1)
     real = Path.read_bytes
@@ -664,12 +667,40 @@ def test_a_file_that_cannot_be_read_is_listed_with_its_problem(tmp_path: Path, m
         return real(path)
 
     monkeypatch.setattr(Path, "read_bytes", denied)
-    store = CheckpointStore(tmp_path)
-    assert newest(store) == (1, 1)
+    store = CheckpointStore(tmp_path, run_id="run")
     (row,) = store.verify()
     assert row.name == secret.name
     assert "Permission denied" in str(row.problem)
     assert store.highest_term() == 1
+    with pytest.raises(StoreError, match="Permission denied"):
+        store.latest()
+    with pytest.raises(StoreError, match="Permission denied"):
+        store.newest_header()
+    with pytest.raises(StoreError, match="Permission denied"):
+        commit(store, 1, 1)
+    monkeypatch.undo()
+    assert checkpoints(store) == [(1, 2), (1, 1)]
+
+
+def test_a_read_that_fails_once_does_not_let_a_new_leader_go_backwards(tmp_path: Path) -> None:
+    """A request that times out, a handle that is stale: the newest is there, and is neither passed over nor pruned."""
+
+    class Stale(LocalStorage):
+        fails = True
+
+        def read(self, name: str) -> bytes:
+            if self.fails and name.endswith(".ckpt"):
+                self.fails = False
+                raise StoreError(f"can't read {name}: Stale file handle", path=name) from OSError(errno.ESTALE, "Stale")
+            return super().read(name)
+
+    commit(CheckpointStore(tmp_path), 5)
+    storage = Stale(tmp_path)
+    follower = CheckpointStore(storage)
+    with pytest.raises(StoreError, match="Stale"):
+        commit(follower, 2, term=2)
+    assert not storage.fails
+    assert newest(follower) == (1, 5)
 
 
 # -------------------------------------------------------------------- fencing and pruning
@@ -715,7 +746,7 @@ def test_a_late_commit_leaves_newer_terms_alone(tmp_path: Path) -> None:
     new = CheckpointStore(tmp_path, run_id="run", keep=2)
     partial = tmp_path / ".partial-0000000002-00000003-00000000.ckpt-aaaa"
 
-    class Paused(CheckpointStore):
+    class Paused(LocalStorage):
         def _publish(self, partial_: Path, path: Path) -> None:
             commit(new, 1, term=2)
             commit(new, 2, term=2)
@@ -723,7 +754,7 @@ def test_a_late_commit_leaves_newer_terms_alone(tmp_path: Path) -> None:
             partial_.touch()  # the successor's prune took it for litter
             super()._publish(partial_, path)
 
-    old = Paused(tmp_path, run_id="run")
+    old = CheckpointStore(Paused(tmp_path), run_id="run")
     commit(old, 9, term=1)
     assert partial.exists()
     assert newest(new) == (2, 2)
@@ -737,14 +768,14 @@ def test_a_writer_deposed_while_it_stages_is_told_so(tmp_path: Path) -> None:
     """Its successor took its partial file for litter: that is a stale term, not a broken disk."""
     new = CheckpointStore(tmp_path, run_id="run")
 
-    class Paused(CheckpointStore):
+    class Paused(LocalStorage):
         def _publish(self, partial: Path, path: Path) -> None:
             commit(new, 1, term=2)
             assert not partial.exists()
             super()._publish(partial, path)
 
     with pytest.raises(StaleTermError) as caught:
-        commit(Paused(tmp_path, run_id="run"), 9, term=1)
+        commit(CheckpointStore(Paused(tmp_path), run_id="run"), 9, term=1)
     assert (caught.value.term, caught.value.newest) == (1, 2)
     assert newest(new) == (2, 1)
 
@@ -788,7 +819,7 @@ def test_when_none_verifies_nothing_is_pruned(tmp_path: Path) -> None:
 
 def litter(root: Path) -> list[str]:
     """What crashed writers of term 1, or before the run was opened, left."""
-    names = [".partial-0000000001-00000002-00000000.ckpt-aaaa", ".partial-run-aaaa"]
+    names = [".partial-0000000001-00000002-00000000.ckpt-aaaa", ".partial-run.json-aaaa"]
     for name in names:
         (root / name).touch()
     return names
@@ -810,17 +841,17 @@ def test_nothing_is_tidied_away_before_the_commit_is_durable(tmp_path: Path) -> 
     CheckpointStore(tmp_path).open_run()
     left = litter(tmp_path)
 
-    class Looking(CheckpointStore):
+    class Looking(LocalStorage):
         seen: list[str] | None = None
 
         def _sync_directory(self) -> None:
             self.seen = files(tmp_path)
             super()._sync_directory()
 
-    store = Looking(tmp_path)
-    commit(store, 1, term=2)
-    assert store.seen is not None
-    assert set(left) < set(store.seen)
+    storage = Looking(tmp_path)
+    commit(CheckpointStore(storage), 1, term=2)
+    assert storage.seen is not None
+    assert set(left) < set(storage.seen)
     assert not set(left) & set(files(tmp_path))
 
 
@@ -828,7 +859,7 @@ def test_nothing_is_tidied_away_before_the_commit_is_durable(tmp_path: Path) -> 
 def test_on_a_full_disk_what_crashed_writers_left_makes_room(tmp_path: Path, number: int) -> None:
     """A disk that is full of torn files is not full for ever; one that is full of other things is."""
 
-    class Full(CheckpointStore):
+    class Full(LocalStorage):
         def _sync(self, descriptor: int) -> None:
             if any((tmp_path / name).exists() for name in left) or (tmp_path / "film.mp4").exists():
                 raise OSError(number, os.strerror(number))
@@ -836,12 +867,12 @@ def test_on_a_full_disk_what_crashed_writers_left_makes_room(tmp_path: Path, num
 
     commit(CheckpointStore(tmp_path), 1)
     left = litter(tmp_path)
-    commit(Full(tmp_path), 2)
+    commit(CheckpointStore(Full(tmp_path)), 2)
     assert newest(CheckpointStore(tmp_path)) == (1, 2)
     (tmp_path / "film.mp4").touch()
     litter(tmp_path)
     with pytest.raises(StoreError, match=os.strerror(number)):
-        commit(Full(tmp_path), 3)
+        commit(CheckpointStore(Full(tmp_path)), 3)
     assert newest(CheckpointStore(tmp_path)) == (1, 2)
     assert not list(tmp_path.glob(".partial-*"))
 
@@ -850,16 +881,16 @@ def test_a_prune_of_its_own_makes_durable_what_it_relies_on(tmp_path: Path) -> N
     """Another's rename may not be on the disk yet when we see it: first the directory, then the removals."""
     write(tmp_path, 1)
     write(tmp_path, 2)
-    store = Recorded(tmp_path)
-    store.prune(term=1)
-    assert store.calls == ["sync directory", f"remove {checkpoint_name(1, Position(1))}"]
+    storage = Recorded(tmp_path)
+    CheckpointStore(storage).prune(term=1)
+    assert storage.calls == ["sync directory", f"remove {checkpoint_name(1, Position(1))}"]
 
 
 def test_threads_share_an_instance(tmp_path: Path) -> None:
     """A prune from another thread waits for a running commit instead of taking its partial file away."""
     staged, blocked_or_done = threading.Event(), threading.Event()
 
-    class Slow(CheckpointStore):
+    class Slow(LocalStorage):
         def _publish(self, partial: Path, path: Path) -> None:
             staged.set()
             assert blocked_or_done.wait(30)
@@ -879,7 +910,7 @@ def test_threads_share_an_instance(tmp_path: Path) -> None:
         def __exit__(self, *_: object) -> None:
             self._lock.release()
 
-    store = Slow(tmp_path)
+    store = CheckpointStore(Slow(tmp_path))
     store._lock = Told(store._lock)  # type: ignore[assignment]
     results: list[object] = []
 
@@ -988,11 +1019,11 @@ class Disk:
         self.pending.clear()
 
 
-class Powered(CheckpointStore):
-    """A store that tells a `Disk` what it does, and calls `look` around each step."""
+class Powered(LocalStorage):
+    """A storage that tells a `Disk` what it does, and calls `look` around each step."""
 
-    def __init__(self, root: Path, disk: Disk, look: Callable[[], None], keep: int) -> None:
-        super().__init__(root, run_id="run", keep=keep)
+    def __init__(self, root: Path, disk: Disk, look: Callable[[], None]) -> None:
+        super().__init__(root)
         self._disk, self._look = disk, look
 
     def _write(self, descriptor: int, chunk: bytes) -> None:
@@ -1022,9 +1053,9 @@ class Powered(CheckpointStore):
         self._disk.sync()
         self._look()
 
-    def _remove(self, path: Path) -> None:
+    def _unlink(self, path: Path) -> None:
         self._look()
-        super()._remove(path)
+        super()._unlink(path)
         self._disk.pending.append((path.name, None, 0))
         self._look()
 
@@ -1050,7 +1081,7 @@ def test_a_power_cut_at_any_step_leaves_the_last_committed_checkpoint(tmp_path: 
                 (scratch / name).unlink()
             scratch.rmdir()
 
-    store = Powered(root, disk, look, keep)
+    store = CheckpointStore(Powered(root, disk, look), run_id="run", keep=keep)
     for epoch in (1, 2, 3, 4):
         commit(store, epoch)
         committed.append(Position(epoch))
@@ -1061,7 +1092,7 @@ def test_a_power_cut_at_any_step_leaves_the_last_committed_checkpoint(tmp_path: 
 def test_a_late_prune_does_not_rely_on_a_rename_that_is_not_durable(tmp_path: Path) -> None:
     """A deposed writer prunes while its successor's first checkpoint is visible and not yet synced: both may go."""
     disk = Disk()
-    new = Powered(tmp_path, disk, lambda: None, keep=1)
+    new = CheckpointStore(Powered(tmp_path, disk, lambda: None), run_id="run")
 
     class Late(Powered):
         def _sync_directory(self) -> None:
@@ -1072,7 +1103,7 @@ def test_a_late_prune_does_not_rely_on_a_rename_that_is_not_durable(tmp_path: Pa
             disk.pending.append((None, path.name, path.stat().st_ino))
 
     new.open_run()
-    Late(tmp_path, disk, lambda: None, keep=1).commit(snapshot(5), term=1, worker_id="w")
+    commit(CheckpointStore(Late(tmp_path, disk, lambda: None), run_id="run"), 5)
     assert newest(new) == (2, 1)
     for image in disk.images():
         assert any(raw for name, raw in image.items() if name.endswith(".ckpt")), image
@@ -1209,27 +1240,27 @@ def test_a_worker_whose_partial_run_file_was_tidied_away_takes_the_id_that_is_th
     """The first worker may commit, and prune, between our writing aside and our linking into place."""
     first = CheckpointStore(tmp_path)
 
-    class Paused(CheckpointStore):
+    class Paused(LocalStorage):
         def _sync(self, descriptor: int) -> None:
             super()._sync(descriptor)
             commit(first, 1)
             assert not list(tmp_path.glob(".partial-*"))
 
-    assert Paused(tmp_path).open_run() == first.open_run()
+    assert CheckpointStore(Paused(tmp_path)).open_run() == first.open_run()
 
 
 def test_a_directory_removed_while_the_run_is_opened_is_named(tmp_path: Path) -> None:
     """That is no other worker's doing to be passed over."""
     root = tmp_path / "backup"
 
-    class Removed(CheckpointStore):
+    class Removed(LocalStorage):
         def _sync(self, descriptor: int) -> None:
             for name in os.listdir(root):
                 (root / name).unlink()
             root.rmdir()
 
     with pytest.raises(StoreError, match="No such file"):
-        Removed(root).open_run()
+        CheckpointStore(Removed(root)).open_run()
 
 
 def test_a_run_that_is_already_open_stays_open(tmp_path: Path) -> None:
@@ -1260,11 +1291,12 @@ def test_delete_removes_all_of_ours_and_the_empty_directory(tmp_path: Path) -> N
 
 def test_delete_takes_the_oldest_first_and_the_run_id_last(tmp_path: Path) -> None:
     """A crash in between leaves a run that can still be resumed from its newest checkpoint, or none."""
-    store = Recorded(tmp_path, keep=3)
+    storage = Recorded(tmp_path)
+    store = CheckpointStore(storage, keep=3)
     names = [commit(store, epoch).name for epoch in (1, 2, 3)]
-    store.calls.clear()
+    storage.calls.clear()
     store.delete()
-    assert store.calls == [f"remove {name}" for name in (*names, RUN_FILE)]
+    assert storage.calls == [f"remove {name}" for name in (*names, RUN_FILE)]
 
 
 def test_delete_leaves_what_is_not_ours(tmp_path: Path) -> None:

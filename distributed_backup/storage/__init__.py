@@ -1,0 +1,62 @@
+"""One family: a contract, its implementations, and the way from a path or URL to one of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from distributed_backup.config import checked_seconds
+from distributed_backup.coordinators.urls import is_redis_url, is_url, without_credentials
+from distributed_backup.errors import ConfigError
+from distributed_backup.storage.base import Storage
+from distributed_backup.storage.local import LocalStorage
+
+_LIMIT = 30.0
+
+
+def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None, limit: float = _LIMIT) -> Storage:
+    """The storage that `place` names.
+
+    Args:
+        place: The path of a directory or its `file:///path`; `s3://bucket/prefix`, `gs://bucket/prefix`,
+            `az://container/prefix`, `memory://name` or any other URL that fsspec knows (see `objects`); or the URL of a
+            Redis deployment (see `redis`), which needs a run id.
+        run_id: Id of the run.
+        limit: Seconds that one request to a server may take.
+
+    Raises:
+        ConfigError: It is none of these, or the client for it is not installed.
+
+    Example:
+        >>> storage_from_url("/mnt/shared/run-42").location
+        '/mnt/shared/run-42'
+        >>> storage_from_url("redis://:secret@redis:6379/0", run_id="run-42").location
+        'redis://redis:6379/0/run-42'
+    """
+    if not isinstance(place, str | os.PathLike):
+        raise ConfigError(f"the backup directory must be a path or a URL, got {place!r}")
+    limit = checked_seconds("limit", limit)
+    if not is_url(place):
+        if not isinstance(place, str) and is_url(str(place).replace(":/", "://", 1)):
+            raise ConfigError(f"{place} is a URL that became a path, which takes out a slash: give it as text")
+        return LocalStorage(place)
+    scheme, separator, rest = str(place).partition("://")
+    url = scheme.lower() + separator + rest
+    if is_redis_url(url):
+        from distributed_backup.storage.redis import RedisStorage
+
+        return RedisStorage(url, run_id=run_id, limit=limit)
+    if url.startswith(("file://", "local://")):
+        return LocalStorage(_path_of(url))
+    from distributed_backup.storage.objects import ObjectStorage
+
+    return ObjectStorage(url, limit=limit)
+
+
+def _path_of(url: str) -> Path:
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc or parts.query or parts.fragment or not path.startswith("/"):
+        raise ConfigError(f"a directory is named by its absolute path, file:///path; got {without_credentials(url)!r}")
+    return Path(path)

@@ -1,0 +1,173 @@
+"""fsspec's clients: which of them a URL needs, how it is made, and where they differ.
+
+A client belongs to the process that made it. What each says of a prefix where nothing is, of time, and of threads at
+the end of the process is not the same for all; here it is made so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, override
+from urllib.parse import unquote
+
+from distributed_backup.errors import ConfigError
+
+# Scheme to the module that fsspec needs for it, and to our extra that brings it.
+_CLIENTS: Final = {
+    "s3": ("s3fs", "s3"),
+    "s3a": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+    "az": ("adlfs", "azure"),
+    "abfs": ("adlfs", "azure"),
+    "abfss": ("adlfs", "azure"),
+}
+_READ_ONLY: Final = ("http", "https", "data", "github", "zip", "tar")
+# fsspec's answers about what is there must be the store's, not those of an hour ago.
+_FRESH: Final = {"use_listings_cache": False, "skip_instance_cache": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """A client, and the path that a URL means to it.
+
+    Args:
+        fs: The `fsspec.AbstractFileSystem`.
+        path: Of the prefix.
+        pid: Of the process that made it.
+    """
+
+    fs: Any
+    path: str
+    pid: int
+
+    @property
+    def bounded(self) -> bool:
+        """Whether calls can be given a time limit: those of object stores, not those of file servers."""
+        return bool(self.fs.async_impl)
+
+    def sizes(self, limit: float) -> dict[str, int]:
+        """Names and sizes of the files in the prefix; none if there is nothing.
+
+        Raises:
+            FileNotFoundError: The bucket is not there, where the client can tell.
+        """
+        return {
+            name: int(entry.get("size") or 0)
+            for entry in self._entries(limit)
+            if entry["type"] == "file" and (name := entry["name"].rpartition("/")[2])
+        }
+
+    def _entries(self, limit: float) -> list[dict[str, Any]]:
+        if "s3" in self.fs.protocol:
+            from fsspec.asyn import sync
+
+            # `ls` would list all that is beside a prefix where nothing is.
+            found: list[dict[str, Any]] = sync(self.fs.loop, self.fs._lsdir, self.path, refresh=True, timeout=limit)  # noqa: SLF001
+            return found
+        try:
+            return list(self.fs.ls(self.path, detail=True, **self.within(limit)))
+        except FileNotFoundError as error:
+            # Google's names what is missing, as in a URL: the prefix, or only the bucket.
+            if "gs" in self.fs.protocol and self.path.partition("/")[2] not in unquote(str(error)):
+                raise
+            return []
+
+    def within(self, limit: float) -> dict[str, float]:
+        """The argument that bounds a call, where calls can be bounded."""
+        return {"timeout": limit} if self.bounded else {}
+
+
+def make_client(url: str) -> Client:
+    """The client for a URL."""
+    if url.startswith(("gs://", "gcs://")):
+        # Not what gcsfs takes by default: that asks for the kind of the bucket first, in another way and with other
+        # rights, and in a bucket of one zone ignores conditions.
+        from gcsfs.core import GCSFileSystem
+
+        fs = GCSFileSystem(**_FRESH)
+        path = fs._strip_protocol(url)  # noqa: SLF001 - what url_to_fs does
+    else:
+        from fsspec.core import url_to_fs
+
+        fs, path = url_to_fs(url, **_FRESH)
+    if fs.async_impl:
+        fs.loop.call_soon_threadsafe(fs.loop.set_default_executor, _Daemons())
+    return Client(fs=fs, path=path, pid=os.getpid())
+
+
+class _Daemons(ThreadPoolExecutor):
+    """Looks up names in threads that nobody waits for.
+
+    The interpreter joins the threads of an executor when it ends: a look-up that hangs would keep a process that was
+    preempted from leaving in time; and it takes no more work by then, though the last save may need a connection.
+    """
+
+    @override
+    def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - who waits for it raises it
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="distributed-backup-look-up", daemon=True).start()
+        return future
+
+
+def check_url(url: str) -> str:
+    """Refuse a URL that can't be used.
+
+    Returns:
+        The URL as it may be shown.
+
+    Raises:
+        ConfigError: It can't be used, or its client is not installed.
+    """
+    scheme, _, path = url.partition("://")
+    shown = f"{scheme}://{_without_password(path).rstrip('/')}"
+    if not path.strip("/"):
+        raise ConfigError(f"{shown} names no place: a bucket, and a prefix for the run")
+    if "?" in path or "#" in path:
+        raise ConfigError(f"{shown} goes on with a '?' or '#': settings come from the client's environment")
+    if "@" in path and scheme.lower() in {"s3", "s3a", "gs", "gcs"}:
+        raise ConfigError(f"{scheme}://…@… has an '@': credentials come from the client's environment")
+    _check_client(scheme.lower(), shown)
+    return shown
+
+
+def _check_client(scheme: str, shown: str) -> None:
+    if scheme in _READ_ONLY:
+        raise ConfigError(f"{shown} can't be used as a backup directory: nothing can be written over {scheme}")
+    if scheme in _CLIENTS:
+        module, extra = _CLIENTS[scheme]
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{shown} needs {module}: pip install 'distributed-backup[{extra}]'")
+        return
+    try:
+        from fsspec import get_filesystem_class
+
+        get_filesystem_class(scheme)
+    except ValueError:
+        raise ConfigError(
+            f"{shown} can't be used as a backup directory: the scheme is unknown; want a path, s3://, gs://, az://, "
+            "file://, memory://, redis:// or what fsspec knows"
+        ) from None
+    except ImportError as error:
+        raise ConfigError(f"{shown} needs a client that is not installed: {error}") from None
+
+
+def _without_password(path: str) -> str:
+    login, at, place = path.rpartition("@")
+    # `container@account` of Azure is no secret; `user:password@host` of a file server is, and so are options.
+    return re.split(r"[?#]", place if at and ":" in login else path, maxsplit=1)[0]

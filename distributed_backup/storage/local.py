@@ -1,0 +1,199 @@
+"""Files in a directory of this machine, or of a file system that several mount.
+
+Each system call that a commit rests on is one method, so that tests can crash in between. Bytes are written aside,
+fsynced and renamed, and the directory is fsynced. A disk that lies about fsync can lose what it said was durable, and
+a file system that several machines mount must have link(2), O_EXCL and rename(2) that are the same for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import override
+
+from distributed_backup.errors import ConfigError, StoreError
+from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
+
+
+class LocalStorage(Storage):
+    """A directory.
+
+    Args:
+        root: The directory; made at the first write, with its parents.
+
+    Raises:
+        ConfigError: It is no path.
+
+    Example:
+        >>> import tempfile
+        >>> storage = LocalStorage(tempfile.mkdtemp())
+        >>> storage.put("a", [b"1", b"2"])
+        >>> storage.names(), storage.read("a"), storage.create("a")
+        (['a'], b'12', False)
+    """
+
+    patience = 0.2
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        if not os.fspath(root) or "\0" in os.fspath(root):
+            raise ConfigError(f"the backup directory must be a path, got {os.fspath(root)!r}")
+        # Absolute, so that a training script that changes its working directory does not move the run.
+        self._root = Path(root).absolute()
+
+    @property
+    @override
+    def location(self) -> str:
+        return str(self._root)
+
+    @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._root
+
+    @override
+    def prepare(self) -> None:
+        with self._translated("create", self._root):
+            missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
+            self._root.mkdir(parents=True, exist_ok=True)
+            for path in missing:
+                self._sync_parent(path)
+
+    @override
+    def exists(self) -> bool:
+        return self._root.is_dir()
+
+    @override
+    def names(self) -> Names:
+        with self._translated("list", self._root):
+            try:
+                with os.scandir(self._root) as entries:
+                    return [entry.name for entry in entries if _is_file_or_was(entry)]
+            except FileNotFoundError:
+                return []
+
+    @override
+    def read(self, name: str) -> bytes:
+        path = self._root / name
+        with self._translated("read", path):
+            return path.read_bytes()
+
+    @override
+    def size(self, name: str) -> int | None:
+        path = self._root / name
+        with self._translated("read", path):
+            try:
+                return path.lstat().st_size
+            except FileNotFoundError:
+                return None
+
+    @override
+    def create(self, name: str, data: bytes = b"") -> bool:
+        path = self._root / name
+        with self._translated("write", path):
+            try:
+                if data:
+                    self._link(path, data)
+                else:
+                    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except FileExistsError:
+                return False
+        return True
+
+    def _link(self, path: Path, data: bytes) -> None:
+        """Written aside and linked into place, so that nobody ever reads half of it (link(2) fails if it exists)."""
+        partial = self._root / f"{PARTIAL}{path.name}-{secrets.token_hex(8)}"
+        try:
+            self._stage(partial, [data], durable=True)
+            os.link(partial, path)
+            self._sync_directory()
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @override
+    def put(
+        self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
+    ) -> None:
+        path = self._root / name
+        partial = self._root / f"{PARTIAL}{name}-{secrets.token_hex(4)}"
+        with self._translated("write", path):
+            try:
+                self._stage(partial, chunks, durable=durable)
+                self._publish(partial, path)
+                if durable:
+                    self._sync_directory()
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
+
+    @override
+    def remove(self, name: str) -> None:
+        path = self._root / name
+        with self._translated("remove", path):
+            self._unlink(path)
+
+    @override
+    def settle(self) -> None:
+        with self._translated("sync", self._root):
+            self._sync_directory()
+
+    @override
+    def discard(self) -> None:
+        with suppress(OSError):
+            self._root.rmdir()
+
+    # ------------------------------------------------- one system call each, for tests that crash in between
+
+    def _stage(self, partial: Path, chunks: Chunks, *, durable: bool) -> None:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb", buffering=0) as file:
+            with suppress(OSError):  # whatever the umask; a file system without modes has nothing to set
+                os.fchmod(descriptor, 0o600)
+            for chunk in chunks:
+                self._write(file.fileno(), chunk)
+            if durable:
+                self._sync(file.fileno())
+
+    def _write(self, descriptor: int, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    def _sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def _publish(self, partial: Path, path: Path) -> None:
+        partial.rename(path)
+
+    def _sync_directory(self) -> None:
+        _sync_names(self._root)
+
+    def _sync_parent(self, made: Path) -> None:
+        with suppress(PermissionError):  # a parent that may be written and not read
+            _sync_names(made.parent)
+
+    def _unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _translated(self, verb: str, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"can't {verb} {path}: {error.strerror or error}", path=str(path)) from error
+
+
+def _is_file_or_was(entry: os.DirEntry[str]) -> bool:
+    """Regular files, and links to nothing, which are reported as damage; to open a pipe would hang."""
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 - a DirEntry
+
+
+def _sync_names(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

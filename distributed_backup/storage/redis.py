@@ -1,0 +1,174 @@
+"""Files in Redis or Valkey itself, for clusters that have neither a shared directory nor a bucket.
+
+All files of a run are in one hash, zlib-compressed, beside the keys of its lease and in the same slot of a cluster:
+
+    distributed-backup:{RUN}:files     hash     file name -> bytes
+
+It does not expire. A late writer is refused by the script that writes, in the same step. What is durable is what the
+server makes so: with `appendonly yes` and its usual fsync each second, a power cut of the server's machine takes the
+last second with it; without, a restart takes the newest checkpoints or all of them, and a warning says so. A server
+that is emptied, or a replica that takes over too early, forgets checkpoints and claims alike: terms that were used may
+then be used again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, override
+
+from distributed_backup.config import checked_name
+from distributed_backup.coordinators.redis_link import RedisLink, Script, script
+from distributed_backup.coordinators.redis_url import RedisAddress
+from distributed_backup.errors import ConfigError, CoordinatorError, StoreError
+from distributed_backup.storage.base import Chunks, Names, Storage
+
+logger = logging.getLogger(__name__)
+
+_LARGEST: Final = 64 * 2**20
+# JSON of numbers and words shrinks to a fifth at this level; a higher one takes thrice the time for a little more.
+_LEVEL: Final = 1
+# Seconds to look for runs; nobody waits for that with a notice.
+_LOOK_LIMIT: Final = 10.0
+_FILES_KEY: Final = re.compile(r"distributed-backup:\{(.+)\}:files")
+
+
+def runs_at(url: str) -> tuple[str, ...]:
+    """Ids of the runs whose files are on a deployment.
+
+    Raises:
+        ConfigError: The URL can't be used.
+        StoreError: The deployment can't be reached.
+    """
+    address = RedisAddress.of_url(url)
+    link = RedisLink(address, _LOOK_LIMIT)
+    try:
+        found = (_FILES_KEY.fullmatch(key) for key in link.find("distributed-backup:{*}:files"))
+        return tuple(match[1] for match in found if match is not None)
+    except CoordinatorError as error:
+        raise StoreError(f"can't list {address}: {error}", path=str(address)) from error
+    finally:
+        link.close()
+
+
+def _put_script() -> Script:
+    return script("put", package="distributed_backup.storage")
+
+
+class RedisStorage(Storage):
+    """The files of one run on a Redis or Valkey server.
+
+    Args:
+        url: See `redis_url`.
+        run_id: Id of the run, which names its key.
+        limit: Seconds that a step of one call may take.
+
+    Raises:
+        ConfigError: The URL can't be used, or the run has no id.
+    """
+
+    patience = 1.0
+
+    def __init__(self, url: str, *, run_id: str | None, limit: float) -> None:
+        self._address = RedisAddress.of_url(url)
+        if run_id is None:
+            raise ConfigError(f"checkpoints at {self._address} are kept by run id: set run_id")
+        self._run_id = checked_name("run_id", run_id)
+        self._key = f"distributed-backup:{{{run_id}}}:files"
+        # A call is several steps, of which a server that hangs may delay each.
+        self._limit = limit / 2
+        self._lock = threading.Lock()
+        self._opened: tuple[RedisLink, int] | None = None
+
+    @property
+    @override
+    def location(self) -> str:
+        return f"{self._address}/{self._run_id}"
+
+    @override
+    def prepare(self) -> None:
+        with self._translated("use", self.location):
+            self._link.load(_put_script())
+            if not self._link.persists():
+                logger.warning(
+                    "the server at %s keeps no append-only file: checkpoints are lost when it restarts; set appendonly "
+                    "yes",
+                    self._address,
+                )
+
+    @override
+    def exists(self) -> bool:
+        return True
+
+    @override
+    def names(self) -> Names:
+        with self._translated("list", self.location):
+            return [name.decode() for name in self._link.command("HKEYS", self._key)]
+
+    @override
+    def read(self, name: str) -> bytes:
+        path = self.path_of(name)
+        with self._translated("read", path):
+            stored = self._link.command("HGET", self._key, name)
+            if stored is None:
+                raise FileNotFoundError(f"{path} is not there")
+            try:
+                return zlib.decompress(stored)
+            except zlib.error:
+                return bytes(stored)  # what is damaged shows when it is verified
+
+    @override
+    def size(self, name: str) -> int | None:
+        with self._translated("read", self.path_of(name)):
+            return self._link.command("HSTRLEN", self._key, name) or None
+
+    @override
+    def create(self, name: str, data: bytes = b"") -> bool:
+        with self._translated("write", self.path_of(name)):
+            return bool(self._link.command("HSETNX", self._key, name, zlib.compress(data, _LEVEL)))
+
+    @override
+    def put(
+        self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
+    ) -> None:
+        path = self.path_of(name)
+        with self._translated("write", path):
+            if (size := sum(map(len, chunks))) > _LARGEST:
+                raise ValueError(
+                    f"{size / 2**20:.0f} MB are more than the {_LARGEST >> 20} MB that are kept in Redis: "
+                    "use a shared directory or a bucket"
+                )
+            packed = zlib.compress(b"".join(chunks), _LEVEL)
+            if not self._link.run(_put_script(), (self._key,), (name, packed, int(new), below or "")):
+                raise FileExistsError(f"{path} is there, or a newer one")
+
+    @override
+    def remove(self, name: str) -> None:
+        with self._translated("remove", self.path_of(name)):
+            self._link.command("HDEL", self._key, name)
+
+    @override
+    def close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None and opened[1] == os.getpid():
+            opened[0].close()
+
+    @property
+    def _link(self) -> RedisLink:
+        # Anew in a forked child: two processes on one connection would read each other's replies.
+        with self._lock:
+            if self._opened is None or self._opened[1] != os.getpid():
+                self._opened = (RedisLink(self._address, self._limit, text=False), os.getpid())
+            return self._opened[0]
+
+    @contextmanager
+    def _translated(self, verb: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, CoordinatorError) as error:
+            raise StoreError(f"can't {verb} {path}: {error}", path=path) from error

@@ -1,0 +1,178 @@
+"""Object stores for tests: moto's S3 and an emulator of GCS, each on a port of its own, and what can go wrong there.
+
+S3 goes through a layer that notes each request and can refuse it, hold it, or lose its reply. The emulator of GCS lacks
+the one condition that we rest on (ifGenerationMatch=0), which is added here as Google documents it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+from unittest import mock
+
+from tests.servers import PATIENCE, free_port
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Fault = Callable[[Wsgi, dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class S3Server:
+    """S3 with one bucket, called "bucket".
+
+    Attributes:
+        requests: The method and path of each request since the last `forget`.
+    """
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self._app: Wsgi = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._faults: list[tuple[str, Fault]] = []
+        self._lock = threading.Lock()
+        self.requests: list[tuple[str, str]] = []
+        self.injected = 0
+        self._thread.start()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client's process needs."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.server_port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def make_bucket(self, name: str) -> None:
+        from urllib.request import Request, urlopen
+
+        with urlopen(Request(f"{self.environment['AWS_ENDPOINT_URL']}/{name}", method="PUT"), timeout=PATIENCE):
+            pass
+
+    def forget(self) -> None:
+        """Forget the requests so far."""
+        self.requests.clear()
+
+    def count(self, method: str, part: str = "") -> int:
+        """How many requests of a method there were, to paths that hold `part`."""
+        return sum(method == seen and part in path for seen, path in self.requests)
+
+    def next(self, method: str, fault: Fault, times: int = 1) -> None:
+        """Have the next requests of a method meet a fault."""
+        with self._lock:
+            self._faults += [(method, fault)] * times
+
+    def mend(self) -> None:
+        """Forget the faults that were not met."""
+        with self._lock:
+            self._faults.clear()
+
+    def _serve(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        with self._lock:
+            self.requests.append((method, environ["PATH_INFO"]))
+            at = next((index for index, (wanted, _) in enumerate(self._faults) if wanted == method), None)
+            fault = None if at is None else self._faults.pop(at)[1]
+            self.injected += fault is not None
+        return self._app(environ, start) if fault is None else fault(self._app, environ, start)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(PATIENCE)
+
+
+def unavailable(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    """503, as S3 answers when it is asked too often."""
+    start("503 Slow Down", [("Content-Type", "application/xml")])
+    return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
+
+
+def denied(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    """403, as S3 answers to a wrong key."""
+    start("403 Forbidden", [("Content-Type", "application/xml")])
+    text = "The AWS Access Key Id you provided does not exist in our records."
+    return [f"<Error><Code>InvalidAccessKeyId</Code><Message>{text}</Message></Error>".encode()]
+
+
+def reply_lost(app: Wsgi, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    """The request is carried out, and the connection dies before the answer."""
+    for _ in app(environ, lambda *_: None):
+        pass
+    _hang_up(environ)
+    return []
+
+
+def held_until(release: threading.Event) -> Fault:
+    """The request hangs until `release` is set, and is then dropped."""
+
+    def hold(_: Wsgi, environ: dict[str, Any], __: Callable[..., Any]) -> Iterable[bytes]:
+        release.wait(PATIENCE)
+        _hang_up(environ)
+        return []
+
+    return hold
+
+
+def _hang_up(environ: dict[str, Any]) -> None:
+    with suppress(OSError):
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+
+
+class GcsServer:
+    """Google Cloud Storage with one bucket, called "bucket"."""
+
+    def __init__(self, *, conditional: bool = True) -> None:
+        from gcp_storage_emulator.handlers import objects
+        from gcp_storage_emulator.server import create_server
+
+        self._port = free_port()
+        self._server = create_server("127.0.0.1", self._port, in_memory=True, default_bucket="bucket")
+        # Another server of this process may have put its own there.
+        plain = getattr(objects._multipart_upload, "__wrapped__", objects._multipart_upload)
+        upload = _conditional(plain) if conditional else plain
+        self._patch = mock.patch.object(objects, "_multipart_upload", upload)
+        self._patch.start()
+        self._server.start()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client's process needs."""
+        return {
+            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self._port}",
+            "FSSPEC_GCS_TOKEN": "anon",
+        }
+
+    def close(self) -> None:
+        self._server.stop()
+        self._patch.stop()
+
+
+def _conditional(upload: Callable[..., Any]) -> Callable[..., Any]:
+    one_at_a_time = threading.Lock()
+
+    @functools.wraps(upload)
+    def upload_if(request: Any, response: Any, storage: Any) -> Any:
+        from gcp_storage_emulator.exceptions import NotFound
+
+        with one_at_a_time:
+            if request.query.get("ifGenerationMatch") == ["0"]:
+                with suppress(NotFound):
+                    storage.get_file_obj(request.params["bucket_name"], request.data["meta"]["name"])
+                    response.status = HTTPStatus.PRECONDITION_FAILED
+                    return None
+            return upload(request, response, storage)
+
+    return upload_if

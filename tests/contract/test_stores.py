@@ -1,0 +1,146 @@
+"""What checkpoints of a run are promised, over every storage: what a disk gives, buckets and Redis give too."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.errors import (
+    CorruptCheckpointError,
+    NoUsableCheckpointError,
+    RunMismatchError,
+    StaleTermError,
+    StoreError,
+)
+from distributed_backup.store import CheckpointStore
+from tests.contract.places import Place
+
+
+def commit(store: CheckpointStore, epoch: int, *, term: int = 1, worker: str = "w") -> CheckpointHeader:
+    snapshot = Snapshot(position=Position(epoch), body=b'{"epoch":%d}' % epoch)
+    return store.commit(snapshot, term=term, worker_id=worker)
+
+
+@pytest.fixture
+def store(place: Place) -> CheckpointStore:
+    return CheckpointStore(place.connect())
+
+
+def test_what_was_committed_is_found_by_another_process(place: Place, store: CheckpointStore) -> None:
+    """The newest by term, then by position; only the newest is kept."""
+    commit(store, 1)
+    commit(store, 2)
+    header = commit(store, 1, term=2)
+    other = CheckpointStore(place.connect())
+    newest = other.latest()
+    assert newest is not None
+    assert (newest.header, newest.body) == (header, b'{"epoch":1}')
+    assert other.newest_header() == header
+    assert other.names() == [header.name]
+    assert other.read_run_id() == store.open_run()
+    (row,) = other.list()
+    assert (row.valid, row.name) == (True, header.name)
+
+
+def test_a_late_writer_of_an_older_term_is_refused(place: Place, store: CheckpointStore) -> None:
+    """It learns which term is there; nothing of what is there changes."""
+    commit(store, 1)
+    newer = commit(CheckpointStore(place.connect()), 1, term=5, worker="other")
+    with pytest.raises(StaleTermError) as caught:
+        commit(store, 9)
+    assert (caught.value.term, caught.value.newest) == (1, 5)
+    assert store.names() == [newer.name]
+
+
+def test_a_claim_alone_does_not_refuse_an_older_writer(place: Place, store: CheckpointStore) -> None:
+    """Until the newer leader has saved something, a save of the older one is worth having: it may be its last."""
+    commit(store, 1)
+    assert CheckpointStore(place.connect()).claim_term(2)
+    commit(store, 2)
+    newest = store.latest()
+    assert newest is not None
+    assert newest.position == Position(2)
+
+
+def test_a_term_belongs_to_one_worker(place: Place, store: CheckpointStore) -> None:
+    """Who finds another's checkpoint under its own term does not hold that term; its own it may write again."""
+    commit(store, 1)
+    again = commit(store, 1)
+    with pytest.raises(StaleTermError, match=r"by w$"):
+        commit(CheckpointStore(place.connect()), 1, worker="other")
+    assert store.load(again.name).header == again
+
+
+def test_a_damaged_checkpoint_is_passed_over(place: Place) -> None:
+    """The one before it is used; if none is left, that is an error and nothing is deleted."""
+    store = CheckpointStore(place.connect(), keep=2)
+    older, newer = commit(store, 1), commit(store, 2)
+    place.connect().put(newer.name, [b"torn"])
+    other = CheckpointStore(place.connect())
+    latest = other.latest()
+    assert latest is not None
+    assert latest.name == older.name
+    with pytest.raises(CorruptCheckpointError):
+        other.load(newer.name)
+    place.connect().put(older.name, [b""])
+    with pytest.raises(NoUsableCheckpointError):
+        other.latest()
+    assert other.names() == [newer.name, older.name]
+
+
+def test_all_workers_agree_on_one_run_id(place: Place) -> None:
+    """Whoever comes first makes it; whoever comes with another is refused."""
+    together = threading.Barrier(4)
+
+    def open_run(_: int) -> str:
+        mine = CheckpointStore(place.connect())
+        together.wait()
+        return mine.open_run()
+
+    with ThreadPoolExecutor(4) as pool:
+        (run_id,) = set(pool.map(open_run, range(4)))
+    with pytest.raises(RunMismatchError):
+        CheckpointStore(place.connect(), run_id=f"not-{run_id}").open_run()
+
+
+def test_a_term_is_claimed_once(place: Place) -> None:
+    """Many claim the same terms at once; each term has one winner, and none is granted again."""
+    stores = [CheckpointStore(place.connect()) for _ in range(3)]
+    stores[0].open_run()
+    together = threading.Barrier(3)
+
+    def claim(store: CheckpointStore) -> list[int]:
+        together.wait()
+        return [term for term in (1, 2, 3, 5) if store.claim_term(term)]
+
+    with ThreadPoolExecutor(3) as pool:
+        won = sorted(term for terms in pool.map(claim, stores) for term in terms)
+    assert won == sorted(set(won))
+    assert won[-1] == 5
+    assert stores[0].highest_term() == 5
+    assert not stores[1].claim_term(4)
+
+
+def test_the_last_one_out_leaves_nothing(place: Place, store: CheckpointStore) -> None:
+    """Checkpoints, claims, event logs and the run's id go; the next run in this place has an id of its own."""
+    before = store.open_run()
+    store.claim_term(1)
+    commit(store, 1)
+    store.storage.put("events-20260101T000000Z-w-12345678.jsonl", [b"{}\n"], durable=False)
+    store.delete()
+    fresh = CheckpointStore(place.connect())
+    assert fresh.storage.names() == []
+    assert (fresh.latest(), fresh.highest_term(), fresh.read_run_id()) == (None, 0, None)
+    assert fresh.open_run() != before
+
+
+def test_a_write_that_is_refused_leaves_what_was_there(place: Place, store: CheckpointStore) -> None:
+    """A file that may not be listed as a checkpoint is no checkpoint, whatever it holds."""
+    header = commit(store, 1)
+    with pytest.raises(StoreError, match="not the name"):
+        store.load("run.json")
+    place.connect().put("0000000000-00000001-00000000.ckpt", [b"term 0 is none"])
+    assert store.names() == [header.name]
