@@ -13,14 +13,20 @@ import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from distributed_backup.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distributed_backup.notice_sources import NoticeSources
 
 ENVIRONMENT_PREFIX = "DISTRIBUTED_BACKUP_"
 
 # What may stand in a run id or a worker id: they become file names and, later, parts of keys.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+# Of the grace period, for a lease to run out and be taken; the rest is for the save, and for leaving.
+_LEASE_PART = 0.6
 
 SaveFrequency = int | Literal["epoch", False]
 OnSaveError = Literal["warn", "raise"]
@@ -62,6 +68,30 @@ class LeaseTimings:
                 f"{self.retry_period!r}, {self.renew_deadline!r}, {self.duration!r}"
             )
 
+    @classmethod
+    def within(cls, grace_period: float) -> LeaseTimings:
+        """The defaults, shortened where a grace period is short.
+
+        If the leader is killed while all workers are being preempted, a follower can take over and save only if the
+        lease runs out early enough: it and one tick may take 0.6 of the grace period.
+
+        Args:
+            grace_period: Seconds between a notice and the kill.
+
+        Example:
+            >>> LeaseTimings.within(30.0) == LeaseTimings()
+            True
+            >>> LeaseTimings.within(10.0).duration < 6.0
+            True
+        """
+        usual = cls()
+        part = min(1.0, _LEASE_PART * grace_period / (usual.duration + usual.retry_period))
+        return cls(
+            duration=part * usual.duration,
+            renew_deadline=part * usual.renew_deadline,
+            retry_period=part * usual.retry_period,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
@@ -76,9 +106,24 @@ class WorkerOptions:
     delete_checkpoint: bool = True
 
     @property
+    def keeps_final_state(self) -> bool:
+        """Whether the state at the end is committed whatever the schedule."""
+        return self.standby or not self.delete_checkpoint
+
+    @property
     def reserve(self) -> float:
         """Seconds of the grace period kept for the last commit, for leaving, and for the interpreter's exit."""
-        return min(max(1.0, 0.1 * self.grace_period), 0.4 * self.grace_period)
+        return reserve_of(self.grace_period)
+
+
+def reserve_of(remaining: float) -> float:
+    """Seconds to keep of those that remain before a kill: a tenth, at least 1 s but no more than 40 %.
+
+    Example:
+        >>> reserve_of(30.0), reserve_of(5.0), reserve_of(1.0)
+        (3.0, 1.0, 0.4)
+    """
+    return min(max(1.0, 0.1 * remaining), 0.4 * remaining)
 
 
 def checked_name(kind: str, value: object) -> str:
@@ -146,6 +191,8 @@ class EnvironmentSettings:
     grace_period: float | None = None
     save_freq: SaveFrequency | None = None
     standby: bool | None = None
+    notices: NoticeSources | None = None
+    metrics_port: int | None = None
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> EnvironmentSettings:
@@ -160,6 +207,8 @@ class EnvironmentSettings:
         grace_period = _variable(environment, "GRACE_PERIOD")
         save_freq = _variable(environment, "SAVE_FREQ")
         standby = _variable(environment, "STANDBY")
+        notices = _variable(environment, "NOTICES")
+        metrics_port = _variable(environment, "METRICS_PORT")
         return cls(
             coordinator=coordinator,
             run_id=run_id and checked_name(f"${ENVIRONMENT_PREFIX}RUN_ID", run_id),
@@ -167,6 +216,8 @@ class EnvironmentSettings:
             grace_period=None if grace_period is None else _seconds(grace_period),
             save_freq=None if save_freq is None else _save_freq(save_freq),
             standby=None if standby is None else _boolean("STANDBY", standby),
+            notices=None if notices is None else _notices(notices),
+            metrics_port=None if metrics_port is None else _port("METRICS_PORT", metrics_port),
         )
 
 
@@ -191,6 +242,21 @@ def _save_freq(text: str) -> SaveFrequency:
     raise ConfigError(
         f"${ENVIRONMENT_PREFIX}SAVE_FREQ must be 'epoch', 'false' or a whole number of at least 1, got {text!r}"
     )
+
+
+def _port(name: str, text: str) -> int:
+    if text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536:
+        return int(text)
+    raise ConfigError(f"${ENVIRONMENT_PREFIX}{name} must be a port, a whole number from 1 to 65535, got {text!r}")
+
+
+def _notices(text: str) -> NoticeSources:
+    from distributed_backup.notice_sources import notice_sources  # and http.client, only for those who set it
+
+    try:
+        return notice_sources(text)
+    except ConfigError as error:
+        raise ConfigError(f"${ENVIRONMENT_PREFIX}NOTICES: {error}") from None
 
 
 def _boolean(name: str, text: str) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from distributed_backup.config import reserve_of
 from distributed_backup.coordinators.base import ClusterView
 
 
@@ -23,12 +24,19 @@ class OwnNotice:
         reason: What told it.
         given: When it came, by our clock.
         deadline: When the kill comes, by our clock.
+        reserve: Seconds kept before the deadline for the last commit, for leaving, and for the interpreter's exit.
     """
 
     notice_id: str
     reason: str
     given: float
     deadline: float
+    reserve: float
+
+
+def new_notice_id() -> str:
+    """An id that no other notice has."""
+    return f"notice-{secrets.token_hex(8)}"
 
 
 class Notices:
@@ -50,13 +58,26 @@ class Notices:
         """Our own notice; None while there is none."""
         return self._own
 
-    def give(self, reason: str, *, now: float, grace_period: float) -> OwnNotice | None:
-        """Take note of our own preemption; None if it was known: the first one counts."""
+    def give(self, reason: str, *, now: float, remaining: float) -> OwnNotice | None:
+        """Take note of our own preemption; None if it was known, see `hasten`."""
         with self._lock:
             if self._own is not None:
                 return None
-            name = f"notice-{secrets.token_hex(8)}"
-            self._own = OwnNotice(notice_id=name, reason=reason, given=now, deadline=now + grace_period)
+            self._own = OwnNotice(
+                notice_id=new_notice_id(),
+                reason=reason,
+                given=now,
+                deadline=now + remaining,
+                reserve=reserve_of(remaining),
+            )
+            return self._own
+
+    def hasten(self, *, now: float, remaining: float) -> OwnNotice | None:
+        """Another notice of our preemption: the earlier deadline counts; None if that is the one that was known."""
+        with self._lock:
+            if self._own is None or now + remaining >= self._own.deadline:
+                return None
+            self._own = replace(self._own, deadline=now + remaining, reserve=reserve_of(remaining))
             return self._own
 
     def ask(self, notice_id: str) -> None:

@@ -1,8 +1,9 @@
-"""Signals as notices of a preemption; the only module that touches `signal`.
+"""What tells of a preemption, and what comes of it; the only module that touches `signal`.
 
-The handler takes a note and nothing else: it takes no lock, does no I/O and logs nothing, for it may interrupt
-anything (signal-safety(7)); a thread does the rest. Python runs handlers on the main thread between two bytecodes,
-so a main thread that sits in a long call of C code hears of a signal late.
+Signals and sources of notices (files, metadata services) are watched from threads of their own. The signal handler
+takes a note and nothing else: it takes no lock, does no I/O and logs nothing, for it may interrupt anything
+(signal-safety(7)); a thread does the rest. Python runs handlers on the main thread between two bytecodes, so a main
+thread that sits in a long call of C code hears of a signal late. The last resort waits for nobody.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import FrameType
-from typing import Any
+from typing import Any, Final
+
+from distributed_backup.clock import Clock
+from distributed_backup.notice_sources import Alert, NoticeSource
 
 logger = logging.getLogger(__name__)
+
+# An end that is farther away is a warning until then. It is the most that a cloud gives who takes a Spot machine back.
+_SOON: Final = 120.0
+# Between two polls of a source that has never answered: most likely it is not there.
+_SELDOM: Final = 60.0
 
 
 class SignalWatch:
@@ -28,22 +37,11 @@ class SignalWatch:
     Args:
         signals: Which signals.
         on_notice: Called from a thread with the signal's name, for the first signal.
-        last_resort: Seconds after the first signal.
-        on_last_resort: Called from that thread if this is still installed by then.
     """
 
-    def __init__(
-        self,
-        signals: Iterable[signal.Signals],
-        *,
-        on_notice: Callable[[str], None],
-        last_resort: float,
-        on_last_resort: Callable[[], None],
-    ) -> None:
+    def __init__(self, signals: Iterable[signal.Signals], *, on_notice: Callable[[str], None]) -> None:
         self._signals = tuple(signals)
         self._on_notice = on_notice
-        self._last_resort = last_resort
-        self._on_last_resort = on_last_resort
         self._previous: dict[int, Any] = {}
         # Reentrant by contract, unlike an Event: a second signal may interrupt the handler of the first.
         self._notes: SimpleQueue[int | None] = SimpleQueue()
@@ -57,8 +55,8 @@ class SignalWatch:
         """Install the handlers and start the thread; False, with a warning, off the main thread."""
         if threading.current_thread() is not threading.main_thread():
             logger.warning(
-                "fit does not run on the main thread, so signals can't be handled there: "
-                "a SIGTERM ends this process without a save; a notice to another worker is still served"
+                "fit does not run on the main thread, so signals can't be handled there: a SIGTERM ends this process "
+                "without a save; other sources of notices work, and a notice to another worker is still served"
             )
             return False
         self._active = True
@@ -104,12 +102,113 @@ class SignalWatch:
         number = self._notes.get()
         if number is None:
             return
-        limit = time.monotonic() + self._last_resort
-        # In a thread of its own: whatever hangs there must not take the last resort away.
-        name = signal.Signals(number).name
-        threading.Thread(target=self._on_notice, args=(name,), name="distributed-backup-notice", daemon=True).start()
-        try:
-            while self._notes.get(timeout=max(0.0, limit - time.monotonic())) is not None:
-                logger.warning("signal came again, the save goes on")
-        except Empty:
-            self._on_last_resort()
+        self._on_notice(signal.Signals(number).name)
+        while self._notes.get() is not None:
+            logger.warning("signal came again, the save goes on")
+
+
+class LastResort:
+    """Acts once, at the earliest of the instants that it was given, unless it is called off. Thread-safe.
+
+    Args:
+        act: Called from a thread of its own, so that whatever hangs elsewhere can't take it away.
+    """
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        self._lock = threading.Lock()
+        self._instant: float | None = None
+        self._timer: threading.Timer | None = None
+        self._over = False
+
+    def within(self, seconds: float) -> None:
+        """Act in `seconds`, if that is sooner than what was said before."""
+        instant = time.monotonic() + seconds
+        with self._lock:
+            if self._over or (self._instant is not None and self._instant <= instant):
+                return
+            if self._timer is not None:
+                self._timer.cancel()
+            self._instant, self._timer = instant, threading.Timer(seconds, self._act)
+            self._timer.name, self._timer.daemon = "distributed-backup-last-resort", True
+            self._timer.start()
+
+    def call_off(self) -> None:
+        """It is not needed any more."""
+        with self._lock:
+            self._over = True
+            if self._timer is not None:
+                self._timer.cancel()
+
+
+class NoticeWatch:
+    """Asks sources of notices for as long as a fit runs, each from a thread of its own: none waits for another.
+
+    A sure end is a notice as soon as it is near. One that is still far away is a warning until then, for what is done
+    at a notice is to leave, and a job that is started anew on the same machine would leave again at once.
+
+    Args:
+        sources: Whom to ask.
+        on_notice: Called from such a thread, once for a source at most, with the reason and the seconds that remain;
+            None where the source can't tell.
+        on_warning: Called from such a thread with the reason, when a source begins to warn of it.
+        grace_period: An end is near if it is no farther away than this, or two minutes.
+        clock: Where time comes from.
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[NoticeSource],
+        *,
+        on_notice: Callable[[str, float | None], None],
+        on_warning: Callable[[str], None],
+        grace_period: float,
+        clock: Clock,
+    ) -> None:
+        self._sources = tuple(sources)
+        self._on_notice = on_notice
+        self._on_warning = on_warning
+        self._soon = max(_SOON, grace_period)
+        self._clock = clock
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin to ask."""
+        for source in self._sources:
+            source.begin()
+            threading.Thread(
+                target=self._watch, args=(source,), name=f"distributed-backup-{source.name}", daemon=True
+            ).start()
+
+    def stop(self) -> None:
+        """Ask no more. A poll that is under way is not waited for; what it finds counts for nothing."""
+        self._stopped.set()
+
+    def _watch(self, source: NoticeSource) -> None:
+        pause, has_answered, failure_told, known = source.period, False, False, None
+        while not self._stopped.is_set():
+            try:
+                alert = source.poll()
+                if self._heed(alert, known):
+                    return
+            except Exception as error:  # noqa: BLE001 - a source may be anybody's
+                if not failure_told:
+                    logger.warning("no notices from %s for now: %s", source.name, error)
+                failure_told = True
+                # Never heard of: not there, or not yet. Else it fails for a moment, which may be the one that counts.
+                pause = source.period if has_answered else min(2 * pause, _SELDOM)
+            else:
+                pause, has_answered = source.period, True
+                known = None if alert is None else alert.reason
+            self._clock.wait(self._stopped, pause)
+
+    def _heed(self, alert: Alert | None, known: str | None) -> bool:
+        """Act on what a source has said; whether that was its last word."""
+        if alert is None or self._stopped.is_set():
+            return False
+        if alert.sure and (alert.remaining is None or alert.remaining <= self._soon):
+            self._on_notice(alert.reason, alert.remaining)
+            return True
+        if alert.reason != known:
+            self._on_warning(alert.reason)
+        return False

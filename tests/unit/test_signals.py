@@ -1,16 +1,17 @@
-"""`SignalWatch` with real signals to this process; what it does in a fit is in tests/integration/test_preemption.py."""
+"""`SignalWatch` with real signals to this process, and `LastResort`; what they do in a fit is in tests/integration."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 import pytest
 
-from distributed_backup.preemption import SignalWatch
+from distributed_backup.preemption import LastResort, SignalWatch
 
 PATIENCE = 30.0
 
@@ -28,13 +29,8 @@ def before() -> Iterator[threading.Event]:
     signal.signal(signal.SIGUSR1, previous)
 
 
-def watch(
-    on_notice: Callable[[str], None],
-    *,
-    last_resort: float = PATIENCE,
-    on_last_resort: Callable[[], None] = lambda: None,
-) -> SignalWatch:
-    return SignalWatch([signal.SIGUSR1], on_notice=on_notice, last_resort=last_resort, on_last_resort=on_last_resort)
+def watch(on_notice: Callable[[str], None]) -> SignalWatch:
+    return SignalWatch([signal.SIGUSR1], on_notice=on_notice)
 
 
 def send() -> None:
@@ -78,21 +74,6 @@ def test_who_chained_to_us_still_reaches_the_earlier_handler_afterwards(before: 
     assert before.is_set()
 
 
-def test_the_last_resort_comes_in_time_though_the_notice_hangs(before: threading.Event) -> None:
-    """A coordinator or a disk that hangs must not take it away."""
-    hanging, resorted = threading.Event(), threading.Event()
-
-    def hang(name: str) -> None:
-        hanging.wait(PATIENCE)
-
-    installed = watch(hang, last_resort=0.05, on_last_resort=resorted.set)
-    installed.install()
-    send()
-    assert resorted.wait(PATIENCE / 2)
-    hanging.set()
-    installed.uninstall()
-
-
 def test_off_the_main_thread_nothing_is_installed(before: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
     """Python handles signals on the main thread only; one warning says so."""
     handler = signal.getsignal(signal.SIGUSR1)
@@ -103,3 +84,44 @@ def test_off_the_main_thread_nothing_is_installed(before: threading.Event, caplo
     assert results == [False]
     assert signal.getsignal(signal.SIGUSR1) is handler
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+# ---------------------------------------------------------------- the last resort
+
+
+def test_the_last_resort_comes_at_the_earliest_of_its_instants() -> None:
+    """Two minutes from a cloud, and then a SIGTERM with less; what is later changes nothing."""
+    resorted, begin = threading.Event(), time.monotonic()
+    last_resort = LastResort(resorted.set)
+    last_resort.within(PATIENCE)
+    last_resort.within(0.05)
+    last_resort.within(PATIENCE)
+    assert resorted.wait(PATIENCE / 2)
+    assert time.monotonic() - begin >= 0.05
+
+
+def test_the_last_resort_comes_once() -> None:
+    """Though it was given two instants."""
+    calls: list[float] = []
+    last_resort = LastResort(lambda: calls.append(time.monotonic()))
+    last_resort.within(0.1)
+    first = last_resort._timer
+    last_resort.within(0.05)
+    for timer in (first, last_resort._timer):
+        assert timer is not None
+        timer.join(PATIENCE)
+    assert len(calls) == 1
+
+
+def test_the_last_resort_does_not_come_once_it_is_called_off() -> None:
+    """The fit has left in time; a signal that comes yet is not its business."""
+    calls: list[None] = []
+    last_resort = LastResort(lambda: calls.append(None))
+    last_resort.within(0.05)
+    timer = last_resort._timer
+    last_resort.call_off()
+    last_resort.within(0.01)
+    assert timer is not None
+    assert timer is last_resort._timer
+    timer.join(PATIENCE)
+    assert calls == []

@@ -1,0 +1,117 @@
+"""Notices of other sources than signals to real processes that run a real fit: what is on disk, and the exit code."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.coordinators.file import FileCoordinator
+from distributed_backup.notice_sources.azure import AzureSource
+from distributed_backup.store import CheckpointStore
+from tests.integration.jobs import Job
+from tests.metadata_servers import Azure
+from tests.processes import PATIENCE, Child
+
+Start = Callable[..., Child]
+# Far from the grace period of a second, on a busy machine, and from the minute that a notice or a batch lasts.
+SOON = 30.0
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(function: str, *arguments: Any) -> Child:
+            return stack.enter_context(Child(f"tests.integration.{function}", *arguments, log=tmp_path / "log"))
+
+        yield start
+
+
+def fit(start: Start, root: Path, how: str, *, blocking: bool = False, **arguments: Any) -> Child:
+    """A fit that hangs in batch 1 of epoch 1; its grace period is 1 s."""
+    options = {"delete_checkpoint": False, "save_freq": False, "grace_period": 1.0, **arguments}
+    child = start(
+        f"preemption_scenarios:{how}",
+        Job(backup_dir=root / "run", slow=("batch_begin", 1, 1), blocking=blocking, arguments=options),
+    )
+    child.expect("slow_call")
+    return child
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def newest(root: Path) -> Position | None:
+    latest = CheckpointStore(root / "run").latest()
+    return None if latest is None else latest.position
+
+
+def test_a_file_that_is_touched_makes_a_fit_save_and_leave(start: Start, tmp_path: Path) -> None:
+    """Within the grace period, and off the main thread, where no signal is heard; an old file does nothing."""
+    path = tmp_path / "notice"
+    path.touch()
+    child = fit(start, tmp_path, "train_in_a_thread", notices=["signal", f"file:{path}"])
+    assert newest(tmp_path) is None
+    path.touch()
+    position, checkpoint, seconds, code = child.expect("preempted")
+    assert (position, code) == (Position(1, 1), 143)
+    assert seconds < SOON
+    assert [checkpoint] == [row.name for row in CheckpointStore(tmp_path / "run").list()]
+    assert "other sources of notices work" in child.output()
+    assert f"reason=file:{path} grace=1" in child.output()
+
+
+def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start, tmp_path: Path) -> None:
+    """The first has the fit saved, the second would give it a minute, the third ends it within its second, by force."""
+    cloud = Azure()
+    with cloud.served():
+        child = fit(start, tmp_path, "train", blocking=True, notices=["signal", AzureSource(cloud.url)])
+        assert newest(tmp_path) is None
+        cloud.schedule("Freeze")
+        wait_until(lambda: newest(tmp_path) == Position(1, 1))
+        cloud.schedule("Preempt", before="Mon, 19 Sep 2016 18:30:47 GMT")
+        noticed = FileCoordinator(tmp_path / "run" / "coordinator")
+        wait_until(lambda: [notice.reason for notice in noticed.view().notices][-1:] == ["azure:Preempt"])
+        assert noticed.view().notices[-1].remaining > 50.0
+        signalled = time.monotonic()
+        child.kill(signal.SIGTERM)
+        assert child.join() == 143
+        assert time.monotonic() - signalled < SOON
+    assert "notice came again" in child.output()
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments", "made"),
+    [
+        ("", {}, (["signal"], True)),
+        ("signal,gce", {}, (["signal", "gce"], True)),
+        ("signal,gce", {"notices": ()}, ([], False)),
+        ("signal", {"notices": "aws"}, (["aws"], True)),
+        ("gce", {"save_before_preemption": False}, (["gce"], False)),
+        ("aws", {"save_freq": False}, (["aws"], True)),
+        ("", {"save_freq": False, "notices": ()}, "save_freq=False with notices=() would never save anything"),
+    ],
+)
+def test_an_argument_wins_over_the_variable_and_without_either_signals_count(
+    start: Start, tmp_path: Path, variable: str, arguments: dict[str, Any], made: Any
+) -> None:
+    """And whoever saves nothing otherwise must take notices from somewhere."""
+    assert start("notice_scenarios:make", tmp_path / "run", variable, arguments).result() == made
+
+
+def test_a_variable_that_names_no_source_is_refused(start: Start, tmp_path: Path) -> None:
+    """Before the fit, in the line that says what there is."""
+    refusal = start("notice_scenarios:make", tmp_path / "run", "signal,gpc", {}).result()
+    assert "notices must be any of" in refusal
+    assert refusal.endswith("got 'gpc'")

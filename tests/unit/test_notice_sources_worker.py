@@ -1,0 +1,149 @@
+"""What notices with a time of their own, and warnings, come to in a worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.config import WorkerOptions, reserve_of
+from distributed_backup.coordinators.base import Notice
+from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.errors import CoordinatorUnavailableError, Preempted
+from distributed_backup.notices import Notices
+from tests.unit.test_worker import STEP, Team, snapshot, team
+
+__all__ = ["team"]
+
+
+# ---------------------------------------------------------------- how much time is left
+
+
+def test_the_reserve_fits_the_time_that_is_left() -> None:
+    """Of a notice that carries its own, as of the grace period."""
+    assert WorkerOptions(grace_period=30.0).reserve == reserve_of(30.0) == 3.0
+    assert (reserve_of(120.0), reserve_of(5.0), reserve_of(1.0)) == (12.0, 1.0, 0.4)
+
+
+def test_the_earlier_of_two_deadlines_counts_whichever_came_first() -> None:
+    """One preemption, of which a cloud tells first and the signal later; or the other way round."""
+    notices = Notices(lambda: 1)
+    first = notices.give("aws:terminate", now=1000.0, remaining=110.0)
+    assert first is not None
+    assert (first.deadline, first.reserve) == (1110.0, 11.0)
+    assert notices.give("SIGTERM", now=1050.0, remaining=30.0) is None
+    hastened = notices.hasten(now=1050.0, remaining=30.0)
+    assert hastened is not None
+    assert hastened is notices.own
+    assert (hastened.notice_id, hastened.given, hastened.reason) == (first.notice_id, 1000.0, "aws:terminate")
+    assert (hastened.deadline, hastened.reserve) == (1080.0, 3.0)
+    assert notices.hasten(now=1060.0, remaining=30.0) is None
+    assert notices.own is hastened
+
+
+def test_nothing_is_hastened_before_there_is_a_notice() -> None:
+    """There is no deadline yet."""
+    notices = Notices(lambda: 1)
+    assert notices.hasten(now=0.0, remaining=1.0) is None
+    assert notices.own is None
+
+
+def test_a_notice_with_its_own_time_bounds_the_training_by_that(team: Team) -> None:
+    """Not by the grace period, be it shorter or longer."""
+    worker = team.started("a", grace_period=30.0)
+    now = team.clock.now()
+    worker.give_notice("aws:terminate", 110.0)
+    assert team.cut_offs["a"] == [now + 99.0]
+    assert worker.reserve == 11.0
+
+
+def test_a_signal_after_a_notice_with_more_time_shortens_it(team: Team) -> None:
+    """The batch in flight is cut off in time for the kill that is nearer than was thought."""
+    worker = team.started("a", grace_period=30.0)
+    worker.give_notice("aws:terminate", 110.0)
+    team.step()
+    now = team.clock.now()
+    worker.give_notice("SIGTERM")
+    assert team.cut_offs["a"][1:] == [now + 27.0]
+    assert worker.reserve == 3.0
+    worker.give_notice("SIGTERM")
+    assert len(team.cut_offs["a"]) == 2
+
+
+def test_a_notice_with_more_time_after_a_signal_lengthens_nothing(team: Team) -> None:
+    """The kubelet goes by its own clock."""
+    worker = team.started("a", grace_period=30.0)
+    worker.give_notice("SIGTERM")
+    worker.give_notice("aws:terminate", 110.0)
+    assert len(team.cut_offs["a"]) == 1
+    assert worker.reserve == 3.0
+
+
+def test_who_waits_for_a_save_waits_no_longer_than_the_shortened_time(team: Team) -> None:
+    """The leader is silent; the follower must be gone before the kill."""
+    leader = team.started("a")
+    follower = team.started("b", grace_period=6.0)
+    follower.boundary(snapshot(1), due=False)
+    team.kill(leader)
+    begin = team.clock.now()
+    follower.give_notice("aws:terminate", 110.0)
+    waiting = team.begin(follower.check)
+    team.steps(2.0)
+    follower.give_notice("SIGTERM")
+    with pytest.raises(Preempted):
+        team.result(waiting, limit=6.0)
+    assert team.clock.now() - begin < 2.0 + 6.0 + STEP
+
+
+# ---------------------------------------------------------------- warnings
+
+
+def test_a_warning_to_the_leader_saves_its_last_boundary_and_training_goes_on(team: Team) -> None:
+    """Although nothing was due, and nobody leaves."""
+    leader = team.started("a")
+    leader.boundary(snapshot(1, 3), due=False)
+    leader.ask_for_save("aws:rebalance")
+    team.until(lambda: team.positions() == [Position(1, 3)])
+    leader.boundary(snapshot(1, 4), due=False)
+    assert not leader.notice_given
+    assert team.cut_offs["a"] == []
+    assert team.holder() == "a"
+
+
+def test_a_warning_to_a_follower_makes_the_leader_save(team: Team) -> None:
+    """As if an operator had asked; it is answered, and both go on."""
+    leader, follower = team.started("a"), team.started("b")
+    leader.boundary(snapshot(2), due=False)
+    follower.boundary(snapshot(1), due=False)
+    follower.ask_for_save("azure:Freeze")
+    asked = team.coordinator.view().notices
+    assert [(notice.worker_id, notice.reason, notice.wish) for notice in asked] == [("b", "azure:Freeze", "save")]
+    team.until(lambda: asked[0].notice_id in team.announcement.answers)
+    assert team.positions() == [Position(2)]
+    follower.boundary(snapshot(1, 1), due=False)
+    assert not follower.notice_given
+
+
+class Refusing(MemoryCoordinator):
+    def notify(self, notice: Notice) -> None:
+        raise CoordinatorUnavailableError("connection refused")
+
+
+def test_a_warning_to_the_leader_saves_though_the_coordinator_does_not_answer(
+    team: Team, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others need not hear of it."""
+    leader = team.started("a", coordinator=Refusing(team.clock))
+    leader.boundary(snapshot(1), due=False)
+    leader.ask_for_save("gce:MIGRATE_ON_HOST_MAINTENANCE")
+    team.until(lambda: team.positions() == [Position(1)])
+    assert "asking for a save failed: connection refused" in caplog.text
+
+
+def test_a_warning_before_or_after_training_asks_nobody(team: Team) -> None:
+    """There is nothing that is not saved; and who is being preempted has asked already."""
+    leaving = team.started("a")
+    team.worker("b").ask_for_save("aws:rebalance")
+    assert team.coordinator.view().notices == ()
+    leaving.give_notice("SIGTERM")
+    leaving.ask_for_save("aws:rebalance")
+    assert [notice.reason for notice in team.coordinator.view().notices] == ["SIGTERM"]
