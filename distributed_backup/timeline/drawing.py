@@ -1,0 +1,110 @@
+"""The drawing of a run, as one SVG: who led when, what each worker did, how far the run came, what it cost.
+
+It holds no scripts, loads nothing, and is the same for the same events. It is as wide as a screen and as high as it has
+lanes. A run of a second and one of a week have the same width: what was short may be drawn longer than it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from distributed_backup.timeline.canvas import Canvas
+from distributed_backup.timeline.costs import Cost
+from distributed_backup.timeline.course import draw_course
+from distributed_backup.timeline.history import History
+from distributed_backup.timeline.lanes import draw_lane, draw_leaders, draw_numbers
+from distributed_backup.timeline.layout import LEFT, MARGIN, RIGHT, WIDTH, Layout, shortened
+from distributed_backup.timeline.legend import draw_legend
+from distributed_backup.timeline.looks import patterns, style
+from distributed_backup.timeline.scale import TimeScale, clock_time, date, duration
+from distributed_backup.timeline.words import CLOCKS, HEADINGS, NO_COST, cells, leaders, summary, title
+
+_ROWS: Final = 40
+_ROW_HEIGHT: Final = 20.0
+# Where the columns of the table begin, and how many letters they hold.
+_COLUMNS: Final = ((20, 4), (52, 12), (150, 16), (272, 26), (474, 36), (738, 14), (856, 14), (990, 26))
+
+
+def draw(history: History, costs: Sequence[Cost], *, with_table: bool = True) -> str:
+    """The SVG.
+
+    Args:
+        history: The run.
+        costs: What `costs_of` found in it.
+        with_table: Whether the costs stand below the picture too.
+    """
+    layout = Layout(lanes=len(history.lanes))
+    scale = TimeScale(start=history.start, end=history.end, left=LEFT, right=RIGHT)
+    description = " ".join((*summary(history, costs), *leaders(history)))
+    canvas = Canvas(width=WIDTH, title=title(history), description=description)
+    canvas.define(style(), patterns())
+    rows = costs[:_ROWS] if with_table else []
+    height = layout.table + (_table_height(len(rows)) if rows else 0)
+    canvas.rect(0, 0, WIDTH, height, "paper")
+    _draw_head(canvas, history, costs)
+    _draw_stripes(canvas, layout)
+    _draw_axis(canvas, scale, layout)
+    draw_leaders(canvas, scale, layout, history)
+    for number, lane in enumerate(history.lanes):
+        draw_lane(canvas, scale, lane, top=layout.lane(number), height=layout.lane_height)
+    draw_course(canvas, scale, layout, history, costs)
+    draw_numbers(canvas, scale, layout, costs)
+    canvas.text(MARGIN, layout.axis + 50, CLOCKS, "small")
+    if rows:
+        _draw_table(canvas, layout.table, history, rows, more=len(costs) - len(rows))
+    return canvas.source(height)
+
+
+# -------------------------------------------------------------------- head
+
+
+def _draw_head(canvas: Canvas, history: History, costs: Sequence[Cost]) -> None:
+    canvas.text(MARGIN, 30, shortened(title(history), 90), "head")
+    for number, line in enumerate(summary(history, costs)):
+        canvas.text(MARGIN, 50 + 18 * number, line, "muted" if number == 0 else "ink")
+    draw_legend(canvas, 92)
+
+
+# -------------------------------------------------------------------- ground
+
+
+def _draw_stripes(canvas: Canvas, layout: Layout) -> None:
+    for number in range(0, layout.lanes, 2):
+        canvas.rect(MARGIN, layout.lane(number), WIDTH - 2 * MARGIN, layout.lane_height, "stripe")
+
+
+def _draw_axis(canvas: Canvas, scale: TimeScale, layout: Layout) -> None:
+    foot, day = layout.axis, ""
+    canvas.text(LEFT - 10, foot + 17, "after", "small", anchor="end")
+    canvas.text(LEFT - 10, foot + 32, "UTC", "small", anchor="end")
+    canvas.line(LEFT, foot, RIGHT, foot, "rule")
+    for tick in scale.ticks():
+        x = scale.x(tick)
+        canvas.line(x, layout.leaders, x, foot + 5, "grid")
+        anchor = "end" if x > RIGHT - 30 else "middle" if x > LEFT + 30 else "start"
+        canvas.text(x, foot + 17, duration(tick - scale.start) if tick > scale.start else "0", "small", anchor=anchor)
+        told, day = day, date(tick)
+        when = clock_time(tick, step=scale.step)
+        canvas.text(x, foot + 32, when if day == told else f"{day[5:]} {when}", "small", anchor=anchor)
+
+
+# -------------------------------------------------------------------- table
+
+
+def _table_height(rows: int) -> float:
+    return (rows + 2) * _ROW_HEIGHT + MARGIN
+
+
+def _draw_table(canvas: Canvas, top: float, history: History, costs: Sequence[Cost], *, more: int) -> None:
+    for (x, _), heading in zip(_COLUMNS, HEADINGS, strict=True):
+        canvas.text(x, top + 14, heading, "bold")
+    canvas.line(MARGIN, top + 20, WIDTH - MARGIN, top + 20, "rule")
+    foot = top + 16
+    for cost in costs:
+        foot += _ROW_HEIGHT
+        for (x, letters), cell in zip(_COLUMNS, cells(history, cost), strict=True):
+            look = "muted" if cell in NO_COST else "ink"
+            canvas.text(x, foot, shortened(cell, letters), look, about=cell if len(cell) > letters else "")
+    if more:
+        canvas.text(_COLUMNS[1][0], foot + _ROW_HEIGHT, f"and {more} more", "muted")

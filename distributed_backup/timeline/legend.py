@@ -1,0 +1,65 @@
+"""What the looks of the drawing mean: a sample of each, and a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from distributed_backup.timeline.canvas import Canvas
+from distributed_backup.timeline.layout import MARGIN
+
+_LETTER: Final = 6.6
+
+
+def draw_legend(canvas: Canvas, foot: float) -> None:
+    """One line of samples."""
+    x = MARGIN
+    for width, sample, word in _SAMPLES:
+        sample(canvas, x, foot)
+        canvas.text(x + width + 5, foot, word, "muted")
+        x += width + 20 + _LETTER * len(word)
+
+
+def draw_cross(canvas: Canvas, x: float, y: float, about: str = "") -> None:
+    """The mark of a failure, around this place."""
+    for look in ("halo", "failure"):
+        for slope in (-4, 4):
+            canvas.line(x - 4, y - slope, x + 4, y + slope, look, about=about)
+
+
+def draw_arrow(canvas: Canvas, x: float, y: float, about: str = "") -> None:
+    """The mark of a restore, right of this place."""
+    canvas.polygon([(x, y - 5), (x + 7, y), (x, y + 5)], "restore", about=about)
+
+
+def draw_notice(canvas: Canvas, x: float, y: float, about: str = "") -> None:
+    """The mark of a notice, its tip at this place."""
+    canvas.polygon([(x - 5, y - 8), (x + 5, y - 8), (x, y)], "notice", about=about)
+
+
+def _bar(look: str, height: float = 11) -> Callable[[Canvas, float, float], None]:
+    return lambda canvas, x, foot: canvas.rect(x, foot + 1 - height, 18, height, look)
+
+
+def _across(look: str) -> Callable[[Canvas, float, float], None]:
+    return lambda canvas, x, foot: canvas.line(x, foot - 4, x + 18, foot - 4, look)
+
+
+def _upright(look: str) -> Callable[[Canvas, float, float], None]:
+    return lambda canvas, x, foot: canvas.line(x + 1, foot - 9, x + 1, foot, look)
+
+
+_SAMPLES: Final[tuple[tuple[float, Callable[[Canvas, float, float], None], str], ...]] = (
+    (18, _bar("leading"), "leads"),
+    (18, _bar("training", 6), "trains"),
+    (18, _across("waiting"), "waits"),
+    (8, lambda canvas, x, foot: draw_arrow(canvas, x, foot - 4), "restores"),
+    (2, _upright("commit"), "commit"),
+    (10, lambda canvas, x, foot: draw_notice(canvas, x + 5, foot), "notice"),
+    (18, _bar("leaving"), "saves, leaves"),
+    (2, _upright("finish"), "finished"),
+    (18, _bar("gone"), "gone without a word"),
+    (9, lambda canvas, x, foot: draw_cross(canvas, x + 4, foot - 4), "failure"),
+    (18, _across("unreachable"), "no coordinator"),
+    (18, _bar("leaderless"), "nobody leads"),
+)

@@ -1,0 +1,435 @@
+"""Events as values, the reporter, and what elector, saver and worker report of a run."""
+
+from __future__ import annotations
+
+import doctest
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_backup import events
+from distributed_backup.clock import SystemClock
+from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Notice
+from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
+from distributed_backup.event_log import EventLog
+from distributed_backup.events import KINDS, Event, Reporter, event_log_name, is_event_log
+from tests.unit.test_election import Bench
+from tests.unit.test_worker import LONG, PATIENCE, FaultyStore, Team, snapshot, team
+
+__all__ = ["team"]
+
+AT = datetime(2026, 11, 23, 10, 0, 0, 123000, tzinfo=UTC)
+
+
+class Recorder:
+    """A sink that keeps everything, and what was true when it was closed."""
+
+    def __init__(self, *, at_close: Callable[[], object] = lambda: None) -> None:
+        self.events: list[Event] = []
+        self.closed: list[tuple[float, object]] = []
+        self._at_close = at_close
+
+    def take(self, event: Event) -> None:
+        self.events.append(event)
+
+    def close(self, timeout: float) -> None:
+        self.closed.append((timeout, self._at_close()))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [dict(event.fields) for event in self.events if event.kind == kind]
+
+
+class Recorders(dict[str, Recorder]):
+    """What each worker of a team reports, by worker id."""
+
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        self._team = team
+        team.reporter = self._reporter
+
+    def _reporter(self, worker_id: str) -> Reporter:
+        self[worker_id] = Recorder(at_close=lambda: worker_id in self._team.member_ids())
+        return Reporter(worker_id, self[worker_id])
+
+
+@pytest.fixture
+def told(team: Team) -> Recorders:
+    return Recorders(team)
+
+
+# ---------------------------------------------------------------- the value
+
+
+def test_an_event_is_one_line_and_back() -> None:
+    """Time in UTC to the millisecond; a line break in a text stays inside."""
+    event = Event(at=AT, worker="w", kind="lost", fields={"term": 3, "reason": "a\nb"})
+    line = event.line()
+    assert line == b'{"at":"2026-11-23T10:00:00.123Z","worker":"w","event":"lost","term":3,"reason":"a\\nb"}\n'
+    assert Event.from_line(line) == event
+
+
+def test_time_is_told_in_utc_whatever_the_zone() -> None:
+    """Workers of one run may be in several."""
+    event = Event(at=AT.astimezone(timezone(timedelta(hours=2))), worker="w", kind="left", fields={})
+    assert b'"2026-11-23T10:00:00.123Z"' in event.line()
+    assert event_log_name(event) == "events-20261123T100000Z-w.jsonl"
+
+
+def test_logs_are_told_by_their_names() -> None:
+    """And sort by age."""
+    assert is_event_log("events-20261123T100000Z-w.jsonl")
+    assert not is_event_log("losses.jsonl")
+    assert not is_event_log("0000000001-00000001-00000000.ckpt")
+    assert not is_event_log(".partial-events-20261123T100000Z-w.jsonl-0011")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b'{"at":"2026-11-23T10:00:00Z","worker":"w"}',
+        b'{"at":"2026-11-23T10:00:00Z","worker":"w","event":"exploded"}',
+        b'{"at":"2026-11-23T10:00:00Z","worker":"w","event":["left"]}',
+        b'{"at":"2026-11-23T10:00:00Z","worker":1,"event":"left"}',
+        b'{"at":"2026-11-23T10:00:00Z","worker":"w","event":"elected"}',
+        b'{"at":"2026-11-23T10:00:00","worker":"w","event":"left"}',
+        b'{"at":"yesterday","worker":"w","event":"left"}',
+        b'{"at":7,"worker":"w","event":"left"}',
+    ],
+)
+def test_what_is_no_event_is_refused(line: bytes) -> None:
+    """Half a line, an unknown kind, a field too few, a time without a zone: always a ValueError."""
+    with pytest.raises(ValueError, match=r".+"):
+        Event.from_line(line)
+
+
+def test_a_field_that_a_later_version_added_is_kept() -> None:
+    """So that an older tool can read a newer log."""
+    line = b'{"at":"2026-11-23T10:00:00Z","worker":"w","event":"left","mood":"good"}'
+    assert Event.from_line(line).fields == {"mood": "good"}
+
+
+def test_the_example_runs() -> None:
+    """As it stands."""
+    assert doctest.testmod(events) == (0, 2)
+
+
+# ---------------------------------------------------------------- the reporter
+
+
+def test_what_is_reported_is_stamped_and_goes_to_every_sink() -> None:
+    """With the wall clock that was given."""
+    one, two = Recorder(), Recorder()
+    Reporter("w", one, two, wall=lambda: AT)("elected", term=2)
+    assert one.events == two.events == [Event(at=AT, worker="w", kind="elected", fields={"term": 2})]
+
+
+def test_the_first_farewell_counts() -> None:
+    """A worker ends once, however many try to end it; it may still give back what it holds."""
+    sink = Recorder()
+    report = Reporter("w", sink)
+    report("finished", epoch=3, batch=0)
+    report("preempted", saved=True, checkpoint=None, epoch=None, batch=None, seconds=1.0)
+    report("resigned", term=1)
+    report("left")
+    assert sink.kinds == ["finished", "resigned"]
+
+
+def test_a_long_text_is_cut() -> None:
+    """A log is bounded; an error's text is not."""
+    sink = Recorder()
+    Reporter("w", sink)("commit_failed", reason="x" * 10_000)
+    assert sink.of("commit_failed") == [{"reason": "x" * 500}]
+
+
+def test_a_bug_in_a_sink_does_not_harm_whoever_reports(caplog: pytest.LogCaptureFixture) -> None:
+    """The elector's and the saver's threads report; what is wrong is in the log."""
+
+    class Broken(Recorder):
+        def take(self, event: Event) -> None:
+            raise RuntimeError("a bug")
+
+    report = Reporter("w", Broken())
+    report("left")
+    assert "event not reported worker=w event=left" in caplog.text
+    assert "a bug" in caplog.text
+
+
+def test_a_bug_in_one_sink_keeps_nothing_from_the_others() -> None:
+    """The log and the metrics have nothing to do with each other."""
+
+    class Broken(Recorder):
+        def take(self, event: Event) -> None:
+            raise RuntimeError("a bug")
+
+    sink = Recorder()
+    Reporter("w", Broken(), sink)("left")
+    assert sink.kinds == ["left"]
+
+
+def test_what_is_no_text_in_a_reason_does_not_lose_the_event() -> None:
+    """The name of a file may be no UTF-8, and JSON can't hold that."""
+    sink = Recorder()
+    Reporter("w", sink)("commit_failed", reason="can't write /\udcff/x")
+    assert sink.of("commit_failed") == [{"reason": "can't write /?/x"}]
+    assert b"can't write /?/x" in sink.events[0].line()
+
+
+def test_closing_closes_every_sink() -> None:
+    """In the time that is given."""
+    sinks = Recorder(), Recorder()
+    Reporter("w", *sinks).close(1.5)
+    assert [sink.closed for sink in sinks] == [[(1.5, None)]] * 2
+
+
+# ---------------------------------------------------------------- what a worker reports
+
+
+def test_a_leaders_life(team: Team, told: Recorders) -> None:
+    """From joining to the end of the fit, each event with its fields."""
+    worker = team.started("a", delete_checkpoint=False)
+    worker.boundary(snapshot(1), due=True)
+    assert worker._saver.drain(PATIENCE)
+    team.result(team.begin(worker.finish))
+    assert told["a"].kinds == [
+        "joined",
+        "elected",
+        "restored",
+        "progress",
+        "committed",
+        "finished",
+        "resigned",
+    ]
+    assert told["a"].of("joined") == [{"run": FaultyStore(team.root).read_run_id(), "standby": False}]
+    assert told["a"].of("elected") == told["a"].of("resigned") == [{"term": 1}]
+    assert told["a"].of("restored") == [{"checkpoint": None, "epoch": 0, "batch": 0}]
+    assert told["a"].of("progress") == told["a"].of("finished") == [{"epoch": 1, "batch": 0}]
+    assert {event.worker for event in told["a"].events} == {"a"}
+    for event in told["a"].events:
+        assert set(event.fields) == KINDS[event.kind]
+
+
+def test_a_commit_is_reported_with_its_size_and_duration(team: Team, told: Recorders) -> None:
+    """The state's bytes; the time, by the worker's clock, until it was durable."""
+
+    class Slow(FaultyStore):
+        def commit(self, *arguments: Any, **keywords: Any) -> Any:
+            team.clock._now += 1.5
+            return super().commit(*arguments, **keywords)
+
+    worker = team.started("a", store=Slow(team.root))
+    worker.boundary(snapshot(1, 2), due=True)
+    assert worker._saver.drain(PATIENCE)
+    [made] = told["a"].of("committed")
+    assert made == {
+        "checkpoint": "0000000001-00000001-00000002.ckpt",
+        "term": 1,
+        "epoch": 1,
+        "batch": 2,
+        "bytes": len(snapshot(1, 2).body),
+        "seconds": 1.5,
+    }
+
+
+def test_a_restored_checkpoint_is_named(team: Team, told: Recorders) -> None:
+    """On every worker, with the position from which training really goes on."""
+    newest = team.commit(2, 3)
+    team.started("a")
+    follower = team.started("b", standby=False)
+    follower.started(snapshot(2).position)
+    expected = {"checkpoint": newest.name, "epoch": 2, "batch": 3}
+    assert told["a"].of("restored") == [expected]
+    assert told["b"].of("restored") == [expected, {**expected, "batch": 0}]
+    assert told["b"].of("elected") == []
+
+
+def test_a_standby_says_so(team: Team, told: Recorders) -> None:
+    """It waits, it does not train."""
+    team.worker("a", standby=True)
+    assert told["a"].of("joined")[0]["standby"] is True
+
+
+def test_progress_is_reported_at_each_epochs_end_and_else_every_ten_seconds(team: Team, told: Recorders) -> None:
+    """However short the batches are."""
+    worker = team.started("a")
+    for batch in range(1, 26):
+        worker.boundary(snapshot(0, batch), due=False)
+        team.clock._now += 1.0
+    for epoch in (1, 2):
+        worker.boundary(snapshot(epoch), due=False)
+    told_of = [(progress["epoch"], progress["batch"]) for progress in told["a"].of("progress")]
+    assert told_of == [(0, 1), (0, 11), (0, 21), (1, 0), (2, 0)]
+
+
+def test_a_preemption_of_the_leader(team: Team, told: Recorders) -> None:
+    """Notice, save, what it came to; only then the lease goes back, and the events are written before it is gone."""
+    worker = team.started("a", grace_period=60.0)
+    worker.boundary(snapshot(1, 3), due=False)
+    worker.give_notice("SIGTERM")
+    preempted = team.result(team.begin(worker.preempt))
+    assert told["a"].kinds[3:] in (
+        ["progress", "notice", "committed", "preempted", "resigned"],
+        ["progress", "committed", "notice", "preempted", "resigned"],
+    )
+    assert told["a"].of("notice") == [{"reason": "SIGTERM", "remaining": 60.0}]
+    [end] = told["a"].of("preempted")
+    assert end.pop("seconds") <= preempted.seconds + 0.001
+    assert end == {"saved": True, "checkpoint": "0000000001-00000001-00000003.ckpt", "epoch": 1, "batch": 3}
+    [(timeout, is_member)] = told["a"].closed
+    assert is_member
+    assert 0 < timeout <= 2.0
+
+
+def test_a_notice_before_there_was_anything_to_save(team: Team, told: Recorders) -> None:
+    """Neither a failure nor a save."""
+    worker = team.worker("a", grace_period=30.0)
+    worker.give_notice("SIGTERM")
+    team.result(team.begin(worker.preempt))
+    [end] = told["a"].of("preempted")
+    assert (end["saved"], end["checkpoint"], end["epoch"]) == (None, None, None)
+
+
+def test_a_preemption_that_nobody_saved_is_reported_as_such(team: Team, told: Recorders) -> None:
+    """And leaves little time for the last words: no more than half of what is left."""
+    leader, follower = team.started("a"), team.started("b", grace_period=100.0)
+    leader._saver.stop()
+    follower.boundary(snapshot(1), due=False)
+    follower.give_notice("SIGTERM")
+    team.result(team.begin(follower.preempt))
+    assert told["b"].of("preempted")[0]["saved"] is False
+    [(timeout, _)] = told["b"].closed
+    # A tenth is the reserve, of which a quarter is left for leaving.
+    assert 0 < timeout <= 100.0 / 10 / 4 / 2
+
+
+def test_a_fit_that_ends_in_another_way_is_reported_as_left(team: Team, told: Recorders) -> None:
+    """An error of the user's, say."""
+    worker = team.started("a")
+    worker.close(timeout=0.0)
+    assert told["a"].kinds[-2:] == ["left", "resigned"]
+
+
+def test_events_are_written_before_others_may_delete_the_run(team: Team, told: Recorders) -> None:
+    """While the worker still counts as a member, and only once more: what is closed stays closed."""
+    worker = team.started("a")
+    team.result(team.begin(worker.finish))
+    assert told["a"].closed[0] == (2.0, True)
+
+
+def test_commits_that_fail_and_work_again(team: Team, told: Recorders) -> None:
+    """Each try, with its reason; the end of it once."""
+    store = FaultyStore(team.root)
+    worker = team.started("a", store=store)
+    store.broken = True
+    for batch in (1, 2):
+        worker.boundary(snapshot(0, batch), due=True)
+        assert worker._saver.drain(PATIENCE)
+    store.broken = False
+    worker.boundary(snapshot(1), due=True)
+    assert worker._saver.drain(PATIENCE)
+    failures = told["a"].of("commit_failed")
+    assert len(failures) >= 2
+    assert all("No space left on device" in failure["reason"] for failure in failures)
+    assert told["a"].kinds.count("commits_work") == 1
+    assert told["a"].kinds.index("commits_work") > told["a"].kinds.index("commit_failed")
+
+
+def test_a_failure_is_logged_once_whichever_checkpoint_it_hits(
+    team: Team, told: Recorders, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store's reason holds the name; the event has all of it."""
+    worker = team.started("a")
+    reasons = [f"can't write /run/0000000001-0000000{epoch}-00000000.ckpt: full" for epoch in (1, 2)]
+    for reason in (*reasons, "can't list /run: gone"):
+        worker.failed(StoreError(reason, path="/run"))
+    assert caplog.text.count("commit failed, training goes on") == 2
+    assert [failure["reason"] for failure in told["a"].of("commit_failed")] == [*reasons, "can't list /run: gone"]
+
+
+class Partitioned(MemoryCoordinator):
+    """Can't be reached while `cut`."""
+
+    cut = False
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        if self.cut:
+            raise CoordinatorUnavailableError("no route to host")
+        return super().heartbeat(beat)
+
+    def announce(self, announcement: Announcement) -> bool:
+        return not self.cut and super().announce(announcement)
+
+
+def test_a_coordinator_that_goes_and_comes_back(team: Team, told: Recorders) -> None:
+    """Unreachable once, then the loss of the lease at the deadline, then a new term."""
+    coordinator = team.coordinator = Partitioned(team.clock)
+    worker = team.started("a")
+    assert 9.0 < worker.lease_left <= 10.0
+    coordinator.cut = True
+    team.until(lambda: not worker._elector.is_leader)
+    team.steps(3.0)
+    assert worker.lease_left == 0.0
+    coordinator.cut = False
+    team.until(lambda: worker._elector.is_leader)
+    assert told["a"].kinds[3:] == ["unreachable", "lost", "reachable", "elected"]
+    assert told["a"].of("unreachable") == [{"reason": "no route to host"}]
+    [loss] = told["a"].of("lost")
+    assert loss == {"term": 1, "reason": "no renewal for 10 s: no route to host"}
+
+
+def test_what_is_left_of_a_lease_is_counted_as_leading_is() -> None:
+    """From when the renewal was sent; nothing once the lease was given back."""
+    bench = Bench()
+    assert bench.elector.lease_left == 0.0
+    bench.elector.tick()
+    assert bench.elector.lease_left == 10.0
+    bench.clock.advance(4.0)
+    assert bench.elector.lease_left == 6.0
+    bench.clock.advance(7.0)
+    assert bench.elector.lease_left == 0.0
+    bench.elector.tick()
+    assert bench.elector.lease_left == 10.0
+    bench.elector.resign()
+    assert bench.elector.lease_left == 0.0
+
+
+def test_a_leader_that_was_asked_to_stand_back(team: Team, told: Recorders) -> None:
+    """It loses the lease, with that reason."""
+    worker = team.started("a")
+    team.started("b")
+    worker.boundary(snapshot(1), due=True)
+    team.coordinator.notify(Notice(notice_id="n", worker_id="a", reason="operator", remaining=LONG, wish="resign"))
+    team.until(lambda: team.holder() == "b")
+    assert told["a"].of("lost") == [{"term": 1, "reason": "asked to let another worker lead"}]
+    team.until(lambda: told["b"].of("elected"))
+    assert told["b"].of("elected")[0]["term"] > 1
+
+
+def test_a_finished_run_leaves_no_log_behind(team: Team, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who is not the last one out has written before it left; who is deletes all logs, and writes none after."""
+    storage = FaultyStore(team.root).storage
+
+    def reporter(worker_id: str) -> Reporter:
+        return Reporter(worker_id, EventLog(storage, clock=SystemClock()))
+
+    team.reporter = reporter
+    workers = team.started("a"), team.started("b")
+    for worker in workers:
+        worker.boundary(snapshot(1), due=True)
+    with caplog.at_level(logging.WARNING):
+        for worker in workers:
+            team.result(team.begin(worker.finish))
+    assert not team.root.exists()
+    assert caplog.text == ""

@@ -1,0 +1,311 @@
+"""The metrics, as a Prometheus would see them: over a real scrape of a real endpoint."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+
+from distributed_backup import metrics
+from distributed_backup.config import EnvironmentSettings
+from distributed_backup.errors import ConfigError
+from distributed_backup.events import Event, Kind, Reporter
+from distributed_backup.metrics import Metrics, WorkerMetrics, metrics_at
+from tests.unit.test_worker import PATIENCE, Team, snapshot, team
+
+__all__ = ["team"]
+
+START = datetime(2026, 11, 23, 10, tzinfo=UTC)
+PREFIX = "distributed_backup_"
+
+
+class Endpoint:
+    """The metrics of one worker of one run, at a port."""
+
+    def __init__(self, port: int, run: str) -> None:
+        self.port = port
+        self.run = run
+        self.lease_left = 0.0
+        self.sink = self.another()
+
+    def another(self) -> WorkerMetrics:
+        return WorkerMetrics(metrics_at(self.port), lease_left=lambda: self.lease_left)
+
+    def tell(self, kind: Kind, **fields: Any) -> None:
+        self.sink.take(Event(at=START + timedelta(seconds=2.5), worker="w", kind=kind, fields=fields))
+
+    def join(self, run: str | None = None) -> None:
+        self.tell("joined", run=run or self.run, standby=False)
+
+    def text(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=PATIENCE) as answer:
+            return str(answer.read().decode())
+
+    def scrape(self, run: str | None = None) -> dict[str, float]:
+        """Samples of a run by name, without the prefix; buckets by their bound."""
+        found = {}
+        for family in text_string_to_metric_families(self.text()):
+            for sample in family.samples:
+                labels = dict(sample.labels)
+                if labels.pop("run") == (run or self.run) and not sample.name.endswith("_created"):
+                    bound = f"{{{labels.pop('le')}}}" if "le" in labels else ""
+                    assert labels == {}, "one label: more would make ever new series"
+                    found[sample.name.removeprefix(PREFIX) + bound] = sample.value
+        return found
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """One that is free, with an endpoint of this module's: to stop one takes half a second."""
+    servers = []
+
+    def started(*arguments: Any, **keywords: Any) -> Any:
+        servers.append(start_http_server(*arguments, **keywords))
+        return servers[-1]
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = int(probe.getsockname()[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "start_http_server", started)
+        patch.setattr(metrics, "_endpoints", {})
+        yield free
+    [(server, thread)] = servers
+    server.shutdown()
+    server.server_close()
+    thread.join(PATIENCE)
+
+
+@pytest.fixture
+def endpoint(port: int, request: pytest.FixtureRequest) -> Endpoint:
+    return Endpoint(port, run=request.node.name)
+
+
+# ---------------------------------------------------------------- what is shown
+
+ZERO = {
+    "leader",
+    "lease_remaining_seconds",
+    "term",
+    "elections_total",
+    "lease_losses_total",
+    "position_epochs",
+    "position_batches",
+    "commits_total",
+    "commit_duration_seconds_count",
+    "commit_duration_seconds_sum",
+    "committed_bytes_total",
+    "last_commit_timestamp_seconds",
+    "commit_failures_total",
+    "notices_total",
+    "restores_total",
+}
+
+
+def test_every_series_is_there_from_the_start(endpoint: Endpoint) -> None:
+    """With zero, so that the first event is an increase; before it joined, a worker shows nothing."""
+    assert endpoint.scrape() == {}
+    endpoint.join()
+    shown = {name: value for name, value in endpoint.scrape().items() if "{" not in name}
+    assert shown == {**dict.fromkeys(ZERO, 0.0), "coordinator_reachable": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "changed"),
+    [
+        ("elected", {"term": 7}, {"elections_total": 1, "term": 7}),
+        ("lost", {"term": 7, "reason": "x"}, {"lease_losses_total": 1}),
+        ("resigned", {"term": 7}, {}),
+        ("unreachable", {"reason": "x"}, {"coordinator_reachable": 0}),
+        ("reachable", {}, {"coordinator_reachable": 1}),
+        ("restored", {"checkpoint": "c", "epoch": 2, "batch": 3}, {"restores_total": 1, "position_epochs": 2}),
+        ("restored", {"checkpoint": None, "epoch": 0, "batch": 0}, {"restores_total": 0}),
+        ("progress", {"epoch": 2, "batch": 3}, {"position_epochs": 2, "position_batches": 3, "restores_total": 0}),
+        ("commit_failed", {"reason": "x"}, {"commit_failures_total": 1, "commits_total": 0}),
+        ("commits_work", {}, {"commit_failures_total": 0}),
+        ("notice", {"reason": "SIGTERM", "remaining": 30.0}, {"notices_total": 1}),
+    ],
+)
+def test_an_event_is_counted(endpoint: Endpoint, kind: Kind, fields: dict[str, Any], changed: dict[str, float]) -> None:
+    """Under its own name."""
+    endpoint.join()
+    endpoint.tell(kind, **fields)
+    assert changed.items() <= endpoint.scrape().items()
+
+
+def test_a_commit_is_counted_timed_and_measured(endpoint: Endpoint) -> None:
+    """Seconds fall into their bucket; the instant is the wall clock's, so that the backup's age can be told."""
+    endpoint.join()
+    for seconds in (0.003, 0.2):
+        endpoint.tell("committed", checkpoint="c", term=1, epoch=1, batch=0, bytes=1000, seconds=seconds)
+    shown = endpoint.scrape()
+    assert (shown["commits_total"], shown["commit_duration_seconds_count"]) == (2, 2)
+    assert shown["commit_duration_seconds_sum"] == pytest.approx(0.203)
+    assert (shown["commit_duration_seconds_bucket{0.0025}"], shown["commit_duration_seconds_bucket{0.005}"]) == (0, 1)
+    assert (shown["commit_duration_seconds_bucket{0.1}"], shown["commit_duration_seconds_bucket{0.25}"]) == (1, 2)
+    assert shown["committed_bytes_total"] == 2000
+    assert shown["last_commit_timestamp_seconds"] == START.timestamp() + 2.5
+
+
+def test_the_lease_is_looked_at_when_it_is_asked_for(endpoint: Endpoint) -> None:
+    """Not when it was renewed last: what a stalled worker shows must run out."""
+    endpoint.join()
+    for left, leads in ((8.5, 1), (0.25, 1), (0.0, 0)):
+        endpoint.lease_left = left
+        shown = endpoint.scrape()
+        assert (shown["lease_remaining_seconds"], shown["leader"]) == (left, leads)
+
+
+@pytest.mark.parametrize("farewell", [True, False])
+def test_who_has_left_leads_no_more(endpoint: Endpoint, farewell: bool) -> None:
+    """Whatever its elector would say; its counters stay."""
+    endpoint.join()
+    endpoint.lease_left = 8.5
+    endpoint.tell("elected", term=7)
+    if farewell:
+        endpoint.tell("left")
+    else:
+        endpoint.sink.close(1.0)
+    shown = endpoint.scrape()
+    assert (shown["lease_remaining_seconds"], shown["leader"], shown["term"]) == (0, 0, 7)
+
+
+def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
+    """The real one, with its threads: it restores, leads, commits, finishes."""
+    team.commit(1)
+
+    def reporter(worker_id: str) -> Reporter:
+        return Reporter(worker_id, WorkerMetrics(metrics_at(endpoint.port), lease_left=lambda: worker.lease_left))
+
+    team.reporter = reporter
+    worker = team.started("a", delete_checkpoint=False)
+    run = worker._store.open_run()
+    worker.boundary(snapshot(2), due=True)
+    assert worker._saver.drain(PATIENCE)
+    shown = endpoint.scrape(run)
+    assert (shown["leader"], shown["term"], shown["restores_total"], shown["commits_total"]) == (1, 2, 1, 1)
+    assert (shown["position_epochs"], shown["committed_bytes_total"]) == (2, len(snapshot(2).body))
+    assert 9.0 < shown["lease_remaining_seconds"] <= 10.0
+    team.result(team.begin(worker.finish))
+    assert endpoint.scrape(run)["leader"] == 0
+
+
+# ---------------------------------------------------------------- the endpoint
+
+
+def test_one_endpoint_serves_all_fits_of_a_process(endpoint: Endpoint) -> None:
+    """It starts once; a second fit of the run goes on counting, another run has series of its own."""
+    for run in ("one", "one", "other"):
+        endpoint.sink = endpoint.another()
+        endpoint.join(run)
+        endpoint.tell("elected", term=1)
+        endpoint.tell("finished", epoch=1, batch=0)
+    assert endpoint.scrape("one")["elections_total"] == 2
+    assert endpoint.scrape("other")["elections_total"] == 1
+
+
+def test_a_port_in_use_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Training goes on, and what is counted is counted for nobody."""
+    monkeypatch.setattr(metrics, "_endpoints", {})
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for _ in range(2):
+            sink = WorkerMetrics(metrics_at(port), lease_left=lambda: 0.0)
+            sink.take(Event(at=START, worker="w", kind="joined", fields={"run": "r", "standby": False}))
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert re.search(rf"no metrics: can't listen on port {port}, .*Address already in use; set .*", record.getMessage())
+
+
+def test_the_clients_global_registry_is_left_alone(endpoint: Endpoint) -> None:
+    """It is the user's, and our endpoint does not show it either."""
+    endpoint.join()
+    assert not [family.name for family in REGISTRY.collect() if family.name.startswith(PREFIX)]
+    assert all(family.name.startswith(PREFIX) for family in text_string_to_metric_families(endpoint.text()))
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the fit begins and any money is spent: the callback imports the module when it is made."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "distributed_backup.metrics")
+    with pytest.raises(ConfigError, match=r"METRICS_PORT is set .* pip install 'distributed-backup\[metrics\]'"):
+        importlib.import_module("distributed_backup.metrics")
+
+
+def test_who_wants_no_metrics_loads_nothing() -> None:
+    """The client is an extra; neither worker nor event log nor tools touch it."""
+    code = (
+        "import sys, distributed_backup.worker, distributed_backup.event_log, distributed_backup.cli\n"
+        "print('prometheus_client' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("text", ["9464", " 1 ", "65535"])
+def test_the_port_is_read_from_the_environment(text: str) -> None:
+    """A number; without the variable there is none."""
+    assert EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": text}).metrics_port == int(text)
+    assert EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": " "}).metrics_port is None
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "-1", "9464.0", "http", "²", "9" * 5000, "tcp://10.0.0.7:9464"])
+def test_what_is_no_port_is_refused(text: str) -> None:
+    """Also what Kubernetes sets for a service of an unlucky name."""
+    with pytest.raises(ConfigError, match=r"^\$DISTRIBUTED_BACKUP_METRICS_PORT must be a port, .* got "):
+        EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": text})
+
+
+# ---------------------------------------------------------------- names
+
+BASE_UNITS = ("seconds", "bytes", "epochs", "batches")
+NO_UNIT = {"leader", "term", "coordinator_reachable"}
+
+
+def families() -> dict[str, str]:
+    """The types of all metrics, by the name they are documented under."""
+    types = {"counter": "_total"}
+    return {family.name + types.get(family.type, ""): family.type for family in Metrics().registry.collect()}
+
+
+@pytest.mark.parametrize(("name", "kind"), families().items())
+def test_a_name_keeps_to_the_conventions(name: str, kind: str) -> None:
+    """A prefix; base units in the plural, at the end but for `_total`, which counters have and nothing else.
+
+    See https://prometheus.io/docs/practices/naming/ and the linter of promtool.
+    """
+    assert re.fullmatch(r"distributed_backup(_[a-z]+)+", name)
+    assert name.endswith("_total") == (kind == "counter")
+    assert not re.search(
+        r"_(count|sum|bucket|info|created|counter|gauge|histogram|milliseconds|ms|kilobytes|mb)(_|$)", name
+    )
+    if kind != "counter":
+        assert name.endswith(BASE_UNITS) or name.removeprefix(PREFIX) in NO_UNIT
+    assert kind in {"counter", "gauge", "histogram"}
+
+
+def test_every_metric_is_explained() -> None:
+    """In its help, in a sentence, without its own name."""
+    for family in Metrics().registry.collect():
+        assert re.fullmatch(r"[A-Z0-9].{15,}\.", family.documentation)
+
+
+def test_the_readme_lists_every_metric() -> None:
+    """Name and type of each, and of no other."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = dict(re.findall(r"^\| `(distributed_backup_[a-z_]+)` \| (\w+) \|", text, re.MULTILINE))
+    assert listed == families()
