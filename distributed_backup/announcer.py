@@ -39,6 +39,15 @@ class Announcer:
         self.start_position = Position(0)
         """Where a run without a checkpoint began."""
 
+    def newest_known(self, on_record: Announcement | None) -> tuple[Position | None, str | None]:
+        """Position and name of the newest checkpoint, by our own commits or by what is `on_record`."""
+        newest = self.newest
+        name = None if on_record is None else on_record.checkpoint
+        # The order of names is the order of (term, position).
+        if on_record is not None and name is not None and (newest is None or newest.name < name):
+            return on_record.position, name
+        return (None, None) if newest is None else (newest.position, newest.name)
+
     def start(self, start: StartPoint, term: int) -> bool:
         """Announce what we restore; False if we don't lead under `term` any more.
 

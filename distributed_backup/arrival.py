@@ -7,7 +7,6 @@ too long. A standby never gives up: to wait is what it is for.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from distributed_backup.announcer import Announcer
 from distributed_backup.clock import Clock
@@ -19,7 +18,10 @@ from distributed_backup.errors import (
     CoordinatorUnavailableError,
     CorruptCheckpointError,
     NotSharedError,
+    NoUsableCheckpointError,
     RestoreTimeoutError,
+    RunMismatchError,
+    StoreError,
 )
 from distributed_backup.start import StartPoint, StartProtocol
 
@@ -39,7 +41,7 @@ class Arrival:
         elector: Tells whether we lead, and why not.
         announcer: Announces what we restore, if we lead.
         worker_id: Who waits.
-        root: The run's directory, for messages.
+        place: Where the run is, for messages.
         options: How long to wait, and whether as a standby.
         clock: Where time comes from.
     """
@@ -51,7 +53,7 @@ class Arrival:
         elector: Elector,
         announcer: Announcer,
         worker_id: str,
-        root: Path,
+        place: str,
         options: WorkerOptions,
         clock: Clock,
     ) -> None:
@@ -59,10 +61,11 @@ class Arrival:
         self._elector = elector
         self._announcer = announcer
         self._worker_id = worker_id
-        self._root = root
+        self._place = place
         self._options = options
         self._clock = clock
         self._deadline = clock.now() + options.restore_timeout
+        self._borne = ""
         # Since when what is announced is missing here, whatever its name.
         self._missing_since: float | None = None
 
@@ -76,12 +79,16 @@ class Arrival:
             RestoreTimeoutError: Nobody announced anything in time.
             NotSharedError: The announced checkpoint can't be seen in our directory.
             CorruptCheckpointError: The announced checkpoint is damaged.
-            StoreError: No checkpoint is usable, or the directory can't be read.
+            StoreError: No checkpoint is usable, or the directory can't be read, all the time.
             ConfigError: The coordinator refuses us, and always will.
         """
         if isinstance(self._elector.problem, ConfigError):
             raise self._elector.problem
-        start = self._try(view)
+        try:
+            start = self._try(view)
+        except StoreError as error:
+            self._bear_with(error)
+            return None
         if isinstance(start, StartPoint):
             return start
         now = self._clock.now()
@@ -93,12 +100,21 @@ class Arrival:
             if isinstance(self._protocol.problem, CorruptCheckpointError):
                 raise self._protocol.problem
             raise NotSharedError(
-                f"the leader announced {start}, which is not in {self._root} here: is the directory shared by all "
+                f"the leader announced {start}, which is not in {self._place} here: is the directory shared by all "
                 "workers?"
             )
         if now > self._deadline and not self._options.standby:
             raise RestoreTimeoutError(self._timeout_message(view))
         return None
+
+    def _bear_with(self, error: StoreError) -> None:
+        """What can't be read just now may be read in a moment: a store that is busy, a mount that comes back."""
+        final = isinstance(error, NoUsableCheckpointError | RunMismatchError | CorruptCheckpointError)
+        if final or (self._clock.now() > self._deadline and not self._options.standby):
+            raise error
+        if str(error) != self._borne:
+            self._borne = str(error)
+            logger.warning("can't restore yet, trying again worker=%s reason=%s", self._worker_id, error)
 
     def _try(self, view: ClusterView | None) -> StartPoint | str | None:
         """The start point; or the name of an announced checkpoint that is missing; or None if it is too early."""

@@ -29,6 +29,8 @@ from distributed_backup.coordinators import coordinator_from_url
 from distributed_backup.coordinators.base import Coordinator
 from distributed_backup.errors import ConfigError
 from distributed_backup.fit_session import FitSession, SessionOptions
+from distributed_backup.notice_sources import NoticeSource, notice_sources
+from distributed_backup.storage import storage_from_url
 from distributed_backup.store import CheckpointStore
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ class _Default(str):
 
 _EPOCH: Any = _Default("epoch")
 
+# Of the grace period, for one request to a store: a save that hangs when the notice comes can be tried again.
+_REQUEST_PART = 1 / 3
+
 
 class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # synalinks has no types
     """Backs up a fit, restores it after a preemption, and goes on exactly where it was.
@@ -51,29 +56,34 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
     same script on one `backup_dir`: one of them, the leader, writes; all of them start from the same position.
 
     Args:
-        backup_dir: The directory of the run, shared by its workers and by nothing else.
+        backup_dir: The directory of the run, shared by its workers and by nothing else; or a URL: `s3://bucket/run-42`,
+            `gs://`, `az://`, any other that fsspec knows, or that of a Redis deployment (see `storage_from_url`).
         save_freq: "epoch", or every how many batches (int >= 1), or False: no checkpoint is ever written unless a
-            preemption comes (with `standby`, the final state is: the others return with it). Left out,
+            preemption comes (but the final state, with `standby` or `delete_checkpoint=False`). Left out,
             `$DISTRIBUTED_BACKUP_SAVE_FREQ` counts, else "epoch".
         double_checkpoint: Keep the previous checkpoint too.
         delete_checkpoint: Delete the backup when the last worker has finished. A worker that is away at that moment
             finds nothing when it comes back: use False where workers are restarted.
-        save_before_preemption: On a signal, save the last batch boundary at once and leave.
+        save_before_preemption: On a notice, save the last batch boundary at once and leave; False: serve no notice.
         coordinator: A `Coordinator`, a URL (see `coordinator_from_url`), a client of Redis, or None for
-            `$DISTRIBUTED_BACKUP_COORDINATOR`, else "file:", a lock in `backup_dir`.
+            `$DISTRIBUTED_BACKUP_COORDINATOR`, else "file:", a lock in `backup_dir`; a `backup_dir` on a Redis
+            deployment is led over the same.
         run_id: Id of the run; None for `$DISTRIBUTED_BACKUP_RUN_ID`, else the directory's own.
         worker_id: Name of this worker (pod, machine); None for `$DISTRIBUTED_BACKUP_WORKER_ID`, else host name and
             process id. Each fit adds a random suffix.
         standby: Only the leader trains; the others wait in `on_train_begin` and take over from the newest checkpoint
             when it is gone, or return with the final state. None for `$DISTRIBUTED_BACKUP_STANDBY`, else False.
-        grace_period: Seconds between the signal and the kill; None for `$DISTRIBUTED_BACKUP_GRACE_PERIOD`, else 30,
-            the default of Kubernetes.
+        grace_period: Seconds between a notice and the kill, where the notice does not say; None for
+            `$DISTRIBUTED_BACKUP_GRACE_PERIOD`, else 30, the default of Kubernetes.
         exit_code: Of `Preempted`; 143 is what a process killed by SIGTERM would show (128 + 15).
         signals: Which signals mean a preemption.
+        notices: What tells of a preemption: "signal"; "file:/path", when it is touched; "gce", "aws" or "azure", when
+            the metadata service of that cloud says so; a `notice_sources.NoticeSource`; or several of these. None for
+            `$DISTRIBUTED_BACKUP_NOTICES` (names with commas between them), else "signal".
         state_of: Callbacks or other objects whose state is saved and restored too.
         on_save_error: "warn" logs a failed commit and trains on; "raise" ends the fit with the error.
         restore_timeout: Seconds to wait for another worker's announcement at the start.
-        timings: Durations of the lease.
+        timings: Durations of the lease; None for those of client-go, shortened where the grace period is short.
 
     Raises:
         ConfigError: A wrong argument or environment variable; it is a ValueError.
@@ -100,6 +110,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         grace_period: float | None = None,
         exit_code: int = 143,
         signals: Iterable[int] = (signal.SIGTERM,),
+        notices: str | NoticeSource | Iterable[str | NoticeSource] | None = None,
         state_of: Sequence[Any] = (),
         on_save_error: OnSaveError = "warn",
         restore_timeout: float = 300.0,
@@ -112,32 +123,42 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         save_freq = checked_save_freq(save_freq)
         if isinstance(save_freq, _Default):
             save_freq = _first(environment.save_freq, "epoch")
-        if save_freq is False and not save_before_preemption:
-            raise ConfigError("save_freq=False with save_before_preemption=False would never save anything")
+        sources = environment.notices
+        if notices is not None or sources is None:
+            sources = notice_sources(_first(notices, "signal"))
+        serves_notices = bool(save_before_preemption and sources)
+        if save_freq is False and not serves_notices:
+            cause = "notices=()" if save_before_preemption else "save_before_preemption=False"
+            raise ConfigError(f"save_freq=False with {cause} would never save anything")
         if on_save_error not in {"warn", "raise"}:
             raise ConfigError(f"on_save_error must be 'warn' or 'raise', got {on_save_error!r}")
         if not isinstance(exit_code, int) or not 0 <= exit_code <= 255:
             raise ConfigError(f"exit_code must be a whole number from 0 to 255, got {exit_code!r}")
-        self._store = CheckpointStore(
-            backup_dir, run_id=run_id or environment.run_id, keep=2 if double_checkpoint else 1
-        )
+        if environment.metrics_port is not None:
+            import distributed_backup.metrics  # noqa: F401 - now, so that what is missing is said before the fit
+        grace_period = checked_seconds("grace_period", _first(grace_period, environment.grace_period, 30.0))
+        run_id = run_id or environment.run_id
+        storage = storage_from_url(backup_dir, run_id=run_id, limit=grace_period * _REQUEST_PART)
+        self._store = CheckpointStore(storage, run_id=run_id, keep=2 if double_checkpoint else 1)
         self._coordinator = _coordinator(_first(coordinator, environment.coordinator, "file:"), backup_dir)
         name = worker_id or environment.worker_id
         self._worker_name = None if name is None else checked_name("worker_id", name)
         self._options = SessionOptions(
             worker=WorkerOptions(
-                timings=timings or LeaseTimings(),
+                timings=timings or LeaseTimings.within(grace_period),
                 standby=bool(_first(standby, environment.standby, False)),
-                grace_period=checked_seconds("grace_period", _first(grace_period, environment.grace_period, 30.0)),
+                grace_period=grace_period,
                 exit_code=exit_code,
                 restore_timeout=checked_seconds("restore_timeout", restore_timeout),
                 on_save_error=on_save_error,
                 delete_checkpoint=bool(delete_checkpoint),
             ),
             save_freq=save_freq,
-            save_before_preemption=bool(save_before_preemption),
+            save_before_preemption=serves_notices,
+            notices=sources,
             signals=_signals(signals),
             state_of=tuple(state_of),
+            metrics_port=environment.metrics_port,
         )
         self._session: FitSession | None = None
 

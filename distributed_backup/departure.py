@@ -1,4 +1,4 @@
-"""How a worker goes: whether it is the last one out, and that it is gone in time.
+"""How a worker goes: what is still to be saved, whether it is the last one out, and that it is gone in time.
 
 A member that died without a word counts until its membership expires; until then nobody is the last one out.
 """
@@ -12,12 +12,66 @@ from typing import Final
 
 from distributed_backup.clock import Clock
 from distributed_backup.coordinators.base import Coordinator
-from distributed_backup.errors import CoordinatorError
+from distributed_backup.errors import CoordinatorError, StoreError
+from distributed_backup.legacy import remove_legacy
+from distributed_backup.saver import Saver
+from distributed_backup.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
 
 # More than a tick with its jitter, and the time that it may take.
 _TICKS_ALONE: Final = 1.5
+# Seconds for which a worker that has finished tries to save what is due, when the disk refuses it.
+_FINISH_LIMIT: Final = 30.0
+_WAIT_SLICE: Final = 0.5
+
+
+def save_the_rest(
+    saver: Saver,
+    store: CheckpointStore,
+    *,
+    clock: Clock,
+    is_ours: Callable[[], bool],
+    wait: Callable[[], None],
+    give_up: Callable[[], bool],
+) -> StoreError | None:
+    """See to it that what is due is committed, though a disk refuses it for a while.
+
+    Args:
+        saver: Has it.
+        store: Where it is to go.
+        clock: Where time comes from.
+        is_ours: Whether something is due that nobody else will save.
+        wait: Waits between two tries.
+        give_up: Whether the answer does not matter any more.
+
+    Returns:
+        What to say if it could not be.
+    """
+    limit = clock.now() + _FINISH_LIMIT
+    while is_ours() and not give_up():
+        if clock.now() > limit:
+            text = f"the final state could not be saved in {store.location} within {_FINISH_LIMIT:g} s"
+            return StoreError(text, path=store.location)
+        if not saver.drain(_WAIT_SLICE) or saver.unsaved:
+            wait()
+    return None
+
+
+def delete_run(store: CheckpointStore, coordinator: Coordinator) -> None:
+    """Delete the backup of a run that has finished.
+
+    The lock goes last: whoever joins meanwhile waits for us, and finds nothing.
+
+    Raises:
+        BackupError: Something could not be removed.
+    """
+    logger.info("run finished, deleting directory=%s", store.location)
+    remove_legacy(store.storage)
+    store.delete()
+    coordinator.erase()
+    # Only what is empty: a new run may have begun here since.
+    store.storage.discard()
 
 
 def leave_and_see(

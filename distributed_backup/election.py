@@ -20,6 +20,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import ClusterView, Coordinator, Heartbeat, Role
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorError
+from distributed_backup.events import Report, unreported
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Elector:
         listener: Told of what happens.
         terms: Told of each term before it is led under: no term is used twice even if the coordinator lost its data.
         idle_role: What the worker is while it does not lead.
+        report: Told of each transition, for people.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Elector:
         listener: ElectionListener,
         terms: TermRecord,
         idle_role: Role = "follower",
+        report: Report = unreported,
     ) -> None:
         self._coordinator = coordinator
         self._worker_id = worker_id
@@ -94,6 +97,7 @@ class Elector:
         self._listener = listener
         self._terms = terms
         self._idle_role = idle_role
+        self._report = report
         self._period = min(timings.retry_period, coordinator.tick or timings.retry_period)
         # One tick or resignation at a time; the fields below are written under it and read without.
         self._lock = threading.Lock()
@@ -140,6 +144,11 @@ class Elector:
     def is_leader(self) -> bool:
         """Whether we believe, within our own deadline, that we hold the lease."""
         return self.term is not None
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds until we stand down unless we renew; 0 while we don't lead."""
+        return 0.0 if self._term is None else max(self._deadline - self._clock.now(), 0.0)
 
     @property
     def last_term(self) -> int | None:
@@ -195,6 +204,7 @@ class Elector:
                 self._may_hold = False
             if term is not None:
                 logger.info("resigned worker=%s term=%d", self._worker_id, term)
+                self._report("resigned", term=term)
 
     def stand_back(self, seconds: float) -> None:
         """Give the lease back now, and don't campaign until another worker leads, or for `seconds`."""
@@ -253,6 +263,7 @@ class Elector:
             return
         if not self._reachable:
             logger.info("coordinator reachable again worker=%s", self._worker_id)
+            self._report("reachable")
         self._reachable, self.problem = True, None
         self._highest_seen = max(self._highest_seen, view.term)
         others = view.holder not in {None, self._worker_id}
@@ -330,11 +341,13 @@ class Elector:
         if self._term is None:
             self._term, self._last_term, self.obstacle = view.term, view.term, None
             logger.info("elected worker=%s term=%d", self._worker_id, view.term)
+            self._report("elected", term=view.term)
             self._listener.elected(view.term)
 
     def _unreachable(self, error: BackupError) -> None:
         if self._reachable:
             logger.warning("coordinator unreachable worker=%s reason=%s", self._worker_id, error)
+            self._report("unreachable", reason=str(error))
         self._reachable, self.problem, self._free_at = False, error, None
         if self._term is not None and self._clock.now() >= self._deadline:
             self._lose(f"no renewal for {self._timings.renew_deadline:g} s: {error}")
@@ -344,4 +357,5 @@ class Elector:
         loss = LeaseLoss(term=self._term, reason=reason)
         self._term = None
         logger.warning("lease lost worker=%s term=%d reason=%s", self._worker_id, loss.term, reason)
+        self._report("lost", term=loss.term, reason=reason)
         self._listener.lost(loss)

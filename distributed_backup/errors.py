@@ -90,15 +90,16 @@ class RunMismatchError(StoreError):
 
 
 class StaleTermError(StoreError):
-    """A newer term has committed to the directory: this worker is no longer the writer.
+    """This worker is no longer the writer: a newer term has committed, or another worker under the same one.
 
     Attributes:
         term: The term of the refused commit.
         newest: The newest term in the directory.
     """
 
-    def __init__(self, *, path: str, term: int, newest: int) -> None:
-        super().__init__(f"commit under term {term} refused: {path} already holds term {newest}", path=path)
+    def __init__(self, *, path: str, term: int, newest: int, writer: str | None = None) -> None:
+        by = "" if writer is None else f" by {writer}"
+        super().__init__(f"commit under term {term} refused: {path} already holds term {newest}{by}", path=path)
         self.term = term
         self.newest = newest
 

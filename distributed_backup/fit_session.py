@@ -17,16 +17,18 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from distributed_backup.checkpoint import Position, Snapshot
 from distributed_backup.clock import Clock
-from distributed_backup.config import SaveFrequency, WorkerOptions
+from distributed_backup.config import SaveFrequency, WorkerOptions, reserve_of
 from distributed_backup.coordinators.base import Coordinator
+from distributed_backup.event_log import EventLog
+from distributed_backup.events import Reporter, Sink
 from distributed_backup.fit_frame import FitFrame
 from distributed_backup.guard import Guard
-from distributed_backup.preemption import SignalWatch
+from distributed_backup.notice_sources import NoticeSources
+from distributed_backup.preemption import LastResort, NoticeWatch, SignalWatch
 from distributed_backup.resume import ResumableFit
 from distributed_backup.start import StartPoint
 from distributed_backup.store import CheckpointStore
@@ -38,7 +40,7 @@ logger = logging.getLogger(__name__)
 # How long a session that ends without a notice waits for commits that are due.
 _DRAIN_LIMIT: Final = 30.0
 
-_open_sessions: dict[Path, list[FitSession]] = {}
+_open_sessions: dict[str, list[FitSession]] = {}
 """Sessions of this process that have not ended, by directory: a fit that died in a notebook holds its lock still."""
 
 
@@ -49,8 +51,10 @@ class SessionOptions:
     worker: WorkerOptions
     save_freq: SaveFrequency
     save_before_preemption: bool
+    notices: NoticeSources
     signals: tuple[signal.Signals, ...]
     state_of: Sequence[Any]
+    metrics_port: int | None
 
 
 class FitSession:
@@ -82,7 +86,7 @@ class FitSession:
         self._callback = callback
         self._program = program
         self._params = params
-        self._root = store.root.absolute()
+        self._place = store.location
         self._options = options
         self._pid = os.getpid()
         self._task = _current_task()
@@ -94,19 +98,30 @@ class FitSession:
             clock=clock,
             options=options.worker,
             stop_training_at=self._guard.cut_off_at,
+            reporter=Reporter(worker_id, *self._sinks(store, clock)),
         )
         self._state = TrainingState(program, options.state_of)
         self._fit = ResumableFit(program, guard=self._guard, listener=self)
-        reserve = options.worker.reserve
-        self._signals = SignalWatch(
-            options.signals,
-            on_notice=self._worker.give_notice,
-            last_resort=options.worker.grace_period - reserve / 4,
-            on_last_resort=self._leave_by_force,
+        self._last_resort = LastResort(self._leave_by_force)
+        self._signals = SignalWatch(options.signals, on_notice=self._give_notice)
+        self._sources = NoticeWatch(
+            options.notices.others,
+            on_notice=self._give_notice,
+            on_warning=self._worker.ask_for_save,
+            grace_period=options.worker.grace_period,
+            clock=clock,
         )
         self._start = StartPoint()
         self._data: str | None = None
         self._since_save = 0
+
+    def _sinks(self, store: CheckpointStore, clock: Clock) -> Iterator[Sink]:
+        yield EventLog(store.storage, clock=clock)
+        if self._options.metrics_port is not None:
+            from distributed_backup.metrics import WorkerMetrics, metrics_at  # its client, only for those who use it
+
+            metrics = metrics_at(self._options.metrics_port)
+            yield WorkerMetrics(metrics, lease_left=lambda: self._worker.lease_left)
 
     # ---------------------------------------------------------------- from the callback's hooks
 
@@ -117,17 +132,22 @@ class FitSession:
             BackupError: What `Worker.join` and `Worker.await_start` raise.
             Preempted: A notice came first.
         """
-        _end_orphans(self._root, self._task)
-        _open_sessions.setdefault(self._root, []).append(self)
+        _end_orphans(self._place, self._task)
+        _open_sessions.setdefault(self._place, []).append(self)
         atexit.register(self.end)
         if self._task is not None:
             self._task.add_done_callback(self._task_ended)
         with self._ended_by_errors():
-            if self._options.save_before_preemption:
-                self._signals.install()
+            self._watch_for_notices()
             self._worker.join()
             self._start = self._worker.await_start()
             self._enter(FitFrame.find(self._program))
+
+    def _watch_for_notices(self) -> None:
+        if self._options.save_before_preemption:
+            if self._options.notices.signal:
+                self._signals.install()
+            self._sources.start()
 
     def _enter(self, frame: FitFrame) -> None:
         self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
@@ -228,7 +248,9 @@ class FitSession:
 
     def _boundary(self, position: Position, *, due: bool) -> None:
         with self._ended_by_errors():
-            if due or self._options.save_before_preemption or self._options.worker.standby:
+            # An epoch may be the last one, after which there is no time to take it.
+            last = position.batch == 0 and self._options.worker.keeps_final_state
+            if due or last or self._options.save_before_preemption or self._options.worker.standby:
                 snapshot = Snapshot(
                     position=position, body=self._state.capture(self._fit.loop_state()), data=self._data
                 )
@@ -283,18 +305,38 @@ class FitSession:
         """Commit what is due and pending, leave the run, and put everything back. May be called again."""
         if os.getpid() != self._pid:
             return  # a forked child has neither our threads nor our lock
+        try:
+            self._leave()
+        finally:
+            # Also if Ctrl-C ends the leaving: a notice that comes later must not end a process that goes on.
+            self._put_back()
+
+    def _leave(self) -> None:
         self._take_note()
-        if self._worker.notice_given and not self._worker.closed:
-            self._worker.preempt()
-        self._worker.close(timeout=_DRAIN_LIMIT)
-        self._fit.remove()
+        try:
+            if self._worker.notice_given and not self._worker.closed:
+                self._worker.preempt()
+        finally:
+            self._worker.close(timeout=_DRAIN_LIMIT)
+
+    def _put_back(self) -> None:
+        self._sources.stop()
         self._signals.uninstall()
+        self._last_resort.call_off()
+        self._fit.remove()
         atexit.unregister(self.end)
         if self._task is not None:
             self._task.remove_done_callback(self._task_ended)
-        sessions = _open_sessions.get(self._root, [])
+        sessions = _open_sessions.get(self._place, [])
         if self in sessions:
             sessions.remove(self)
+
+    def _give_notice(self, reason: str, remaining: float | None = None) -> None:
+        if self._worker.closed:
+            return  # too late to serve it, and nothing is left to be saved
+        seconds = self._options.worker.grace_period if remaining is None else remaining
+        self._last_resort.within(seconds - reserve_of(seconds) / 4)
+        self._worker.give_notice(reason, remaining)
 
     def _take_note(self) -> None:
         # A handler that was there before may leave the process faster than a thread can give the notice.
@@ -317,10 +359,10 @@ class FitSession:
         the main thread is no way out: synalinks' retries of language-model calls swallow even SystemExit (tenacity).
         """
         logger.warning("grace period almost over and the fit has not come to its end: leaving the process now")
-        reserve = self._options.worker.reserve
-        leaving = threading.Thread(target=self._worker.preempt, daemon=True)
-        leaving.start()
-        leaving.join(reserve / 8)  # whatever hangs, a disk or a coordinator, hangs there
+        if self._worker.notice_given:
+            leaving = threading.Thread(target=self._worker.preempt, daemon=True)
+            leaving.start()
+            leaving.join(self._worker.reserve / 8)  # whatever hangs, a disk or a coordinator, hangs there
         with suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -334,8 +376,8 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def _end_orphans(root: Path, task: asyncio.Task[Any] | None) -> None:
-    for session in list(_open_sessions.get(root, ())):
+def _end_orphans(place: str, task: asyncio.Task[Any] | None) -> None:
+    for session in list(_open_sessions.get(place, ())):
         if session.is_orphan(task):
-            logger.info("an earlier fit of this process did not end its session, ending it now directory=%s", root)
+            logger.info("an earlier fit of this process did not end its session, ending it now directory=%s", place)
             session.end()

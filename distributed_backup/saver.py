@@ -16,6 +16,7 @@ from typing import Protocol
 from distributed_backup.checkpoint import CheckpointHeader, Snapshot
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StaleTermError, StoreError
+from distributed_backup.events import Report, unreported
 from distributed_backup.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Saver:
         clock: Where time comes from.
         term: Gives the term to write under; None while we don't lead.
         listener: Told of what happens.
+        report: Told of each commit, for people.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class Saver:
         clock: Clock,
         term: Callable[[], int | None],
         listener: SaverListener,
+        report: Report = unreported,
     ) -> None:
         self._store = store
         self._worker_id = worker_id
         self._clock = clock
         self._term = term
         self._listener = listener
+        self._reporter = report
         self._condition = threading.Condition()
         self._last: Snapshot | None = None
         self._due: Snapshot | None = None
@@ -198,8 +202,7 @@ class Saver:
         try:
             newest = self._store.newest_header()
             if snapshot is not None and not covers(newest, snapshot, term):
-                newest = self._store.commit(snapshot, term=term, worker_id=self._worker_id)
-                logger.info("committed name=%s worker=%s", newest.name, self._worker_id)
+                newest = self._make_durable(snapshot, term)
         except StaleTermError as error:
             # Another leads by now; the election will tell. What it commits is what counts.
             logger.warning("commit refused worker=%s reason=%s", self._worker_id, error)
@@ -210,11 +213,27 @@ class Saver:
             self._tell(partial(self._listener.failed, error))
             return False
         except Exception as error:  # noqa: BLE001 - a dead saver would lose every later snapshot in silence
-            failure = StoreError(f"commit failed: {error!r}", path=str(self._store.root))
+            failure = StoreError(f"commit failed: {error!r}", path=self._store.location)
             self._tell(partial(self._listener.failed, failure))
             return False
         self._tell(partial(self._listener.committed, newest, term, served=asked))
         return True
+
+    def _make_durable(self, snapshot: Snapshot, term: int) -> CheckpointHeader:
+        began = self._clock.now()
+        made = self._store.commit(snapshot, term=term, worker_id=self._worker_id)
+        seconds = self._clock.now() - began
+        logger.info("committed name=%s worker=%s", made.name, self._worker_id)
+        self._reporter(
+            "committed",
+            checkpoint=made.name,
+            term=term,
+            epoch=made.epoch,
+            batch=made.batch,
+            bytes=made.length,
+            seconds=round(seconds, 6),
+        )
+        return made
 
     def _tell(self, call: Callable[[], None]) -> None:
         try:

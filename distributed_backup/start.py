@@ -88,12 +88,12 @@ class StartProtocol:
             StoreError: No checkpoint is usable, or the directory can't be read.
         """
         checkpoint = self._store.latest()
-        legacy = None if checkpoint is not None else find_legacy(self._store.root)
+        legacy = None if checkpoint is not None else find_legacy(self._store.storage)
         announced = view.announcement
         if announced is not None and self._is_elsewhere(announced):
             raise NotSharedError(
-                f"{announced.worker_id} announced {announced.checkpoint}, which is not in {self._store.root} here: is "
-                "the directory shared by all workers?"
+                f"{announced.worker_id} announced {announced.checkpoint}, which is not in {self._store.location} here: "
+                "is the directory shared by all workers?"
             )
         finished = self._standby and announced is not None and self._is_the_end(announced)
         return StartPoint(checkpoint=checkpoint, legacy=legacy, finished=finished)
@@ -121,7 +121,7 @@ class StartProtocol:
         if announced.checkpoint is None:
             return StartPoint(finished=finished)
         if parse_name(announced.checkpoint) is None:
-            return StartPoint(legacy=find_legacy(self._store.root), finished=finished)
+            return StartPoint(legacy=find_legacy(self._store.storage), finished=finished)
         try:
             return StartPoint(checkpoint=self._store.load(announced.checkpoint), finished=finished)
         except RunMismatchError:

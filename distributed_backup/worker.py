@@ -21,16 +21,17 @@ from distributed_backup.arrival import Arrival
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
 from distributed_backup.clock import Clock
 from distributed_backup.config import WorkerOptions
-from distributed_backup.coordinators.base import AnnouncementKind, ClusterView, Coordinator, Hint, Notice
-from distributed_backup.departure import leave_and_see, within
+from distributed_backup.coordinators.base import AnnouncementKind, ClusterView, Coordinator, Hint
+from distributed_backup.departure import delete_run, leave_and_see, save_the_rest, within
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import (
     BackupError,
     Preempted,
     StoreError,
 )
-from distributed_backup.legacy import remove_legacy
-from distributed_backup.notices import Notices, OwnNotice
+from distributed_backup.events import Reporter, cause_in
+from distributed_backup.messenger import Messenger
+from distributed_backup.notices import Notices
 from distributed_backup.saver import Saver, covers
 from distributed_backup.start import StartPoint, StartProtocol
 from distributed_backup.store import CheckpointStore
@@ -42,8 +43,11 @@ _WAIT_SLICE = 0.5
 # How long a leader that is preempted keeps its notice to itself, for the sake of its own save.
 _SAVE_FIRST = 0.1
 
-# How long a worker that has finished tries to save what is due, when the disk refuses it.
-_FINISH_LIMIT = 30.0
+# Between two reports of progress within an epoch.
+_PROGRESS_PERIOD = 10.0
+
+# How long a worker that leaves waits for its last events to be written.
+_LAST_WORDS = 2.0
 
 
 class Worker:
@@ -57,6 +61,7 @@ class Worker:
         options: How it behaves.
         stop_training_at: Called from any thread with the instant, by `clock`, at which training must be cut
             off because of a notice; may be called again with an earlier one.
+        reporter: Told of each transition, for people; closed before the worker leaves.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Worker:
         clock: Clock,
         options: WorkerOptions,
         stop_training_at: Callable[[float], None] = lambda _: None,
+        reporter: Reporter | None = None,
     ) -> None:
         self._store = store
         self._coordinator = coordinator
@@ -75,6 +81,7 @@ class Worker:
         self._clock = clock
         self._options = options
         self._stop_training_at = stop_training_at
+        self._report = reporter or Reporter(worker_id)
         self._elector = Elector(
             coordinator=coordinator,
             worker_id=worker_id,
@@ -83,9 +90,15 @@ class Worker:
             listener=self,
             terms=store,
             idle_role="standby" if options.standby else "follower",
+            report=self._report,
         )
         self._saver = Saver(
-            store=store, worker_id=worker_id, clock=clock, term=self._term_to_write_under, listener=self
+            store=store,
+            worker_id=worker_id,
+            clock=clock,
+            term=self._term_to_write_under,
+            listener=self,
+            report=self._report,
         )
         self._notices = Notices(self._saver.save_now)
         self._start = StartProtocol(store, worker_id=worker_id, standby=options.standby)
@@ -95,17 +108,15 @@ class Worker:
         self._joined_at = 0.0
         self._view: ClusterView | None = None
         self._reported_term = 0
+        self._start_name: str | None = None
+        self._progress_due = 0.0
         self._error: StoreError | None = None
         self._failure = ""
         self._announcer = Announcer(coordinator, worker_id, answers=lambda: self._notices.answers)
+        self._messenger = Messenger(coordinator, self._notices, elector=self._elector, worker_id=worker_id, clock=clock)
         self._stop_listening: Callable[[], None] = lambda: None
         self._opened = False
-        # The term at which the others were told of our notice; None while they were not.
-        self._told_at: int | None = None
-        self._told_others = threading.Event()
         self._finishing = False
-        # The request to let another lead that we have obeyed.
-        self._obeyed = ""
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -120,9 +131,20 @@ class Worker:
         return self._notices.own is not None
 
     @property
+    def reserve(self) -> float:
+        """Seconds kept of the time that is left after a notice, for the last commit and for leaving."""
+        notice = self._notices.own
+        return self._options.reserve if notice is None else notice.reserve
+
+    @property
     def closed(self) -> bool:
         """Whether this worker has left the run."""
         return self._closed
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds until this worker stands down unless it renews; 0 while it does not lead."""
+        return self._elector.lease_left
 
     def join(self) -> None:
         """Open the run and start to campaign.
@@ -137,7 +159,8 @@ class Worker:
         self._opened = True
         self._warn_of_long_leases()
         self._joined_at = self._clock.now()
-        logger.info("joined run=%s worker=%s directory=%s", run_id, self._worker_id, self._store.root)
+        logger.info("joined run=%s worker=%s directory=%s", run_id, self._worker_id, self._store.location)
+        self._report("joined", run=run_id, standby=self._options.standby)
         self._stop_listening = self._coordinator.listen(self._hinted)
         self._saver.start()
         self._elector.start()
@@ -175,7 +198,7 @@ class Worker:
             elector=self._elector,
             announcer=self._announcer,
             worker_id=self._worker_id,
-            root=self._store.root,
+            place=self._store.location,
             options=self._options,
             clock=self._clock,
         )
@@ -184,6 +207,7 @@ class Worker:
                 raise self.preempt()
             start = arrival.attempt(self._view)
             if start is not None:
+                self._start_name = start.name
                 with self._condition:
                     self._training = True
                 return start
@@ -193,6 +217,7 @@ class Worker:
         """Training goes on from `position`, with the restored state applied."""
         self._announcer.start_position = position
         self._elector.position = position
+        self._report("restored", checkpoint=self._start_name, **_at(position))
 
     def boundary(self, snapshot: Snapshot, *, due: bool) -> None:
         """Hand over the state at a batch boundary; leave if a notice has come.
@@ -207,7 +232,14 @@ class Worker:
         """
         self._elector.position = snapshot.position
         self._saver.offer(snapshot, due=due)
+        self._report_progress(snapshot.position)
         self.check()
+
+    def _report_progress(self, position: Position) -> None:
+        now = self._clock.now()
+        if position.batch == 0 or now >= self._progress_due:
+            self._progress_due = now + _PROGRESS_PERIOD
+            self._report("progress", **_at(position))
 
     def check(self) -> None:
         """Leave if a notice has come; raise what a commit reported.
@@ -232,16 +264,23 @@ class Worker:
         """
         notice = self._notices.own
         assert notice is not None
-        limit = notice.deadline - self._options.reserve / 2
         self._notices.ask(notice.notice_id)
         # Before and after training a follower has nothing that must be saved; who has something saves it.
-        while (self._training or self._elector.is_leader) and not self._is_served() and self._clock.now() < limit:
+        while (self._training or self._elector.is_leader) and not self._is_served() and self._time_left(1 / 2) > 0:
             # The coordinator may have gone since: then it is ours to save under the last term.
             self._saver.look_again()
             with _uninterrupted():
-                self._wait(min(_WAIT_SLICE, limit - self._clock.now()))
+                self._wait(min(_WAIT_SLICE, self._time_left(1 / 2)))
         served = self._is_served()
         nothing_to_save = self._saver.last is None
+        position, name = self._newest_known()
+        self._report(
+            "preempted",
+            saved=None if nothing_to_save else served,
+            checkpoint=name,
+            **_at(position),
+            seconds=round(self._clock.now() - notice.given, 3),
+        )
         self.close(timeout=0.0)
         position, name = self._newest_known()
         seconds = self._clock.now() - notice.given
@@ -256,14 +295,7 @@ class Worker:
         return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
     def _newest_known(self) -> tuple[Position | None, str | None]:
-        """Position and name of the newest checkpoint, by our own commits or by announcements."""
-        newest, view = self._announcer.newest, self._view
-        announced = None if view is None else view.announcement
-        name = None if announced is None else announced.checkpoint
-        # The order of names is the order of (term, position).
-        if announced is not None and name is not None and (newest is None or newest.name < name):
-            return announced.position, name
-        return (None, None) if newest is None else (newest.position, newest.name)
+        return self._announcer.newest_known(None if self._view is None else self._view.announcement)
 
     def _is_served(self) -> bool:
         if not self._notices.own_is_answered:
@@ -281,6 +313,7 @@ class Worker:
         self._finish_saving()
         if self.notice_given:
             raise self.preempt()
+        self._report("finished", **_at(self._elector.position))
         term = self._elector.term
         if term is not None:
             with _logged("announcing the end"):
@@ -289,40 +322,35 @@ class Worker:
         self._elector.stop()
         self._training = False
         if self._options.delete_checkpoint:
+            # Before others may delete the run: nothing of ours must come after.
+            self._report.close(_LAST_WORDS)
             last = self._is_last_one_out()
             if self.notice_given:
                 raise self.preempt()
             if last:
-                self._delete()
+                with _logged("deleting the backup"):
+                    delete_run(self._store, self._coordinator)
         self.close(timeout=0.0)
         logger.info("finished worker=%s", self._worker_id)
 
-    def _delete(self) -> None:
-        logger.info("run finished, deleting directory=%s", self._store.root)
-        with _logged("deleting the backup"):
-            # The lock goes last: whoever joins meanwhile waits for us, and finds nothing.
-            remove_legacy(self._store.root)
-            self._store.delete()
-            self._coordinator.erase()
-            # Only what is empty: a new run may have begun here since.
-            self._store.remove_root()
-
     def _finish_saving(self) -> None:
-        if self._options.standby:
-            # The others return with the final state, so it must be there even without a schedule.
+        if self._options.keeps_final_state:
+            # Others return with it, or come back to it, so it must be there whatever the schedule.
             self._saver.save_now()
         self._finishing = True
         self._saver.look_again()
-        limit = self._clock.now() + _FINISH_LIMIT
-        while self._is_ours_to_save() and not self.notice_given and self._error is None:
-            if self._clock.now() > limit:
-                text = f"the final state could not be saved in {self._store.root} within {_FINISH_LIMIT:g} s"
-                logger.error("%s worker=%s", text, self._worker_id)
-                if self._options.on_save_error == "raise":
-                    self._error = StoreError(text, path=str(self._store.root))
-                break
-            if not self._saver.drain(_WAIT_SLICE) or self._saver.unsaved:
-                self._wait(self._elector.period)
+        failure = save_the_rest(
+            self._saver,
+            self._store,
+            clock=self._clock,
+            is_ours=self._is_ours_to_save,
+            wait=lambda: self._wait(self._elector.period),
+            give_up=lambda: self.notice_given or self._error is not None,
+        )
+        if failure is not None:
+            logger.error("%s worker=%s", failure, self._worker_id)
+            if self._options.on_save_error == "raise":
+                self._error = failure
         if self._error is not None:
             raise self._error
 
@@ -354,15 +382,21 @@ class Worker:
             if self._closed:
                 return
             self._closed = True
-        if timeout > 0 and not self._saver.drain(timeout):
-            logger.warning("left with a commit pending worker=%s", self._worker_id)
+        try:
+            if timeout > 0 and not self._saver.drain(timeout):
+                logger.warning("left with a commit pending worker=%s", self._worker_id)
+        finally:
+            # Also if Ctrl-C ends the wait: who stays would renew its lease for ever, and nobody else could lead.
+            self._stop_and_leave()
+
+    def _stop_and_leave(self) -> None:
         self._stop_listening()
-        notice = self._notices.own
-        limit = None if notice is None else notice.deadline - self._options.reserve / 4 - self._clock.now()
-        if not within(limit, self._leave):
+        limit = self._time_left(1 / 4) if self.notice_given else None
+        self._report("left")
+        if not within(limit, lambda: self._leave(limit)):
             logger.warning("left without a word, the coordinator or the disk hangs worker=%s", self._worker_id)
 
-    def _leave(self) -> None:
+    def _leave(self, limit: float | None) -> None:
         self._elector.stop()
         term, view = self._elector.term, self._view
         if term is not None:
@@ -370,58 +404,71 @@ class Worker:
                 self._announcer.say(term, on_record=None if view is None else view.announcement)
         with _logged("resigning"):
             self._elector.resign()
+        # After what others wait for, and while we count as a member: then nobody deletes the run under it.
+        self._report.close(_LAST_WORDS if limit is None else min(_LAST_WORDS, limit / 2))
         with _logged("leaving"):
             self._coordinator.leave(self._worker_id)
         self._saver.stop()
+        self._store.storage.close()
         if self._opened:
             self._coordinator.close()
 
     # ---------------------------------------------------------------- notices
 
-    def give_notice(self, reason: str) -> None:
-        """This worker is going to be killed in `grace_period` seconds. From any thread; the first one counts.
+    def give_notice(self, reason: str, remaining: float | None = None) -> None:
+        """This worker is going to be killed. From any thread; the first one counts, and the earliest deadline.
 
         Order: ask our own saver, for it may be ours to save; bound the training; then what may hang: tell the others.
+
+        Args:
+            reason: What told it.
+            remaining: Seconds until then; None for the grace period.
         """
-        grace_period = self._options.grace_period
+        if self._closed:
+            return
+        grace_period = self._options.grace_period if remaining is None else remaining
         now = self._clock.now()
-        notice = None if self._closed else self._notices.give(reason, now=now, grace_period=grace_period)
+        notice = self._notices.give(reason, now=now, remaining=grace_period)
         if notice is None:
+            self._hasten(reason, now, grace_period)
             return
         self._notices.ask(notice.notice_id)
         self._elector.stand_forward()
-        self._stop_training_at(notice.deadline - self._options.reserve)
+        self._stop_training_at(notice.deadline - notice.reserve)
+        self._report("notice", reason=reason, remaining=grace_period)
         if self._elector.is_leader:
             # Telling writes to the same disk as saving does; for this moment nobody else has anything to do about it.
             with self._condition:
                 self._condition.wait_for(lambda: self._notices.own_is_answered, _SAVE_FIRST)
         logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
-        self._tell_others(notice)
-        self._told_others.set()
+        self._messenger.tell(notice, self._view)
         self._elector.poke()
         self._cut_off_if_answered()
         self._notify_all()
 
-    def _tell_others(self, notice: OwnNotice) -> None:
-        with _logged("telling the others of the notice"):
-            term = 0 if self._view is None else self._view.term
-            self._coordinator.notify(
-                Notice(
-                    notice_id=notice.notice_id,
-                    worker_id=self._worker_id,
-                    reason=notice.reason,
-                    remaining=notice.deadline - self._clock.now(),
-                )
-            )
-            self._told_at = term
+    def _hasten(self, reason: str, now: float, remaining: float) -> None:
+        """Notice came again; less time may be left than was thought."""
+        notice = self._notices.hasten(now=now, remaining=remaining)
+        if notice is not None:
+            self._stop_training_at(notice.deadline - notice.reserve)
+            logger.warning("notice came again worker=%s reason=%s grace=%g", self._worker_id, reason, remaining)
+            self._notify_all()
 
-    def _tell_others_again(self, view: ClusterView) -> None:
-        """The coordinator was away when we told them, or may have lost its data since."""
+    def _time_left(self, kept: float) -> float:
+        """Seconds until the kill, less a part of the reserve; known by our own notice only."""
         notice = self._notices.own
-        if notice is None or self._notices.own_is_answered or view.term == self._told_at:
+        assert notice is not None
+        return notice.deadline - kept * notice.reserve - self._clock.now()
+
+    def ask_for_save(self, reason: str) -> None:
+        """Something may happen to this worker: have the run saved now, and train on. From any thread.
+
+        The leader treats it as an operator's request for a save; before and after training there is nothing to save.
+        """
+        if self._closed or self.notice_given or not self._training:
             return
-        if self._told_others.is_set() and notice.deadline > self._clock.now():
-            self._tell_others(notice)
+        logger.warning("warning worker=%s reason=%s", self._worker_id, reason)
+        self._messenger.ask_for_save(reason, self._options.grace_period)
 
     def _cut_off_if_answered(self) -> None:
         """A follower whose notice was answered has nothing more to gain by training on."""
@@ -459,8 +506,8 @@ class Worker:
             for notice_id in self._notices.unasked(view):
                 self._notices.ask(notice_id)
             self._keep_announced(term, view)
-            self._stand_back_if_asked()
-        self._tell_others_again(view)
+            self._messenger.obey(view, self._options.timings.duration)
+        self._messenger.tell_again(view)
         self._saver.look_again()
         self._cut_off_if_answered()
         self._notify_all()
@@ -470,16 +517,6 @@ class Worker:
         with _logged("announcing"):
             if not self._announcer.say(term, on_record=view.announcement):
                 self._report_once(term)
-
-    def _stand_back_if_asked(self) -> None:
-        """An operator wants another worker to lead: once our last boundary is durable, let one; once, if in vain."""
-        for notice in () if self._view is None else self._view.notices:
-            asked = notice.wish == "resign" and notice.worker_id == self._worker_id
-            if asked and notice.notice_id in self._notices.answers and notice.notice_id != self._obeyed:
-                self._obeyed = notice.notice_id
-                if not self.notice_given:
-                    # No longer than a lease: that the request was taken back is told to the leader only.
-                    self._elector.stand_back(min(notice.remaining, self._options.timings.duration))
 
     def _hinted(self, hint: Hint) -> None:
         """Something has changed; whether that is worth a heartbeat between two ticks."""
@@ -502,6 +539,7 @@ class Worker:
         """Have the newest checkpoint announced, and which notices it answers."""
         if self._failure:
             logger.info("commits work again worker=%s", self._worker_id)
+            self._report("commits_work")
             self._failure = ""
         self._announcer.newest = newest
         answers = self._notices.serve(served)
@@ -522,10 +560,12 @@ class Worker:
         """Report a commit that failed; once, if it fails again and again for one reason."""
         if self._options.on_save_error == "raise":
             self._error = error
-        if str(error) != self._failure:
-            intact = "earlier checkpoints are intact" if self._store.root.is_dir() else "the directory is gone"
+        cause = cause_in(str(error))
+        if cause != self._failure:
+            intact = "earlier checkpoints are intact" if self._store.storage.exists() else "the directory is gone"
             logger.error("commit failed, training goes on, %s worker=%s reason=%s", intact, self._worker_id, error)
-        self._failure = str(error)
+        self._failure = cause
+        self._report("commit_failed", reason=str(error))
         self._notify_all()
 
     # ---------------------------------------------------------------- waiting
@@ -537,6 +577,11 @@ class Worker:
     def _notify_all(self) -> None:
         with self._condition:
             self._condition.notify_all()
+
+
+def _at(position: Position | None) -> dict[str, int | None]:
+    """A position as fields of an event."""
+    return {"epoch": None, "batch": None} if position is None else {"epoch": position.epoch, "batch": position.batch}
 
 
 @contextmanager

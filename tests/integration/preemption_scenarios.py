@@ -14,7 +14,7 @@ import synalinks
 from distributed_backup import BackupAndRestore, Preempted
 from distributed_backup.demo.offline import OfflineLanguageModel
 from distributed_backup.preemption import SignalWatch
-from distributed_backup.store import CheckpointStore
+from distributed_backup.storage.local import LocalStorage
 from tests.integration.jobs import Job
 from tests.programs import build_program, complete_state, samples
 
@@ -143,39 +143,40 @@ def train_in_a_thread(report: Report, job: Job) -> Any:
 
 def train_with_slow_disk(report: Report, job: Job, seconds: float) -> dict[str, Any]:
     """Each fsync of a checkpoint takes `seconds`, and is reported."""
-    original = CheckpointStore._sync
+    original = LocalStorage._sync
 
-    def slow(self: CheckpointStore, descriptor: int) -> None:
+    def slow(self: LocalStorage, descriptor: int) -> None:
         report("sync")
         time.sleep(seconds)
         original(self, descriptor)
 
-    CheckpointStore._sync = slow  # type: ignore[method-assign, assignment]
+    LocalStorage._sync = slow  # type: ignore[method-assign]
     return train(report, job)
 
 
 def train_with_hanging_commit(report: Report, job: Job) -> dict[str, Any]:
-    """The rename of a checkpoint hangs for ever, as on a network disk that went away."""
+    """Each rename hangs for ever, as on a network disk that went away, and a checkpoint's is reported."""
 
-    def hang(self: CheckpointStore, partial: Any, path: Any) -> None:
-        report("hanging")
+    def hang(self: LocalStorage, partial: Any, path: Any) -> None:
+        if path.suffix == ".ckpt":
+            report("hanging")
         threading.Event().wait()
 
-    CheckpointStore._publish = hang  # type: ignore[method-assign, assignment]
+    LocalStorage._publish = hang  # type: ignore[method-assign]
     return train(report, job)
 
 
 def train_with_failing_disk(report: Report, job: Job) -> dict[str, Any]:
     """Every commit fails with ENOSPC."""
 
-    def full(self: CheckpointStore, descriptor: int, chunk: bytes) -> None:
+    def full(self: LocalStorage, descriptor: int, chunk: bytes) -> None:
         if chunk.startswith(b'{"batch"'):
             report("disk_full")
             raise OSError(28, "No space left on device")
         original(self, descriptor, chunk)
 
-    original = CheckpointStore._write
-    CheckpointStore._write = full  # type: ignore[method-assign, assignment]
+    original = LocalStorage._write
+    LocalStorage._write = full  # type: ignore[method-assign]
     return train(report, job)
 
 
@@ -216,13 +217,13 @@ def train_after_epoch_one_die(report: Report, job: Job) -> None:
     async def run() -> None:
         await fit(report, job, Dying())
 
-    train_slow = CheckpointStore._sync
+    train_slow = LocalStorage._sync
 
-    def slow(self: CheckpointStore, descriptor: int) -> None:
+    def slow(self: LocalStorage, descriptor: int) -> None:
         time.sleep(0.5)
         train_slow(self, descriptor)
 
-    CheckpointStore._sync = slow  # type: ignore[method-assign, assignment]
+    LocalStorage._sync = slow  # type: ignore[method-assign]
     asyncio.run(run())
 
 
@@ -253,5 +254,5 @@ def train_with_signal_at(report: Report, job: Job, hook: str) -> dict[str, Any]:
 def _notice_given(job: Job) -> bool:
     from distributed_backup import fit_session
 
-    sessions = fit_session._open_sessions.get(job.backup_dir, [])
+    sessions = fit_session._open_sessions.get(str(job.backup_dir), [])
     return any(session._worker.notice_given for session in sessions)

@@ -27,6 +27,7 @@ from distributed_backup.coordinators.base import Announcement, ClusterView, Hear
 from distributed_backup.coordinators.redis import RedisCoordinator
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import CoordinatorError
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 from distributed_backup.worker import Worker
 from tests.servers import PATIENCE, wait_for
@@ -351,7 +352,7 @@ def committed(term: int, worker_id: str, batch: int = 1) -> Announcement:
 # ---------------------------------------------------------------- what child processes run
 
 
-class _StoppingStore(CheckpointStore):
+class _StoppingStorage(LocalStorage):
     """Stops its process between a checkpoint's bytes and its name, once, when it is armed."""
 
     armed = False
@@ -368,13 +369,14 @@ def lead_until_stopped(report: Callable[..., None], root: Path, url: str, during
 
     Reports: "leads" with the term, and "lost" with the term that was lost.
     """
-    store = _StoppingStore(root, keep=10)
+    storage = _StoppingStorage(root)
+    store = CheckpointStore(storage, keep=10)
     trainer = Trainer(root, url, "stopped", store=store)
     try:
         term = trainer.await_term()
         wait_for(lambda: (newest := store.newest_header()) is not None and newest.term == term, "a commit")
         report("leads", term)
-        store.armed = during_commit
+        storage.armed = during_commit
         wait_for(lambda: trainer.coordinator.losses, "the loss")
         report("lost", trainer.coordinator.losses[0].term)
         before = trainer.batches

@@ -24,6 +24,7 @@ from distributed_backup.checkpoint import Position, parse_name
 from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import ClusterView
 from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.events import is_event_log
 from distributed_backup.store import CheckpointStore
 from tests.integration.jobs import Job
 from tests.processes import PATIENCE, Child
@@ -269,7 +270,7 @@ def test_a_preempted_leader_hands_over_and_comes_back_where_it_left(
 ) -> None:
     """Saving before preemptions only: the boundary, then the batch in flight, another leads, all end exactly."""
     leader, *others = start_held(start, run, server.url, 3, save_freq=False)
-    assert run.newest is None
+    assert run.terms == set()
     leader.child.kill(signal.SIGTERM)
     run.wait_saved(Position(1, 1))
     leader.go_on()
@@ -280,11 +281,12 @@ def test_a_preempted_leader_hands_over_and_comes_back_where_it_left(
     again = start(run, server.url, save_freq=False)
     assert again.restored == name
     assert_ends_exactly(again, uninterrupted)
+    assert (run.newest, run.terms) == (Position(1, 2), {1}), "no schedule and no further notice: no further checkpoint"
     for worker in others:
         worker.go_on()
     for worker in others:
         assert_ends_exactly(worker, uninterrupted)
-    assert run.terms == {1}, "no schedule and no further notice: no further checkpoint"
+    assert (run.newest, run.terms) == (Position(3), {2}), "but the final state"
 
 
 def test_a_run_whose_workers_are_all_preempted_at_once_goes_on_where_it_was(
@@ -301,9 +303,14 @@ def test_a_run_whose_workers_are_all_preempted_at_once_goes_on_where_it_was(
     assert run.newest == Position(1, 2)
     assert run.terms == {1}
     assert run.view().holder is None
-    for worker in [start(run, server.url, save_freq=False) for _ in range(2)]:
-        assert_ends_exactly(worker, uninterrupted)
+    # Held, lest one of them finish before the other one starts.
+    workers = [start(run, server.url, save_freq=False, held=[(2, 1)]) for _ in range(2)]
+    for worker in workers:
+        worker.wait_held(2, 1)
         assert worker.start == Position(1, 2)
+    for worker in workers:
+        worker.go_on()
+        assert_ends_exactly(worker, uninterrupted)
 
 
 def test_a_killed_leader_is_replaced_when_its_lease_is_over(
@@ -394,7 +401,8 @@ def test_two_jobs_on_one_server_do_not_see_each_other(
     assert one.child.join() == 143
     other.go_on()
     assert_ends_exactly(other, uninterrupted)
-    assert runs[1].newest is None, "the notice was the other job's"
+    commits = [path.read_text().count('"committed"') for path in runs[1].directory.glob("events-*")]
+    assert (commits, runs[1].newest) == ([1], Position(3)), "the notice was the other job's: only the final state"
     again = start(runs[0], server.url)
     assert_ends_exactly(again, uninterrupted)
     assert again.start == Position(1, 2)
@@ -431,7 +439,7 @@ def test_workers_wait_for_a_server_that_is_not_there_yet(
         assert leaving.child.join() == 143
     assert leaving.log("preempted .* saved=nothing-to-save newest=None")
     assert leaving.log("leaving the process now") == [], "the wait is ended by the notice, not by the last resort"
-    assert [path.name for path in run.directory.iterdir()] == ["run.json"]
+    assert [path.name for path in run.directory.iterdir() if not is_event_log(path.name)] == ["run.json"]
     assert patient.log("restored") == []
     server.start()
     assert_ends_exactly(patient, uninterrupted)

@@ -292,8 +292,9 @@ def is_stopped(pid: int) -> bool:
 def test_of_hundreds_of_terms_no_two_overlap(lone_server: RedisServer, tmp_path: Path) -> None:
     """Six workers in three processes: resignations, freezes, SIGSTOPs, cut connections; no loss of data."""
     terms = 300
-    store = CheckpointStore(tmp_path / "run")
-    with Proxy(lone_server.address) as proxy, contestants(store.root, proxy.url(), tmp_path, terms=terms) as children:
+    root = tmp_path / "run"
+    store = CheckpointStore(root)
+    with Proxy(lone_server.address) as proxy, contestants(root, proxy.url(), tmp_path, terms=terms) as children:
         stops = 0
         while store.highest_term() < terms:
             child = children[stops % len(children)]
@@ -315,9 +316,9 @@ def test_of_hundreds_of_terms_no_two_overlap(lone_server: RedisServer, tmp_path:
 
 def test_terms_stay_unique_whatever_the_server_forgets(lone_server: RedisServer, tmp_path: Path) -> None:
     """FLUSHALL after every few terms: two may lead for a moment, under terms that differ and grow."""
-    terms, flushes = 100, 0
-    store, client = CheckpointStore(tmp_path / "run"), lone_server.client()
-    with contestants(store.root, lone_server.url, tmp_path, terms=terms) as children:
+    root, terms, flushes = tmp_path / "run", 100, 0
+    store, client = CheckpointStore(root), lone_server.client()
+    with contestants(root, lone_server.url, tmp_path, terms=terms) as children:
         while (seen := store.highest_term()) < terms:
             client.flushall()
             flushes += 1

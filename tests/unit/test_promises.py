@@ -37,6 +37,7 @@ from distributed_backup.coordinators.redis_url import RedisAddress
 from distributed_backup.election import Elector, LeaseLoss
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.saver import Saver
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 from tests.clocks import FakeClock
 from tests.contract.harness import release_locks
@@ -116,7 +117,7 @@ class Wire(Coordinator):
             raise CoordinatorUnavailableError("reply lost")
 
 
-class InterruptedStore(CheckpointStore):
+class InterruptedStorage(LocalStorage):
     """Lets others act between the last check of a commit and its rename."""
 
     others_act = staticmethod(lambda: None)
@@ -136,7 +137,8 @@ class Incarnation:
     wire: Wire
     elector: Elector
     saver: Saver
-    store: InterruptedStore
+    store: CheckpointStore
+    storage: InterruptedStorage
     position: int
     paused: bool = False
     begun: list[tuple[int, Snapshot]] = field(default_factory=list)
@@ -213,7 +215,8 @@ class Promises(RuleBasedStateMachine):
     def start(self, slot: int) -> None:
         self.count += 1
         worker_id = f"w{slot}-{self.count}"
-        store = InterruptedStore(self.root / "run", keep=1)
+        storage = InterruptedStorage(self.root / "run")
+        store = CheckpointStore(storage, keep=1)
         store.open_run()
         wire = Wire(self.connect(), self.network, self.clock)
         observer = Observer(self, worker_id)
@@ -228,7 +231,7 @@ class Promises(RuleBasedStateMachine):
         saver = Saver(store=store, worker_id=worker_id, clock=self.clock, term=lambda: elector.term, listener=observer)
         newest = store.latest()
         position = 0 if newest is None else newest.position.batch
-        self.workers[slot] = Incarnation(worker_id, wire, elector, saver, store, position)
+        self.workers[slot] = Incarnation(worker_id, wire, elector, saver, store, storage, position)
 
     def leaders(self) -> list[Incarnation]:
         """Those who believe to lead and are awake to act on it."""
@@ -376,9 +379,9 @@ class Promises(RuleBasedStateMachine):
             self.save(successor, successor.elector.term, self.snapshot(successor))
 
         worker.position += 1
-        worker.store.others_act = take_over
+        worker.storage.others_act = take_over
         self.save(worker, worker.elector.term, self.snapshot(worker))
-        worker.store.others_act = lambda: None
+        worker.storage.others_act = lambda: None
 
     # ------------------------------------------------------------ what must hold
 

@@ -30,7 +30,20 @@ NAMES = {
 }
 # Loading these takes synalinks.
 HEAVY = {"BackupAndRestore"}
-EXAMPLES = ["checkpoint", "clock", "config", "errors", "legacy", "store"]
+EXAMPLES = [
+    "checkpoint",
+    "clock",
+    "config",
+    "coordinators",
+    "errors",
+    "legacy",
+    "storage",
+    "storage.local",
+    "storage.objects",
+    "store",
+]
+# Clients of object stores, and what is under them all.
+CLIENTS = {"fsspec", "s3fs", "gcsfs", "adlfs"}
 
 
 def fresh(code: str) -> str:
@@ -83,14 +96,15 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "from distributed_backup import CheckpointStore, FileCoordinator, LeaseTimings, MemoryCoordinator",
         "from distributed_backup import BackupError, Position, Preempted, coordinator_from_url",
         "import distributed_backup.store, distributed_backup.legacy, distributed_backup.config",
-        "import distributed_backup.worker",
+        "import distributed_backup.worker, distributed_backup.transfer, distributed_backup.opening",
+        "import distributed_backup.cli",
     ],
 )
-def test_importing_brings_in_neither_synalinks_nor_redis(code: str) -> None:
-    """Nor what they bring: only the callback needs them."""
+def test_importing_brings_in_neither_synalinks_nor_clients(code: str) -> None:
+    """Nor what they bring: only the callback needs them, and places that are no directories."""
     loaded = fresh(f"{code}; import sys; print(*sys.modules)").split()
     assert "distributed_backup" in loaded
-    assert not {"synalinks", "litellm", "redis", "numpy"} & set(loaded)
+    assert not {"synalinks", "litellm", "redis", "numpy", *CLIENTS} & set(loaded)
 
 
 def test_importing_the_package_loads_none_of_its_modules() -> None:

@@ -118,8 +118,8 @@ def snapshot(epoch: int) -> Snapshot:
     return Snapshot(position=Position(epoch), body=b'{"epoch":%d}' % epoch)
 
 
-def disk_full(root: Path) -> StoreError:
-    return StoreError(f"can't write {root}: No space left on device", path=str(root))
+def disk_full(location: str) -> StoreError:
+    return StoreError(f"can't write {location}: No space left on device", path=location)
 
 
 # ---------------------------------------------------------------- the schedule
@@ -210,7 +210,7 @@ def test_what_others_committed_counts_for_progress(bench: Bench) -> None:
     """The store is looked at before each commit, not only at the election."""
     bench.saver.offer(snapshot(1), due=True)
     bench.drain()
-    CheckpointStore(bench.store.root, keep=100).commit(snapshot(9), term=1, worker_id="b")
+    CheckpointStore(bench.store.location, keep=100).commit(snapshot(9), term=1, worker_id="b")
     bench.saver.offer(snapshot(2), due=True)
     bench.drain()
     assert bench.positions == [9, 1]
@@ -307,7 +307,7 @@ def test_tickets_grow_and_one_commit_may_serve_many(bench: Bench) -> None:
 
 def test_an_urgent_save_is_tried_until_the_disk_is_back(bench: Bench) -> None:
     """A full disk may be cleaned, a mount may come back, within the grace period."""
-    bench.store.broken = disk_full(bench.store.root)
+    bench.store.broken = disk_full(bench.store.location)
     bench.saver.offer(snapshot(1), due=False)
     ticket = bench.saver.save_now()
     bench.recorder.wait(lambda: len(bench.recorder.failures) >= 3)
@@ -319,7 +319,7 @@ def test_an_urgent_save_is_tried_until_the_disk_is_back(bench: Bench) -> None:
 
 def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Bench) -> None:
     """Training went on meanwhile."""
-    bench.store.broken = disk_full(bench.store.root)
+    bench.store.broken = disk_full(bench.store.location)
     bench.saver.offer(snapshot(1), due=False)
     ticket = bench.saver.save_now()
     bench.recorder.wait(lambda: bool(bench.recorder.failures))
@@ -337,7 +337,7 @@ def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Ben
 
 def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: Bench) -> None:
     """Not at once, which would be a loop on a full disk; and not only when the next epoch is due."""
-    bench.store.broken = disk_full(bench.store.root)
+    bench.store.broken = disk_full(bench.store.location)
     bench.saver.offer(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.saver.look_again()
@@ -350,7 +350,7 @@ def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: B
 
 def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
     """Newest wins among failures too."""
-    bench.store.broken = disk_full(bench.store.root)
+    bench.store.broken = disk_full(bench.store.location)
     bench.saver.offer(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.store.broken = None
@@ -361,7 +361,7 @@ def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
 
 def test_a_report_in_between_does_not_forget_what_failed(bench: Bench) -> None:
     """An election brings a report; the snapshot that failed before it stays due."""
-    bench.store.broken = bench.store.broken_listing = disk_full(bench.store.root)
+    bench.store.broken = bench.store.broken_listing = disk_full(bench.store.location)
     bench.saver.offer(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.saver.report()
@@ -406,7 +406,7 @@ def test_a_bug_in_the_listener_is_survived(bench: Bench, caplog: pytest.LogCaptu
 
 def test_a_report_tells_the_newest_checkpoint_without_writing(bench: Bench) -> None:
     """A new leader tells the others where the run stands."""
-    CheckpointStore(bench.store.root).commit(snapshot(3), term=1, worker_id="b")
+    CheckpointStore(bench.store.location).commit(snapshot(3), term=1, worker_id="b")
     bench.lead(2)
     bench.saver.report()
     bench.drain()
@@ -428,7 +428,7 @@ def test_a_report_waits_until_we_lead_and_commits_what_is_due(bench: Bench) -> N
 
 def test_a_report_that_failed_is_made_at_the_next_boundary(bench: Bench) -> None:
     """Otherwise nobody who joins later would learn where to start."""
-    bench.store.broken_listing = disk_full(bench.store.root)
+    bench.store.broken_listing = disk_full(bench.store.location)
     bench.saver.report()
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.store.broken_listing = None
@@ -461,7 +461,7 @@ def test_drain_does_not_wait_for_what_only_another_may_write(bench: Bench) -> No
 
 def test_drain_tries_once_more_what_failed(bench: Bench) -> None:
     """The last boundary of a fit has no next boundary."""
-    bench.store.broken = disk_full(bench.store.root)
+    bench.store.broken = disk_full(bench.store.location)
     bench.saver.offer(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.store.broken = None
@@ -489,7 +489,7 @@ def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Benc
 
 def test_stop_ends_an_urgent_save_that_keeps_failing(bench: Bench) -> None:
     """A process that must go does not wait for the disk."""
-    bench.store.broken = disk_full(bench.store.root)
+    bench.store.broken = disk_full(bench.store.location)
     bench.saver.save_now()
     bench.saver.offer(snapshot(1), due=False)
     bench.saver.save_now()
@@ -501,7 +501,7 @@ def test_stop_ends_an_urgent_save_that_keeps_failing(bench: Bench) -> None:
 
 def test_a_stop_during_a_failing_urgent_save_ends_it_without_the_pause(bench: Bench) -> None:
     """The call must not be lost between the failure and the pause before the next try."""
-    bench.store.broken = disk_full(bench.store.root)
+    bench.store.broken = disk_full(bench.store.location)
     bench.recorder.before_failure = bench.saver.stop
     bench.saver.offer(snapshot(1), due=False)
     bench.saver.save_now()

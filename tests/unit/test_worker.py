@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -27,7 +28,9 @@ from distributed_backup.errors import (
     RunMismatchError,
     StoreError,
 )
+from distributed_backup.events import Reporter
 from distributed_backup.start import StartPoint
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 from distributed_backup.worker import Worker
 from tests.clocks import FakeClock
@@ -82,7 +85,7 @@ class FaultyStore(CheckpointStore):
 
     def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
         if self.broken:
-            raise StoreError(f"can't write {self.root}: No space left on device", path=str(self.root))
+            raise StoreError(f"can't write {self.location}: No space left on device", path=self.location)
         return super().commit(snapshot, term=term, worker_id=worker_id)
 
     def load(self, name: str) -> Any:
@@ -101,6 +104,7 @@ class Team:
         self.coordinator = MemoryCoordinator(self.clock)
         self.workers: list[Worker] = []
         self.cut_offs: dict[str, list[float]] = {}
+        self.reporter: Callable[[str], Reporter] = Reporter
         self._threads = ThreadPoolExecutor(8)
 
     def worker(
@@ -121,6 +125,7 @@ class Team:
             clock=self.clock,
             options=WorkerOptions(**settled),
             stop_training_at=self.cut_offs.setdefault(worker_id, []).append,
+            reporter=self.reporter(worker_id),
         )
         self.workers.append(worker)
         worker.join()
@@ -594,6 +599,19 @@ def test_a_backup_that_is_to_be_kept_is_kept(team: Team) -> None:
     assert team.announcement.kind == "finished"
 
 
+def test_a_backup_that_is_kept_ends_with_the_final_state(team: Team) -> None:
+    """Whatever the schedule: who comes back to a finished run has nothing left to do."""
+    leader, follower = (team.started(name, delete_checkpoint=False) for name in ("a", "b"))
+    for worker in (leader, follower):
+        worker.boundary(snapshot(1), due=True)
+        worker.boundary(snapshot(2), due=False)
+    team.result(team.begin(leader.finish))
+    assert team.positions()[0] == Position(2)
+    team.result(team.begin(follower.finish))
+    late = team.worker("c", delete_checkpoint=False)
+    assert team.result(team.begin(late.await_start)).checkpoint.position == Position(2)
+
+
 def test_a_member_that_fell_silent_is_waited_for_until_it_expires(team: Team) -> None:
     """It may only be paused, and need the backup when it comes back; when it is dead, nobody needs it."""
     worker, silent = team.started("a"), team.started("b")
@@ -629,6 +647,28 @@ def test_a_preempted_run_keeps_its_backup(team: Team) -> None:
     with pytest.raises(Preempted):
         team.result(team.begin(worker.finish))
     assert team.positions() == [Position(1)]
+
+
+def test_a_worker_that_leaves_closes_its_storage(team: Team) -> None:
+    """Else each fit of a process leaves a connection behind."""
+    worker = team.started("a")
+    with mock.patch.object(LocalStorage, "close", autospec=True) as close:
+        worker.close(timeout=0.0)
+    close.assert_called_once_with(worker._store.storage)
+
+
+def test_a_close_that_is_interrupted_leaves_the_run_all_the_same(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the wait for a commit, in a notebook that goes on: else nobody could ever lead again."""
+    worker = team.started("a")
+
+    def interrupted(_: float) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker._saver, "drain", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.close(timeout=PATIENCE)
+    assert team.holder() is None
+    assert team.member_ids() == []
 
 
 def test_closing_commits_what_is_due_and_lets_the_next_one_lead_at_once(team: Team) -> None:

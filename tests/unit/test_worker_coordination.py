@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed_backup.checkpoint import Position
+from distributed_backup.checkpoint import Checkpoint, Position
 from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Hint, Notice
 from distributed_backup.coordinators.memory import MemoryCoordinator
@@ -438,7 +438,7 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody could be elected in time: with on_save_error="raise" the fit must not look complete."""
-    monkeypatch.setattr("distributed_backup.worker._FINISH_LIMIT", 5.0)
+    monkeypatch.setattr("distributed_backup.departure._FINISH_LIMIT", 5.0)
     worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
     team.coordinator.resign("a")
     monkeypatch.setattr(worker._elector, "_recovers_until", 1e9)
@@ -453,11 +453,35 @@ def test_a_start_that_can_not_lead_says_why(team: Team) -> None:
 
     class Unclaimable(FaultyStore):
         def claim_term(self, term: int) -> bool:
-            raise StoreError(f"can't claim the term {self.root}/x: Read-only file system", path=str(self.root))
+            raise StoreError(f"can't claim the term {self.location}/x: Read-only file system", path=self.location)
 
     worker = team.worker("a", store=Unclaimable(team.root), restore_timeout=20.0)
     with pytest.raises(RestoreTimeoutError, match=r"we can't lead: can't claim the term .*Read-only"):
         team.result(team.begin(worker.await_start))
+
+
+def test_a_checkpoint_that_can_not_be_read_for_a_while_is_waited_for(
+    team: Team, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is busy: to start from an older one would pay for training again; said once, and not for ever."""
+
+    class Busy(FaultyStore):
+        tries = 0
+
+        def latest(self) -> Checkpoint | None:
+            Busy.tries += 1
+            if Busy.tries < 4:
+                raise StoreError("can't read it: slow down", path=self.location)
+            return super().latest()
+
+    team.commit(3)
+    worker = team.worker("a", store=Busy(team.root))
+    assert team.result(team.begin(worker.await_start)).checkpoint.position == Position(3)
+    assert caplog.text.count("can't restore yet, trying again worker=a reason=can't read it: slow down") == 1
+    Busy.tries = -(10**9)
+    late = team.worker("b", store=Busy(team.root), restore_timeout=20.0, coordinator=MemoryCoordinator(team.clock))
+    with pytest.raises(StoreError, match="slow down"):
+        team.result(team.begin(late.await_start))
 
 
 def test_a_lease_that_outlasts_the_grace_period_is_warned_of(team: Team, caplog: pytest.LogCaptureFixture) -> None:

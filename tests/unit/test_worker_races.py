@@ -15,6 +15,7 @@ from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.store import CheckpointStore
 from distributed_backup.worker import Worker
 from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
+from tests.unit.test_worker_coordination import soon
 
 __all__ = ["team"]
 
@@ -114,6 +115,9 @@ def test_a_former_leader_saves_when_the_coordinator_goes_away_after_its_notice(t
     leaving = team.begin(former.preempt)
     team.steps(1.0)
     coordinator.cut = True
+    team.steps(5.0)
+    # No time passes while it looks: what it waits for between two looks is real.
+    soon(team.positions)
     team.until(leaving.done, limit=90.0)
     assert team.positions() == [Position(1, 3)]
 
