@@ -12,17 +12,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from distributed_backup.cli_checkpoints import checkpoints
 from distributed_backup.cli_demo import demo
+from distributed_backup.cli_timeline import events, timeline
 from distributed_backup.errors import BackupError, ConfigError
 from distributed_backup.terminal import (
     INTERRUPTED,
-    PROBLEM,
+    AsJson,
     Discreet,
+    RunId,
+    chosen_run,
     console,
     errors_in_one_line,
     print_json,
@@ -30,7 +33,7 @@ from distributed_backup.terminal import (
 )
 
 if TYPE_CHECKING:
-    from distributed_backup.inspection import Run
+    from distributed_backup.opening import Run
 
 # Seconds between two looks of --watch.
 _WATCH_PERIOD: Final = 1.0
@@ -44,18 +47,12 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
-checkpoints = typer.Typer(help="Look at the checkpoints of a run.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoints")
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The backup directory of the run.")]
 Target = Annotated[
-    str, typer.Argument(metavar="URL|DIR", help="The Redis server that the run is led over, or its backup directory.")
-]
-RunId = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ID",
-        help="Which run. Default: $DISTRIBUTED_BACKUP_RUN_ID; else the one in DIR, or the only one on the server.",
+    str,
+    typer.Argument(
+        metavar="URL|DIR", help="The Redis server that the run is led over, or its backup directory (a path or s3://…)."
     ),
 ]
 CoordinatorUrl = Annotated[
@@ -66,7 +63,6 @@ CoordinatorUrl = Annotated[
     ),
 ]
 Timeout = Annotated[float, typer.Option(max=86400.0, metavar="SECONDS", help="How long to wait.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with the keys described above.")]
 
 
 def main() -> None:
@@ -226,98 +222,24 @@ def _request(target: str, run: str | None, coordinator: str | None) -> Iterator[
             raise typer.Exit(INTERRUPTED) from None
 
 
-# -------------------------------------------------------------------- checkpoints
-
-
-@checkpoints.command("list", cls=Discreet)
-def list_checkpoints(directory: Directory, as_json: AsJson = False) -> None:
-    """All checkpoints in DIR, the newest first; each is read and verified.
-
-    JSON: [{"name", "term", "epoch", "batch": both as completed, "worker_id": the writer, "bytes": of the file,
-    "created_at": ISO 8601, UTC, "valid"}]. worker_id and created_at are null where "valid" is false.
-
-    Exit code: 0 fine, 1 at least one is not valid, 2 DIR is no run.
-    """
-    from distributed_backup import display, inspection
-
-    with errors_in_one_line():
-        infos = inspection.run_in(directory).list()
-        rows = [inspection.checkpoint_row(info) for info in infos]
-        if as_json:
-            print_json(rows)
-        elif not rows:
-            typer.echo("no checkpoint yet")
-        else:
-            console().print(display.checkpoints_table(list(zip(rows, infos, strict=True))))
-        if not all(info.valid for info in infos):
-            raise typer.Exit(PROBLEM)
-
-
-@checkpoints.command(cls=Discreet)
-def verify(directory: Directory, as_json: AsJson = False) -> None:
-    """Read every checkpoint in DIR and compare it with its digest.
-
-    JSON: {"checked": how many, "bad": [{"name", "reason"}]}.
-
-    Exit code: 0 all are good, 1 at least one is bad, each is named with the reason, 2 DIR is no run.
-    """
-    from distributed_backup import inspection
-
-    with errors_in_one_line():
-        rows = inspection.run_in(directory).list()
-        bad = [row for row in rows if not row.valid]
-        if as_json:
-            print_json({"checked": len(rows), "bad": [{"name": row.name, "reason": row.problem} for row in bad]})
-        else:
-            for row in bad:
-                typer.echo(f"bad  {row.name}: {row.problem}")
-            typer.echo(f"{len(rows)} checked, {len(bad)} bad")
-        if bad:
-            raise typer.Exit(PROBLEM)
-
-
-@checkpoints.command(cls=Discreet)
-def show(
-    directory: Directory,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="As in `list`; left out, the newest.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The header of one checkpoint in DIR, and the tree of variables in it with their sizes.
-
-    JSON: {"name", "bytes": of the file, "header": {"run_id", "term", "epoch", "batch", "worker_id", "created_at",
-    "data", "length", "digest", "format"}, "variables": {group: {path: bytes of its JSON}}, "other": {"optimizer",
-    "objects", "python_random", "numpy_random", …: bytes of what is no variable}}. A path that a group has more than
-    once is told apart by "#2", "#3", ….
-
-    Exit code: 0 fine, 1 it is damaged, or there is none, 2 DIR is no run, or NAME is not in it.
-    """
-    from distributed_backup import display, inspection
-
-    with errors_in_one_line():
-        found = inspection.describe(inspection.checkpoint_in(directory, name))
-        if as_json:
-            print_json(found)
-        else:
-            console().print(display.checkpoint_tree(found))
-
-
 # -------------------------------------------------------------------- shared
 
 
 @contextmanager
 def _opened(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
     from distributed_backup.coordinators.urls import is_redis_url
-    from distributed_backup.inspection import opened
+    from distributed_backup.opening import opened
 
     if coordinator is not None and is_redis_url(target):
         raise ConfigError("--coordinator goes with a directory: a URL names the coordinator already")
-    # An option wins over the environment of the job.
-    run = run or os.environ.get("DISTRIBUTED_BACKUP_RUN_ID", "").strip() or None
-    coordinator = coordinator or os.environ.get("DISTRIBUTED_BACKUP_COORDINATOR", "").strip() or None
-    with opened(target, run_id=run, coordinator=coordinator) as found:
+    if not is_redis_url(target):
+        coordinator = coordinator or os.environ.get("DISTRIBUTED_BACKUP_COORDINATOR", "").strip() or None
+    with opened(target, run_id=chosen_run(run), coordinator=coordinator) as found:
         yield found
 
 
+app.command(cls=Discreet)(events)
+app.command(cls=Discreet)(timeline)
 app.command(cls=Discreet)(demo)
 
 

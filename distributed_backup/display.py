@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
+    from distributed_backup.checkpoint_reader import CheckpointInfo
     from distributed_backup.errors import BackupError
-    from distributed_backup.store import CheckpointInfo
 
 
 # -------------------------------------------------------------------- status

@@ -1,17 +1,18 @@
 """What all commands share: exit codes, errors in one line, JSON, tables as wide as they need to be.
 
-Only this module, `cli` and `cli_demo` print.
+Only this module and those named `cli…` print.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, override
+from typing import TYPE_CHECKING, Annotated, Any, Final, override
 
 import typer
 from typer.core import TyperCommand
@@ -28,6 +29,22 @@ INTERRUPTED: Final = 130
 # What a pipe is taken to be wide: tables for people must not be cut where a program reads them.
 _PIPE_WIDTH: Final = 200
 _URL: Final = re.compile(r"[a-z+]+://[^\s)]*")
+
+
+RunId = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="ID",
+        help="Which run. Default: $DISTRIBUTED_BACKUP_RUN_ID; else the one in DIR, or the only one on the server.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with the keys described above.")]
+
+
+def chosen_run(option: str | None) -> str | None:
+    """The run that is meant: an option wins over the environment of the job."""
+    return option or os.environ.get("DISTRIBUTED_BACKUP_RUN_ID", "").strip() or None
 
 
 class Discreet(TyperCommand):

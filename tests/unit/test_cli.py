@@ -53,10 +53,11 @@ def damage(path: Path) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run with two checkpoints."""
-    store = CheckpointStore(tmp_path / "run", run_id="job-42", keep=9)
+    root = tmp_path / "run"
+    store = CheckpointStore(root, run_id="job-42", keep=9)
     commit(store, 1, Position(1))
     commit(store, 2, Position(1, 3))
-    return store.root
+    return root
 
 
 NEWEST = "0000000002-00000001-00000003.ckpt"
@@ -183,7 +184,7 @@ def test_a_run_without_checkpoints_has_an_empty_list(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_run_does_not_count_as_valid(run: Path, tmp_path: Path) -> None:
     other = CheckpointStore(tmp_path / "other", run_id="other-run")
     name = commit(other, 7, Position(5))
-    (run / name).write_bytes((other.root / name).read_bytes())
+    (run / name).write_bytes((tmp_path / "other" / name).read_bytes())
     assert [row["valid"] for row in call_json("checkpoints", "list", run, code=1)] == [False, True, True]
     assert "other-run" in call("checkpoints", "verify", run).stdout
 

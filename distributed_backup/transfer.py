@@ -1,0 +1,201 @@
+"""Checkpoints taken elsewhere: a run copied to another place, and variables exported for `program.load_variables`.
+
+Both only add. A copy is read back and verified before it is called one, and its source stays as it was. It is a copy of
+what was there at the time: of a run that goes on meanwhile, a state that it had. An export is less than a checkpoint:
+synalinks' own format has no random generators, flattens empty dictionaries away, and matches what belongs to the
+optimizer by path.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from distributed_backup.checkpoint import Checkpoint, decode
+from distributed_backup.errors import BackupError, ConfigError, StoreError
+from distributed_backup.events import is_event_log
+from distributed_backup.output import write_whole
+from distributed_backup.store import CheckpointStore
+
+_EXPORT_SUFFIX: Final = ".variables.json"
+# Our groups of variables to those of `Program.get_state_tree` (synalinks 0.10).
+_GROUPS: Final = {
+    "trainable": "trainable_variables",
+    "non_trainable": "non_trainable_variables",
+    "optimizer_trainable": "optimizer_trainable_variables",
+    "optimizer_non_trainable": "optimizer_non_trainable_variables",
+    "metrics": "metrics_variables",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What `copy_run` did.
+
+    Args:
+        run_id: Of the run, at both places.
+        source: Where it was copied from.
+        target: Where to.
+        copied: Names of the checkpoints that were copied, newest first.
+        present: Names of those that were at the target already.
+        skipped: Names of those that do not verify and were left behind.
+    """
+
+    run_id: str
+    source: str
+    target: str
+    copied: tuple[str, ...]
+    present: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
+    """Copy every usable checkpoint of a run to another place, and have its terms go on there.
+
+    Order: the run's id; the claim of the highest term, so that no term is granted there again; the checkpoints, oldest
+    first, each read back and verified; the event logs. Stopped at any point, it may be repeated.
+
+    Args:
+        source: Of the run.
+        target: Made with the same run id; empty, or holding an older state of the same run.
+
+    Raises:
+        ConfigError: There is nothing to copy, or the target has come further, or elsewhere.
+        RunMismatchError: The target belongs to another run.
+        StoreError: A place can't be read or written.
+    """
+    if source.location == target.location:
+        raise ConfigError(f"{source.location} is where the run is: name another place")
+    rows = source.list()
+    usable = [row.name for row in rows if row.valid]
+    if not usable:
+        raise ConfigError(f"{source.location} has no usable checkpoint to copy")
+    run_id = target.open_run()
+    there = target.list()
+    if there and there[0].name > usable[0]:
+        raise ConfigError(f"{target.location} has come further than {source.location}: it holds {there[0].name}")
+    present = {row.name for row in there if row.valid}
+    digests = {row.name: row.header.digest for row in rows if row.header is not None}
+    for row in there:
+        if row.header is not None and digests.get(row.name, row.header.digest) != row.header.digest:
+            raise ConfigError(f"{target.location} has another {row.name}: the run went on at both places")
+    _claim(target, source.highest_term())
+    copied = [name for name in reversed(usable) if name not in present and _copy(source, target, name)]
+    if not copied and present.isdisjoint(usable):
+        raise StoreError(f"{source.location} was pruned while it was read: try again", path=source.location)
+    for name in filter(is_event_log, source.storage.names()):
+        target.storage.put(name, [source.storage.read(name)])
+    return Copied(
+        run_id=run_id,
+        source=source.location,
+        target=target.location,
+        copied=tuple(reversed(copied)),
+        present=tuple(name for name in usable if name in present),
+        skipped=tuple(row.name for row in rows if not row.valid),
+    )
+
+
+def run_id_of(source: CheckpointStore) -> str:
+    """The id of the run in `source`, which stays as it is: `open_run` would keep an id that is lost.
+
+    Raises:
+        ConfigError: Nothing there tells it.
+        StoreError: It can't be read.
+    """
+    run_id = source.read_run_id()
+    if run_id is None and (newest := source.newest_header()) is not None:
+        run_id = newest.run_id
+    if run_id is None:
+        raise ConfigError(f"{source.location} has no usable checkpoint to copy")
+    return run_id
+
+
+def _claim(target: CheckpointStore, term: int) -> None:
+    if term > target.highest_term():
+        target.claim_term(term)
+
+
+def _copy(source: CheckpointStore, target: CheckpointStore, name: str) -> bool:
+    """Copy one checkpoint; False if it was pruned since it was listed."""
+    try:
+        raw = source.storage.read(name)
+    except StoreError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    decode(raw, path=source.storage.path_of(name))
+    target.storage.put(name, [raw])
+    if target.storage.read(name) != raw:
+        raise StoreError(f"{target.storage.path_of(name)} is not what was written to it", path=target.location)
+    return True
+
+
+# -------------------------------------------------------------------- export
+
+
+def export_variables(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the variables of a checkpoint as `Program.save_variables` does.
+
+    Args:
+        checkpoint: Which.
+        path: Ends in `.variables.json`, as `Program.load_variables` wants it; replaced when the new file is complete.
+
+    Raises:
+        ConfigError: A wrong name.
+        BackupError: What the checkpoint holds has no such form.
+        StoreError: The file can't be written.
+    """
+    if not path.name.endswith(_EXPORT_SUFFIX):
+        raise ConfigError(f"{path} must end in {_EXPORT_SUFFIX}: program.load_variables takes no other name")
+    tree = state_tree(checkpoint)
+    try:
+        text = _json(tree)
+        # As synalinks reads it; not the values themselves, for 2**64 equals the float that it would be.
+        exact = _json(orjson.loads(text)) == text
+    except ValueError:
+        exact = False
+    if not exact:
+        raise BackupError(
+            f"{checkpoint.name} holds what synalinks can't read from JSON: NaN, infinity, a whole number beyond 64 "
+            "bits, or half a letter"
+        )
+    write_whole(path, text)
+
+
+def _json(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, allow_nan=False, ensure_ascii=False, indent=2).encode()
+
+
+def state_tree(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The variables of a checkpoint in the form of `Program.get_state_tree`.
+
+    Raises:
+        BackupError: Its body is no training state as this version writes it, or two variables share a path.
+    """
+    from distributed_backup.training_state import decode_state  # imports numpy, which nothing else here needs
+
+    try:
+        state = decode_state(checkpoint.body)
+        paths = {group: [item["path"] for item in state["schema"][group]] for group in _GROUPS}
+        return {_GROUPS[group]: _nested(paths[group], state["variables"][group], checkpoint.name) for group in _GROUPS}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BackupError(
+            f"{checkpoint.name} verifies, but holds no training state as this version writes it"
+        ) from None
+
+
+def _nested(paths: list[str], values: list[Any], name: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in zip(paths, values, strict=True):
+        *parents, last = path.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if last in place:
+            raise BackupError(f"{name} has two variables called {path}, which synalinks' format can't tell apart")
+        place[last] = value
+    return tree

@@ -1,0 +1,262 @@
+"""The commands `events` and `timeline`: what they print and write, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from distributed_backup.cli import app
+from distributed_backup.events import event_log_name
+from distributed_backup.storage.local import LocalStorage
+from distributed_backup.store import CheckpointStore
+from tests.stories import Story, three_workers
+
+
+def call(*words: object) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    """One line on stderr that says what is wrong; nothing else."""
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+
+
+def record(run: Path, story: Story) -> None:
+    """The logs that the workers of this story leave, beside the run's id."""
+    CheckpointStore(run, run_id="job-42").open_run()
+    logs: dict[str, list[bytes]] = {}
+    names: dict[str, str] = {}
+    for event in story.in_order:
+        name = names.setdefault(event.worker, event_log_name(event))
+        logs.setdefault(name, []).append(event.line())
+    for name, lines in logs.items():
+        (run / name).write_bytes(b"".join(lines))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    record(tmp_path / "run", three_workers())
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Two workers, one of which could not save."""
+    story = Story()
+    story.start(0, "a-00000001")
+    story.tell(0.7, "bee-00000002", "joined", standby=True)
+    story.tell(1, "a-00000001", "elected", term=1)
+    story.tell(2.25, "a-00000001", "commit_failed", reason="disk\nfull \x1b[2J")
+    story.tell(9, "a-00000001", "left")
+    record(tmp_path / "run", story)
+    return tmp_path / "run"
+
+
+# -------------------------------------------------------------------- events
+
+
+def test_events_are_told_a_line_each_in_order_of_time(small: Path) -> None:
+    """What an error's text holds can't reach the terminal but as text."""
+    result = call("events", small)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "2026-11-23 10:00:00.000  a-00000001    joined         run job-42",
+        "2026-11-23 10:00:00.500  a-00000001    restored       epoch 0, batch 0, from the beginning",
+        "2026-11-23 10:00:00.700  bee-00000002  joined         run job-42, standby",
+        "2026-11-23 10:00:01.000  a-00000001    elected        term 1",
+        "2026-11-23 10:00:02.250  a-00000001    commit_failed  disk full  [2J",
+        "2026-11-23 10:00:09.000  a-00000001    left",
+    ]
+
+
+def test_events_as_json_are_what_the_workers_wrote(run: Path) -> None:
+    result = call("events", run, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == [json.loads(event.line()) for event in three_workers().in_order]
+
+
+@pytest.mark.parametrize("command", ["events", "timeline"])
+def test_what_is_passed_over_is_told_in_one_line(small: Path, command: str) -> None:
+    (small / "events-20261123T100000Z-torn.jsonl").write_bytes(b'{"at":"2026-1\n{"x":1}\n')
+    output = () if command == "events" else ("-o", small / "out.svg")
+    result = call(command, small, *output)
+    assert result.exit_code == 0
+    assert result.stderr == "warning: 2 line(s) passed over: damaged, or of another version\n"
+
+
+@pytest.mark.parametrize("command", ["events", "timeline"])
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_run_without_events_is_a_problem(tmp_path: Path, command: str, flags: tuple[str, ...]) -> None:
+    CheckpointStore(tmp_path / "run").open_run()
+    (tmp_path / "out.svg").write_text("old")
+    output = () if command == "events" else ("-o", tmp_path / "out.svg")
+    assert_refused(call(command, tmp_path / "run", *output, *flags), 1, "run holds no events")
+    assert (tmp_path / "out.svg").read_text() == "old"
+
+
+@pytest.mark.parametrize("command", ["events", "timeline"])
+def test_what_is_no_run_is_wrong_usage(tmp_path: Path, command: str) -> None:
+    output = () if command == "events" else ("-o", tmp_path / "out.svg")
+    assert_refused(call(command, tmp_path / "nowhere", *output), 2, "nowhere is not there")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_run_may_be_named_by_a_url(small: Path) -> None:
+    assert call("events", small.as_uri()).stdout == call("events", small).stdout
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_place_is_let_go_of(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
+    """It may be a server."""
+    let_go: list[str] = []
+    monkeypatch.setattr(LocalStorage, "close", lambda storage: let_go.append(storage.location))
+    CheckpointStore(tmp_path / "empty").open_run()
+    place = run if found else tmp_path / "empty"
+    assert call("events", place).exit_code == (0 if found else 1)
+    assert let_go == [str(place)]
+
+
+def test_the_run_on_a_server_is_the_one_that_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the option, else by the environment of the job."""
+    asked: list[str | None] = []
+
+    def run_in(place: str, *, run_id: str | None) -> CheckpointStore:
+        asked.append(run_id)
+        return CheckpointStore(run)
+
+    monkeypatch.setattr("distributed_backup.opening.run_in", run_in)
+    monkeypatch.setenv("DISTRIBUTED_BACKUP_RUN_ID", "of-the-job")
+    assert call("events", "redis://host/0", "--run", "named").exit_code == 0
+    assert call("events", "redis://host/0").exit_code == 0
+    assert asked == ["named", "of-the-job"]
+
+
+# -------------------------------------------------------------------- timeline
+
+
+@pytest.mark.parametrize(("name", "begins"), [("run.svg", "<svg "), ("run.html", "<!DOCTYPE html>")])
+def test_the_drawing_takes_the_place_of_an_older_one(run: Path, tmp_path: Path, name: str, begins: str) -> None:
+    (tmp_path / name).write_text("old")
+    result = call("timeline", run, "-o", tmp_path / name)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (tmp_path / name).read_text().startswith(begins)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", name]
+
+
+def test_what_it_cost_is_printed(run: Path, tmp_path: Path) -> None:
+    lines = call("timeline", run, "--output", tmp_path / "run.svg").stdout.splitlines()
+    assert lines[0] == "Run job-42"
+    assert lines[2].startswith("3 preempted, 1 gone without a word: in all 1 min 2 s without a leader")
+    assert lines[3].split("  ")[0] == "#"
+    assert re.split(r" {2,}", lines[5].strip()) == [
+        *("2", "3 min 2 s", "11-23 10:03:02", "train-1-aaaa0001", "gone without a word, led term 2"),
+        *("18 s", "0 s", "0"),
+    ]
+    assert lines[-1] == f"Drawn: {tmp_path / 'run.svg'}"
+
+
+def test_what_it_cost_as_json(run: Path, tmp_path: Path) -> None:
+    found: dict[str, Any] = json.loads(call("timeline", run, "-o", tmp_path / "run.svg", "--json").stdout)
+    assert (found["run_id"], found["start"], found["end"], found["going_on"]) == (
+        *("job-42", "2026-11-23T10:00:00.000Z", "2026-11-23T10:06:44.000Z"),
+        False,
+    )
+    assert found["workers"][1] == {
+        "name": "train-1",
+        "lives": [
+            {
+                "worker_id": "train-1-aaaa0001",
+                "start": "2026-11-23T10:00:00.700Z",
+                "end": "2026-11-23T10:03:02.000Z",
+                "ending": "gone",
+            },
+            {
+                "worker_id": "train-1-cccc0001",
+                "start": "2026-11-23T10:04:51.000Z",
+                "end": "2026-11-23T10:06:43.000Z",
+                "ending": "finished",
+            },
+        ],
+    }
+    assert found["leaders"][1] == {
+        "worker_id": "train-1-aaaa0001",
+        "term": 2,
+        "start": "2026-11-23T10:01:47.000Z",
+        "end": "2026-11-23T10:03:02.000Z",
+        "how": "gone",
+        "reason": None,
+    }
+    assert found["costs"][1] == {
+        "number": 2,
+        "what": "gone",
+        "at": "2026-11-23T10:03:02.000Z",
+        "worker_id": "train-1-aaaa0001",
+        "term": 2,
+        "saved": None,
+        "reason": None,
+        "without_leader": 18.0,
+        "without_training": 0.0,
+        "reached": {"epoch": 3, "batch": 4},
+        "resumed": {"epoch": 4, "batch": 4},
+        "resumed_at": "2026-11-23T10:04:55.000Z",
+        "batches": 0,
+    }
+    assert (found["without_leader"], found["without_training"], found["batches"]) == (62.0, 43.0, 0)
+
+
+def test_another_ending_is_wrong_usage(run: Path, tmp_path: Path) -> None:
+    assert_refused(call("timeline", run, "-o", tmp_path / "run.png"), 2, "run.png must end in .svg or .html")
+
+
+def test_a_place_that_can_not_be_written_is_a_problem(run: Path, tmp_path: Path) -> None:
+    assert_refused(call("timeline", run, "-o", tmp_path / "no" / "run.svg"), 1, "can't write", "run.svg")
+
+
+def test_the_output_must_be_named(run: Path) -> None:
+    result = call("timeline", run)
+    assert result.exit_code == 2
+    assert "--output" in result.stderr
+
+
+# -------------------------------------------------------------------- both
+
+
+@pytest.mark.parametrize("command", ["events", "timeline"])
+def test_they_document_their_json_and_exit_codes(command: str) -> None:
+    text = " ".join(call(command, "--help").stdout.split())
+    assert "JSON:" in text
+    assert "Exit code: 0" in text
+
+
+@pytest.mark.parametrize("words", [("events",), ("timeline", "-o", "run.svg")])
+def test_a_url_is_not_quoted_with_its_password(words: tuple[str, ...]) -> None:
+    result = call(*words, "redis://:secret@host/0", "redis://:secret@host/1")
+    assert result.exit_code == 2
+    assert "host/1" in result.stderr
+    assert "secret" not in result.output
+
+
+def test_drawing_a_run_imports_neither_synalinks_nor_redis(run: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from distributed_backup.cli import app\n"
+        f"try: app(['timeline', {str(run)!r}, '-o', {str(tmp_path / 'run.html')!r}])\n"
+        "finally: print(sorted({'synalinks', 'redis', 'litellm', 'numpy', 'fsspec'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,404 @@
+"""Runs copied to other places, and variables exported: what arrives, what is refused, and that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, override
+
+import pytest
+
+from distributed_backup.checkpoint import Checkpoint, Position, Snapshot
+from distributed_backup.checkpoint_reader import Rows
+from distributed_backup.errors import BackupError, ConfigError, RunMismatchError, StoreError
+from distributed_backup.output import write_whole
+from distributed_backup.storage.base import Chunks
+from distributed_backup.storage.local import LocalStorage
+from distributed_backup.store import CheckpointStore
+from distributed_backup.training_state import _encode
+from distributed_backup.transfer import Copied, copy_run, export_variables, run_id_of, state_tree
+
+RUN = "run-42"
+LOG = "events-20260101T000000Z-w-12345678.jsonl"
+
+
+def commit(store: CheckpointStore, epoch: int, *, term: int = 1) -> str:
+    snapshot = Snapshot(position=Position(epoch), body=b'{"epoch":%d}' % epoch)
+    return store.commit(snapshot, term=term, worker_id="w").name
+
+
+def damage(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+
+
+def contents(root: Path) -> Mapping[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where the run is: two checkpoints, under terms 1 and 3; the log of a worker; term 5 was granted last."""
+    store = CheckpointStore(tmp_path / "run", run_id=RUN, keep=9)
+    commit(store, 1)
+    commit(store, 2, term=3)
+    assert store.claim_term(5)
+    (tmp_path / "run" / LOG).write_bytes(b"{}\n")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def source(root: Path) -> CheckpointStore:
+    return CheckpointStore(root, run_id=RUN)
+
+
+@pytest.fixture(params=["a directory", "elsewhere"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    place = tmp_path / "to" / "run" if request.param == "a directory" else f"memory://{secrets.token_hex(4)}/run"
+    return CheckpointStore(place, run_id=RUN, keep=9)
+
+
+# -------------------------------------------------------------------- copies
+
+
+def test_a_run_that_went_on_at_both_places_is_not_copied_over_itself(
+    source: CheckpointStore, target: CheckpointStore
+) -> None:
+    """One name, two states: neither is the other's copy."""
+    copy_run(source, target)
+    newest = source.names()[0]
+    snapshot = Snapshot(position=Position(2), body=b'{"other":1}')
+    target.commit(snapshot, term=3, worker_id="w")
+    before = target.storage.read(newest)
+    with pytest.raises(ConfigError, match="the run went on at both places"):
+        copy_run(source, target)
+    assert target.storage.read(newest) == before
+
+
+def test_a_copy_is_the_run(root: Path, source: CheckpointStore, target: CheckpointStore) -> None:
+    """Each checkpoint byte for byte, the run's id, and what its workers went through; the source is as it was."""
+    before = contents(root)
+    newest, older = source.names()
+    assert copy_run(source, target) == Copied(
+        run_id=RUN,
+        source=str(root),
+        target=target.location,
+        copied=(newest, older),
+        present=(),
+        skipped=(),
+    )
+    assert contents(root) == before
+    for name in (newest, older, LOG):
+        assert target.storage.read(name) == before[name]
+    assert CheckpointStore(target.storage).read_run_id() == RUN
+    assert target.verify() == []
+
+
+def test_training_goes_on_where_the_copy_is(source: CheckpointStore, target: CheckpointStore) -> None:
+    """From the same checkpoint, and no term that was granted at the source is granted again."""
+    copy_run(source, target)
+    assert target.highest_term() == 5
+    assert not target.claim_term(5)
+    assert target.claim_term(6)
+    newest = commit(target, 3, term=6)
+    latest = target.latest()
+    assert latest is not None
+    assert latest.name == newest
+
+
+def test_a_copy_that_is_repeated_copies_what_is_new(source: CheckpointStore, target: CheckpointStore) -> None:
+    """The run went on at the source meanwhile."""
+    before = copy_run(source, target).copied
+    assert copy_run(source, target).copied == ()
+    newest = commit(CheckpointStore(source.storage, keep=9), 3, term=7)
+    source.storage.put(LOG, [b"{}\n{}\n"])
+    again = copy_run(source, target)
+    assert (again.copied, again.present) == ((newest,), before)
+    assert (target.highest_term(), target.storage.read(LOG)) == (7, b"{}\n{}\n")
+
+
+def test_what_was_damaged_at_the_target_is_copied_again(source: CheckpointStore, target: CheckpointStore) -> None:
+    """A name that is there is not yet a checkpoint that is there."""
+    newest, older = copy_run(source, target).copied
+    target.storage.put(newest, [b"torn"])
+    again = copy_run(source, CheckpointStore(target.storage))
+    assert (again.copied, again.present) == ((newest,), (older,))
+    assert target.verify() == []
+
+
+def test_a_damaged_checkpoint_is_left_behind(root: Path, source: CheckpointStore, target: CheckpointStore) -> None:
+    """And named."""
+    newest, older = source.names()
+    damage(root / newest)
+    copied = copy_run(source, target)
+    assert (copied.copied, copied.skipped) == ((older,), (newest,))
+    assert target.names() == [older]
+
+
+def test_a_target_that_has_come_further_is_left_alone(source: CheckpointStore, target: CheckpointStore) -> None:
+    """Its workers have gone on there: what is here would be put below it, and might be taken for it."""
+    copy_run(source, target)
+    newest = commit(target, 1, term=6)
+    before = sorted(target.storage.names())
+    commit(CheckpointStore(source.storage, keep=9), 9, term=5)
+    with pytest.raises(ConfigError) as caught:
+        copy_run(source, target)
+    assert str(caught.value) == f"{target.location} has come further than {source.location}: it holds {newest}"
+    assert sorted(target.storage.names()) == before
+
+
+def test_the_target_of_another_run_is_refused(source: CheckpointStore, target: CheckpointStore) -> None:
+    """Whatever it holds."""
+    CheckpointStore(target.storage, run_id="run-43").open_run()
+    with pytest.raises(RunMismatchError, match="'run-43'") as caught:
+        copy_run(source, target)
+    assert "'run-42'" in str(caught.value)
+    assert target.storage.names() == ["run.json"]
+
+
+def test_a_run_is_not_copied_onto_itself(root: Path, source: CheckpointStore) -> None:
+    """Whatever the place is called."""
+    with pytest.raises(ConfigError, match="is where the run is: name another place"):
+        copy_run(source, CheckpointStore(f"file://{root}/", run_id=RUN))
+
+
+def test_a_run_without_a_usable_checkpoint_is_not_copied(root: Path, source: CheckpointStore, tmp_path: Path) -> None:
+    """Nothing is made."""
+    for name in source.names():
+        damage(root / name)
+    with pytest.raises(ConfigError, match=f"^{root} has no usable checkpoint to copy$"):
+        copy_run(source, CheckpointStore(tmp_path / "to", run_id=RUN))
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_target_that_lies_about_what_was_written_is_found_out(source: CheckpointStore, tmp_path: Path) -> None:
+    """A copy is read back before it is called one."""
+
+    class Liar(LocalStorage):
+        @override
+        def put(
+            self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
+        ) -> None:
+            super().put(name, [b"".join(chunks)[:-1]], durable=durable)
+
+    with pytest.raises(StoreError) as caught:
+        copy_run(source, CheckpointStore(Liar(tmp_path / "to"), run_id=RUN))
+    assert str(caught.value) == f"{tmp_path}/to/{source.names()[-1]} is not what was written to it"
+
+
+class PrunedWhileRead(CheckpointStore):
+    """Checkpoints go once they were listed."""
+
+    gone: tuple[int, ...] = ()
+
+    @override
+    def list(self) -> Rows:
+        rows = super().list()
+        for index in self.gone:
+            self.storage.remove(rows[index].name)
+        return rows
+
+
+def test_a_checkpoint_that_is_pruned_meanwhile_is_not_missed(root: Path, target: CheckpointStore) -> None:
+    """A newer one is there."""
+    source = PrunedWhileRead(root, run_id=RUN)
+    source.gone = (1,)
+    newest = source.names()[0]
+    assert copy_run(source, target).copied == (newest,)
+
+
+def test_when_all_are_pruned_meanwhile_the_copy_says_so(root: Path, target: CheckpointStore) -> None:
+    """Rather than to call an empty place a copy."""
+    source = PrunedWhileRead(root, run_id=RUN)
+    source.gone = (0, 1)
+    with pytest.raises(StoreError, match=f"^{root} was pruned while it was read: try again$"):
+        copy_run(source, target)
+
+
+def test_a_checkpoint_that_can_not_be_read_ends_the_copy(root: Path, target: CheckpointStore) -> None:
+    """It is not taken for one that was pruned."""
+
+    class Unreadable(LocalStorage):
+        reads = 0
+
+        @override
+        def read(self, name: str) -> bytes:
+            self.reads += 1
+            if self.reads > 2:
+                raise StoreError(f"can't read {self.path_of(name)}: Input/output error", path=str(root))
+            return super().read(name)
+
+    with pytest.raises(StoreError, match="Input/output error"):
+        copy_run(CheckpointStore(Unreadable(root), run_id=RUN), target)
+    assert target.names() == []
+
+
+def test_the_id_of_a_run_is_told_without_a_trace(root: Path, tmp_path: Path) -> None:
+    """From its file, or from its checkpoints; an id is not made up where there is none."""
+    assert run_id_of(CheckpointStore(root)) == RUN
+    (root / "run.json").unlink()
+    before = contents(root)
+    assert run_id_of(CheckpointStore(root)) == RUN
+    assert contents(root) == before
+    with pytest.raises(ConfigError, match="has no usable checkpoint to copy"):
+        run_id_of(CheckpointStore(tmp_path / "nowhere"))
+
+
+# -------------------------------------------------------------------- exports
+
+GROUPS = ("trainable", "non_trainable", "optimizer_trainable", "optimizer_non_trainable", "metrics")
+
+
+def checkpoint(body: bytes) -> Checkpoint:
+    """A checkpoint that holds `body`."""
+    store = CheckpointStore(f"memory://{secrets.token_hex(4)}")
+    store.commit(Snapshot(position=Position(1), body=body), term=1, worker_id="w")
+    made = store.latest()
+    assert made is not None
+    return made
+
+
+def state(**groups: Mapping[str, Any]) -> bytes:
+    """A training state with these variables, by their paths."""
+    chosen: dict[str, list[tuple[str, Any]]] = {name: list(groups.get(name, {}).items()) for name in GROUPS}
+    return encoded(chosen)
+
+
+def encoded(groups: Mapping[str, list[tuple[str, Any]]]) -> bytes:
+    """As `TrainingState.capture` writes it."""
+    return _encode(
+        {
+            "variables": {name: [value for _, value in items] for name, items in groups.items()},
+            "schema": {name: [{"path": path} for path, _ in items] for name, items in groups.items()},
+            "python_random": [3, [1], None],
+            "numpy_random": ["MT19937", [1], 0, 0, 0.0],
+        }
+    )
+
+
+def test_an_export_has_the_form_that_synalinks_writes(tmp_path: Path) -> None:
+    """Its groups; a path's parts as levels; what belongs to no variable is left out."""
+    path = tmp_path / "latest.variables.json"
+    body = state(
+        trainable={"a/state": {"examples": ["é"]}, "b/state": {"examples": []}},
+        metrics={"mean/total": {"total": 1.5}},
+    )
+    export_variables(checkpoint(body), path)
+    assert json.loads(path.read_bytes()) == {
+        "trainable_variables": {"a": {"state": {"examples": ["é"]}}, "b": {"state": {"examples": []}}},
+        "non_trainable_variables": {},
+        "optimizer_trainable_variables": {},
+        "optimizer_non_trainable_variables": {},
+        "metrics_variables": {"mean": {"total": {"total": 1.5}}},
+    }
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["latest.json", "variables.json", "latest.variables.json.gz", "latest"])
+def test_an_export_that_synalinks_would_not_load_is_not_written(tmp_path: Path, name: str) -> None:
+    """It goes by the end of the name."""
+    with pytest.raises(ConfigError) as caught:
+        export_variables(checkpoint(state()), tmp_path / name)
+    wanted = "must end in .variables.json: program.load_variables takes no other name"
+    assert str(caught.value) == f"{tmp_path / name} {wanted}"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 2**70, math.nan, math.inf, "\ud83d"])
+def test_what_synalinks_can_not_read_is_refused(tmp_path: Path, value: Any) -> None:
+    """It would load other values, or fail at the user's. What was there stays."""
+    path = tmp_path / "x.variables.json"
+    path.write_text("before")
+    made = checkpoint(state(trainable={"a/b": {"x": value}}))
+    with pytest.raises(BackupError) as caught:
+        export_variables(made, path)
+    wanted = "what synalinks can't read from JSON: NaN, infinity, a whole number beyond 64 bits, or half a letter"
+    assert str(caught.value) == f"{made.name} holds {wanted}"
+    assert path.read_text() == "before"
+
+
+def test_whole_numbers_of_64_bits_are_exported(tmp_path: Path) -> None:
+    """The largest that synalinks reads."""
+    path = tmp_path / "x.variables.json"
+    export_variables(checkpoint(state(trainable={"a/b": {"x": [2**64 - 1, -(2**63), 0.1, True, None]}})), path)
+    found = json.loads(path.read_bytes())["trainable_variables"]["a"]["b"]["x"]
+    assert found == [2**64 - 1, -(2**63), 0.1, True, None]
+
+
+def test_two_variables_of_one_name_are_refused() -> None:
+    """As `save_variables` of synalinks does."""
+    made = checkpoint(encoded({name: [("mean/total", {}), ("mean/total", {})] for name in GROUPS}))
+    with pytest.raises(BackupError) as caught:
+        state_tree(made)
+    wanted = "has two variables called mean/total, which synalinks' format can't tell apart"
+    assert str(caught.value) == f"{made.name} {wanted}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b"not JSON",
+        b'{"variables":{},"schema":{}}',
+        b'{"variables":[],"schema":[]}',
+        encoded({name: [("a", 1), ("a/b", 2)] for name in GROUPS}),
+        state().replace(b'"trainable":[]', b'"trainable":[{}]', 1),
+    ],
+)
+def test_what_is_no_training_state_is_not_exported(body: bytes) -> None:
+    """It verifies, so it is what somebody wrote."""
+    made = checkpoint(body)
+    with pytest.raises(BackupError) as caught:
+        state_tree(made)
+    assert str(caught.value) == f"{made.name} verifies, but holds no training state as this version writes it"
+
+
+# -------------------------------------------------------------------- files that are written for the user
+
+
+def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for data in (b"longer", b"new"):
+        write_whole(path, data)
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _fail_half_way(path: Path, data: bytes) -> int:
+    with path.open("wb") as file:
+        file.write(data[:1])
+    raise OSError(28, "No space left on device")
+
+
+def _refuse(path: Path, other: Path) -> Path:
+    raise OSError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("method", "fault", "reason"),
+    [("write_bytes", _fail_half_way, "No space left on device"), ("replace", _refuse, "Permission denied")],
+)
+def test_a_file_that_can_not_be_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[..., Any], reason: str
+) -> None:
+    """And nothing besides."""
+    path = tmp_path / "x"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(Path, method, fault)
+    with pytest.raises(StoreError) as caught:
+        write_whole(path, b"after")
+    assert str(caught.value) == f"can't write {path}: {reason}"
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"before", [path])
+
+
+def test_a_directory_that_is_missing_is_not_made(tmp_path: Path) -> None:
+    """A mistyped path is told."""
+    path = tmp_path / "nowhere" / "x"
+    with pytest.raises(StoreError, match=f"can't write {path}: No such file or directory"):
+        write_whole(path, b"1")
+    assert list(tmp_path.iterdir()) == []
