@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import orjson
 import pytest
 
 from distributed_backup.checkpoint import Position, Snapshot
@@ -18,6 +20,8 @@ from distributed_backup.coordinators import coordinator_from_url
 from distributed_backup.coordinators import redis as redis_coordinator
 from distributed_backup.coordinators.urls import REDIS_SCHEMES
 from distributed_backup.errors import ConfigError
+from distributed_backup.event_log import EventLog
+from distributed_backup.events import Reporter
 from distributed_backup.store import CheckpointStore
 from distributed_backup.worker import Worker
 from tests.processes import Child
@@ -34,7 +38,7 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
-ON_A_RUN = [command for command in COMMANDS if command.endswith((" DIR", " URL"))]
+ON_A_RUN = [command for command in COMMANDS if {"DIR", "URL"} & set(command.split())]
 
 
 def test_every_command_is_run_by_a_test_or_by_ci() -> None:
@@ -61,17 +65,20 @@ def test_the_two_commands_of_a_newcomer_stand_on_the_first_screen() -> None:
 @contextmanager
 def running(directory: Path, coordinator: str) -> Iterator[None]:
     """Two workers that train on a run, with a checkpoint in it and a boundary that is not saved yet."""
-    body = b'{"variables":{},"schema":{}}'
+    groups = ("trainable", "non_trainable", "optimizer_trainable", "optimizer_non_trainable", "metrics")
+    body = orjson.dumps({part: {group: [] for group in groups} for part in ("variables", "schema")})
     CheckpointStore(directory).commit(Snapshot(position=Position(1), body=body), term=1, worker_id="earlier")
     with ExitStack() as stack:
         for name in ("one", "other"):
             made = coordinator_from_url(coordinator, backup_dir=directory)
             stack.callback(made.close)
+            store, clock = CheckpointStore(directory), SystemClock()
             worker = Worker(
-                store=CheckpointStore(directory),
+                store=store,
                 coordinator=made,
                 worker_id=name,
-                clock=SystemClock(),
+                clock=clock,
+                reporter=Reporter(name, EventLog(store.storage, clock=clock)),
                 options=WorkerOptions(timings=LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=1.0)),
             )
             worker.join()
@@ -82,16 +89,29 @@ def running(directory: Path, coordinator: str) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def led_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, dict[str, str]]]:
+    """What DIR and URL stand for: in a run that is led by a file lock, and in one that is led over a server."""
+    root = tmp_path_factory.mktemp("runs")
+    with (
+        RedisServer(root / "server", port=0) as server,
+        running(root / "by-lock", "file:"),
+        running(root / "by-server", server.url),
+    ):
+        yield {
+            False: {"DIR": str(root / "by-lock")},
+            True: {"DIR": str(root / "by-server"), "URL": server.url},
+        }
+
+
 @pytest.mark.parametrize("command", ON_A_RUN)
-def test_each_command_on_a_run_works(command: str, tmp_path: Path) -> None:
+def test_each_command_on_a_run_works(command: str, led_runs: dict[bool, dict[str, str]], tmp_path: Path) -> None:
     """As the console script, on a run that two workers train."""
-    *arguments, place = command.removeprefix("uv run distributed-backup ").split()
+    arguments = command.removeprefix("uv run distributed-backup ").split()
     script = Path(sys.executable).with_name("distributed-backup")
-    with RedisServer(tmp_path / "server", port=0) as server:
-        url = server.url if place == "URL" else "file:"
-        with running(tmp_path / "run", url):
-            target = url if place == "URL" else str(tmp_path / "run")
-            done = subprocess.run([script, *arguments, target], capture_output=True, text=True, check=False)
+    named = led_runs["URL" in arguments]
+    words = [named.get(word, word) for word in arguments]
+    done = subprocess.run([script, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 
@@ -123,6 +143,8 @@ def test_the_table_of_options_is_complete(tmp_path: Path) -> None:
 def test_the_table_names_every_variable_that_is_read() -> None:
     """A wrong value of each is refused, naming it, so each is read; what takes any text is seen in the result."""
     named = {variable for _, variable in option_rows().values() if variable}
+    seeing = README.partition("## Seeing it")[2].partition("\n## ")[0]
+    named |= set(re.findall(rf"`({ENVIRONMENT_PREFIX}[A-Z_]+)`", seeing))
     fields = {ENVIRONMENT_PREFIX + name.upper() for name in EnvironmentSettings.__dataclass_fields__}
     assert named == fields
     for variable in sorted(named - {f"{ENVIRONMENT_PREFIX}COORDINATOR"}):
@@ -138,3 +160,14 @@ def test_the_tables_of_urls_and_keys_are_complete() -> None:
     described = dict(re.findall(r"backup:\{RUN\}:(\w+) +(hash|string|zset|channel)", redis_coordinator.__doc__ or ""))
     assert rows == {name: kind.replace("zset", "sorted set") for name, kind in described.items()}
     assert len(rows) == 6
+
+
+def test_the_drawing_of_the_layers_is_what_the_linter_checks() -> None:
+    """From the top to the bottom, and no module is left out."""
+    drawn = "cli " + README.partition("```\ncli ")[2].partition("```")[0]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    checked = [[name.strip().removeprefix("distributed_backup.") for name in layer.split("|")] for layer in layers]
+    assert [[name.strip() for name in layer.split(",")] for layer in drawn.split("→")] == checked
+    modules = {path.stem for path in (ROOT / "distributed_backup").iterdir() if not path.name.startswith(("_", "py."))}
+    assert {name for layer in checked for name in layer} == modules

@@ -1,0 +1,106 @@
+"""An example job: copy it, and put your program in place of `build` and your data in place of `samples`.
+
+What the manifests rely on is in `main`: the run's directory comes from the environment, as does all else that the
+callback must know (DISTRIBUTED_BACKUP_*); and the backup is kept at the end, so that a pod which comes back when the
+run is complete finds the final state, says so and succeeds, and does not train again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import random
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import synalinks
+
+from distributed_backup import BackupAndRestore
+
+
+class Question(synalinks.DataModel):  # type: ignore[misc]  # synalinks has no types
+    """What goes in: one field for each key of a row of the data."""
+
+    question: str = synalinks.Field(description="The question")
+
+
+class Answer(synalinks.DataModel):  # type: ignore[misc]
+    """What comes out, and is compared with the row's."""
+
+    answer: str = synalinks.Field(description="The answer, yes or no")
+
+
+def language_model() -> Any:
+    """$TRAIN_MODEL, such as openai/gpt-4o-mini, with its key in the environment; empty, one that needs no network."""
+    if name := os.environ.get("TRAIN_MODEL"):
+        return synalinks.LanguageModel(model=name)
+    from distributed_backup.demo.offline import OfflineLanguageModel
+
+    return OfflineLanguageModel(latency=float(os.environ.get("TRAIN_LATENCY", "1")))
+
+
+def samples(part: str) -> tuple[Any, Any]:
+    """The rows of "training" or "validation" in $TRAIN_DATA, a JSON file; empty, the demonstration's questions."""
+    data = os.environ.get("TRAIN_DATA")
+    text = Path(data).read_text() if data else files("distributed_backup.demo").joinpath("questions.json").read_text()
+    rows = json.loads(text)[part]
+    x = np.array([Question(question=row["question"]) for row in rows], dtype="object")
+    y = np.array([Answer(answer=row["answer"]) for row in rows], dtype="object")
+    return x, y
+
+
+async def build() -> Any:
+    """The compiled program, the same in every pod: a checkpoint must fit it, and seeds make runs comparable."""
+    random.seed(7)
+    np.random.seed(7)
+    inputs = synalinks.Input(data_model=Question)
+    outputs = await synalinks.Generator(data_model=Answer, language_model=language_model())(inputs)
+    program = synalinks.Program(inputs=inputs, outputs=outputs, name="train", description="Answers questions")
+    program.compile(
+        optimizer=synalinks.optimizers.RandomFewShot(),
+        reward=synalinks.rewards.ExactMatch(in_mask=["answer"]),
+        metrics=[synalinks.metrics.MeanMetricWrapper(synalinks.rewards.exact_match)],
+    )
+    return program
+
+
+def digest(program: Any) -> str:
+    """Of all that training changes, random numbers to come included: equal for runs that ended in the same state."""
+    holders = (program, program.optimizer)
+    variables = [variable.get_json() for holder in holders for variable in holder.trainable_variables]
+    variables += [variable.get_json() for holder in holders for variable in holder.non_trainable_variables]
+    variables += [variable.get_json() for variable in program.metrics_variables]
+    kind, words, *rest = np.random.get_state()
+    state = [variables, random.getstate(), kind, list(map(int, words)), rest]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+async def main() -> None:
+    """Train to the end, from wherever the run is; a preemption leaves by SystemExit, with the callback's exit code."""
+    epochs = int(os.environ.get("TRAIN_EPOCHS", "10"))
+    batch_size = int(os.environ.get("TRAIN_BATCH_SIZE", "4"))
+    program = await build()
+    x, y = samples("training")
+    await program.fit(
+        x,
+        y,
+        validation_data=samples("validation"),
+        epochs=epochs,
+        batch_size=batch_size,
+        validation_batch_size=batch_size,
+        # synalinks' default draws from a generator without a seed; with None, a resumed run ends as any other.
+        minibatch_size=None,
+        verbose=0,
+        callbacks=[BackupAndRestore(os.environ["BACKUP_DIR"], delete_checkpoint=False)],
+    )
+    print(f"final state: epoch={epochs} batch=0 sha256={digest(program)}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(main())

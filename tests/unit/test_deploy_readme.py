@@ -1,0 +1,116 @@
+"""deploy/README.md: its commands and files exist, its overlay builds, and its tables are about what is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.unit.deploy_facts import DEPLOY, ROOT, is_command, job_variables, package_variables
+from tests.unit.deploy_job_checks import JOB_CHECKS
+from tests.unit.deploy_model import Manifest
+from tests.unit.deploy_network_checks import NETWORK_CHECKS
+from tests.unit.deploy_pod_checks import POD_CHECKS
+from tests.unit.deploy_renderings import COMBINATIONS, OVERLAYS, at, kustomized, render
+from tests.unit.deploy_schemas import NEWEST, OLDEST, schema_problems
+
+README = (DEPLOY / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+[[MINE], [CLASS], IN_REDIS] = (list(yaml.safe_load_all(block)) for block in blocks("yaml"))
+
+
+def first_column(heading: str) -> list[str]:
+    """The cells of the first column of the table that begins with `heading`."""
+    table = README.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    return [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+
+
+def built(tmp_path: Path, overlay: dict[str, Any]) -> list[Manifest]:
+    """The objects of an overlay `mine` in a copy of deploy/."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    mine = tmp_path / "deploy" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(json.dumps(overlay))
+    (mine / "password.env").write_text("password=abc")
+    return [item for item in yaml.load_all(kustomized(mine), Loader=yaml.CSafeLoader) if item]
+
+
+def test_every_command_names_what_there_is() -> None:
+    """Overlays that are built by tests, the Dockerfile, commands of the CLI; the rest is kubectl's own and docker's."""
+    applied = [re.findall(r"kubectl (?:apply -k|kustomize) deploy/overlays/(\S+)", line) for line in COMMANDS]
+    assert {name for names in applied for name in names} <= {*OVERLAYS, "mine"}
+    for line in COMMANDS:
+        assert line.split(maxsplit=1)[0] in {"docker", "echo", "kind", "kubectl", "uv"}
+        for word in line.split():
+            path = word.strip("'\"").split("=")[0]
+            if path.startswith("deploy/") and "/mine" not in path:
+                assert (ROOT / path).exists(), path
+        for command in re.findall(r"distributed-backup ([a-z][^']*)", line):
+            assert is_command(command.split()), command
+
+
+def test_the_overlay_for_users_builds_and_nothing_is_wrong_with_it(tmp_path: Path) -> None:
+    """With their image, password and values."""
+    manifests = built(tmp_path, MINE)
+    assert [problem for check in (*JOB_CHECKS, *NETWORK_CHECKS, *POD_CHECKS) for problem in check(manifests)] == []
+    assert [schema_problems(manifests, version) for version in (OLDEST, NEWEST)] == [[], []]
+    worker = at(manifests, "Job/train", "spec.template.spec.containers.0")
+    assert worker["image"] == "registry.example.com/team/distributed-backup-train:0.3.0"
+    assert at(manifests, "Secret/valkey", "data") == {"password": "YWJj"}
+    assert at(manifests, "ConfigMap/train", "data")["TRAIN_MODEL"] == "openai/gpt-4o-mini"
+    assert {item["metadata"].get("namespace") for item in manifests if item["kind"] != "StorageClass"} == {"training"}
+
+
+def test_the_patch_that_keeps_checkpoints_in_redis_applies(tmp_path: Path) -> None:
+    """The checks see that each reference stands below what it refers to; the server's disk outlives its pod."""
+    overlay = {"resources": ["../standby"], "patches": [{"patch": json.dumps(patch)} for patch in IN_REDIS]}
+    manifests = built(tmp_path, overlay)
+    assert [problem for check in (*JOB_CHECKS, *NETWORK_CHECKS, *POD_CHECKS) for problem in check(manifests)] == []
+    directory = at(manifests, "Job/train", "spec.template.spec.containers.0.env.[BACKUP_DIR].value")
+    assert directory == "$(DISTRIBUTED_BACKUP_COORDINATOR)"
+    assert [schema_problems(manifests, version) for version in (OLDEST, NEWEST)] == [[], []]
+    server = at(manifests, "StatefulSet/valkey", "spec")
+    assert not server["template"]["spec"].get("volumes")
+    assert [claim["metadata"]["name"] for claim in server["volumeClaimTemplates"]] == ["data"]
+
+
+def test_the_storage_class_for_eks_is_the_one_that_is_claimed() -> None:
+    """With the mount options of the other clouds', and the user of the pods."""
+    assert schema_problems([CLASS], OLDEST) == []
+    assert at(render("eks-spot"), "PersistentVolumeClaim/backup", "spec.storageClassName") == CLASS["metadata"]["name"]
+    for cloud in ("aks-spot", "gke-spot"):
+        assert at(render(cloud), "StorageClass/distributed-backup-nfs", "mountOptions") == CLASS["mountOptions"]
+    user = at(render("eks-spot"), "Job/train", "spec.template.spec.securityContext.runAsUser")
+    assert CLASS["parameters"]["uid"] == CLASS["parameters"]["gid"] == str(user)
+
+
+def test_the_tables_are_about_what_there_is() -> None:
+    """Overlays, components, and fields; the oldest version is the one that the manifests are validated for."""
+    assert set(re.findall(r"`([a-z-]+)`", " ".join(first_column("overlay")))) == set(OVERLAYS)
+    assert set(re.findall(r"`([a-z-]+)`", " ".join(first_column("component")))) == set(COMBINATIONS) - {"all"}
+    assert f"Needs Kubernetes {OLDEST} or newer" in " ".join(README.split())
+    everything = yaml.safe_dump_all(render("gke-spot"))
+    job = yaml.safe_dump(at(render("gke-spot"), "Job/train", ""))
+    fields = [(cell, field) for cell in first_column("field") for field in re.findall(r"`([^`]+)`", cell)]
+    assert fields
+    for cell, field in fields:
+        if cell.startswith("no "):
+            assert field not in job
+        else:
+            assert field.split(" ")[0] in everything, field
+
+
+def test_every_variable_that_is_named_is_read() -> None:
+    """By the package or by train.py; $OPENAI_API_KEY is the language model's, BACKUP_ROOT the manifests' own."""
+    named = set(re.findall(r"\b(?:DISTRIBUTED_BACKUP|TRAIN|BACKUP)_[A-Z_]+\b", README))
+    assert named <= package_variables() | job_variables() | {"BACKUP_ROOT"}
