@@ -30,6 +30,38 @@ _SPEC = {
     "ttlSecondsAfterFinished",  # says only when a finished Job is deleted
 }
 
+# Every field of a worker's pod and of its container that is read, or changes nothing on a machine that has no cluster:
+# what these may be is checked where the manifests are. Others, such as activeDeadlineSeconds, would end pods.
+_POD = {
+    "affinity",
+    "automountServiceAccountToken",
+    "containers",
+    "enableServiceLinks",
+    "nodeSelector",
+    "restartPolicy",
+    "securityContext",
+    "serviceAccountName",
+    "shareProcessNamespace",
+    "terminationGracePeriodSeconds",
+    "tolerations",
+    "topologySpreadConstraints",
+    "volumes",
+}
+_CONTAINER = {
+    "args",
+    "command",
+    "env",
+    "envFrom",
+    "image",
+    "name",
+    "ports",
+    "resources",
+    "securityContext",
+    "terminationMessagePolicy",
+    "volumeMounts",
+    "workingDir",
+}
+
 # The API server's default of `backoffLimit` where `backoffLimitPerIndex` is given.
 _NO_LIMIT = 2**31 - 1
 
@@ -103,7 +135,8 @@ class JobSpec:
             ManifestError: It would not be accepted, or has what is not modelled here.
         """
         spec, pod = job["spec"], job["spec"]["template"]["spec"]
-        unknown = sorted(set(spec) - _SPEC)
+        _demand(len(pod["containers"]) == 1 and not pod.get("initContainers"), "only one container is modelled")
+        unknown = sorted({*spec.keys() - _SPEC, *pod.keys() - _POD, *pod["containers"][0].keys() - _CONTAINER})
         _demand(not unknown, f"not modelled: {', '.join(unknown)}")
         _demand(spec.get("completionMode") == "Indexed", "only completionMode: Indexed is modelled")
         _demand("backoffLimitPerIndex" in spec, "only Jobs with backoffLimitPerIndex are modelled")
@@ -112,7 +145,6 @@ class JobSpec:
         # With a podFailurePolicy, "Failed" is the default and the only value that is accepted.
         replaced_when = spec.get("podReplacementPolicy", "Failed" if policy else "TerminatingOrFailed")
         _demand(replaced_when == "Failed", f"only podReplacementPolicy: Failed is modelled, got {replaced_when}")
-        _demand(len(pod["containers"]) == 1 and not pod.get("initContainers"), "only one container is modelled")
         rules = tuple(Rule.read(rule) for rule in policy.get("rules", ()))
         named = {rule.container for rule in rules} - {None}
         _demand(named <= {pod["containers"][0]["name"]}, f"rules name containers that are not there: {named}")

@@ -19,13 +19,24 @@ from tests.unit.deploy_facts import (
     job_variables,
     package_variables,
 )
-from tests.unit.deploy_model import LABEL, Manifest, containers, environment, find, jobs, name_of, pods, walk
+from tests.unit.deploy_model import (
+    LABEL,
+    REFERENCE,
+    Manifest,
+    containers,
+    environment,
+    expanded,
+    find,
+    jobs,
+    name_of,
+    pods,
+    walk,
+)
 
 type Problems = Iterator[str]
 
 # Read by Python and valkey-cli; and BACKUP_ROOT, which others refer to, unless an overlay has them do without.
 FOREIGN_VARIABLES = {"BACKUP_ROOT", "HOME", "REDISCLI_AUTH"}
-REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 # No others: backoffLimit counts the failures of all indexes together, maxFailedIndexes gives up on the rest,
 # activeDeadlineSeconds counts the time without a node, and ttlSecondsAfterFinished takes away the logs.
 JOB_FIELDS = {
@@ -38,6 +49,46 @@ JOB_FIELDS = {
     "suspend",
     "template",
 }
+# What a worker's pod and its container may have. No others: a probe may kill a long save, a preStop hook runs within
+# the grace period, activeDeadlineSeconds ends the pod, and what is not known here may do worse.
+POD_FIELDS = {
+    "affinity",
+    "automountServiceAccountToken",
+    "containers",
+    "enableServiceLinks",
+    "nodeSelector",
+    "restartPolicy",
+    "securityContext",
+    "serviceAccountName",
+    "shareProcessNamespace",
+    "terminationGracePeriodSeconds",
+    "tolerations",
+    "topologySpreadConstraints",
+    "volumes",
+}
+CONTAINER_FIELDS = {
+    "command",
+    "env",
+    "envFrom",
+    "image",
+    "name",
+    "ports",
+    "resources",
+    "securityContext",
+    "terminationMessagePolicy",
+    "volumeMounts",
+    "workingDir",
+}
+# Who a worker is: its run is its Job, or the JobSet that makes this Job anew; its name is its pod's.
+IDENTITY = {
+    "DISTRIBUTED_BACKUP_RUN_ID": {
+        "Job": "metadata.labels['batch.kubernetes.io/controller-uid']",
+        "JobSet": "metadata.labels['jobset.sigs.k8s.io/jobset-uid']",
+    },
+    "DISTRIBUTED_BACKUP_WORKER_ID": {"Job": "metadata.name", "JobSet": "metadata.name"},
+}
+# Of each run its own: below the root of them all, or on a server, by the run's id.
+DIRECTORIES = {"$(BACKUP_ROOT)/$(DISTRIBUTED_BACKUP_RUN_ID)", "$(DISTRIBUTED_BACKUP_COORDINATOR)"}
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "kb": 2**10, "mb": 2**20, "gb": 2**30}
 
 
@@ -66,6 +117,8 @@ def _rules(where: str, spec: Mapping[str, Any]) -> Problems:
     rules = spec.get("podFailurePolicy", {}).get("rules", [])
     # The first rule that matches decides, so nothing may stand before these two.
     first, second = [*rules[:2], {}, {}][:2]
+    if len(rules) > 2:
+        yield f"{where}: has {len(rules) - 2} more rules than it needs"
     if first != {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}:
         yield f"{where}: the first rule must ignore DisruptionTarget"
     codes = second.get("onExitCodes", {})
@@ -85,6 +138,34 @@ def what_is_suspended_has_a_queue(manifests: list[Manifest]) -> Problems:
             yield f"{name_of(item)}: is suspended, and in no queue"
 
 
+def a_worker_has_nothing_that_is_not_known(manifests: list[Manifest]) -> Problems:
+    """Fields that end pods, or change how they are told of their end; and Python that is not PID 1."""
+    for each in (each for each in pods(manifests) if each.is_worker):
+        for field in sorted(each.spec.keys() - POD_FIELDS):
+            yield f"{each.where}: a worker's pod must have no {field}"
+        if each.spec.get("shareProcessNamespace") is not True:
+            yield f"{each.where}: shareProcessNamespace must be True: as PID 1, Python is deaf while it imports"
+        for container in each.spec["containers"]:
+            for field in sorted(container.keys() - CONTAINER_FIELDS):
+                yield f"{each.where}: a worker must have no {field}"
+            for port in container.get("ports", []):
+                if set(port) != {"name", "containerPort"}:
+                    yield f"{each.where}: port {port['name']} is more than a name and a number"
+
+
+def a_run_is_its_job(manifests: list[Manifest]) -> Problems:
+    """The same for all its pods, another for the next Job, and a directory of its own."""
+    for each, container in containers(manifests):
+        if each.is_worker:
+            entries = {entry["name"]: entry for entry in container.get("env", [])}
+            for name, paths in IDENTITY.items():
+                wanted = paths[each.where.partition("/")[0]]
+                if entries.get(name, {}).get("valueFrom") != {"fieldRef": {"fieldPath": wanted}}:
+                    yield f"{each.where}: {name} must be {wanted}"
+            if entries.get("BACKUP_DIR", {}).get("value") not in DIRECTORIES:
+                yield f"{each.where}: BACKUP_DIR must be one of {', '.join(sorted(DIRECTORIES))}"
+
+
 def the_grace_period_has_a_reserve(manifests: list[Manifest]) -> Problems:
     """Python hears of the signal later than the kubelet's clock starts, and its exit takes a moment too."""
     for each, container in containers(manifests):
@@ -95,15 +176,6 @@ def the_grace_period_has_a_reserve(manifests: list[Manifest]) -> Problems:
                 yield f"{each.where}: a grace period of {told} leaves no reserve below {limit} s"
 
 
-def nothing_eats_a_worker_s_grace(manifests: list[Manifest]) -> Problems:
-    """A probe may kill a long save; a preStop hook runs within the grace period, before the signal."""
-    for each, container in containers(manifests):
-        if each.is_worker:
-            for field in ("livenessProbe", "startupProbe", "lifecycle"):
-                if field in container:
-                    yield f"{each.where}: a worker must have no {field}"
-
-
 # ------------------------------------------------------------ what they start
 
 
@@ -111,7 +183,7 @@ def commands_exist(manifests: list[Manifest]) -> Problems:
     """A script of ours that is in the image, a command of the CLI, or a program of the server's image."""
     image = instructions((DEPLOY / "Dockerfile").read_text())
     workdir = [text for name, text in image if name == "WORKDIR"][-1]
-    copied = [text.split()[0] for name, text in image if name == "COPY"]
+    copied = {word for name, text in image if name == "COPY" for word in text.split()}
     for each, container in containers(manifests):
         for command in _commands(container):
             match command:
@@ -198,6 +270,8 @@ def the_coordinator_is_there(manifests: list[Manifest]) -> Problems:
             ports = {str(item["port"]) for item in service["spec"]["ports"]} if service else set()
             if url.startswith("redis") and port not in ports:
                 yield f"{each.where}: no Service for {host}:{port}"
+            if url.startswith("file:") and "://" in expanded(manifests, container, "BACKUP_DIR"):
+                yield f"{each.where}: a file lock can't elect over a bucket: name a server"
             for item in manifests:
                 if url.startswith("file:") and "valkey" in name_of(item):
                     yield f"{name_of(item)}: is for a server that nobody uses"
@@ -236,9 +310,10 @@ def _bytes(quantity: str) -> int:
 
 JOB_CHECKS = (
     a_job_outlives_preemptions,
+    a_worker_has_nothing_that_is_not_known,
+    a_run_is_its_job,
     what_is_suspended_has_a_queue,
     the_grace_period_has_a_reserve,
-    nothing_eats_a_worker_s_grace,
     commands_exist,
     variables_are_read,
     references_lead_somewhere,

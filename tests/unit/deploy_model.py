@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 type Manifest = dict[str, Any]
 
 LABEL = "app.kubernetes.io/"
+REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 
 
 class Pods(NamedTuple):
@@ -73,6 +75,16 @@ def environment(manifests: list[Manifest], container: Mapping[str, Any]) -> dict
         value = entry.get("value") or config["data"].get(key.get("key"))
         found[entry["name"]] = value or next(iter(source), "")
     return found
+
+
+def expanded(manifests: list[Manifest], container: Mapping[str, Any], name: str) -> str:
+    """The value of a variable with what it refers to in its place; empty if it is not set."""
+    values = environment(manifests, container)
+
+    def replaced(text: str) -> str:
+        return REFERENCE.sub(lambda found: replaced(values.get(found[1], "")), text)
+
+    return replaced(values.get(name, ""))
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

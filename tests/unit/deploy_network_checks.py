@@ -34,7 +34,7 @@ INSIDE = [str(network[end]) for network in _PRIVATE for end in (0, -1)]
 OUTSIDE = ["1.1.1.1", "223.255.255.254", "2000::1"]
 OUTSIDE += [str(address) for network in _PRIVATE for address in (network[0] - 1, network[-1] + 1)]
 # What gives pods without keys their rights to a bucket.
-IDENTITY = {("169.254.169.254", 80), ("169.254.170.23", 80), ("169.254.169.252", 988)}
+IDENTITY = {("169.254.169.254", 80), ("169.254.170.23", 80), ("fd00:ec2::23", 80), ("169.254.169.252", 988)}
 # No label of ours: a pod of others.
 STRANGER = Pods("a stranger", {}, {}, set())
 
@@ -97,6 +97,19 @@ def the_server_is_reached(manifests: list[Manifest]) -> Problems:
                 yield f"{server.where}: does not let {worker.where} in"
 
 
+def metrics_are_reached(manifests: list[Manifest]) -> Problems:
+    """Prometheus, which is in another namespace, is let in where there is something to scrape."""
+    for worker in (each for each in pods(manifests) if each.is_worker):
+        named = {port["name"] for container in worker.spec["containers"] for port in container.get("ports", [])}
+        allowed = [
+            {port["port"] for port in rule.get("ports", [])}
+            for rule in _rules(manifests, worker, "ingress")
+            if any("namespaceSelector" in peer for peer in rule.get("from", []))
+        ]
+        if "metrics" in named and {"metrics"} not in allowed:
+            yield f"{worker.where}: its metrics may not be scraped"
+
+
 def strangers_stay_strangers(manifests: list[Manifest]) -> Problems:
     """Who comes in is named by labels, pods and, if they are elsewhere, namespaces; so are the pods that are called."""
     for direction, peers in (("ingress", "from"), ("egress", "to")):
@@ -155,5 +168,6 @@ NETWORK_CHECKS = (
     workers_reach_what_they_need,
     nothing_else_is_reached,
     the_server_is_reached,
+    metrics_are_reached,
     strangers_stay_strangers,
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from tests.unit.deploy_model import LABEL, Manifest, Pods, containers, environment, name_of, pods, walk
+from tests.unit.deploy_model import LABEL, Manifest, Pods, containers, environment, expanded, name_of, pods, walk
 
 type Problems = Iterator[str]
 
@@ -54,9 +54,13 @@ def pods_are_restricted(manifests: list[Manifest]) -> Problems:
             for kind in volume.keys() - {"name"} - VOLUMES:
                 yield f"{each.where}: volume {volume['name']} is a {kind}"
     for each, container in containers(manifests):
+        context = container.get("securityContext", {})
         for field, value in CONTAINER_SECURITY.items():
-            if container.get("securityContext", {}).get(field) != value:
+            if context.get(field) != value:
                 yield f"{each.where}: securityContext.{field} of {container['name']} must be {value}"
+        # Any other would override the pod's.
+        for field in sorted(context.keys() - CONTAINER_SECURITY):
+            yield f"{each.where}: {container['name']} must have no securityContext.{field}"
 
 
 def no_secret_is_written_out(manifests: list[Manifest]) -> Problems:
@@ -149,12 +153,15 @@ def volumes_match(manifests: list[Manifest]) -> Problems:
 
 
 def what_is_written_has_a_volume(manifests: list[Manifest]) -> Problems:
-    """The home, the root of backups (a path, or a URL), and the server's directory: the image can't be written to."""
+    """The home, the backup (a path, or a URL), and the server's directory: the image can't be written to."""
     for each, container in containers(manifests):
-        values = environment(manifests, container)
         told = dict(pairwise(container.get("args", [])))
-        written = {name: values.get(name, "") for name in ("HOME", "BACKUP_ROOT")} if each.is_worker else {}
-        written |= {} if each.is_worker else {"--dir": told.get("--dir", "")}
+        if each.is_worker:
+            written = {name: expanded(manifests, container, name) for name in ("HOME", "BACKUP_DIR")}
+            if "://" in written["BACKUP_DIR"] and any("persistentVolumeClaim" in item for item in each.spec["volumes"]):
+                yield f"{each.where}: waits for a volume, and its backups are elsewhere"
+        else:
+            written = {"--dir": told.get("--dir", "")}
         for name, path in written.items():
             if "://" not in path and not any(
                 path == at or path.startswith(f"{at}/") for at in _writable(each, container)
@@ -202,6 +209,9 @@ def names_follow_the_conventions(manifests: list[Manifest]) -> Problems:
         for label in ("name", "component", "part-of"):
             if LABEL + label not in labels:
                 yield f"{where}: no label {LABEL}{label}"
+    spaces = {item["metadata"].get("namespace", "") for item in manifests if item["kind"] != "StorageClass"}
+    if len(spaces) > 1:
+        yield f"in more than one namespace: {', '.join(sorted(spaces))}"
     for item in manifests:
         if not DNS_NAME.fullmatch(item["metadata"]["name"]):
             yield f"{name_of(item)}: the name is no DNS label"

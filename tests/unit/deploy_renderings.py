@@ -20,12 +20,14 @@ from tests.unit.deploy_model import Manifest, name_of
 OVERLAYS = ("aks-spot", "eks-spot", "gke-spot", "preemption-only", "single-node", "standby")
 # An overlay, and components on it, in their order.
 COMBINATIONS = {
-    "all": ("gke-spot", "bucket", "monitoring", "jobset", "kueue"),
+    "all": ("gke-spot", "standby", "bucket", "monitoring", "jobset", "kueue"),
     "bucket": ("eks-spot", "bucket"),
     "jobset": ("standby", "jobset"),
     "kueue": ("aks-spot", "kueue"),
     "monitoring": ("single-node", "monitoring"),
+    "sparing": ("eks-spot", "preemption-only", "standby"),
 }
+COMPONENTS = {component for _, *components in COMBINATIONS.values() for component in components}
 # What the overlay of a user says who has the component `bucket`.
 BUCKET = "s3://bucket/prefix"
 # What a generator adds to a name.

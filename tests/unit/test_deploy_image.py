@@ -40,7 +40,7 @@ def _of_the_build(lines: list[tuple[str, str]]) -> Iterator[str]:
             if text.split()[0].removeprefix("--from=") not in stages:
                 yield f"there is no stage {text.split()[0]}"
         elif name == "COPY":
-            yield from _sources(text.split()[:-1])
+            yield from _sources([word for word in text.split()[:-1] if not word.startswith("--")])
 
 
 def _sources(paths: list[str]) -> Iterator[str]:
@@ -66,6 +66,9 @@ def _of_the_last_stage(lines: list[tuple[str, str]]) -> Iterator[str]:
         yield f"WORKDIR must be {container['workingDir']}, as in base/job.yaml"
     if last.get("CMD") != json.dumps(container["command"]):
         yield f"CMD must be {json.dumps(container['command'])}: the exec form, as in base/job.yaml"
+    for name, text in lines[start:]:
+        if name == "COPY" and not re.match(r"--(from=|chmod=0644 )", text):
+            yield f"{text.split()[0]} keeps the mode that it has on the builder's disk"
     if "RUN" in last:
         yield "the last stage must run nothing: what it leaves behind is in the image"
     environment = dict(word.partition("=")[::2] for word in shlex.split(last.get("ENV", "")))
@@ -101,7 +104,8 @@ def test_nothing_is_wrong_with_the_dockerfile() -> None:
         ("--locked --no-dev --no-install-project", "--no-dev", "uv sync must be --locked and --no-dev"),
         ("--locked --no-dev --no-editable", "--locked", "uv sync must be --locked and --no-dev"),
         ("--from=build", "--from=builder", "there is no stage --from=builder"),
-        ("COPY deploy/train.py", "COPY deploy/fit.py", "there is no deploy/fit.py"),
+        ("0644 deploy/train.py", "0644 deploy/fit.py", "there is no deploy/fit.py"),
+        ("--chmod=0644 ", "", "deploy/train.py keeps the mode that it has on the builder's disk"),
         ("COPY README.md", "COPY tests", "tests is not sent to the builder"),
         ("USER 10001:10001\n", "", "USER must be 10001:10001, as in base/job.yaml"),
         ("USER 10001:10001\n", "USER nobody\n", "USER must be 10001:10001, as in base/job.yaml"),

@@ -51,6 +51,14 @@ TOO_OPEN = [f"NetworkPolicy/train-to-internet: opens port 443 {TOO_WIDE}"]
 NO_MODELS = ["Job/train: may not reach TCP port 443"]
 NO_NAMES = ["Job/train: may not reach UDP port 53", "Job/train: may not reach TCP port 53"]
 NO_GROUP = "securityContext.fsGroup must be runAsGroup: else volumes are root's"
+IGNORED = [
+    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    {"action": "Ignore", "onExitCodes": {"containerName": "train", "operator": "In", "values": [143]}},
+]
+MORE_RULES = "Job/train: has 1 more rules than it needs"
+DEAF = "Job/train: shareProcessNamespace must be True: as PID 1, Python is deaf while it imports"
+PLACES = "$(BACKUP_ROOT)/$(DISTRIBUTED_BACKUP_RUN_ID), $(DISTRIBUTED_BACKUP_COORDINATOR)"
+NO_RUN = f"Job/train: BACKUP_DIR must be one of {PLACES}"
 EARLY = "ends the Job, or the run with it, before its time"
 OF_WORKERS = {"app.kubernetes.io/name": "train", "app.kubernetes.io/component": "worker"}
 
@@ -91,6 +99,28 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({f"{WORKER}.livenessProbe": {"tcpSocket": {"port": 1}}}, ["Job/train: a worker must have no livenessProbe"]),
     ({f"{WORKER}.lifecycle": {"preStop": {}}}, ["Job/train: a worker must have no lifecycle"]),
+    ({RULES: [*IGNORED, {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}]}, [MORE_RULES]),
+    ({f"{POD}.activeDeadlineSeconds": 60}, ["Job/train: a worker's pod must have no activeDeadlineSeconds"]),
+    ({f"{POD}.initContainers": []}, ["Job/train: a worker's pod must have no initContainers"]),
+    ({f"{WORKER}.args": ["--fast"]}, ["Job/train: a worker must have no args"]),
+    ({f"{POD}.shareProcessNamespace": False}, [DEAF]),
+    ({f"{POD}.shareProcessNamespace": GONE}, [DEAF]),
+    (
+        {f"{WORKER}.env.[DISTRIBUTED_BACKUP_WORKER_ID].valueFrom.fieldRef.fieldPath": "metadata.namespace"},
+        ["Job/train: DISTRIBUTED_BACKUP_WORKER_ID must be metadata.name"],
+    ),
+    (
+        {f"{WORKER}.env.[DISTRIBUTED_BACKUP_RUN_ID]": {"name": "DISTRIBUTED_BACKUP_RUN_ID", "value": "run-1"}},
+        [
+            "Job/train: DISTRIBUTED_BACKUP_RUN_ID must be metadata.labels['batch.kubernetes.io/controller-uid']",
+        ],
+    ),
+    ({f"{WORKER}.env.[BACKUP_DIR].value": "$(BACKUP_ROOT)"}, [NO_RUN]),
+    ({f"{WORKER}.env.[BACKUP_DIR].value": "/var/backup"}, [NO_RUN, f"Job/train: BACKUP_DIR is /var/backup, {NOWHERE}"]),
+    (
+        {f"{SETTINGS}.BACKUP_ROOT": "s3://bucket"},
+        ["Job/train: waits for a volume, and its backups are elsewhere"],
+    ),
     (
         {f"{WORKER}.command": ["sh", "-c", "python train.py"]},
         ["Job/train: sh -c python train.py is neither Python's nor the server's"],
@@ -118,7 +148,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {f"{WORKER}.env.[BACKUP_DIR].value": "$(BACKUP_ROOT)/$(DISTRIBUTED_BACKUP_RUN)"},
-        ["Job/train: $(DISTRIBUTED_BACKUP_RUN) does not stand above BACKUP_DIR in env"],
+        [NO_RUN, "Job/train: $(DISTRIBUTED_BACKUP_RUN) does not stand above BACKUP_DIR in env"],
     ),
     (
         {f"{SERVER}.args.11": "$(PASSWORD)"},
@@ -129,7 +159,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         {f"{WORKER}.env.[BACKUP_ROOT].valueFrom.configMapKeyRef.name": "other"},
         [
             "Job/train: no ConfigMap other BACKUP_ROOT",
-            f"Job/train: BACKUP_ROOT is configMapKeyRef, {NOWHERE}",
+            f"Job/train: BACKUP_DIR is configMapKeyRef/fieldRef, {NOWHERE}",
         ],
     ),
     ({f"{POD}.volumes.0.persistentVolumeClaim.claimName": "b"}, ["Job/train: no PersistentVolumeClaim b"]),
@@ -162,7 +192,10 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         ["Job/train: securityContext.seccompProfile must be {'type': 'RuntimeDefault'}"],
     ),
     ({f"{POD}.automountServiceAccountToken": GONE}, ["Job/train: automountServiceAccountToken must be false"]),
-    ({f"{POD}.hostNetwork": True}, ["Job/train: hostNetwork is not restricted"]),
+    (
+        {"StatefulSet/valkey spec.template.spec.hostNetwork": True},
+        ["StatefulSet/valkey: hostNetwork is not restricted"],
+    ),
     (
         {f"{POD}.volumes.1": {"name": "tmp", "hostPath": {"path": "/tmp"}}},
         ["Job/train: volume tmp is a hostPath", f"Job/train: HOME is /tmp, {NOWHERE}"],
@@ -188,6 +221,15 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     (
         {f"{URL}.value": "redis://:hunter2@valkey:6379/0?password=$(VALKEY_PASSWORD)"},
         ["Job/train: DISTRIBUTED_BACKUP_COORDINATOR is written out"],
+    ),
+    *(
+        ({f"{WORKER}.securityContext.{field}": value}, [f"Job/train: train must have no securityContext.{field}"])
+        for field, value in {
+            "privileged": True,
+            "runAsNonRoot": False,
+            "runAsUser": 0,
+            "seccompProfile": {"type": "Unconfined"},
+        }.items()
     ),
     ({f"{WORKER}.image": "train:latest"}, ["Job/train: image train:latest is not pinned"]),
     ({f"{WORKER}.image": "registry:5000/train"}, ["Job/train: image registry:5000/train is not pinned"]),
@@ -261,7 +303,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     (
         {f"{TO_SERVER}.to": GONE},
         [
-            f"NetworkPolicy/train-to-valkey: opens port valkey {TOO_WIDE}",
+            f"NetworkPolicy/train-to-valkey: opens port 6379 {TOO_WIDE}",
             "Job/train: may not reach StatefulSet/valkey",
         ],
     ),
@@ -290,11 +332,11 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({f"{WORKER}.env.[HOME].value": "/home/train"}, [f"Job/train: HOME is /home/train, {NOWHERE}"]),
     ({f"{WORKER}.env.[HOME]": GONE}, [f"Job/train: HOME is not set, {NOWHERE}"]),
-    ({f"{SETTINGS}.BACKUP_ROOT": "/backups"}, [f"Job/train: BACKUP_ROOT is /backups, {NOWHERE}"]),
-    ({f"{WORKER}.volumeMounts.0.readOnly": True}, [f"Job/train: BACKUP_ROOT is /backup, {NOWHERE}"]),
+    ({f"{SETTINGS}.BACKUP_ROOT": "/backups"}, [f"Job/train: BACKUP_DIR is /backups/fieldRef, {NOWHERE}"]),
+    ({f"{WORKER}.volumeMounts.0.readOnly": True}, [f"Job/train: BACKUP_DIR is /backup/fieldRef, {NOWHERE}"]),
     (
         {f"{POD}.volumes.0.persistentVolumeClaim.readOnly": True},
-        [f"Job/train: BACKUP_ROOT is /backup, {NOWHERE}"],
+        [f"Job/train: BACKUP_DIR is /backup/fieldRef, {NOWHERE}"],
     ),
     ({f"{SERVER}.args.1": "/var/lib/valkey"}, [f"StatefulSet/valkey: --dir is /var/lib/valkey, {NOWHERE}"]),
     ({f"{POD}.securityContext.fsGroup": GONE}, [f"Job/train: {NO_GROUP}"]),
@@ -315,7 +357,14 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {f"{WORKER}.ports": [{"name": "metrics", "containerPort": 9464}]},
-        ["Job/train: listens on None, and port metrics is {'9464'}"],
+        [
+            "Job/train: its metrics may not be scraped",
+            "Job/train: listens on None, and port metrics is {'9464'}",
+        ],
+    ),
+    (
+        {"NetworkPolicy/valkey-from-train metadata.namespace": "elsewhere"},
+        ["in more than one namespace: , elsewhere"],
     ),
     (
         {f"{SETTINGS}.DISTRIBUTED_BACKUP_METRICS_PORT": "9464"},
@@ -341,6 +390,30 @@ def test_a_planted_mistake_is_found(changes: dict[str, Any], wanted: list[str]) 
     assert problems(broken(render("gke-spot"), changes)) == wanted
 
 
+def test_a_planted_mistake_of_monitoring_is_found() -> None:
+    """Prometheus must get in, to a port that is that and nothing more."""
+    policy = "NetworkPolicy/train-from-prometheus spec"
+    closed = ["Job/train: its metrics may not be scraped"]
+    mistakes: list[dict[str, Any]] = [
+        {f"{policy}.policyTypes": ["Egress"]},
+        {f"{policy}.podSelector.matchLabels": {"app": "train"}},
+    ]
+    for changes in mistakes:
+        assert closed[0] in problems(broken(render("monitoring"), changes))
+    assert problems(broken(render("monitoring"), {f"{WORKER}.ports.0.hostPort": 9464})) == [
+        "Job/train: port metrics is more than a name and a number"
+    ]
+
+
+def test_a_file_lock_over_a_bucket_is_found() -> None:
+    """The package would refuse it at the start of each pod."""
+    changes = {f"{SETTINGS}.BACKUP_ROOT": "s3://bucket"}
+    assert problems(broken(render("single-node"), changes)) == [
+        "Job/train: a file lock can't elect over a bucket: name a server",
+        "Job/train: waits for a volume, and its backups are elsewhere",
+    ]
+
+
 IDENTITY = "NetworkPolicy/train-to-identity spec.egress"
 
 
@@ -356,7 +429,7 @@ IDENTITY = "NetworkPolicy/train-to-identity spec.egress"
             "169.254.0.0/16",
             [f"NetworkPolicy/train-to-identity: opens port 80 {TOO_WIDE}"],
         ),
-        (f"{SETTINGS}.BACKUP_ROOT", "/backup", [f"Job/train: BACKUP_ROOT is /backup, {NOWHERE}"]),
+        (f"{SETTINGS}.BACKUP_ROOT", "/backup", [f"Job/train: BACKUP_DIR is /backup/fieldRef, {NOWHERE}"]),
     ],
 )
 def test_a_planted_mistake_of_a_bucket_is_found(key: str, new: Any, wanted: list[str]) -> None:

@@ -15,7 +15,7 @@ from tests.unit.deploy_job_checks import JOB_CHECKS
 from tests.unit.deploy_model import Manifest
 from tests.unit.deploy_network_checks import NETWORK_CHECKS
 from tests.unit.deploy_pod_checks import POD_CHECKS
-from tests.unit.deploy_renderings import COMBINATIONS, OVERLAYS, at, kustomized, render
+from tests.unit.deploy_renderings import COMPONENTS, OVERLAYS, at, kustomized, render
 from tests.unit.deploy_schemas import NEWEST, OLDEST, schema_problems
 
 README = (DEPLOY / "README.md").read_text()
@@ -50,7 +50,7 @@ def test_every_command_names_what_there_is() -> None:
     applied = [re.findall(r"kubectl (?:apply -k|kustomize) deploy/overlays/(\S+)", line) for line in COMMANDS]
     assert {name for names in applied for name in names} <= {*OVERLAYS, "mine"}
     for line in COMMANDS:
-        assert line.split(maxsplit=1)[0] in {"docker", "echo", "kind", "kubectl", "uv"}
+        assert line.split(maxsplit=1)[0] in {"docker", "echo", "kind", "kubectl", "until", "uv"}
         for word in line.split():
             path = word.strip("'\"").split("=")[0]
             if path.startswith("deploy/") and "/mine" not in path:
@@ -72,9 +72,11 @@ def test_the_overlay_for_users_builds_and_nothing_is_wrong_with_it(tmp_path: Pat
 
 
 def test_the_patch_that_keeps_checkpoints_in_redis_applies(tmp_path: Path) -> None:
-    """The checks see that each reference stands below what it refers to; the server's disk outlives its pod."""
-    overlay = {"resources": ["../standby"], "patches": [{"patch": json.dumps(patch)} for patch in IN_REDIS]}
+    """No volume is left to wait for; each reference stands below what it refers to; the server's disk outlives pods."""
+    below = {"resources": ["../standby"], "components": ["../../components/bucket"]}
+    overlay = below | {"patches": [{"patch": json.dumps(patch)} for patch in IN_REDIS]}
     manifests = built(tmp_path, overlay)
+    assert not [item for item in manifests if item["kind"] == "PersistentVolumeClaim"]
     assert [problem for check in (*JOB_CHECKS, *NETWORK_CHECKS, *POD_CHECKS) for problem in check(manifests)] == []
     directory = at(manifests, "Job/train", "spec.template.spec.containers.0.env.[BACKUP_DIR].value")
     assert directory == "$(DISTRIBUTED_BACKUP_COORDINATOR)"
@@ -97,7 +99,7 @@ def test_the_storage_class_for_eks_is_the_one_that_is_claimed() -> None:
 def test_the_tables_are_about_what_there_is() -> None:
     """Overlays, components, and fields; the oldest version is the one that the manifests are validated for."""
     assert set(re.findall(r"`([a-z-]+)`", " ".join(first_column("overlay")))) == set(OVERLAYS)
-    assert set(re.findall(r"`([a-z-]+)`", " ".join(first_column("component")))) == set(COMBINATIONS) - {"all"}
+    assert set(re.findall(r"`([a-z-]+)`", " ".join(first_column("component")))) == COMPONENTS
     assert f"Needs Kubernetes {OLDEST} or newer" in " ".join(README.split())
     everything = yaml.safe_dump_all(render("gke-spot"))
     job = yaml.safe_dump(at(render("gke-spot"), "Job/train", ""))

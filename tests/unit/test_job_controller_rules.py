@@ -360,6 +360,7 @@ def with_pod(**pod: Any) -> dict[str, Any]:
 
 REFUSED = [
     pytest.param(job(successPolicy={}), "not modelled: successPolicy", id="a field that is not modelled"),
+    pytest.param(with_pod(activeDeadlineSeconds=60), "not modelled: activeDeadlineSeconds", id="an end of the pod"),
     pytest.param(without("completionMode"), "only completionMode: Indexed", id="no indexes"),
     pytest.param(without("backoffLimitPerIndex"), "backoffLimitPerIndex", id="no limit per index"),
     pytest.param(without("podReplacementPolicy"), "got TerminatingOrFailed", id="replaced while terminating"),
