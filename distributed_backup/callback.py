@@ -20,6 +20,7 @@ from distributed_backup.config import (
     OnSaveError,
     SaveFrequency,
     WorkerOptions,
+    checked_boolean,
     checked_name,
     checked_save_freq,
     checked_seconds,
@@ -29,7 +30,7 @@ from distributed_backup.coordinators import coordinator_from_url
 from distributed_backup.coordinators.base import Coordinator
 from distributed_backup.errors import ConfigError
 from distributed_backup.fit_session import FitSession, SessionOptions
-from distributed_backup.notice_sources import NoticeSource, notice_sources
+from distributed_backup.notice_sources import NoticeSource, NoticeSources, notice_sources
 from distributed_backup.storage import storage_from_url
 from distributed_backup.store import CheckpointStore
 
@@ -118,6 +119,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
     ) -> None:
         super().__init__()
         environment = EnvironmentSettings.read(os.environ)
+        save_before_preemption = checked_boolean("save_before_preemption", save_before_preemption)
         if not backup_dir:
             raise ConfigError("Empty `backup_dir` argument passed")
         save_freq = checked_save_freq(save_freq)
@@ -126,37 +128,43 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         sources = environment.notices
         if notices is not None or sources is None:
             sources = notice_sources(_first(notices, "signal"))
-        serves_notices = bool(save_before_preemption and sources)
-        if save_freq is False and not serves_notices:
-            cause = "notices=()" if save_before_preemption else "save_before_preemption=False"
-            raise ConfigError(f"save_freq=False with {cause} would never save anything")
+        signals = _signals(signals)
+        hears = bool(sources.others or (sources.signal and signals))
+        if save_freq is False:
+            _check_that_it_saves(save_before_preemption, sources, hears=hears)
         if on_save_error not in {"warn", "raise"}:
             raise ConfigError(f"on_save_error must be 'warn' or 'raise', got {on_save_error!r}")
-        if not isinstance(exit_code, int) or not 0 <= exit_code <= 255:
+        if not isinstance(exit_code, int) or isinstance(exit_code, bool) or not 0 <= exit_code <= 255:
             raise ConfigError(f"exit_code must be a whole number from 0 to 255, got {exit_code!r}")
+        if not isinstance(timings, LeaseTimings | None):
+            raise ConfigError(f"timings must be a LeaseTimings, got {timings!r}")
+        if isinstance(state_of, str) or not isinstance(state_of, Iterable):
+            raise ConfigError(f"state_of must be a sequence of objects, got {state_of!r}")
         if environment.metrics_port is not None:
             import distributed_backup.metrics  # noqa: F401 - now, so that what is missing is said before the fit
         grace_period = checked_seconds("grace_period", _first(grace_period, environment.grace_period, 30.0))
         run_id = run_id or environment.run_id
         storage = storage_from_url(backup_dir, run_id=run_id, limit=grace_period * _REQUEST_PART)
-        self._store = CheckpointStore(storage, run_id=run_id, keep=2 if double_checkpoint else 1)
+        self._store = CheckpointStore(
+            storage, run_id=run_id, keep=2 if checked_boolean("double_checkpoint", double_checkpoint) else 1
+        )
         self._coordinator = _coordinator(_first(coordinator, environment.coordinator, "file:"), backup_dir)
         name = worker_id or environment.worker_id
         self._worker_name = None if name is None else checked_name("worker_id", name)
         self._options = SessionOptions(
             worker=WorkerOptions(
                 timings=timings or LeaseTimings.within(grace_period),
-                standby=bool(_first(standby, environment.standby, False)),
+                standby=checked_boolean("standby", _first(standby, environment.standby, False)),
                 grace_period=grace_period,
                 exit_code=exit_code,
                 restore_timeout=checked_seconds("restore_timeout", restore_timeout),
                 on_save_error=on_save_error,
-                delete_checkpoint=bool(delete_checkpoint),
+                delete_checkpoint=checked_boolean("delete_checkpoint", delete_checkpoint),
             ),
             save_freq=save_freq,
-            save_before_preemption=serves_notices,
+            save_before_preemption=save_before_preemption and hears,
             notices=sources,
-            signals=_signals(signals),
+            signals=signals,
             state_of=tuple(state_of),
             metrics_port=environment.metrics_port,
         )
@@ -228,6 +236,13 @@ def _coordinator(coordinator: Coordinator | redis.Redis | str, backup_dir: str |
     from distributed_backup.coordinators.redis import RedisCoordinator  # its driver, only for those who use it
 
     return RedisCoordinator(coordinator)
+
+
+def _check_that_it_saves(save_before_preemption: bool, sources: NoticeSources, *, hears: bool) -> None:
+    cause = None if hears else "signals=()" if sources else "notices=()"
+    cause = cause if save_before_preemption else "save_before_preemption=False"
+    if cause is not None:
+        raise ConfigError(f"save_freq=False with {cause} would never save anything")
 
 
 def _signals(numbers: Iterable[int]) -> tuple[signal.Signals, ...]:

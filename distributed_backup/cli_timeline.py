@@ -69,7 +69,8 @@ def timeline(
     "resigned", "reason"}], "costs": [{"number", "what": "preempted", "gone", "left", "lost", "resigned", "at",
     "worker_id", "term": the one it led, or null, "saved": false if it could not save, "reason", "without_leader",
     "without_training": seconds, null if it is so still, "reached", "resumed": {"epoch", "batch"} before and after, or
-    null, "resumed_at", "batches": to be done again, null if that is not known}], and in all "without_leader",
+    null, "resumed_at", "batches": to be done again, null if that is not known, "more": whether there
+    may be more, for nobody tells how long an epoch is}], and in all "without_leader",
     "without_training", "batches"}.
 
     Exit code: 0 it is drawn, 1 no worker left an event there, or they can't be read, or FILE can't be written, 2 there
@@ -117,7 +118,7 @@ def _events_of(place: str, run: str | None) -> list[Event]:
 
     store = run_in(place, run_id=chosen_run(run))
     try:
-        found, passed_over = read_events(store.storage)
+        found, passed_over = read_events(store.storage, store.read_run_id())
     finally:
         store.storage.close()
     if passed_over:

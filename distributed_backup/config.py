@@ -162,6 +162,13 @@ def checked_seconds(name: str, value: object) -> float:
     raise ConfigError(f"{name} must be a positive number of seconds, got {value!r}")
 
 
+def checked_boolean(name: str, value: object) -> bool:
+    """Return `value` if it is True or False, else raise ConfigError: "false" would count as true."""
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{name} must be True or False, got {value!r}")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

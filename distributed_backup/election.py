@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from distributed_backup.checkpoint import Position
 from distributed_backup.clock import Clock
@@ -280,15 +280,14 @@ class Elector:
     def _give_up_if_asked(self, now: float) -> None:
         if self._term is None:
             return
-        if self._term == self._deposed:
-            reason = "the store holds checkpoints of a newer term"
-        elif now < self._stands_back_until:
-            reason = "asked to let another worker lead"
-        else:
-            return
         # Before the call: its reply may be long on its way, and another lead by then. Should it fail, the next tick
         # finds us holder of a term that was used, and gives it back.
-        self._lose(reason)
+        if self._term == self._deposed:
+            self._lose("the store holds checkpoints of a newer term")
+        elif now < self._stands_back_until:
+            self._lose("asked to let another worker lead", "resigned")
+        else:
+            return
         self._coordinator.resign(self._worker_id)
         self._may_hold = False
 
@@ -352,10 +351,10 @@ class Elector:
         if self._term is not None and self._clock.now() >= self._deadline:
             self._lose(f"no renewal for {self._timings.renew_deadline:g} s: {error}")
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, kind: Literal["lost", "resigned"] = "lost") -> None:
         assert self._term is not None
         loss = LeaseLoss(term=self._term, reason=reason)
         self._term = None
-        logger.warning("lease lost worker=%s term=%d reason=%s", self._worker_id, loss.term, reason)
-        self._report("lost", term=loss.term, reason=reason)
+        logger.warning("lease %s worker=%s term=%d reason=%s", kind, self._worker_id, loss.term, reason)
+        self._report(kind, term=loss.term, reason=reason)
         self._listener.lost(loss)

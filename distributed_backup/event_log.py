@@ -17,7 +17,7 @@ from typing import Final
 
 from distributed_backup.clock import Clock
 from distributed_backup.events import FAREWELLS, Event, Kind, cause_in, event_log_name, is_event_log
-from distributed_backup.storage.base import Storage
+from distributed_backup.storage.base import PARTIAL, Storage
 
 logger = logging.getLogger(__name__)
 
@@ -135,11 +135,21 @@ class EventLog:
         try:
             self._storage.put(self._name, [data], durable=False)
             if prunes:
-                for name in sorted(filter(is_event_log, self._storage.names()))[:-_LOGS_KEPT]:
-                    self._storage.remove(name)
+                self._prune()
         except Exception as error:  # noqa: BLE001 - a dead thread would keep the rest of the story to itself
             if not self._complained:
                 logger.warning("event log not written, training goes on name=%s reason=%s", self._name, error)
             self._complained = True
             with self._lock:
                 self._unwritten = True
+
+    def _prune(self) -> None:
+        """Remove all but the newest logs, and what writers of the others left that were killed as they wrote."""
+        logs: dict[str, list[str]] = {}
+        for name in self._storage.names():
+            log = name if is_event_log(name) else name.removeprefix(PARTIAL).rpartition("-")[0]
+            if is_event_log(log):
+                logs.setdefault(log, []).append(name)
+        for log in sorted(logs)[:-_LOGS_KEPT]:
+            for name in logs[log]:
+                self._storage.remove(name)

@@ -239,12 +239,26 @@ class FitSession:
         """The fit is complete.
 
         Raises:
-            Preempted: A notice came first.
+            Preempted: A notice came first; or a signal came since, and the final state is there to come back to.
         """
         try:
             self._worker.finish()
         finally:
             self.end()
+        self._heed_late_signal()
+
+    def _heed_late_signal(self) -> None:
+        """A signal that came while we were leaving: we have taken it, and nobody sends it again."""
+        late = self._signals.noted
+        if late is None:
+            return
+        if not self._options.worker.delete_checkpoint:
+            raise self._worker.preempted_at_the_end(self._signals.seconds_since)
+        logger.warning(
+            "%s came when the fit was complete: end this process soon, and as a success, for a job that is started "
+            "again would begin anew",
+            late,
+        )
 
     def _boundary(self, position: Position, *, due: bool) -> None:
         with self._ended_by_errors():
@@ -332,8 +346,7 @@ class FitSession:
             sessions.remove(self)
 
     def _give_notice(self, reason: str, remaining: float | None = None) -> None:
-        if self._worker.closed:
-            return  # too late to serve it, and nothing is left to be saved
+        # Also when it is too late to serve it: what hangs as we leave must not outlast the grace period.
         seconds = self._options.worker.grace_period if remaining is None else remaining
         self._last_resort.within(seconds - reserve_of(seconds) / 4)
         self._worker.give_notice(reason, remaining)

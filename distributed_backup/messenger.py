@@ -17,6 +17,9 @@ from distributed_backup.notices import Notices, OwnNotice, new_notice_id
 
 logger = logging.getLogger(__name__)
 
+# Seconds for which a request for a save waits for somebody to lead.
+_REQUEST_LASTS = 300.0
+
 
 class Messenger:
     """One worker's messages about notices. Thread-safe as far as the coordinator is.
@@ -61,18 +64,18 @@ class Messenger:
         if self._notify(notice.notice_id, notice.reason, remaining, what="telling the others of the notice"):
             self._told_at = term
 
-    def ask_for_save(self, reason: str, remaining: float) -> None:
+    def ask_for_save(self, reason: str) -> bool:
         """Ask whoever leads for a save, as an operator does; nobody leaves.
 
-        Args:
-            reason: Why.
-            remaining: Seconds after which it does not matter any more.
+        Returns:
+            Whether the request is on record, or is our own to obey.
         """
         notice_id = new_notice_id()
-        if self._elector.is_leader:
+        leads = self._elector.is_leader
+        if leads:
             # At once; the coordinator may not answer, and shows it to ourselves at the next tick only.
             self._notices.ask(notice_id)
-        self._notify(notice_id, reason, remaining, what="asking for a save")
+        return self._notify(notice_id, reason, _REQUEST_LASTS, what="asking for a save") or leads
 
     def _notify(self, notice_id: str, reason: str, remaining: float, *, what: str) -> bool:
         notice = Notice(notice_id=notice_id, worker_id=self._worker_id, reason=reason, remaining=remaining)

@@ -9,6 +9,7 @@ preempted is seldom scraped again: what must not be missed is in the event log.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -133,8 +134,9 @@ class WorkerMetrics:
 
 
 _lock = threading.Lock()
-_endpoints: dict[int, Metrics] = {}
-"""By port: a process has many fits, one after the other, and a scraper wants one place for all."""
+_endpoints: dict[tuple[int, int], Metrics] = {}
+"""By process and port: a process has many fits, one after the other, and a scraper wants one place for all of them. A
+forked child has the parent's memory, but not its endpoint."""
 
 
 def metrics_at(port: int) -> Metrics:
@@ -142,9 +144,10 @@ def metrics_at(port: int) -> Metrics:
 
     A port that is in use is a warning: two workers of one machine need two ports, and a job goes on without metrics.
     """
+    key = (os.getpid(), port)
     with _lock:
-        if port not in _endpoints:
-            _endpoints[port] = metrics = Metrics()
+        if key not in _endpoints:
+            _endpoints[key] = metrics = Metrics()
             try:
                 start_http_server(port, registry=metrics.registry)
             except OSError as error:
@@ -154,4 +157,4 @@ def metrics_at(port: int) -> Metrics:
                     port,
                     error.strerror or error,
                 )
-        return _endpoints[port]
+        return _endpoints[key]

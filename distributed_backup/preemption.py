@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from distributed_backup.clock import Clock
 from distributed_backup.notice_sources import Alert, NoticeSource
@@ -49,7 +49,13 @@ class SignalWatch:
         self._pid = os.getpid()
         self.noted: str | None = None
         """Name of the first signal; set before anything else happens because of it."""
+        self._noted_at = 0.0
         self._handler = self._handle  # a bound method is a new object at each look; we compare identities
+
+    @property
+    def seconds_since(self) -> float:
+        """Seconds since the first signal."""
+        return time.monotonic() - self._noted_at
 
     def install(self) -> bool:
         """Install the handlers and start the thread; False, with a warning, off the main thread."""
@@ -81,7 +87,8 @@ class SignalWatch:
             # A forked child, or a fit that is over and could not put the handler back: not ours to swallow.
             self._pass_on(number, frame)
             return
-        self.noted = self.noted or signal.Signals(number).name
+        if self.noted is None:
+            self.noted, self._noted_at = signal.Signals(number).name, time.monotonic()
         self._notes.put(number)
         self._call_previous(number, frame)
 
@@ -141,6 +148,14 @@ class LastResort:
                 self._timer.cancel()
 
 
+def _asked(source: NoticeSource) -> Alert | None:
+    """What a source says, which may be anybody's."""
+    alert: object = source.poll()
+    if isinstance(alert, Alert | None):
+        return alert
+    raise TypeError(f"poll must return an Alert or None, got {alert!r}")
+
+
 class NoticeWatch:
     """Asks sources of notices for as long as a fit runs, each from a thread of its own: none waits for another.
 
@@ -151,7 +166,8 @@ class NoticeWatch:
         sources: Whom to ask.
         on_notice: Called from such a thread, once for a source at most, with the reason and the seconds that remain;
             None where the source can't tell.
-        on_warning: Called from such a thread with the reason, when a source begins to warn of it.
+        on_warning: Called from such a thread with the reason, when a source begins to warn of it; False if nobody could
+            be told: then it is called again.
         grace_period: An end is near if it is no farther away than this, or two minutes.
         clock: Where time comes from.
     """
@@ -161,7 +177,7 @@ class NoticeWatch:
         sources: Iterable[NoticeSource],
         *,
         on_notice: Callable[[str, float | None], None],
-        on_warning: Callable[[str], None],
+        on_warning: Callable[[str], bool],
         grace_period: float,
         clock: Clock,
     ) -> None:
@@ -185,12 +201,15 @@ class NoticeWatch:
         self._stopped.set()
 
     def _watch(self, source: NoticeSource) -> None:
-        pause, has_answered, failure_told, known = source.period, False, False, None
+        pause, has_answered, failure_told = source.period, False, False
+        known: str | None = None
         while not self._stopped.is_set():
             try:
-                alert = source.poll()
-                if self._heed(alert, known):
+                alert = _asked(source)
+                if self._is_near_end(alert):
+                    self._on_notice(alert.reason, alert.remaining)
                     return
+                known = self._warned_of(alert, known)
             except Exception as error:  # noqa: BLE001 - a source may be anybody's
                 if not failure_told:
                     logger.warning("no notices from %s for now: %s", source.name, error)
@@ -199,16 +218,17 @@ class NoticeWatch:
                 pause = source.period if has_answered else min(2 * pause, _SELDOM)
             else:
                 pause, has_answered = source.period, True
-                known = None if alert is None else alert.reason
             self._clock.wait(self._stopped, pause)
 
-    def _heed(self, alert: Alert | None, known: str | None) -> bool:
-        """Act on what a source has said; whether that was its last word."""
-        if alert is None or self._stopped.is_set():
+    def _is_near_end(self, alert: Alert | None) -> TypeGuard[Alert]:
+        """Whether a source has said its last word."""
+        if alert is None or self._stopped.is_set() or not alert.sure:
             return False
-        if alert.sure and (alert.remaining is None or alert.remaining <= self._soon):
-            self._on_notice(alert.reason, alert.remaining)
-            return True
-        if alert.reason != known:
-            self._on_warning(alert.reason)
-        return False
+        return alert.remaining is None or alert.remaining <= self._soon
+
+    def _warned_of(self, alert: Alert | None, known: str | None) -> str | None:
+        """The reason that was warned of by now."""
+        if alert is None or self._stopped.is_set():
+            return None
+        told = alert.reason == known or self._on_warning(alert.reason)
+        return alert.reason if told else None

@@ -117,6 +117,7 @@ class Worker:
         self._stop_listening: Callable[[], None] = lambda: None
         self._opened = False
         self._finishing = False
+        self._deletes = False
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -294,6 +295,16 @@ class Worker:
         )
         return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
+    def preempted_at_the_end(self, seconds: float) -> Preempted:
+        """The exit after a notice that came when this worker had finished and was leaving.
+
+        Args:
+            seconds: Since the notice.
+        """
+        position, name = self._newest_known()
+        logger.info("preempted when finished worker=%s newest=%s seconds=%.3f", self._worker_id, name, seconds)
+        return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
+
     def _newest_known(self) -> tuple[Position | None, str | None]:
         return self._announcer.newest_known(None if self._view is None else self._view.announcement)
 
@@ -324,7 +335,8 @@ class Worker:
         if self._options.delete_checkpoint:
             # Before others may delete the run: nothing of ours must come after.
             self._report.close(_LAST_WORDS)
-            last = self._is_last_one_out()
+            # A notice that comes from here on finds nothing to save, and must write nothing where all is deleted.
+            last = self._deletes = self._is_last_one_out()
             if self.notice_given:
                 raise self.preempt()
             if last:
@@ -424,7 +436,7 @@ class Worker:
             reason: What told it.
             remaining: Seconds until then; None for the grace period.
         """
-        if self._closed:
+        if self._closed or self._deletes:
             return
         grace_period = self._options.grace_period if remaining is None else remaining
         now = self._clock.now()
@@ -460,15 +472,21 @@ class Worker:
         assert notice is not None
         return notice.deadline - kept * notice.reserve - self._clock.now()
 
-    def ask_for_save(self, reason: str) -> None:
+    def ask_for_save(self, reason: str) -> bool:
         """Something may happen to this worker: have the run saved now, and train on. From any thread.
 
-        The leader treats it as an operator's request for a save; before and after training there is nothing to save.
+        The leader treats it as an operator's request for a save.
+
+        Returns:
+            False if nobody could be told, or there is nothing to save yet: worth another try.
         """
-        if self._closed or self.notice_given or not self._training:
-            return
+        if self._closed or self.notice_given:
+            return True
+        unheard = self._elector.problem is not None and not self._elector.is_leader
+        if unheard or not self._training:
+            return False
         logger.warning("warning worker=%s reason=%s", self._worker_id, reason)
-        self._messenger.ask_for_save(reason, self._options.grace_period)
+        return self._messenger.ask_for_save(reason)
 
     def _cut_off_if_answered(self) -> None:
         """A follower whose notice was answered has nothing more to gain by training on."""

@@ -91,13 +91,15 @@ class Gce(Cloud):
     def __init__(self) -> None:
         super().__init__()
         self.values = {"preempted": "FALSE", "maintenance-event": "NONE"}
+        self.unknown = 404
+        """The answer where there is no such key."""
 
     def reply(self, method: str, path: str, headers: Any) -> Reply:
         if headers["Metadata-Flavor"] != "Google":
             return Reply(403)
         value = self.values.get(path.removeprefix("/computeMetadata/v1/instance/"))
         google = {"Metadata-Flavor": "Google", "Server": "Metadata Server for VM"}
-        return Reply(404, headers=google) if value is None else Reply(text=value, headers=google)
+        return Reply(self.unknown, headers=google) if value is None else Reply(text=value, headers=google)
 
 
 class Aws(Cloud):

@@ -51,6 +51,7 @@ class Story:
         for at in _steps(begin, end, period):
             position = Position(position.epoch, position.batch + 1)
             if position.batch == self.size:
+                self.tell(at, worker, "progress", epoch=position.epoch, batch=position.batch)
                 position = Position(position.epoch + 1)
                 if term:
                     self.commit(at + period / 20, worker, term, position, seconds=period / 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,21 @@ def notice_sources(notices: str | NoticeSource | Iterable[str | NoticeSource]) -
     )
 
 
+def _check(source: NoticeSource) -> None:
+    """Before the fit: what is wrong with it would show in a thread that nobody looks at."""
+    name = getattr(source, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"a NoticeSource must have a name, {type(source).__name__} has {name!r}")
+    period: object = source.period
+    if isinstance(period, bool) or not isinstance(period, int | float) or not 0 < period < math.inf:
+        raise ConfigError(
+            f"the period of the notice source {name} must be a positive number of seconds, got {period!r}"
+        )
+
+
 def _source(notice: str | NoticeSource) -> NoticeSource:
     if isinstance(notice, NoticeSource):
+        _check(notice)
         return notice
     if isinstance(notice, str) and notice in _CLOUDS:
         return _CLOUDS[notice]()

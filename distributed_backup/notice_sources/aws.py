@@ -1,7 +1,8 @@
 """Amazon EC2: the interruption notice and the rebalance recommendation of a Spot Instance.
 
 - `spot/instance-action` is there two minutes before the instance is stopped or terminated, or the moment it hibernates,
-  with the approximate time; before that it is a 404. A time in the past stays where EC2 did not do as it said.
+  with the approximate time; before that it is a 404. A time in the past stays where EC2 did not do as it said: after
+  some minutes it is a warning only, else a job that is started again on this machine would leave again and again.
   https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 - `events/recommendations/rebalance` is there when the risk of an interruption is high: a warning.
   https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
@@ -28,6 +29,8 @@ _TOKEN_TEXT: Final = re.compile(r"[!-~]{1,1024}")
 _TOKEN_LIFE: Final = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
 
 _ACTIONS: Final = ("terminate", "stop", "hibernate")
+# Seconds after which an end that did not come is none: EC2 did not do as it said.
+_OVERDUE: Final = 300.0
 
 
 class AwsSource(NoticeSource):
@@ -75,4 +78,6 @@ def _end(answer: Answer) -> Alert:
     if action not in _ACTIONS:
         raise answer.not_understood()
     # By the server's clock: ours may be wrong. An end without a time that makes sense is an end all the same.
-    return Alert(reason=f"aws:{action}", remaining=seconds_left(iso_time(document.get("time")), answer.server_time))
+    end, now = iso_time(document.get("time")), answer.server_time
+    overdue = end is not None and now is not None and (now - end).total_seconds() > _OVERDUE
+    return Alert(reason=f"aws:{action}", remaining=seconds_left(end, now), sure=not overdue)

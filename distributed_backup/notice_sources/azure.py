@@ -40,18 +40,19 @@ class AzureSource(NoticeSource):
 
     def poll(self) -> Alert | None:
         """The most pressing of the events that concern this machine."""
+        if self._machine is None:  # now, for when an event is there may be too late to find out
+            self._machine = self._service.ask(_NAME, headers=_HEADERS).found().text.strip().casefold()
         answer = self._service.ask(_EVENTS, headers=_HEADERS).found()
         document = answer.json()
         try:
-            alerts = [_alert(event, answer) for event in document["Events"] if self._is_concerned(event)]
+            alerts = [_alert(event, answer) for event in document["Events"] if self._machine in _machines(event)]
         except (AttributeError, KeyError, TypeError):
             raise answer.not_understood() from None
         return min(alerts, key=_pressing, default=None)
 
-    def _is_concerned(self, event: dict[str, Any]) -> bool:
-        if self._machine is None:
-            self._machine = self._service.ask(_NAME, headers=_HEADERS).found().text.strip().casefold()
-        return self._machine in {str(name).casefold() for name in event["Resources"]}
+
+def _machines(event: dict[str, Any]) -> set[str]:
+    return {str(name).casefold() for name in event["Resources"]}
 
 
 def _alert(event: dict[str, Any], answer: Answer) -> Alert:

@@ -36,7 +36,7 @@ class Cost:
         reached: The last position it told of.
         resumed: The position from which it, or who trained in its stead, went on; None if nobody has yet.
         resumed_at: When it did.
-        batches: Those to be done again; None if that is not known.
+        batches: Those to be done again, as far as is known, see `more`; None if that is not known at all.
     """
 
     number: int
@@ -52,6 +52,12 @@ class Cost:
     resumed: Position | None
     resumed_at: float | None
     batches: int | None
+
+    @property
+    def more(self) -> bool:
+        """Whether more batches may have to be done again: nobody tells how long an epoch is."""
+        over = self.reached is not None and self.resumed is not None and self.reached.epoch != self.resumed.epoch
+        return over and bool(self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +80,8 @@ def costs_of(history: History) -> list[Cost]:
 
 
 def leaderless(history: History) -> list[tuple[float, float]]:
-    """When nobody led, from the first election to the last lead's end."""
-    return _gaps((lead.start, lead.end) for lead in history.leads)
+    """When nobody led, from the first election to the last lead's end; what follows a finish is not missed."""
+    return _gaps((lead.start, lead.end, lead.how == "finished") for lead in history.leads)
 
 
 def without_leader(history: History) -> float:
@@ -84,12 +90,16 @@ def without_leader(history: History) -> float:
 
 
 def without_training(history: History) -> float:
-    """Seconds in which nobody trained, from the first start to the last end."""
+    """Seconds in which nobody trained, from the first start to the last end; what follows a finish is not missed."""
     return sum(end - start for start, end in _gaps(_trainings(history)))
 
 
-def _trainings(history: History) -> Iterator[tuple[float, float]]:
-    return ((span.start, span.end) for life in history.lives for span in life.trainings)
+def _trainings(history: History) -> Iterator[tuple[float, float, bool]]:
+    return (
+        (span.start, span.end, life.ending == "finished" and span.end == life.end)
+        for life in history.lives
+        for span in life.trainings
+    )
 
 
 def _blows(life: Life) -> Iterator[_Blow]:
@@ -153,8 +163,9 @@ def _batches(history: History, reached: Position | None, resumed: Position | Non
     return (reached.epoch - resumed.epoch) * history.epoch_size + reached.batch - resumed.batch
 
 
-def _gaps(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """What none of them covers, between the first and the last."""
+def _gaps(spans: Iterable[tuple[float, float, bool]]) -> list[tuple[float, float]]:
+    """What none of them covers, between the first and the last, and which does not follow a last one."""
     in_time = sorted(spans)
-    covered = accumulate((end for _, end in in_time), max)
-    return [(end, start) for end, (start, _) in zip(covered, in_time[1:], strict=False) if start > end]
+    covered = accumulate(((end, is_last) for _, end, is_last in in_time), max)
+    pairs = zip(covered, in_time[1:], strict=False)
+    return [(end, start) for (end, is_last), (start, *_) in pairs if start > end and not is_last]

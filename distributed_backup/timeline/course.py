@@ -101,6 +101,6 @@ def _draw_drops(canvas: Canvas, scale: TimeScale, heights: _Heights, costs: Iter
         about = f"{cost.worker_id} had come to {cost.reached}; {cost.resumed} was restored"
         canvas.line(x, high, x, low, "drop", about=about)
         if x > free:
-            label = "?" if cost.batches is None else f"-{cost.batches}"
+            label = "?" if cost.batches is None else f"-{cost.batches}{'+' if cost.more else ''}"
             canvas.text(x - 5, low + 12, label, "loss", anchor="end")
             free = x + 8 * len(label)

@@ -55,6 +55,7 @@ def _lead(lead: Lead) -> dict[str, Any]:
 def _cost(cost: Cost) -> dict[str, Any]:
     return {
         **asdict(cost),
+        "more": cost.more,
         "at": _instant(cost.at),
         "reason": cost.reason or None,
         "without_leader": _seconds(cost.without_leader),

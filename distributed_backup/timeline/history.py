@@ -42,7 +42,8 @@ class History:
         going_on: Whether somebody is still there.
         lanes: By name.
         leads: By term.
-        epoch_size: Batches of an epoch, as far as anybody was seen to come in one: perhaps too few. 0 if nobody told.
+        epoch_size: Batches of an epoch, those of its validation included, as far as anybody was seen to come in one:
+            perhaps too few. 0 if nobody told.
     """
 
     run_id: str
@@ -78,9 +79,7 @@ def history_of(events: Sequence[Event], *, now: float) -> History:
         going_on=bool(there),
         lanes=tuple(_lanes(lives)),
         leads=tuple(sorted((lead for life in lives for lead in life.leads), key=lambda lead: (lead.term, lead.start))),
-        epoch_size=max(
-            (position.batch + 1 for life in lives for _, position in life.track if position.batch), default=0
-        ),
+        epoch_size=max((position.batch for life in lives for _, position in life.track), default=0),
     )
 
 

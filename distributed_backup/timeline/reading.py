@@ -6,15 +6,20 @@ passed over and counted: to look at a run must not fail because of one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from distributed_backup.errors import StoreError
 from distributed_backup.events import Event, is_event_log
 from distributed_backup.storage.base import Storage
 
 
-def read_events(storage: Storage) -> tuple[list[Event], int]:
+def read_events(storage: Storage, run_id: str | None = None) -> tuple[list[Event], int]:
     """All events of a run, and how many lines were passed over.
+
+    Args:
+        storage: Where they are.
+        run_id: The run: logs of another are left out, which a killed worker may have left there; None for all.
 
     Returns:
         The events by time; those of one worker stay in the order in which it wrote them.
@@ -22,7 +27,7 @@ def read_events(storage: Storage) -> tuple[list[Event], int]:
     Raises:
         StoreError: The place can't be read.
     """
-    return parse_events(_lines(storage))
+    return parse_events(_lines(storage, run_id))
 
 
 def parse_events(lines: Iterable[bytes]) -> tuple[list[Event], int]:
@@ -43,13 +48,22 @@ def _event(line: bytes) -> Event:
     return event
 
 
-def _lines(storage: Storage) -> Iterator[bytes]:
+def _lines(storage: Storage, run_id: str | None) -> Iterator[bytes]:
     for name in sorted(filter(is_event_log, storage.names())):
         try:
-            yield from storage.read(name).splitlines()
+            lines = storage.read(name).splitlines()
+            yield from lines if run_id is None or _run_of(lines) in {None, run_id} else ()
         except StoreError as error:
             if not isinstance(error.__cause__, FileNotFoundError):  # an old log was tidied away while we look
                 raise
+
+
+def _run_of(lines: Sequence[bytes]) -> str | None:
+    """The run that a log belongs to, by its first line; None if that is damaged."""
+    with suppress(ValueError, IndexError):
+        run: str | None = Event.from_line(lines[0]).fields.get("run")
+        return run
+    return None
 
 
 def _merged(events: Iterable[Event]) -> list[Event]:

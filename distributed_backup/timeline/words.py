@@ -70,10 +70,11 @@ def leaders(history: History) -> list[str]:
 
 
 def _toll(history: History, costs: Sequence[Cost]) -> str:
-    repeated = sum(cost.batches or 0 for cost in costs)
+    repeated = _count(sum(cost.batches or 0 for cost in costs), "batch", "batches")
+    least = "at least " if any(cost.more for cost in costs) else ""
     return (
         f"in all {duration(without_leader(history))} without a leader, "
-        f"{duration(without_training(history))} without training, {_count(repeated, 'batch', 'batches')} to repeat"
+        f"{duration(without_training(history))} without training, {least}{repeated} to repeat"
     )
 
 
@@ -107,7 +108,7 @@ def _repeated(cost: Cost) -> str:
         return "0"
     if cost.resumed is None:
         return "not resumed"
-    count = "?" if cost.batches is None else str(cost.batches)
+    count = "?" if cost.batches is None else f"{cost.batches}{' or more' if cost.more else ''}"
     return f"{count}, back to {_short(cost.resumed)}"
 
 

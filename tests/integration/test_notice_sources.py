@@ -101,6 +101,9 @@ def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start
         ("gce", {"save_before_preemption": False}, (["gce"], False)),
         ("aws", {"save_freq": False}, (["aws"], True)),
         ("", {"save_freq": False, "notices": ()}, "save_freq=False with notices=() would never save anything"),
+        ("", {"save_freq": False, "signals": ()}, "save_freq=False with signals=() would never save anything"),
+        ("gce", {"save_freq": False, "signals": ()}, (["gce"], True)),
+        ("", {"signals": ()}, (["signal"], False)),
     ],
 )
 def test_an_argument_wins_over_the_variable_and_without_either_signals_count(
@@ -108,6 +111,27 @@ def test_an_argument_wins_over_the_variable_and_without_either_signals_count(
 ) -> None:
     """And whoever saves nothing otherwise must take notices from somewhere."""
     assert start("notice_scenarios:make", tmp_path / "run", variable, arguments).result() == made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ({"standby": "false"}, "standby must be True or False, got 'false'"),
+        ({"delete_checkpoint": "no"}, "delete_checkpoint must be True or False, got 'no'"),
+        ({"double_checkpoint": 2}, "double_checkpoint must be True or False, got 2"),
+        ({"save_before_preemption": None}, "save_before_preemption must be True or False, got None"),
+        ({"timings": (15, 10, 2)}, "timings must be a LeaseTimings, got (15, 10, 2)"),
+        ({"exit_code": True}, "exit_code must be a whole number from 0 to 255, got True"),
+        ({"state_of": 5}, "state_of must be a sequence of objects, got 5"),
+        ({"state_of": "cb"}, "state_of must be a sequence of objects, got 'cb'"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_the_fit(
+    start: Start, tmp_path: Path, arguments: dict[str, Any], refusal: str
+) -> None:
+    """Text in particular, which would count as true."""
+    assert start("notice_scenarios:make", tmp_path / "run", "", arguments).result() == refusal
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_variable_that_names_no_source_is_refused(start: Start, tmp_path: Path) -> None:

@@ -186,6 +186,44 @@ def test_a_notice_between_batches_and_epochs_and_at_the_end_of_training_is_serve
     assert_resumes_exactly(start, backup_dir, uninterrupted)
 
 
+def test_a_signal_while_a_complete_fit_leaves_is_not_lost(start: Start, backup_dir: Path) -> None:
+    """Nobody sends it again. The final state is there to come back to, so the process may go."""
+    child = start(job(backup_dir), FileCoordinator, "leave", False, how="train_and_be_told_at_the_end")
+    position, name, seconds, _ = child.expect("preempted")
+    assert child.join() == 143
+    assert position == newest(backup_dir) == Position(3, 0)
+    assert [info.name for info in CheckpointStore(backup_dir).list()] == [name]
+    assert 0.0 < seconds < PATIENCE
+
+
+def test_a_signal_while_a_complete_run_is_deleted_is_told_and_does_not_have_it_start_again(
+    start: Start, backup_dir: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """An exit code that has the job restarted would have it paid for again."""
+    complete = job(backup_dir, arguments={"delete_checkpoint": True})
+    child = start(complete, CheckpointStore, "delete", False, how="train_and_be_told_at_the_end")
+    assert child.result()["state"] == uninterrupted["state"]
+    assert not backup_dir.exists()
+    [log] = [path.read_text() for path in tmp_path.glob("log-*")]
+    assert "SIGTERM came when the fit was complete" in log
+
+
+def test_a_fit_that_hangs_as_it_leaves_is_ended_before_the_grace_period_is(start: Start, backup_dir: Path) -> None:
+    """A coordinator on a network disk that went away, and a signal that comes too late to be served."""
+    child = start(
+        job(backup_dir, arguments={"grace_period": 2.0}),
+        FileCoordinator,
+        "leave",
+        True,
+        how="train_and_be_told_at_the_end",
+    )
+    child.expect("leaving")
+    signalled = time.monotonic()
+    assert child.join() == 143
+    assert time.monotonic() - signalled < 2.5
+    assert newest(backup_dir) == Position(3, 0)
+
+
 def test_a_second_signal_and_ctrl_c_do_not_disturb_the_save(start: Start, backup_dir: Path) -> None:
     """Each fsync takes half a second here; SIGTERM and SIGINT come again meanwhile."""
     child = start(

@@ -345,6 +345,26 @@ def test_of_more_transitions_than_fit_the_oldest_go(bench: Bench) -> None:
     assert 300 < len(terms) < 1500
 
 
+def test_what_killed_writers_left_goes_with_their_logs(bench: Bench, tmp_path: Path) -> None:
+    """A log that was never complete counts as one; what is left of the newest stays: its writer may be alive."""
+    logs = [f"events-20260101T{number:06d}Z-w.jsonl" for number in range(300)]
+    for name in logs[:-1]:
+        (tmp_path / name).touch()
+    for name in (logs[0], logs[-2], logs[-1]):
+        (tmp_path / f".partial-{name}-0a0b0c0d").touch()
+    (tmp_path / ".partial-0000000001-00000001-00000000.ckpt-0a0b0c0d").touch()
+    bench.join()
+    bench.tell("elected", term=1)
+    bench.close()
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".partial-"))
+    assert left == [
+        ".partial-0000000001-00000001-00000000.ckpt-0a0b0c0d",
+        f".partial-{logs[-2]}-0a0b0c0d",
+        f".partial-{logs[-1]}-0a0b0c0d",
+    ]
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("events-")]) == 255
+
+
 @pytest.mark.parametrize(("leads", "left"), [(True, 256), (False, 301)])
 def test_a_new_leader_removes_the_oldest_logs(bench: Bench, tmp_path: Path, leads: bool, left: int) -> None:
     """Each start of a worker makes one; nothing else is touched."""

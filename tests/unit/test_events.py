@@ -406,13 +406,14 @@ def test_what_is_left_of_a_lease_is_counted_as_leading_is() -> None:
 
 
 def test_a_leader_that_was_asked_to_stand_back(team: Team, told: Recorders) -> None:
-    """It loses the lease, with that reason."""
+    """It resigns, which is no loss, and says why."""
     worker = team.started("a")
     team.started("b")
     worker.boundary(snapshot(1), due=True)
     team.coordinator.notify(Notice(notice_id="n", worker_id="a", reason="operator", remaining=LONG, wish="resign"))
     team.until(lambda: team.holder() == "b")
-    assert told["a"].of("lost") == [{"term": 1, "reason": "asked to let another worker lead"}]
+    assert told["a"].of("resigned") == [{"term": 1, "reason": "asked to let another worker lead"}]
+    assert told["a"].of("lost") == []
     team.until(lambda: told["b"].of("elected"))
     assert told["b"].of("elected")[0]["term"] > 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -214,6 +215,16 @@ def test_one_endpoint_serves_all_fits_of_a_process(endpoint: Endpoint) -> None:
         endpoint.tell("finished", epoch=1, batch=0)
     assert endpoint.scrape("one")["elections_total"] == 2
     assert endpoint.scrape("other")["elections_total"] == 1
+
+
+def test_a_forked_child_does_not_count_for_its_parent(endpoint: Endpoint) -> None:
+    """It has the parent's memory and not its endpoint, so that nobody would see what it counts."""
+    ours = metrics_at(endpoint.port)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(metrics_at(endpoint.port) is ours))
+    assert os.waitpid(child, 0)[1] == 0
+    assert metrics_at(endpoint.port) is ours
 
 
 def test_a_port_in_use_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -113,6 +113,32 @@ def test_a_file_that_can_not_be_looked_at_is_an_error_of_the_poll(tmp_path: Path
         source.poll()
 
 
+def test_a_file_that_can_be_looked_at_later_is_no_notice_until_it_is_touched_then(tmp_path: Path) -> None:
+    """A mount that comes back has what was on it before."""
+    directory, source = tmp_path / "mount", FileSource(tmp_path / "mount" / "notice")
+    directory.touch()
+    source.begin()
+    directory.unlink()
+    directory.mkdir()
+    (directory / "notice").touch()
+    assert source.poll() is None
+    assert source.poll() is None
+    os.utime(directory / "notice", (1.0, 1.0))
+    assert source.poll() is not None
+
+
+def test_another_file_of_the_same_time_is_a_notice(tmp_path: Path) -> None:
+    """Moved there, as by whoever writes a file in one step."""
+    path, other = tmp_path / "notice", tmp_path / "other"
+    for each in (path, other):
+        each.touch()
+        os.utime(each, (1.0, 1.0))
+    source = FileSource(path)
+    source.begin()
+    other.rename(path)
+    assert source.poll() is not None
+
+
 # ---------------------------------------------------------------- Google
 
 
@@ -160,6 +186,17 @@ def test_an_ill_gce_is_an_error_and_the_next_poll_finds_it_well(gce: Gce, fault:
     assert source.poll() is None
 
 
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_gce_without_maintenance_events_tells_of_preemptions(gce: Gce, status: int) -> None:
+    """What stands in for Google's server in a cluster may not show all of its keys."""
+    del gce.values["maintenance-event"]
+    gce.unknown = status
+    source = GceSource()
+    assert source.poll() is None
+    gce.values["preempted"] = "TRUE"
+    assert source.poll() == Alert(reason="gce:preempted")
+
+
 def test_gce_without_the_key_is_an_error(gce: Gce) -> None:
     """A stand-in that knows less would be silent for ever."""
     del gce.values["preempted"]
@@ -185,11 +222,18 @@ def test_to_be_stopped_or_hibernated_is_an_end_too(aws: Aws, action: str) -> Non
     assert AwsSource().poll() == Alert(reason=f"aws:{action}", remaining=110.0)
 
 
-@pytest.mark.parametrize("time", ["2016-09-19T18:29:47Z", "2016-09-19T10:00:00Z", "soon", ""])
+@pytest.mark.parametrize("time", ["2016-09-19T18:29:47Z", "2016-09-19T18:24:47Z", "soon", ""])
 def test_an_end_whose_time_is_over_or_makes_no_sense_comes_in_the_grace_period(aws: Aws, time: str) -> None:
     """EC2 documents that a time in the past stays where it did not do what it said."""
     aws.interrupt("terminate", time)
     assert AwsSource().poll() == Alert(reason="aws:terminate")
+
+
+@pytest.mark.parametrize("time", ["2016-09-19T18:24:46Z", "2016-09-19T10:00:00Z"])
+def test_an_end_that_should_have_come_long_ago_is_a_warning(aws: Aws, time: str) -> None:
+    """The time stays; who left because of it, and is started again on the same machine, would leave again and again."""
+    aws.interrupt("stop", time)
+    assert AwsSource().poll() == Alert(reason="aws:stop", sure=False)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Date": "today"}])
@@ -306,19 +350,27 @@ def test_of_several_events_the_most_pressing_counts(azure: Azure) -> None:
     azure.schedule("Reboot", before="Mon, 19 Sep 2016 18:44:47 GMT")
     azure.schedule("Preempt", before="Mon, 19 Sep 2016 18:30:17 GMT")
     assert AzureSource(azure.url).poll() == Alert(reason="azure:Preempt", remaining=30.0)
+    azure.schedule("Terminate", status="Started")
+    assert AzureSource(azure.url).poll() == Alert(reason="azure:Terminate")
 
 
-def test_azure_is_asked_for_the_machines_name_once_and_only_for_an_event(azure: Azure) -> None:
+def test_the_name_of_a_machine_may_be_in_capitals(azure: Azure) -> None:
+    """Names of machines on Azure don't differ by case, and are not written in one way."""
+    azure.schedule("Preempt", "WORKER_7")
+    azure.name = "Worker_7"
+    assert AzureSource(azure.url).poll() == Alert(reason="azure:Preempt")
+
+
+def test_azure_is_asked_for_the_machines_name_once_and_before_there_is_an_event(azure: Azure) -> None:
     """And nothing is ever approved: there is no POST."""
     source = AzureSource(azure.url)
     source.poll()
-    events = "GET /metadata/scheduledevents?api-version=2020-07-01"
-    assert azure.asked == [events]
     azure.schedule("Preempt")
     source.poll()
     source.poll()
+    events = "GET /metadata/scheduledevents?api-version=2020-07-01"
     name = "GET /metadata/instance/compute/name?api-version=2021-02-01&format=text"
-    assert azure.asked == [events, events, name, events]
+    assert azure.asked == [name, events, events, events]
 
 
 @pytest.mark.parametrize(
@@ -479,3 +531,22 @@ def test_the_examples_in_the_docstrings_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"distributed_backup.notice_sources{module}"))
     assert results.failed == 0
     assert results.attempted > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": ""}, "a NoticeSource must have a name, Mine has ''"),
+        ({"name": 7}, "a NoticeSource must have a name, Mine has 7"),
+        ({"period": 0}, "the period of the notice source mine must be a positive number of seconds, got 0"),
+        ({"period": math.inf}, "got inf"),
+        ({"period": "5"}, "got '5'"),
+        ({"period": True}, "got True"),
+    ],
+)
+def test_a_source_of_ones_own_is_looked_at_before_the_fit(changes: dict[str, Any], message: str) -> None:
+    """In its thread nobody would see what is wrong with it."""
+    source = Mine()
+    vars(source).update(changes)
+    with pytest.raises(ConfigError, match=message):
+        notice_sources(source)

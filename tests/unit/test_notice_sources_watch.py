@@ -24,7 +24,7 @@ PATIENCE = 30.0
 class Told(NoticeSource):
     """Says what it is told to, one after the other; the last stays."""
 
-    def __init__(self, *said: Alert | Exception | None, name: str = "told", period: float = 1.0) -> None:
+    def __init__(self, *said: Any, name: str = "told", period: float = 1.0) -> None:
         self.name, self.period = name, period
         self._said = list(said)
         self.polls = 0
@@ -38,7 +38,8 @@ class Told(NoticeSource):
         said = self._said.pop(0) if len(self._said) > 1 else self._said[0]
         if isinstance(said, Exception):
             raise said
-        return said
+        alert: Alert | None = said
+        return alert
 
 
 class Steps(FakeClock):
@@ -59,19 +60,24 @@ class Steps(FakeClock):
 class Heard:
     """What a watch makes of one source."""
 
-    def __init__(self, source: NoticeSource, *, polls: int = 5, grace_period: float = 30.0) -> None:
+    def __init__(self, source: NoticeSource, *, polls: int = 5, grace_period: float = 30.0, unheard: int = 0) -> None:
+        self._unheard = unheard
         self.notices: list[tuple[str, float | None]] = []
         self.warnings: list[str] = []
         self.clock = Steps(polls)
         watch = NoticeWatch(
             [source],
             on_notice=lambda reason, remaining: self.notices.append((reason, remaining)),
-            on_warning=self.warnings.append,
+            on_warning=self._warned,
             grace_period=grace_period,
             clock=self.clock,
         )
         watch.start()
         join(source.name)
+
+    def _warned(self, reason: str) -> bool:
+        self.warnings.append(reason)
+        return len(self.warnings) > self._unheard
 
 
 def threads(name: str) -> list[threading.Thread]:
@@ -126,6 +132,19 @@ def test_a_warning_is_told_once_while_it_lasts_and_anew_when_it_comes_again() ->
     assert (heard.notices, source.polls) == ([], 8)
 
 
+def test_a_warning_that_nobody_could_be_told_of_is_told_again() -> None:
+    """The coordinator was away, or training had not begun."""
+    heard = Heard(Told(Alert(reason="test:first", sure=False)), polls=6, unheard=2)
+    assert heard.warnings == ["test:first"] * 3
+
+
+def test_what_is_no_alert_is_an_error_of_the_source(caplog: pytest.LogCaptureFixture) -> None:
+    """A user's own; what it says next counts."""
+    heard = Heard(Told("soon", END))
+    assert "no notices from told for now: poll must return an Alert or None, got 'soon'" in caplog.text
+    assert heard.notices == [("test:end", 110.0)]
+
+
 # ---------------------------------------------------------------- when to ask
 
 
@@ -170,7 +189,7 @@ class Patient:
 
 
 def watch_of(*sources: NoticeSource, on_notice: Callable[[str, float | None], None] = lambda *_: None) -> NoticeWatch:
-    return NoticeWatch(sources, on_notice=on_notice, on_warning=lambda _: None, grace_period=30.0, clock=Patient())
+    return NoticeWatch(sources, on_notice=on_notice, on_warning=lambda _: True, grace_period=30.0, clock=Patient())
 
 
 class Hanging(NoticeSource):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from distributed_backup.checkpoint import Position
+from distributed_backup.clock import Clock
 from distributed_backup.config import WorkerOptions, reserve_of
-from distributed_backup.coordinators.base import Notice
+from distributed_backup.coordinators.base import ClusterView, Heartbeat, Notice
 from distributed_backup.coordinators.memory import MemoryCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError, Preempted
 from distributed_backup.notices import Notices
@@ -123,6 +124,29 @@ def test_a_warning_to_a_follower_makes_the_leader_save(team: Team) -> None:
     assert not follower.notice_given
 
 
+class Counting(MemoryCoordinator):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.notified = 0
+
+    def notify(self, notice: Notice) -> None:
+        self.notified += 1
+        super().notify(notice)
+
+
+def test_a_notice_is_told_once_while_nothing_was_forgotten(team: Team) -> None:
+    """Whoever waits for its answer does not tell it again at each tick."""
+    coordinator = Counting(team.clock)
+    leader, follower = team.started("a", coordinator=coordinator), team.started("b", coordinator=coordinator)
+    leader.boundary(snapshot(2), due=False)
+    follower.boundary(snapshot(1), due=False)
+    team.kill(leader)
+    follower.give_notice("SIGTERM")
+    team.steps(3.0)
+    assert not follower._notices.own_is_answered
+    assert coordinator.notified == 1
+
+
 class Refusing(MemoryCoordinator):
     def notify(self, notice: Notice) -> None:
         raise CoordinatorUnavailableError("connection refused")
@@ -134,16 +158,50 @@ def test_a_warning_to_the_leader_saves_though_the_coordinator_does_not_answer(
     """The others need not hear of it."""
     leader = team.started("a", coordinator=Refusing(team.clock))
     leader.boundary(snapshot(1), due=False)
-    leader.ask_for_save("gce:MIGRATE_ON_HOST_MAINTENANCE")
+    assert leader.ask_for_save("gce:MIGRATE_ON_HOST_MAINTENANCE")
     team.until(lambda: team.positions() == [Position(1)])
     assert "asking for a save failed: connection refused" in caplog.text
 
 
+class Away(MemoryCoordinator):
+    """Answers nobody, for as long as it is."""
+
+    away = False
+
+    def notify(self, notice: Notice) -> None:
+        self._check()
+        super().notify(notice)
+
+    def heartbeat(self, request: Heartbeat) -> ClusterView:
+        self._check()
+        return super().heartbeat(request)
+
+    def _check(self) -> None:
+        if self.away:
+            raise CoordinatorUnavailableError("connection refused")
+
+
+def test_a_warning_that_can_not_be_told_is_to_be_told_again(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """Once the coordinator is back; until then nobody is asked again and again."""
+    coordinator = Away(team.clock)
+    leader, follower = team.started("a", coordinator=coordinator), team.started("b", coordinator=coordinator)
+    leader.boundary(snapshot(1), due=False)
+    coordinator.away = True
+    assert not follower.ask_for_save("aws:rebalance")
+    team.steps(3.0)
+    assert not follower.ask_for_save("aws:rebalance")
+    assert caplog.text.count("asking for a save failed") == 1
+    coordinator.away = False
+    team.steps(3.0)
+    assert follower.ask_for_save("aws:rebalance")
+    team.until(lambda: team.positions() == [Position(1)])
+
+
 def test_a_warning_before_or_after_training_asks_nobody(team: Team) -> None:
-    """There is nothing that is not saved; and who is being preempted has asked already."""
+    """There is nothing that is not saved, yet; and who is being preempted has asked already."""
     leaving = team.started("a")
-    team.worker("b").ask_for_save("aws:rebalance")
+    assert not team.worker("b").ask_for_save("aws:rebalance")
     assert team.coordinator.view().notices == ()
     leaving.give_notice("SIGTERM")
-    leaving.ask_for_save("aws:rebalance")
+    assert leaving.ask_for_save("aws:rebalance")
     assert [notice.reason for notice in team.coordinator.view().notices] == ["SIGTERM"]

@@ -7,7 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -84,6 +86,89 @@ def test_off_the_main_thread_nothing_is_installed(before: threading.Event, caplo
     assert results == [False]
     assert signal.getsignal(signal.SIGUSR1) is handler
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@contextmanager
+def installed(
+    previous: Any = signal.SIG_DFL, on_notice: Callable[[str], None] = lambda _: None
+) -> Iterator[SignalWatch]:
+    """A watch of SIGUSR1 over a handler that was there before."""
+    before = signal.signal(signal.SIGUSR1, previous)
+    found = watch(on_notice)
+    try:
+        found.install()
+        yield found
+    finally:
+        found.uninstall()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_forked_child_ends_by_the_signal_as_if_there_were_no_watch() -> None:
+    """It has no thread that could serve a notice: who terminates it would wait for ever."""
+    with installed() as found:
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                signal.pause()
+            os._exit(0)
+        os.kill(child, signal.SIGUSR1)
+        _, status = os.waitpid(child, 0)
+    assert (os.WIFSIGNALED(status), os.WTERMSIG(status)) == (True, signal.SIGUSR1)
+    assert found.noted is None
+
+
+def test_a_signal_that_was_ignored_before_stays_ignored_when_the_fit_is_over() -> None:
+    """Somebody chained to us, so that we are called still."""
+    with installed(signal.SIG_IGN) as found:
+        ours = signal.getsignal(signal.SIGUSR1)
+        assert callable(ours)
+
+        def wrapper(number: int, frame: FrameType | None) -> None:
+            ours(number, frame)
+
+        signal.signal(signal.SIGUSR1, wrapper)
+        found.uninstall()
+        send()
+    assert found.noted is None
+
+
+def test_ctrl_c_as_a_notice_does_not_interrupt_the_save_that_it_asks_for() -> None:
+    """Python's own handler of SIGINT would raise KeyboardInterrupt."""
+    interrupted = False
+    with installed(signal.default_int_handler) as found:
+        try:
+            send()
+        except KeyboardInterrupt:
+            interrupted = True
+    assert (found.noted, interrupted) == ("SIGUSR1", False)
+
+
+def test_the_first_signal_is_the_one_that_is_noted() -> None:
+    """Its reason and its time are those of the notice."""
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    found = SignalWatch([signal.SIGUSR1, signal.SIGUSR2], on_notice=lambda _: None)
+    found.install()
+    send()
+    first = found.seconds_since
+    os.kill(os.getpid(), signal.SIGUSR2)
+    found.uninstall()
+    signal.signal(signal.SIGUSR2, before)
+    assert found.noted == "SIGUSR1"
+    assert found.seconds_since >= first
+
+
+def test_a_watch_leaves_no_thread_behind() -> None:
+    """A process has many fits, one after the other."""
+    noticed = threading.Event()
+    for send_it in (False, True):
+        with installed(on_notice=lambda _: noticed.set()):
+            threads = [thread for thread in threading.enumerate() if thread.name == "distributed-backup-signals"]
+            assert len(threads) == 1
+            if send_it:
+                send()
+                assert noticed.wait(PATIENCE)
+        threads[0].join(PATIENCE)
+        assert not threads[0].is_alive()
 
 
 # ---------------------------------------------------------------- the last resort

@@ -406,7 +406,7 @@ def test_who_could_not_save_repeats_batches() -> None:
 def killed(reached: Position, resumed: Position, *, size: int) -> History:
     story = Story(size=size)
     story.start(0, "w-0000000a")
-    for batch in range(1, size):
+    for batch in range(1, size + 1):
         story.tell(batch, "w-0000000a", "progress", epoch=0, batch=batch)
     story.tell(50, "w-0000000a", "progress", epoch=reached.epoch, batch=reached.batch)
     story.start(60, "w-0000000b", position=resumed)
@@ -414,15 +414,50 @@ def killed(reached: Position, resumed: Position, *, size: int) -> History:
 
 
 def test_batches_are_counted_across_epochs_by_the_size_that_was_seen() -> None:
-    """Where none was, that is not known; where the checkpoint is ahead, nothing is lost."""
+    """Which may be too few. Where none was, that is not known; where the checkpoint is ahead, nothing is lost."""
     for reached, resumed, size, batches, text in (
-        (Position(3, 2), Position(1, 4), 10, 18, "18, back to epoch 1, batch 4"),
-        (Position(3), Position(1), 1, None, "?, back to epoch 1"),
+        (Position(3, 2), Position(1, 4), 10, 18, "18 or more, back to epoch 1, batch 4"),
+        (Position(1, 2), Position(0, 3), 4, 3, "3 or more, back to epoch 0, batch 3"),
+        (Position(3, 2), Position(3, 1), 4, 1, "1, back to epoch 3, batch 1"),
+        (Position(1), Position(0, 4), 4, 0, "0"),
+        (Position(3), Position(1), 0, None, "?, back to epoch 1"),
         (Position(3, 2), Position(4), 10, 0, "0"),
     ):
         history = killed(reached, resumed, size=size)
         cost = costs_of(history)[0]
         assert (cost.batches, cells(history, cost)[-1]) == (batches, text)
+        assert (
+            ("at least" in summary(history, [cost])[-1])
+            == ("more" in text)
+            == document(history, [cost])["costs"][0]["more"]
+        )
+
+
+def test_what_follows_a_finish_is_not_missed() -> None:
+    """A pod that is started again when its run is complete finds the final state; until then nobody had to be there."""
+    story = Story()
+    story.start(0, A)
+    story.tell(1, A, "elected", term=1)
+    story.tell(60, A, "finished", epoch=4, batch=0)
+    story.start(7260, B, position=Position(4))
+    story.tell(7261, B, "elected", term=2)
+    story.tell(7262, B, "finished", epoch=4, batch=0)
+    history = told(story)
+    assert (without_leader(history), without_training(history), costs_of(history)) == (0.0, 0.0, [])
+
+
+def test_logs_of_another_run_in_the_place_are_left_out(tmp_path: Any) -> None:
+    """One that was being written when its run was deleted, into a bucket, may arrive later."""
+    for worker, run in ((A, "one"), (B, "two")):
+        story = Story()
+        story.tell(0, worker, "joined", run=run)
+        story.tell(1, worker, "left")
+        (tmp_path / f"events-1-{worker}.jsonl").write_bytes(b"".join(event.line() for event in story.events))
+    (tmp_path / "events-1-torn.jsonl").write_bytes(b"{")
+    events, passed_over = read_events(LocalStorage(tmp_path), "two")
+    assert [(event.worker, event.kind) for event in events] == [(B, "joined"), (B, "left")]
+    assert passed_over == 1
+    assert len(read_events(LocalStorage(tmp_path))[0]) == 4
 
 
 def test_who_hands_over_goes_on_training() -> None:
@@ -430,13 +465,13 @@ def test_who_hands_over_goes_on_training() -> None:
     for worker in (A, B):
         story.start(0, worker)
     story.tell(1, A, "elected", term=1)
-    story.tell(10, A, "lost", term=1, reason="asked to let another worker lead")
+    story.tell(10, A, "resigned", term=1, reason="asked to let another worker lead")
     story.tell(10.5, B, "elected", term=2)
     for worker in (A, B):
         story.tell(20, worker, "finished", epoch=1, batch=0)
     cost = only(story, A)
-    assert (cost.what, cost.without_leader, cost.without_training, cost.batches) == ("lost", 0.5, 0.0, 0)
-    assert cells(told(story), cost)[4] == "lost the lead, led term 1: asked to let another worker lead"
+    assert (cost.what, cost.without_leader, cost.without_training, cost.batches) == ("resigned", 0.5, 0.0, 0)
+    assert cells(told(story), cost)[4] == "gave the lead back, led term 1"
 
 
 def test_the_next_leader_is_the_next_by_term_for_clocks_may_differ() -> None:
