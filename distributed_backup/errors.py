@@ -40,11 +40,13 @@ class StoreError(BackupError):
 
     Attributes:
         path: What could not be read or written.
+        may_pass: Whether it is of the kind that passes by itself: a server that is busy, or can't be reached.
     """
 
-    def __init__(self, message: str, *, path: str) -> None:
+    def __init__(self, message: str, *, path: str, may_pass: bool = False) -> None:
         super().__init__(message)
         self.path = path
+        self.may_pass = may_pass
 
 
 class CorruptCheckpointError(StoreError):
