@@ -26,6 +26,7 @@ from redis.retry import Retry
 
 from distributed_backup.coordinators.redis_errors import translate
 from distributed_backup.coordinators.redis_url import RedisAddress
+from distributed_backup.draws import draw_apart
 from distributed_backup.errors import BackupError, ConfigError
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ class RedisLink:
     def _connected(self) -> Client:
         with self._lock:
             if self._client is None:
+                # Which node of a cluster is asked, is drawn.
+                draw_apart("redis")
                 self._client = cast(Client, self._address.connect(self._options()))
             client = self._client
             if not self._checked:

@@ -6,16 +6,19 @@ the end of the process is not the same for all; here it is made so.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, override
 from urllib.parse import unquote
 
+from distributed_backup.draws import draw_apart
 from distributed_backup.errors import ConfigError
 
 # Scheme to the module that fsspec needs for it, and to our extra that brings it.
@@ -27,6 +30,27 @@ _CLIENTS: Final = {
     "az": ("adlfs", "azure"),
     "abfs": ("adlfs", "azure"),
     "abfss": ("adlfs", "azure"),
+}
+# Of these packages, the modules that draw random numbers.
+_DRAWING: Final = {
+    "s3": (
+        ("botocore", "aiobotocore", "aiohttp"),
+        ("botocore.retryhandler", "botocore.retries.standard", "botocore.utils", "aiohttp.connector"),
+    ),
+    "gs": (
+        ("gcsfs", "google", "aiohttp"),
+        ("gcsfs.retry", "google.auth._exponential_backoff", "google.api_core.retry.retry_base", "aiohttp.connector"),
+    ),
+    "abfs": (
+        ("azure", "aiohttp"),
+        (
+            "azure.core.pipeline.policies._authentication",
+            "azure.core.pipeline.policies._authentication_async",
+            "azure.storage.blob._shared.policies",
+            "azure.storage.blob._shared.policies_async",
+            "aiohttp.connector",
+        ),
+    ),
 }
 _READ_ONLY: Final = ("http", "https", "data", "github", "zip", "tar")
 # fsspec's answers about what is there must be the store's, not those of an hour ago.
@@ -97,9 +121,20 @@ def make_client(url: str) -> Client:
         from fsspec.core import url_to_fs
 
         fs, path = url_to_fs(url, **_FRESH)
+    _keep_off_the_training(fs)
     if fs.async_impl:
         fs.loop.call_soon_threadsafe(fs.loop.set_default_executor, _Daemons())
     return Client(fs=fs, path=path, pid=os.getpid())
+
+
+def _keep_off_the_training(fs: Any) -> None:
+    """Have a client draw the pauses between its tries apart: it would change what the training draws."""
+    for protocol, (packages, modules) in _DRAWING.items():
+        if protocol in fs.protocol:
+            for name in modules:  # some of them would be loaded at the first failure only
+                with suppress(ImportError):
+                    importlib.import_module(name)
+            draw_apart(*packages)
 
 
 class _Daemons(ThreadPoolExecutor):

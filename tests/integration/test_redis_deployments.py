@@ -6,6 +6,7 @@ What is wrong is said in one line with the right class, without a driver's stack
 from __future__ import annotations
 
 import logging
+import random
 import secrets
 import socketserver
 import ssl
@@ -588,8 +589,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def test_a_cluster_keeps_a_run_on_one_master_and_survives_its_end(cluster: Cluster, tmp_path: Path) -> None:
     """All keys are on the master of the run's slot; that one is killed; its replica serves the run on."""
+    numbers = random.getstate()
     with opened(cluster.url) as coordinator:
         check_serves(coordinator)
+    # The client draws which node to ask, and not from the training's generator.
+    assert random.getstate() == numbers
     with Team(tmp_path / "run", cluster.url) as team:
         trainers = team.start_all("a", "b")
         first = team.await_going_on().term
