@@ -46,6 +46,9 @@ class _Default(str):
 
 _EPOCH: Any = _Default("epoch")
 
+# Leases are shortened to fit into a grace period, and can't be as short as one likes.
+_LEAST_GRACE = 0.1
+
 # Of the grace period, for one request to a store: a save that hangs when the notice comes can be tried again.
 _REQUEST_PART = 1 / 3
 
@@ -142,7 +145,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
             raise ConfigError(f"state_of must be a sequence of objects, got {state_of!r}")
         if environment.metrics_port is not None:
             import distributed_backup.metrics  # noqa: F401 - now, so that what is missing is said before the fit
-        grace_period = checked_seconds("grace_period", _first(grace_period, environment.grace_period, 30.0))
+        grace_period = _grace_period(_first(grace_period, environment.grace_period, 30.0))
         run_id = run_id or environment.run_id
         storage = storage_from_url(backup_dir, run_id=run_id, limit=grace_period * _REQUEST_PART)
         self._store = CheckpointStore(
@@ -236,6 +239,13 @@ def _coordinator(coordinator: Coordinator | redis.Redis | str, backup_dir: str |
     from distributed_backup.coordinators.redis import RedisCoordinator  # its driver, only for those who use it
 
     return RedisCoordinator(coordinator)
+
+
+def _grace_period(value: object) -> float:
+    seconds = checked_seconds("grace_period", value)
+    if seconds < _LEAST_GRACE:
+        raise ConfigError(f"grace_period must be at least {_LEAST_GRACE:g} s, got {value!r}: nothing is saved in less")
+    return seconds
 
 
 def _check_that_it_saves(save_before_preemption: bool, sources: NoticeSources, *, hears: bool) -> None:

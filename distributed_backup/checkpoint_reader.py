@@ -8,10 +8,10 @@ were read once; checkpoints never change, so once is enough, and what is damaged
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import override
 
 from distributed_backup.checkpoint import Checkpoint, CheckpointHeader, Position, decode, parse_name
 from distributed_backup.errors import (
@@ -66,6 +66,11 @@ class CheckpointReader(RunDirectory):
     def __init__(self, storage: Storage, *, run_id: str | None = None) -> None:
         super().__init__(storage, run_id=run_id)
         self._verified: dict[str, CheckpointHeader] = {}
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._verified.clear()
 
     def _run_id_of_checkpoints(self) -> str | None:
         newest = self.latest()
@@ -136,8 +141,7 @@ class CheckpointReader(RunDirectory):
                 logger.warning("checkpoint skipped name=%s reason=%s", name, _reason(error))
             return found, tuple(f"{name}: {_reason(error)}" for name, error in problems.items())
 
-    @staticmethod
-    def _first_readable[T](names: Names, read: Callable[[str], T]) -> tuple[T | None, dict[str, StoreError]]:
+    def _first_readable[T](self, names: Names, read: Callable[[str], T]) -> tuple[T | None, dict[str, StoreError]]:
         problems: dict[str, StoreError] = {}
         for name in names:
             try:
@@ -145,10 +149,16 @@ class CheckpointReader(RunDirectory):
             except RunMismatchError:
                 raise
             except StoreError as error:
-                if not _is_lost(error):
+                if not self._is_lost(error):
                     raise
                 problems[name] = error
         return None, problems
+
+    def _is_lost(self, error: StoreError) -> bool:
+        """Whether trying again is vain: the bytes are wrong, or gone, or the medium says that it has lost them."""
+        cause = error.__cause__
+        lost = isinstance(cause, OSError) and cause.errno in self._storage.lost
+        return lost or isinstance(error, CorruptCheckpointError) or isinstance(cause, FileNotFoundError)
 
     def _header(self, name: str) -> CheckpointHeader:
         header = self._verified.get(name)
@@ -187,13 +197,6 @@ class CheckpointReader(RunDirectory):
         run_id = self._run_id or self._wanted_run_id
         if run_id not in (None, header.run_id):
             raise RunMismatchError(path=self.location, expected=str(run_id), found=header.run_id)
-
-
-def _is_lost(error: StoreError) -> bool:
-    """Whether trying again is vain: the bytes are wrong, or gone, or the disk says that it has lost them."""
-    cause = error.__cause__
-    lost = isinstance(cause, OSError) and cause.errno in {errno.EIO, errno.ELOOP, errno.EISDIR}
-    return lost or isinstance(error, CorruptCheckpointError) or isinstance(cause, FileNotFoundError)
 
 
 def checkpoints_among(found: Iterable[str]) -> Names:

@@ -147,6 +147,11 @@ class FitSession:
         if self._options.save_before_preemption:
             if self._options.notices.signal:
                 self._signals.install()
+            else:
+                logger.warning(
+                    "a SIGTERM ends this process without a save: 'signal' is not among the notices, which are %s",
+                    ", ".join(source.name for source in self._options.notices.others),
+                )
             self._sources.start()
 
     def _enter(self, frame: FitFrame) -> None:

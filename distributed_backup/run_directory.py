@@ -23,6 +23,7 @@ from distributed_backup.storage.base import Storage
 RUN_FILE: Final = "run.json"
 _CLAIMS_KEPT: Final = 8
 _CLAIM: Final = re.compile(r"(\d{10})\.term")
+_HIGHEST: Final = 9_999_999_999
 
 
 class RunDirectory(ABC):
@@ -70,6 +71,10 @@ class RunDirectory(ABC):
             raise StoreError(
                 f"{path} is damaged: remove it, and the run's id is taken from its checkpoints", path=path
             ) from None
+
+    def forget(self) -> None:
+        """Forget which run this is: since an earlier fit, another worker may have deleted it, and one begun anew."""
+        self._run_id = None
 
     def open_run(self) -> str:
         """Make the directory and settle the run's id; the same answer for every worker of the run.
@@ -125,6 +130,8 @@ class RunDirectory(ABC):
         Raises:
             StoreError: The directory can't be read or written.
         """
+        if term > _HIGHEST:
+            raise StoreError(f"no term is left in {self.location}: remove what is named {_HIGHEST}", path=self.location)
         if term <= self.highest_term() or not self._claim(f"{term:010d}.term"):
             return False
         found = self._storage.names()
@@ -135,6 +142,14 @@ class RunDirectory(ABC):
             with suppress(StoreError):  # a file too many loses nothing
                 self._storage.remove(name)
         return True
+
+    def was_led_before(self, term: int) -> bool:
+        """Whether a term below this one was claimed here.
+
+        Raises:
+            StoreError: The directory can't be read.
+        """
+        return any(int(name[:10]) < term for name in filter(is_claim, self._storage.names()))
 
     def _claim(self, name: str) -> bool:
         try:

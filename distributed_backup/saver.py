@@ -93,6 +93,8 @@ class Saver:
         self._unreported = False
         # The term under which a commit was refused: nothing is tried again before we lead under another.
         self._refused: int | None = None
+        # The newest checkpoint that is durable for sure.
+        self._durable = ""
         self._running = False
         self._stopped = False
         self._pause = threading.Event()
@@ -203,6 +205,10 @@ class Saver:
             newest = self._store.newest_header()
             if snapshot is not None and not covers(newest, snapshot, term):
                 newest = self._make_durable(snapshot, term)
+            elif newest is not None and newest.name != self._durable:
+                # Whoever wrote it may have died, or failed, before its name was durable.
+                self._store.storage.settle()
+            self._durable = "" if newest is None else newest.name
         except StaleTermError as error:
             # Another leads by now; the election will tell. What it commits is what counts.
             logger.warning("commit refused worker=%s reason=%s", self._worker_id, error)

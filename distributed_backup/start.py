@@ -7,6 +7,7 @@ from what it is shown; waiting and announcing are `arrival`'s.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from distributed_backup.checkpoint import Checkpoint, Position, parse_name
@@ -14,6 +15,8 @@ from distributed_backup.coordinators.base import Announcement, ClusterView
 from distributed_backup.errors import NotSharedError, RunMismatchError, StoreError
 from distributed_backup.legacy import LegacyBackup, find_legacy
 from distributed_backup.store import CheckpointStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,12 @@ class StartProtocol:
                 "is the directory shared by all workers?"
             )
         finished = self._standby and announced is not None and self._is_the_end(announced)
+        if checkpoint is None and legacy is None and self._store.was_led_before(view.term):
+            logger.warning(
+                "%s was led before and has no checkpoint: nothing was saved, or it was removed; "
+                "starting from the beginning",
+                self._store.location,
+            )
         return StartPoint(checkpoint=checkpoint, legacy=legacy, finished=finished)
 
     def as_follower(self, view: ClusterView) -> StartPoint | str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from distributed_backup.announcer import Announcer
 from distributed_backup.arrival import Arrival
@@ -118,6 +118,7 @@ class Worker:
         self._opened = False
         self._finishing = False
         self._deletes = False
+        self._saved_by_others = False
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -151,11 +152,12 @@ class Worker:
         """Open the run and start to campaign.
 
         Raises:
+            Preempted: A notice came while the store could not be reached.
             RunMismatchError: The directory belongs to another run.
-            StoreError: The directory can't be used.
+            StoreError: The directory can't be used, or the store could not be reached for `restore_timeout`.
             ConfigError: The coordinator serves another run.
         """
-        run_id = self._store.open_run()
+        run_id = self._open_run()
         self._coordinator.open(run_id, self._options.timings)
         self._opened = True
         self._warn_of_long_leases()
@@ -165,6 +167,24 @@ class Worker:
         self._stop_listening = self._coordinator.listen(self._hinted)
         self._saver.start()
         self._elector.start()
+
+    def _open_run(self) -> str:
+        """Settle which run this is; a store that is away for a while is waited for, as the coordinator is."""
+        # Another worker may have deleted the run of an earlier fit of this process.
+        self._store.forget()
+        deadline, said = self._clock.now() + self._options.restore_timeout, ""
+        while True:
+            try:
+                return self._store.open_run()
+            except StoreError as error:
+                if not error.may_pass or self._clock.now() > deadline:
+                    raise
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("can't join yet, trying again worker=%s reason=%s", self._worker_id, error)
+            if self.notice_given:
+                raise self.preempt()
+            self._wait(_WAIT_SLICE)
 
     def _warn_of_long_leases(self) -> None:
         timings, grace_period = self._options.timings, self._options.grace_period
@@ -270,6 +290,8 @@ class Worker:
         while (self._training or self._elector.is_leader) and not self._is_served() and self._time_left(1 / 2) > 0:
             # The coordinator may have gone since: then it is ours to save under the last term.
             self._saver.look_again()
+            if self._is_saved_by_others():
+                break
             with _uninterrupted():
                 self._wait(min(_WAIT_SLICE, self._time_left(1 / 2)))
         served = self._is_served()
@@ -295,6 +317,18 @@ class Worker:
         )
         return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
+    def _is_saved_by_others(self) -> bool:
+        """Whether what this worker could save is there already, when no coordinator can tell that it is answered."""
+        last = self._saver.last
+        if self._elector.problem is None or last is None or self._term_to_write_under() is not None:
+            return False
+        with suppress(StoreError):
+            newest = self._store.newest_header()
+            if newest is not None and covers(newest, last, newest.term):
+                self._announcer.newest = newest
+                self._saved_by_others = True
+        return self._saved_by_others
+
     def preempted_at_the_end(self, seconds: float) -> Preempted:
         """The exit after a notice that came when this worker had finished and was leaving.
 
@@ -309,6 +343,8 @@ class Worker:
         return self._announcer.newest_known(None if self._view is None else self._view.announcement)
 
     def _is_served(self) -> bool:
+        if self._saved_by_others:
+            return True
         if not self._notices.own_is_answered:
             return False
         last, term = self._saver.last, self._term_to_write_under()

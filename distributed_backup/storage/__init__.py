@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,6 +14,8 @@ from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
 
 _LIMIT = 30.0
+# A URL that became a path; a directory of such a name would have to be called "./s3:".
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None, limit: float = _LIMIT) -> Storage:
@@ -38,8 +41,9 @@ def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None
         raise ConfigError(f"the backup directory must be a path or a URL, got {place!r}")
     limit = checked_seconds("limit", limit)
     if not is_url(place):
-        if not isinstance(place, str) and is_url(str(place).replace(":/", "://", 1)):
-            raise ConfigError(f"{place} is a URL that became a path, which takes out a slash: give it as text")
+        if _ONE_SLASH.match(str(place)):
+            shown = without_credentials(str(place).replace(":/", "://", 1))
+            raise ConfigError(f"{shown} has lost a slash, as a URL does that is made a path: give it as text")
         return LocalStorage(place)
     scheme, separator, rest = str(place).partition("://")
     url = scheme.lower() + separator + rest

@@ -28,6 +28,9 @@ class Storage(ABC):
     patience: ClassVar[float]
     """Seconds that may lie between two writes of what need not be there at once: what each of them costs."""
 
+    lost: ClassVar[frozenset[int]] = frozenset()
+    """The errno of a read that says that the bytes are gone for good; all else may be read later."""
+
     @property
     @abstractmethod
     def location(self) -> str:

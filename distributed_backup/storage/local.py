@@ -7,6 +7,7 @@ a file system that several machines mount must have link(2), O_EXCL and rename(2
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ class LocalStorage(Storage):
     """
 
     patience = 0.2
+    # EIO: the disk says that it has lost them.
+    lost = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR})
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         if not os.fspath(root) or "\0" in os.fspath(root):
@@ -187,8 +190,11 @@ class LocalStorage(Storage):
 
 
 def _is_file_or_was(entry: os.DirEntry[str]) -> bool:
-    """Regular files, and links to nothing, which are reported as damage; to open a pipe would hang."""
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 - a DirEntry
+    """Regular files, and links to nothing or in a circle, which are reported as damage; to open a pipe would hang."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 - a DirEntry
+    except OSError:
+        return entry.is_symlink()
 
 
 def _sync_names(directory: Path) -> None:

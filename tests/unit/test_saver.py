@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
 from distributed_backup.errors import StoreError
 from distributed_backup.saver import Saver
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 from tests.clocks import FakeClock
 
@@ -133,6 +135,34 @@ def test_a_due_snapshot_is_committed_under_our_term(bench: Bench) -> None:
     assert newest is not None
     assert (newest.header.term, newest.position, newest.header.worker_id) == (1, Position(1), "a")
     assert bench.recorder.commits == [(Position(1), 1, 0)]
+
+
+def test_what_another_wrote_is_made_durable_before_it_counts_for_ours(bench: Bench) -> None:
+    """It, or we at an earlier try, may have failed after the file had its name and before that was durable."""
+    CheckpointStore(bench.store.location).commit(snapshot(1), term=1, worker_id="a")
+    with mock.patch.object(LocalStorage, "settle", autospec=True) as settle:
+        bench.saver.offer(snapshot(1), due=True)
+        bench.drain()
+        assert bench.recorder.commits == [(Position(1), 1, 0)]
+        settle.assert_called_once_with(bench.store.storage)
+        bench.saver.offer(snapshot(1), due=True)
+        bench.drain()
+        bench.saver.offer(snapshot(2), due=True)
+        bench.drain()
+        bench.saver.offer(snapshot(2), due=True)
+        bench.drain()
+        assert settle.call_count == 1
+    assert bench.store.tried == [(1, Position(2))]
+
+
+def test_what_can_not_be_made_durable_is_not_saved(bench: Bench) -> None:
+    """Nobody is told that it is."""
+    CheckpointStore(bench.store.location).commit(snapshot(1), term=1, worker_id="a")
+    with mock.patch.object(LocalStorage, "settle", side_effect=disk_full(bench.store.location)):
+        bench.saver.offer(snapshot(1), due=True)
+        bench.drain()
+    assert (bench.recorder.commits, len(bench.recorder.failures)) == ([], 1)
+    assert bench.saver.unsaved
 
 
 def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:

@@ -312,8 +312,13 @@ def test_what_is_a_directory_can_hold_a_lock(place: str) -> None:
 
 def test_a_url_that_became_a_path_is_refused() -> None:
     """`Path` makes one slash of two, and the run would be kept in a directory called "s3:"."""
-    with pytest.raises(ConfigError, match="is a URL that became a path"):
-        storage_from_url(Path("s3://bucket/run-42"))
+    for place in (Path("s3://bucket/run-42"), "s3:/bucket/run-42", "FILE:/mnt/run-42"):
+        with pytest.raises(ConfigError, match=r"has lost a slash, as a URL does that is made a path: give it as text"):
+            storage_from_url(place)
+    for place in (Path("redis://user:s3cr3t@redis:6379/0"), "redis:/user:s3cr3t@redis:6379/0"):
+        with pytest.raises(ConfigError, match=r"^redis://redis:6379/0 has lost a slash") as caught:
+            storage_from_url(place)
+        assert "s3cr3t" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["s3://key:s3cr3t@bucket/run", "gs://t0ken@bucket/run"])

@@ -402,6 +402,43 @@ def test_a_read_that_failed_once_is_tried_again(tmp_path: Path) -> None:
     assert header.position == Position(1)
 
 
+class Remote(LocalStorage):
+    """A store that is no disk: what its client calls EIO is an error that it does not know."""
+
+    lost = frozenset()
+    broken: str | None = None
+
+    def read(self, name: str) -> bytes:
+        if name == self.broken:
+            raise StoreError(f"can't read {name}: 502", path=name) from OSError(errno.EIO, "502")
+        return super().read(name)
+
+
+def test_what_a_server_fails_to_read_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """The one before it would be trained on, and written over it; or nothing would seem to be usable."""
+    writer = CheckpointStore(tmp_path, keep=2)
+    names = [commit(writer, epoch).name for epoch in (1, 2)]
+    storage = Remote(tmp_path)
+    storage.broken = names[1]
+    store = CheckpointStore(storage)
+    for look in (store.latest, store.newest_header):
+        with pytest.raises(StoreError, match="502") as caught:
+            look()
+        assert not isinstance(caught.value, NoUsableCheckpointError)
+    storage.broken = None
+    assert newest(store) == (1, 2)
+
+
+def test_a_link_that_leads_in_a_circle_is_a_problem_like_others(tmp_path: Path) -> None:
+    """It is named, and does not keep anybody from the others."""
+    store = CheckpointStore(tmp_path)
+    commit(store, 1)
+    circle = tmp_path / checkpoint_name(9, Position(9))
+    circle.symlink_to(circle)
+    assert newest(store) == (1, 1)
+    assert [row.name for row in store.verify()] == [circle.name]
+
+
 def test_a_dangling_link_is_a_problem_like_others(tmp_path: Path) -> None:
     """It neither hides older checkpoints nor makes the reader look again for ever, nor passes for an empty run."""
     (tmp_path / checkpoint_name(2, Position(1))).symlink_to(tmp_path / "gone")

@@ -107,7 +107,15 @@ class Team:
         self.reporter: Callable[[str], Reporter] = Reporter
         self._threads = ThreadPoolExecutor(8)
 
-    def worker(
+    def worker(self, worker_id: str, **arguments: Any) -> Worker:
+        """A worker that has joined."""
+        worker = self.unjoined(worker_id, **arguments)
+        worker.join()
+        # Time must not pass before its first heartbeat, however slow the machine is.
+        self.clock.await_wait(worker._elector._thread)
+        return worker
+
+    def unjoined(
         self,
         worker_id: str,
         *,
@@ -116,7 +124,7 @@ class Team:
         coordinator: MemoryCoordinator | None = None,
         **options: Any,
     ) -> Worker:
-        """A worker that has joined."""
+        """A worker that has not joined yet."""
         settled = {"restore_timeout": LONG, "grace_period": LONG, **options}
         worker = Worker(
             store=store or FaultyStore(root or self.root, keep=10),
@@ -128,9 +136,6 @@ class Team:
             reporter=self.reporter(worker_id),
         )
         self.workers.append(worker)
-        worker.join()
-        # Time must not pass before its first heartbeat, however slow the machine is.
-        self.clock.await_wait(worker._elector._thread)
         return worker
 
     def started(self, worker_id: str, **arguments: Any) -> Worker:

@@ -1,0 +1,191 @@
+"""What a worker makes of a store that is away, was deleted by another, or knows more than the coordinator tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import override
+
+import pytest
+
+from distributed_backup.checkpoint import Position
+from distributed_backup.coordinators.base import ClusterView, Heartbeat, Notice
+from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.errors import CoordinatorUnavailableError, Preempted, StoreError
+from distributed_backup.storage.local import LocalStorage
+from distributed_backup.store import CheckpointStore
+from distributed_backup.worker import Worker
+from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
+
+__all__ = ["team"]
+
+
+class Bucket(LocalStorage):
+    """May be away, for as long as it is told to be."""
+
+    away: StoreError | None = None
+    tries = 0
+
+    @override
+    def read(self, name: str) -> bytes:
+        if self.away is not None:
+            self.tries += 1
+            raise self.away
+        return super().read(name)
+
+
+def busy(*, may_pass: bool = True) -> StoreError:
+    return StoreError("can't read s3://bucket/run/run.json: status 503", path="s3://bucket/run", may_pass=may_pass)
+
+
+# ---------------------------------------------------------------- a store that is away at the start
+
+
+def test_a_store_that_is_away_when_a_worker_joins_is_waited_for(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """As the coordinator is; a pod that ended would count as a failure. One line says why, however long it takes."""
+    bucket = Bucket(team.root)
+    bucket.away = busy()
+    joining = team.begin(lambda: team.worker("a", store=CheckpointStore(bucket)))
+    team.until(lambda: bucket.tries >= 3)
+    assert caplog.text.count("can't join yet, trying again worker=a reason=can't read s3://bucket/run") == 1
+    bucket.away = None
+    worker: Worker = team.result(joining)
+    assert team.result(team.begin(worker.await_start)).checkpoint is None
+
+
+def test_a_store_that_stays_away_is_given_up(team: Team) -> None:
+    """After `restore_timeout`, with the store's own words."""
+    bucket = Bucket(team.root)
+    bucket.away = busy()
+    joining = team.begin(lambda: team.worker("a", store=CheckpointStore(bucket), restore_timeout=5.0))
+    begin = team.clock.now()
+    with pytest.raises(StoreError, match="status 503"):
+        team.result(joining)
+    assert team.clock.now() - begin > 5.0
+    assert bucket.tries >= 2
+
+
+def test_what_will_not_pass_ends_a_worker_at_once(team: Team) -> None:
+    """A wrong key, a bucket that is not there."""
+    bucket = Bucket(team.root)
+    bucket.away = busy(may_pass=False)
+    with pytest.raises(StoreError, match="status 503"):
+        team.worker("a", store=CheckpointStore(bucket))
+    assert bucket.tries == 1
+
+
+def test_a_notice_ends_the_wait_for_a_store(team: Team) -> None:
+    """There is nothing to save."""
+    bucket = Bucket(team.root)
+    bucket.away = busy()
+    worker = team.unjoined("a", store=CheckpointStore(bucket))
+    joining = team.begin(worker.join)
+    team.until(lambda: bucket.tries >= 2)
+    worker.give_notice("SIGTERM")
+    with pytest.raises(Preempted) as caught:
+        team.result(joining)
+    assert caught.value.checkpoint is None
+
+
+# ---------------------------------------------------------------- a run that another has deleted
+
+
+def test_a_second_fit_joins_the_run_that_is_there_now(team: Team) -> None:
+    """The last one out has deleted the run of the first, and begun another: what we knew of it counts no more."""
+    stores = {name: CheckpointStore(team.root) for name in ("a", "b")}
+    workers = [team.started(name, store=store) for name, store in stores.items()]
+    workers[0].boundary(snapshot(1), due=True)
+    team.until(lambda: team.positions() == [Position(1)])
+    first = stores["a"].read_run_id()
+    for worker in workers:
+        team.result(team.begin(worker.finish))
+    assert not team.root.exists()
+    again = [team.started(f"{name}-again", store=store) for name, store in reversed(stores.items())]
+    second = stores["a"].read_run_id()
+    assert second not in {None, first}
+    assert [store.open_run() for store in stores.values()] == [second] * 2
+    # Of the same name as the first run's.
+    again[0].boundary(snapshot(1), due=True)
+    team.until(lambda: team.positions() == [Position(1)])
+    found = stores["a"].newest_header()
+    assert found is not None
+    assert (found.run_id, found.worker_id) == (second, "b-again")
+
+
+def test_a_run_that_was_led_and_has_no_checkpoint_is_told_of(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody may have removed them, and would pay for all of it again without a word."""
+    CheckpointStore(team.root).open_run()
+    first = team.started("a")
+    assert "was led before" not in caplog.text
+    first.close(timeout=0.0)
+    team.started("b")
+    assert f"{team.root} was led before and has no checkpoint" in caplog.text
+
+
+# ---------------------------------------------------------------- a coordinator that is away at the end
+
+
+class Away(MemoryCoordinator):
+    """Answers nobody, for as long as it is."""
+
+    away = False
+
+    @override
+    def heartbeat(self, request: Heartbeat) -> ClusterView:
+        if self.away:
+            raise CoordinatorUnavailableError("connection refused")
+        return super().heartbeat(request)
+
+    @override
+    def notify(self, notice: Notice) -> None:
+        if self.away:
+            raise CoordinatorUnavailableError("connection refused")
+        super().notify(notice)
+
+
+def follower_without_coordinator(team: Team) -> tuple[Worker, Worker]:
+    """A leader and a follower, each at its second boundary; nobody can ask anybody."""
+    coordinator = Away(team.clock)
+    leader = team.started("a", coordinator=coordinator, grace_period=30.0)
+    follower = team.started("b", coordinator=coordinator, grace_period=30.0)
+    for worker in (leader, follower):
+        worker.boundary(snapshot(1, 1), due=False)
+    coordinator.away = True
+    team.steps(3.0)
+    return leader, follower
+
+
+def test_a_follower_that_can_ask_nobody_leaves_when_its_state_is_saved(team: Team) -> None:
+    """The checkpoint is where all can see it: to stay would bring nothing."""
+    leader, follower = follower_without_coordinator(team)
+    follower.give_notice("SIGTERM")
+    leaving = team.begin(follower.check)
+    team.steps(3.0)
+    assert not leaving.done()
+    leader.give_notice("SIGTERM")
+    # While the clock stands still.
+    with pytest.raises(Preempted) as caught:
+        leaving.result(PATIENCE)
+    assert (caught.value.position, team.positions()) == (Position(1, 1), [Position(1, 1)])
+
+
+def test_a_follower_that_can_ask_nobody_stays_while_there_is_less_than_it_has(team: Team) -> None:
+    """The coordinator may come back, and it could save; at the end of its grace it leaves."""
+    _, follower = follower_without_coordinator(team)
+    FaultyStore(team.root).commit(snapshot(1), term=1, worker_id="a")
+    follower.give_notice("SIGTERM")
+    begin = team.clock.now()
+    with pytest.raises(Preempted):
+        team.result(team.begin(follower.check))
+    assert team.clock.now() - begin > 25.0
+
+
+# ---------------------------------------------------------------- what can't be read
+
+
+def test_a_term_that_none_can_follow_is_named(tmp_path: Path) -> None:
+    """Nobody could commit under what a coordinator would grant next."""
+    store = CheckpointStore(tmp_path)
+    store.open_run()
+    (tmp_path / "9999999999.term").touch()
+    with pytest.raises(StoreError, match=r"^no term is left in .*: remove what is named 9999999999$"):
+        store.claim_term(10_000_000_000)
