@@ -16,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from distributed_backup.checkpoint import Checkpoint, decode
+from distributed_backup.checkpoint_reader import Rows
 from distributed_backup.errors import BackupError, ConfigError, StoreError
 from distributed_backup.events import is_event_log
 from distributed_backup.output import write_whole
@@ -64,7 +65,8 @@ def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
         target: Made with the same run id; empty, or holding an older state of the same run.
 
     Raises:
-        ConfigError: There is nothing to copy, or the target has come further, or elsewhere.
+        ConfigError: There is nothing to copy, or the target has come further, or elsewhere: it holds a newer term, or a
+            position beyond the source's newest that the source does not have, or other bytes under the same name.
         RunMismatchError: The target belongs to another run.
         StoreError: A place can't be read or written.
     """
@@ -76,13 +78,8 @@ def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
         raise ConfigError(f"{source.location} has no usable checkpoint to copy")
     run_id = target.open_run()
     there = target.list()
-    if there and there[0].name > usable[0]:
-        raise ConfigError(f"{target.location} has come further than {source.location}: it holds {there[0].name}")
+    _refuse_to_go_back(source, target, rows, there)
     present = {row.name for row in there if row.valid}
-    digests = {row.name: row.header.digest for row in rows if row.header is not None}
-    for row in there:
-        if row.header is not None and digests.get(row.name, row.header.digest) != row.header.digest:
-            raise ConfigError(f"{target.location} has another {row.name}: the run went on at both places")
     _claim(target, source.highest_term())
     copied = [name for name in reversed(usable) if name not in present and _copy(source, target, name)]
     if not copied and present.isdisjoint(usable):
@@ -112,6 +109,21 @@ def run_id_of(source: CheckpointStore) -> str:
     if run_id is None:
         raise ConfigError(f"{source.location} has no usable checkpoint to copy")
     return run_id
+
+
+def _refuse_to_go_back(source: CheckpointStore, target: CheckpointStore, rows: Rows, there: Rows) -> None:
+    """Refuse a target that holds what the copy would put out of use: the next commit there would remove it."""
+    usable = {row.name: row for row in rows if row.valid}
+    newest = next(iter(usable.values()))
+    for row in there:
+        # A newer term orders an older state above a newer one: the position is what training would lose.
+        further = row.valid and row.name not in usable and row.position > newest.position
+        if further or row.name > newest.name:
+            raise ConfigError(f"{target.location} has come further than {source.location}: it holds {row.name}")
+    for row in there:
+        same = usable.get(row.name, row)
+        if row.header is not None and same.header is not None and same.header.digest != row.header.digest:
+            raise ConfigError(f"{target.location} has another {row.name}: the run went on at both places")
 
 
 def _claim(target: CheckpointStore, term: int) -> None:

@@ -151,6 +151,42 @@ def test_a_target_that_has_come_further_is_left_alone(source: CheckpointStore, t
     assert sorted(target.storage.names()) == before
 
 
+@pytest.mark.parametrize("keep", [1, 9])
+def test_an_older_state_under_a_newer_term_is_not_copied_over_a_newer_state(
+    root: Path, target: CheckpointStore, keep: int
+) -> None:
+    """A run that was begun again at the source, while the copy went on: its newest there would no longer count."""
+    source = CheckpointStore(root, run_id=RUN, keep=keep)
+    copy_run(source, target)
+    furthest = commit(target, 9, term=3)
+    commit(source, 2, term=7)
+    before = sorted(target.storage.names())
+    with pytest.raises(ConfigError) as caught:
+        copy_run(source, target)
+    assert str(caught.value) == f"{target.location} has come further than {source.location}: it holds {furthest}"
+    assert sorted(target.storage.names()) == before
+
+
+def test_a_run_that_went_back_is_copied_with_all_that_it_still_has(
+    source: CheckpointStore, target: CheckpointStore
+) -> None:
+    """What is further on in the target is not another's state where the source has it too."""
+    commit(CheckpointStore(source.storage, keep=9), 9, term=5)
+    copy_run(source, target)
+    back = commit(CheckpointStore(source.storage, keep=9), 2, term=6)
+    assert copy_run(source, target).copied == (back,)
+
+
+def test_what_is_damaged_at_the_target_is_no_state_that_could_be_lost(
+    source: CheckpointStore, target: CheckpointStore
+) -> None:
+    """However far it says that it had come."""
+    copy_run(source, target)
+    target.storage.put("0000000002-00000009-00000000.ckpt", [b"torn"])
+    newest = commit(CheckpointStore(source.storage, keep=9), 3, term=6)
+    assert copy_run(source, target).copied == (newest,)
+
+
 def test_the_target_of_another_run_is_refused(source: CheckpointStore, target: CheckpointStore) -> None:
     """Whatever it holds."""
     CheckpointStore(target.storage, run_id="run-43").open_run()
