@@ -72,6 +72,15 @@ def test_a_file_that_is_touched_makes_a_fit_save_and_leave(start: Start, tmp_pat
     assert f"reason=file:{path} grace=1" in child.output()
 
 
+def test_who_takes_notices_from_elsewhere_only_is_told_what_a_signal_does(start: Start, tmp_path: Path) -> None:
+    """A list that names a cloud, and forgets the signal that comes of it, takes protection away."""
+    path = tmp_path / "notice"
+    child = fit(start, tmp_path, "train", notices=[f"file:{path}"])
+    assert f"'signal' is not among the notices, which are file:{path}" in child.output()
+    path.touch()
+    assert child.expect("preempted")[0] == Position(1, 1)
+
+
 def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start, tmp_path: Path) -> None:
     """The first has the fit saved, the second would give it a minute, the third ends it within its second, by force."""
     cloud = Azure()
@@ -82,8 +91,9 @@ def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start
         wait_until(lambda: newest(tmp_path) == Position(1, 1))
         cloud.schedule("Preempt", before="Mon, 19 Sep 2016 18:30:47 GMT")
         noticed = FileCoordinator(tmp_path / "run" / "coordinator")
-        wait_until(lambda: [notice.reason for notice in noticed.view().notices][-1:] == ["azure:Preempt"])
-        assert noticed.view().notices[-1].remaining > 50.0
+        wait_until(lambda: "azure:Preempt" in {notice.reason for notice in noticed.view().notices})
+        [left] = [notice.remaining for notice in noticed.view().notices if notice.reason == "azure:Preempt"]
+        assert left > 50.0
         signalled = time.monotonic()
         child.kill(signal.SIGTERM)
         assert child.join() == 143
@@ -121,6 +131,7 @@ def test_an_argument_wins_over_the_variable_and_without_either_signals_count(
         ({"double_checkpoint": 2}, "double_checkpoint must be True or False, got 2"),
         ({"save_before_preemption": None}, "save_before_preemption must be True or False, got None"),
         ({"timings": (15, 10, 2)}, "timings must be a LeaseTimings, got (15, 10, 2)"),
+        ({"grace_period": 0.05}, "grace_period must be at least 0.1 s, got 0.05: nothing is saved in less"),
         ({"exit_code": True}, "exit_code must be a whole number from 0 to 255, got True"),
         ({"state_of": 5}, "state_of must be a sequence of objects, got 5"),
         ({"state_of": "cb"}, "state_of must be a sequence of objects, got 'cb'"),
