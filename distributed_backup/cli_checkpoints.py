@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distributed_backup.errors import ConfigError
 from distributed_backup.terminal import (
     PROBLEM,
     AsJson,
@@ -178,22 +179,36 @@ def copy(
     later is not copied. Stopped half-way, the command may be repeated.
 
     JSON: {"run_id", "source", "target", "copied": names, "present": names that were there already, "skipped": names of
-    checkpoints that don't verify}.
+    checkpoints that don't verify, and of event logs that can't be read}.
 
     Exit code: 0 fine, 1 a place can't be read or written, or TARGET belongs to another run, 2 DIR is no run or has
-    nothing usable, or TARGET has come further.
+    nothing usable, or TARGET has come further, or would not outlive the command (memory:).
     """
     from distributed_backup import transfer
-    from distributed_backup.store import CheckpointStore
+    from distributed_backup.events import is_event_log
 
-    with _store(place, run) as store:
-        copied = transfer.copy_run(store, CheckpointStore(target, run_id=transfer.run_id_of(store)))
+    with _store(place, run) as store, _target(target, transfer.run_id_of(store)) as goal:
+        copied = transfer.copy_run(store, goal)
         if as_json:
             print_json(asdict(copied))
         else:
             typer.echo(f"{len(copied.copied)} copied, {len(copied.present)} there already: {copied.target}")
             for name in copied.skipped:
-                typer.echo(f"left behind, it does not verify: {name}", err=True)
+                reason = "can't be read" if is_event_log(name) else "does not verify"
+                typer.echo(f"left behind, it {reason}: {name}", err=True)
+
+
+@contextmanager
+def _target(target: str, run_id: str) -> Iterator[CheckpointStore]:
+    from distributed_backup.store import CheckpointStore
+
+    store = CheckpointStore(target, run_id=run_id)
+    try:
+        if store.location.startswith("memory:"):
+            raise ConfigError(f"{store.location} is gone when this command ends: name another place")
+        yield store
+    finally:
+        store.storage.close()
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Copied:
         target: Where to.
         copied: Names of the checkpoints that were copied, newest first.
         present: Names of those that were at the target already.
-        skipped: Names of those that do not verify and were left behind.
+        skipped: Names of those that do not verify and were left behind, and of event logs that can't be read.
     """
 
     run_id: str
@@ -84,15 +84,14 @@ def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
     copied = [name for name in reversed(usable) if name not in present and _copy(source, target, name)]
     if not copied and present.isdisjoint(usable):
         raise StoreError(f"{source.location} was pruned while it was read: try again", path=source.location)
-    for name in filter(is_event_log, source.storage.names()):
-        target.storage.put(name, [source.storage.read(name)])
+    unread = [name for name in filter(is_event_log, source.storage.names()) if not _copy_log(source, target, name)]
     return Copied(
         run_id=run_id,
         source=source.location,
         target=target.location,
         copied=tuple(reversed(copied)),
         present=tuple(name for name in usable if name in present),
-        skipped=tuple(row.name for row in rows if not row.valid),
+        skipped=(*(row.name for row in rows if not row.valid), *unread),
     )
 
 
@@ -143,6 +142,17 @@ def _copy(source: CheckpointStore, target: CheckpointStore, name: str) -> bool:
     target.storage.put(name, [raw])
     if target.storage.read(name) != raw:
         raise StoreError(f"{target.storage.path_of(name)} is not what was written to it", path=target.location)
+    return True
+
+
+def _copy_log(source: CheckpointStore, target: CheckpointStore, name: str) -> bool:
+    """Copy an event log, unless it was tidied away since it was listed; False if it can't be read."""
+    try:
+        raw = source.storage.read(name)
+    except StoreError as error:
+        # For looking at only: the checkpoints are there.
+        return isinstance(error.__cause__, FileNotFoundError)
+    target.storage.put(name, [raw])
     return True
 
 

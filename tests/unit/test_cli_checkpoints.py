@@ -20,6 +20,7 @@ from distributed_backup.errors import StoreError
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
+from distributed_backup.transfer import copy_run
 from tests.servers import RedisServer
 from tests.unit.test_cli import NEWEST, OLDER, assert_refused, body, call, call_json, commit, damage, run
 
@@ -237,6 +238,40 @@ def test_copy_names_what_it_left_behind(run: Path, tmp_path: Path) -> None:
     assert call_json("checkpoints", "copy", run, tmp_path / "to")["skipped"] == [NEWEST]
 
 
+def test_copy_says_which_log_it_could_not_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints are there, so it is done."""
+    log = "events-20260101T000000Z-w-12345678.jsonl"
+    (run / log).touch()
+    read = LocalStorage.read
+
+    def refuse(self: LocalStorage, name: str) -> bytes:
+        if name == log:
+            raise StoreError(f"can't read {name}: Input/output error", path=name)
+        return read(self, name)
+
+    monkeypatch.setattr(LocalStorage, "read", refuse)
+    result = call("checkpoints", "copy", run, tmp_path / "to")
+    assert (result.exit_code, result.stdout) == (0, f"2 copied, 0 there already: {tmp_path}/to\n")
+    assert result.stderr == f"left behind, it can't be read: {log}\n"
+
+
+@pytest.mark.parametrize("target", ["memory://x", "memory://x/y", "MEMORY://x"])
+def test_copy_to_the_memory_of_the_command_is_wrong_usage(run: Path, target: str) -> None:
+    """It would be gone at once."""
+    assert_refused(call("checkpoints", "copy", run, target), 2, "memory://x", "is gone when this command ends")
+
+
+def test_copy_lets_go_of_both_places(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is refused."""
+    let_go: list[str] = []
+    monkeypatch.setattr(LocalStorage, "close", lambda storage: let_go.append(storage.location))
+    commit(CheckpointStore(tmp_path / "further", run_id="job-42"), 3, Position(0))
+    for target, code in (("to", 0), ("further", 2)):
+        assert call("checkpoints", "copy", run, tmp_path / target).exit_code == code
+        assert let_go == [str(tmp_path / target), str(run)]
+        let_go.clear()
+
+
 def test_copy_leaves_the_source_as_it_is(run: Path, tmp_path: Path) -> None:
     """Even one whose id is lost; the copy has it."""
     (run / "run.json").unlink()
@@ -342,13 +377,16 @@ def test_a_run_elsewhere_can_be_pruned_and_exported(elsewhere: Elsewhere, tmp_pa
     assert examples(tmp_path / "here" / "latest.variables.json") == ["é"]
 
 
-def test_a_run_can_be_copied_there_and_back(elsewhere: Elsewhere, run: Path, tmp_path: Path) -> None:
+def test_a_run_can_be_copied_there_and_back(elsewhere: Elsewhere, tmp_path: Path) -> None:
     """From place to place it is the same, byte for byte."""
     run_id = elsewhere.words[-1] if elsewhere.words else "job-42"
     store = CheckpointStore(tmp_path / run_id, run_id=run_id)
     name = commit(store, 3, Position(2))
-    there = call_json("checkpoints", "copy", tmp_path / run_id, elsewhere.url)
-    assert (there["copied"], there["target"]) == ([name], elsewhere.location)
+    if elsewhere.words:
+        there = call_json("checkpoints", "copy", tmp_path / run_id, elsewhere.url)
+        assert (there["copied"], there["target"]) == ([name], elsewhere.location)
+    else:  # the command does not copy to a memory that ends with it
+        copy_run(store, elsewhere.store())
     back = elsewhere.json("checkpoints", "copy", elsewhere.url, tmp_path / "back")
     assert (back["copied"], back["source"]) == ([name], elsewhere.location)
     assert (tmp_path / "back" / name).read_bytes() == (tmp_path / run_id / name).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, override
@@ -13,7 +14,7 @@ import pytest
 
 from distributed_backup.checkpoint import Checkpoint, Position, Snapshot
 from distributed_backup.checkpoint_reader import Rows
-from distributed_backup.errors import BackupError, ConfigError, RunMismatchError, StoreError
+from distributed_backup.errors import BackupError, ConfigError, CorruptCheckpointError, RunMismatchError, StoreError
 from distributed_backup.output import write_whole
 from distributed_backup.storage.base import Chunks
 from distributed_backup.storage.local import LocalStorage
@@ -271,6 +272,49 @@ def test_a_checkpoint_that_can_not_be_read_ends_the_copy(root: Path, target: Che
     with pytest.raises(StoreError, match="Input/output error"):
         copy_run(CheckpointStore(Unreadable(root), run_id=RUN), target)
     assert target.names() == []
+
+
+def test_a_checkpoint_that_changes_once_it_was_listed_is_verified(root: Path, target: CheckpointStore) -> None:
+    """What is read for the copy is not what was verified for the list."""
+    reads: Counter[str] = Counter()
+
+    class Changing(LocalStorage):
+        @override
+        def read(self, name: str) -> bytes:
+            reads[name] += 1
+            return super().read(name)[: None if reads[name] == 1 else -1]
+
+    source = CheckpointStore(Changing(root), run_id=RUN)
+    with pytest.raises(CorruptCheckpointError):
+        copy_run(source, target)
+    assert target.names() == []
+
+
+class Logs(LocalStorage):
+    """Event logs can't be read, for this reason."""
+
+    reason: OSError
+
+    @override
+    def read(self, name: str) -> bytes:
+        if name == LOG:
+            raise StoreError(f"can't read {self.path_of(name)}: {self.reason}", path=self.location) from self.reason
+        return super().read(name)
+
+
+@pytest.mark.parametrize(
+    ("reason", "skipped"), [(FileNotFoundError(2, "gone"), ()), (OSError(5, "Input/output error"), (LOG,))]
+)
+def test_a_log_that_can_not_be_read_does_not_end_the_copy(
+    root: Path, target: CheckpointStore, reason: OSError, skipped: tuple[str, ...]
+) -> None:
+    """All checkpoints are there. A log that was tidied away is not missed, another is named."""
+    storage = Logs(root)
+    storage.reason = reason
+    source = CheckpointStore(storage, run_id=RUN)
+    copied = copy_run(source, target)
+    assert (copied.copied, copied.skipped) == (tuple(source.names()), skipped)
+    assert LOG not in target.storage.names()
 
 
 def test_the_id_of_a_run_is_told_without_a_trace(root: Path, tmp_path: Path) -> None:
