@@ -140,7 +140,7 @@ def export(
     """Write the variables of one checkpoint in DIR to a file that `program.load_variables` takes.
 
     For a look, or for using a program as it was at that point. To go on training exactly, restore from the checkpoint:
-    synalinks' format has no random generators and drops empty values.
+    synalinks' format has no random generators and drops empty values. It is not written into the directory of a run.
 
     JSON: {"name": of the checkpoint, "epoch", "batch": both as completed, "output": the file, "bytes"}.
 

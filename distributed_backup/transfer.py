@@ -9,17 +9,19 @@ optimizer by path.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from distributed_backup.checkpoint import Checkpoint, decode
+from distributed_backup.checkpoint import SUFFIX, Checkpoint, decode
 from distributed_backup.checkpoint_reader import Rows
 from distributed_backup.errors import BackupError, ConfigError, StoreError
 from distributed_backup.events import is_event_log
 from distributed_backup.output import write_whole
+from distributed_backup.run_directory import RUN_FILE
 from distributed_backup.store import CheckpointStore
 
 _EXPORT_SUFFIX: Final = ".variables.json"
@@ -167,12 +169,17 @@ def export_variables(checkpoint: Checkpoint, path: Path) -> None:
         path: Ends in `.variables.json`, as `Program.load_variables` wants it; replaced when the new file is complete.
 
     Raises:
-        ConfigError: A wrong name.
+        ConfigError: A wrong name, or a place that belongs to a run.
         BackupError: What the checkpoint holds has no such form.
         StoreError: The file can't be written.
     """
     if not path.name.endswith(_EXPORT_SUFFIX):
         raise ConfigError(f"{path} must end in {_EXPORT_SUFFIX}: program.load_variables takes no other name")
+    if _is_run(path.parent):
+        raise ConfigError(
+            f"{path} would be in the directory of a run, which removes it at its end or takes it for a backup of "
+            "synalinks' own callback: name another place with -o"
+        )
     tree = state_tree(checkpoint)
     try:
         text = _json(tree)
@@ -186,6 +193,12 @@ def export_variables(checkpoint: Checkpoint, path: Path) -> None:
             "bits, or half a letter"
         )
     write_whole(path, text)
+
+
+def _is_run(directory: Path) -> bool:
+    with suppress(OSError):  # where it can't be read, or is not there, the write tells
+        return any(child.name == RUN_FILE or child.suffix == SUFFIX for child in directory.iterdir())
+    return False
 
 
 def _json(tree: dict[str, Any]) -> bytes:

@@ -210,6 +210,24 @@ def test_export_says_what_is_wrong(trained: Path, words: tuple[str, ...], code: 
     assert_refused(call("checkpoints", "export", trained, *words), code, said)
 
 
+@pytest.mark.parametrize("words", [(), ("-o", "x.variables.json")])
+@pytest.mark.parametrize("left", ["all", "run.json", NEWEST])
+def test_export_does_not_write_into_a_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], left: str
+) -> None:
+    """Where synalinks' own callback has its backup: it would be removed with the run, or restored."""
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in (NEWEST, "run.json"):
+        if left in {"all", name}:
+            (there / name).write_bytes((trained / name).read_bytes())
+    for place in (trained, there):
+        before = names(place)
+        monkeypatch.chdir(place)
+        assert_refused(call("checkpoints", "export", trained, *words), 2, "of a run", "name another place with -o")
+        assert names(place) == before
+
+
 def test_export_of_what_is_no_training_state_is_a_problem(run: Path, tmp_path: Path) -> None:
     """Nothing is written."""
     assert_refused(call("checkpoints", "export", run), 1, f"{NEWEST} verifies, but holds no training state")
