@@ -15,8 +15,9 @@ from pathlib import Path
 from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators import coordinator_from_url
 from distributed_backup.coordinators.base import Coordinator
-from distributed_backup.coordinators.urls import is_redis_url, is_url, without_credentials
+from distributed_backup.coordinators.urls import is_redis_url, without_credentials
 from distributed_backup.errors import ConfigError, StoreError
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 
 
@@ -120,8 +121,10 @@ def run_in(place: str, *, run_id: str | None) -> CheckpointStore:
         from distributed_backup.storage.redis import runs_at
 
         return CheckpointStore(place, run_id=_chosen(run_id, runs_at(place), without_credentials(place)))
-    local = None if is_url(place) else _directory(Path(place))
-    found = CheckpointStore(place).read_run_id()
+    unnamed = CheckpointStore(place)
+    # However it is named, by its path or by its URL.
+    local = _directory(unnamed.storage.root) if isinstance(unnamed.storage, LocalStorage) else None
+    found = unnamed.read_run_id()
     # With its id, a checkpoint of another run that was copied in does not count as valid.
     store = CheckpointStore(place, run_id=found or run_id)
     if run_id is not None and found not in {None, run_id}:

@@ -108,6 +108,19 @@ def test_a_directory_without_a_run_is_wrong_usage_and_stays_empty(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [*LOOKING, ("events",)])
+def test_a_directory_may_be_named_by_its_url(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """And is the same then, also where it is none, or not there, or where a run has only begun."""
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "led by" / "coordinator").mkdir(parents=True)
+    for name in ("file", "nowhere", "empty", "led by"):
+        by_path, by_url = call(*command, tmp_path / name), call(*command, (tmp_path / name).as_uri())
+        assert (by_url.exit_code, by_url.output) == (by_path.exit_code, by_path.output)
+        assert name == "led by" or by_url.exit_code == 2
+    assert "not the backup directory of a run" not in call(*command, (tmp_path / "led by").as_uri()).output
+
+
 @pytest.mark.parametrize("command", LOOKING)
 def test_a_missing_argument_is_wrong_usage(command: tuple[str, ...]) -> None:
     result = call(*command)
@@ -573,10 +586,18 @@ def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tup
     assert "rror" in result.output
 
 
-@pytest.mark.parametrize("command", ["status", "preempt", "resign"])
-@pytest.mark.parametrize("target", ["redis:/:s3cr3t@host/0", "redis:s3cr3t@host", ":s3cr3t@host"])
-def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str) -> None:
-    """It is taken for a directory, which is not there."""
-    result = CliRunner().invoke(app, [command, target])
-    assert (result.exit_code, "s3cr3t" in result.output) == (2, False)
-    assert "is not there" in result.output
+@pytest.mark.parametrize("command", ["status", "preempt", "resign", "events"])
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("redis:/user:s3cr3t@host/0", "redis://host/0 has lost a slash"),
+        ("rediss:/:s3cr3t@host/0", "rediss://host/0 has lost a slash"),
+        ("redis:s3cr3t@host", "is not there"),
+        (":s3cr3t@host", "is not there"),
+    ],
+)
+def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str, said: str) -> None:
+    """It is no URL of ours, and no directory that is there."""
+    result = call(command, target)
+    assert_refused(result, 2, said)
+    assert "s3cr3t" not in result.output

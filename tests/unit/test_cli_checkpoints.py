@@ -308,6 +308,16 @@ def test_copy_refuses_a_target_with_a_life_of_its_own(run: Path, tmp_path: Path)
     assert_refused(call("checkpoints", "copy", run, "nope://x"), 2, "the scheme is unknown")
 
 
+@pytest.mark.parametrize("target", ["s3:/bucket/x", "redis:/user:open-sesame-7319@host/0"])
+def test_a_url_that_lost_a_slash_is_no_place_to_copy_from_or_to(run: Path, tmp_path: Path, target: str) -> None:
+    """It would be a directory beside the user's own files, and the run would not be where it is looked for."""
+    for words in ((run, target), (target, tmp_path / "to")):
+        result = call("checkpoints", "copy", *words)
+        assert_refused(result, 2, "has lost a slash")
+        assert PASSWORD not in result.output
+    assert (names(tmp_path), names(tmp_path / "here")) == (["here", "run"], [])
+
+
 def test_copy_of_nothing_usable_is_wrong_usage(run: Path, tmp_path: Path) -> None:
     for name in (NEWEST, OLDER):
         damage(run / name)

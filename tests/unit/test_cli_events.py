@@ -215,6 +215,7 @@ def test_what_it_cost_as_json(run: Path, tmp_path: Path) -> None:
         "resumed": {"epoch": 4, "batch": 4},
         "resumed_at": "2026-11-23T10:04:55.000Z",
         "batches": 0,
+        "more": False,
     }
     assert (found["without_leader"], found["without_training"], found["batches"]) == (62.0, 43.0, 0)
 
