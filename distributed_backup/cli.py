@@ -28,6 +28,7 @@ from distributed_backup.terminal import (
     chosen_run,
     console,
     errors_in_one_line,
+    full_disk_in_one_line,
     print_json,
     terminated_politely,
 )
@@ -69,7 +70,8 @@ def main() -> None:
     """Entry point of the console script."""
     # Else logging's last resort prints the library's warnings, which the commands report in their own way.
     logging.getLogger("distributed_backup").addHandler(logging.NullHandler())
-    app()
+    with full_disk_in_one_line():
+        app()
 
 
 # -------------------------------------------------------------------- status
