@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from distributed_backup.errors import BackupError, ConfigError
+from distributed_backup.errors import BackupError, ConfigError, StoreError
 from distributed_backup.terminal import AsJson, RunId, chosen_run, console, errors_in_one_line, print_json
 
 if TYPE_CHECKING:
     from distributed_backup.events import Event
+    from distributed_backup.store import CheckpointStore
     from distributed_backup.timeline.costs import Cost
     from distributed_backup.timeline.history import History
 
@@ -82,11 +83,13 @@ def timeline(
     from distributed_backup.timeline.history import history_of
 
     with errors_in_one_line():
-        if output.suffix not in _SUFFIXES:
-            raise ConfigError(f"{output} must end in {' or '.join(_SUFFIXES)}")
+        kind = output.suffix.lower()
+        if kind not in _SUFFIXES:
+            told = f"{output} must end in" if output.name else "-o must name a file that ends in"
+            raise ConfigError(f"{told} {' or '.join(_SUFFIXES)}")
         history = history_of(_events_of(place, run), now=time.time())
         costs = costs_of(history)
-        write_whole(output, _drawn(history, costs, output.suffix).encode())
+        write_whole(output, _drawn(history, costs, kind).encode())
         if as_json:
             print_json(document(history, costs))
         else:
@@ -94,11 +97,11 @@ def timeline(
             typer.echo(f"Drawn: {output}")
 
 
-def _drawn(history: History, costs: list[Cost], suffix: str) -> str:
+def _drawn(history: History, costs: list[Cost], kind: str) -> str:
     from distributed_backup.timeline.drawing import draw
     from distributed_backup.timeline.page import page
 
-    return page(history, costs) if suffix == ".html" else draw(history, costs)
+    return page(history, costs) if kind == ".html" else draw(history, costs)
 
 
 def _print_summary(history: History, costs: list[Cost]) -> None:
@@ -116,9 +119,10 @@ def _events_of(place: str, run: str | None) -> list[Event]:
     from distributed_backup.opening import run_in
     from distributed_backup.timeline.reading import read_events
 
-    store = run_in(place, run_id=chosen_run(run))
+    named = chosen_run(run)
+    store = run_in(place, run_id=named, even_damaged=True)
     try:
-        found, passed_over = read_events(store.storage, store.read_run_id())
+        found, passed_over = read_events(store.storage, _run_id(store, named))
     finally:
         store.storage.close()
     if passed_over:
@@ -126,6 +130,16 @@ def _events_of(place: str, run: str | None) -> list[Event]:
     if not found:
         raise BackupError(f"{store.location} holds no events: no worker of this version has taken part there")
     return found
+
+
+def _run_id(store: CheckpointStore, named: str | None) -> str | None:
+    """Whose events are wanted; None, for all that are there, if the place does not tell."""
+    try:
+        return store.read_run_id() or named
+    except StoreError as error:
+        # What happened is wanted most where something is damaged.
+        typer.echo(f"warning: {error}" + ("" if named else "; logs of other runs are not left out"), err=True)
+        return named
 
 
 def _lines(found: list[Event]) -> Iterable[str]:

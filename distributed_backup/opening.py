@@ -12,11 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed_backup.checkpoint import parse_name
 from distributed_backup.config import LeaseTimings
 from distributed_backup.coordinators import coordinator_from_url
 from distributed_backup.coordinators.base import Coordinator
 from distributed_backup.coordinators.urls import is_redis_url, without_credentials
 from distributed_backup.errors import ConfigError, StoreError
+from distributed_backup.run_directory import RUN_FILE
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
 
@@ -106,12 +108,13 @@ def _run_in_place(place: str, wanted: str | None, url: str) -> Run:
     return Run(run_id=run_id, place=shown, coordinator=coordinator, store=store)
 
 
-def run_in(place: str, *, run_id: str | None) -> CheckpointStore:
+def run_in(place: str, *, run_id: str | None, even_damaged: bool = False) -> CheckpointStore:
     """The store of the run in a place.
 
     Args:
         place: A directory, or a URL that `storage_from_url` takes.
         run_id: Id of the run, which must be the one in the place; None for the only one there.
+        even_damaged: Also where the file that tells the id can't be read.
 
     Raises:
         ConfigError: There is no run, or it is not clear which is meant.
@@ -124,17 +127,26 @@ def run_in(place: str, *, run_id: str | None) -> CheckpointStore:
     unnamed = CheckpointStore(place)
     # However it is named, by its path or by its URL.
     local = _directory(unnamed.storage.root) if isinstance(unnamed.storage, LocalStorage) else None
-    found = unnamed.read_run_id()
+    try:
+        found = unnamed.read_run_id()
+    except StoreError:
+        if not even_damaged:
+            raise
+        found = None
     # With its id, a checkpoint of another run that was copied in does not count as valid.
     store = CheckpointStore(place, run_id=found or run_id)
     if run_id is not None and found not in {None, run_id}:
         raise ConfigError(f"{store.location} belongs to run {found!r}, and {run_id!r} was named")
     led = local is not None and (local / "coordinator").is_dir()
-    if found is None and not led and not store.names():
+    if found is None and not led and not _is_run(store):
         raise ConfigError(
             f"{store.location} is not the backup directory of a run: it has no run.json and no checkpoints"
         )
     return store
+
+
+def _is_run(store: CheckpointStore) -> bool:
+    return any(name == RUN_FILE or parse_name(name) for name in store.storage.names())
 
 
 def _directory(path: Path) -> Path:

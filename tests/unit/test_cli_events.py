@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from distributed_backup.cli import app
+from distributed_backup.errors import StoreError
 from distributed_backup.events import event_log_name
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.store import CheckpointStore
@@ -120,6 +121,36 @@ def test_the_run_may_be_named_by_a_url(small: Path) -> None:
     assert call("events", small.as_uri()).stdout == call("events", small).stdout
 
 
+@pytest.mark.parametrize("command", ["events", "timeline"])
+@pytest.mark.parametrize("named", [(), ("--run", "job-42")])
+def test_a_damaged_run_is_told_of_all_the_same(small: Path, command: str, named: tuple[str, ...]) -> None:
+    """That is when one wants to know what happened. Whose events they are, the option may tell."""
+    words = (command, small, *named, *(() if command == "events" else ("-o", small / "out.svg")))
+    sound = call(*words)
+    (small / "run.json").write_text("{")
+    other = Story()
+    other.tell(20, "c-00000003", "joined", run="job-43")
+    (small / event_log_name(other.events[0])).write_bytes(other.events[0].line())
+    found = call(*words)
+    more = "" if named else "; logs of other runs are not left out"
+    damaged = f"{small}/run.json is damaged: remove it, and the run's id is taken from its checkpoints"
+    assert (found.exit_code, found.stderr) == (0, f"warning: {damaged}{more}\n")
+    assert (found.stdout == sound.stdout) == bool(named)
+    if command == "events":
+        assert found.stdout.startswith(sound.stdout)
+
+
+def test_a_place_that_can_not_be_read_is_a_problem(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for a damaged run."""
+
+    def refuse(self: LocalStorage, *_: str) -> Any:
+        raise StoreError(f"can't read {self.location}: Stale file handle", path=self.location)
+
+    monkeypatch.setattr(LocalStorage, "read", refuse)
+    monkeypatch.setattr(LocalStorage, "names", refuse)
+    assert_refused(call("events", small), 1, "Stale file handle")
+
+
 @pytest.mark.parametrize("found", [True, False])
 def test_the_place_is_let_go_of(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
     """It may be a server."""
@@ -135,7 +166,7 @@ def test_the_run_on_a_server_is_the_one_that_is_named(run: Path, monkeypatch: py
     """By the option, else by the environment of the job."""
     asked: list[str | None] = []
 
-    def run_in(place: str, *, run_id: str | None) -> CheckpointStore:
+    def run_in(place: str, *, run_id: str | None, even_damaged: bool) -> CheckpointStore:
         asked.append(run_id)
         return CheckpointStore(run)
 
@@ -149,7 +180,13 @@ def test_the_run_on_a_server_is_the_one_that_is_named(run: Path, monkeypatch: py
 # -------------------------------------------------------------------- timeline
 
 
-@pytest.mark.parametrize(("name", "begins"), [("run.svg", "<svg "), ("run.html", "<!DOCTYPE html>")])
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        *(("run.svg", "<svg "), ("run.html", "<!DOCTYPE html>")),
+        *(("run.SVG", "<svg "), ("run.Html", "<!DOCTYPE html>")),
+    ],
+)
 def test_the_drawing_takes_the_place_of_an_older_one(run: Path, tmp_path: Path, name: str, begins: str) -> None:
     (tmp_path / name).write_text("old")
     result = call("timeline", run, "-o", tmp_path / name)
@@ -222,6 +259,9 @@ def test_what_it_cost_as_json(run: Path, tmp_path: Path) -> None:
 
 def test_another_ending_is_wrong_usage(run: Path, tmp_path: Path) -> None:
     assert_refused(call("timeline", run, "-o", tmp_path / "run.png"), 2, "run.png must end in .svg or .html")
+    for nothing in ("", "."):
+        said = "error: -o must name a file that ends in .svg or .html\n"
+        assert_refused(call("timeline", run, "-o", nothing), 2, said)
 
 
 def test_a_place_that_can_not_be_written_is_a_problem(run: Path, tmp_path: Path) -> None:
