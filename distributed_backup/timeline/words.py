@@ -31,6 +31,8 @@ CLOCKS: Final = (
 """What a reader must know."""
 
 _SENTENCES: Final = 50
+_UNITS: Final = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("PB", 1e15), ("EB", 1e18))
+_LONGEST: Final = 1e12
 _WHAT: Final = {
     "preempted": "preempted",
     "gone": "gone without a word",
@@ -134,12 +136,33 @@ def _restored(fields: Mapping[str, Any]) -> str:
 
 
 def _committed(fields: Mapping[str, Any]) -> str:
-    return f"{fields['checkpoint']}, {_where(fields)}, {fields['bytes']} bytes in {fields['seconds']} s"
+    return f"{fields['checkpoint']}, {_where(fields)}, {_size(fields['bytes'])} in {_time(fields['seconds'])}"
 
 
 def _preempted(fields: Mapping[str, Any]) -> str:
     saved = f"saved {fields['checkpoint']}, {_where(fields)}" if fields["saved"] else "not saved"
-    return f"{'nothing to save' if fields['saved'] is None else saved}; {fields['seconds']} s after the notice"
+    return f"{'nothing to save' if fields['saved'] is None else saved}; {_time(fields['seconds'])} after the notice"
+
+
+# Fields are what another version may have written: what is no number is shown as it is.
+
+
+def _size(count: Any) -> str:
+    if not isinstance(count, int) or not 1000 <= count < 10**18:
+        return f"{count} bytes"
+    unit, amount = next((unit, count / size) for unit, size in _UNITS if count < 999.5 * size)
+    return f"{_figures(amount)} {unit}"
+
+
+def _time(seconds: Any) -> str:
+    if not isinstance(seconds, int | float) or not 0 <= seconds < _LONGEST:
+        return f"{seconds} s"
+    return f"{_figures(seconds * 1000)} ms" if 0 < seconds < 0.9995 else duration(seconds)
+
+
+def _figures(value: float) -> str:
+    """Two, or those before the point."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
 _TELL: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -150,7 +173,7 @@ _TELL: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "resigned": lambda fields: f"term {fields['term']}",
     "committed": _committed,
     "commit_failed": lambda fields: str(fields["reason"]),
-    "notice": lambda fields: f"{fields['reason']}, {fields['remaining']} s left",
+    "notice": lambda fields: f"{fields['reason']}, {_time(fields['remaining'])} left",
     "preempted": _preempted,
     "finished": _where,
     "unreachable": lambda fields: str(fields["reason"]),

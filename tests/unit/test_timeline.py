@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, override
 
 import pytest
@@ -590,15 +591,36 @@ def test_events_are_told_in_words() -> None:
         "run job-42",
         "epoch 0, batch 0, from the beginning",
         "term 3",
-        "0000000003-00000001-00000003.ckpt, epoch 1, batch 3, 30000 bytes in 0.02 s",
+        "0000000003-00000001-00000003.ckpt, epoch 1, batch 3, 30 kB in 20 ms",
         "term 3: lease lost",
         "disk full",
         "",
-        "SIGTERM, 30.0 s left",
+        "SIGTERM, 30 s left",
         "nothing to save; 1.5 s after the notice",
         "not saved; 1.5 s after the notice",
         "saved x.ckpt, epoch 1, batch 3; 1.5 s after the notice",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "text"),
+    [
+        (17205, 0.010021, "17 kB in 10 ms"),
+        (1234, 0.00123, "1.2 kB in 1.2 ms"),
+        (999, 0, "999 bytes in 0 s"),
+        (1000, 0.0000123, "1 kB in 0.012 ms"),
+        (999_999, 0.9996, "1 MB in 1 s"),
+        (2_500_000, 83.4, "2.5 MB in 1 min 23 s"),
+        (10**9, 1.0, "1 GB in 1 s"),
+        (None, "x", "None bytes in x s"),
+        (-5, -1.5, "-5 bytes in -1.5 s"),
+        (10**18 - 1, math.inf, "1 EB in inf s"),
+    ],
+)
+def test_a_commit_is_told_as_people_say_it(count: Any, seconds: Any, text: str) -> None:
+    story = Story()
+    story.tell(0, A, "committed", checkpoint="x", epoch=1, batch=2, bytes=count, seconds=seconds)
+    assert describe(story.events[0]) == f"x, epoch 1, batch 2, {text}"
 
 
 # -------------------------------------------------------------------- scale
