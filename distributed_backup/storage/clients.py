@@ -1,17 +1,18 @@
 """fsspec's clients: which of them a URL needs, how it is made, and where they differ.
 
-A client belongs to the process that made it. What each says of a prefix where nothing is, of time, and of threads at
-the end of the process is not the same for all; here it is made so.
+A client belongs to the process that made it. What each says of a prefix where nothing is, of time, of threads at the
+end of the process, and of what has failed is not the same for all; here it is made so.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,6 +54,41 @@ _DRAWING: Final = {
     ),
 }
 _READ_ONLY: Final = ("http", "https", "data", "github", "zip", "tar")
+# Answers of a server that is asked too often, or by two at once; those from 500 on are its own failures, but for 501.
+_PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
+# Answers that are final whatever the words: others in words that s3fs does not know may be those of a busy store.
+_REFUSING_STATUS: Final = frozenset({400, 401, 403, 501})
+# Errors of drivers that can't reach a server, by name as none is imported here; those that are an OSError need none.
+_PASSING_NAMES: Final = frozenset(
+    {
+        "ChecksumError",
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "ConnectionError",
+        "HTTPClientError",
+        "IncompleteReadError",
+        "ResponseParserError",
+        "ServiceRequestError",
+        "ServiceResponseError",
+        "TransportError",
+        "error_temp",
+    }
+)
+# What the system refuses whenever it is asked.
+_FINAL_ERRNO: Final = frozenset(
+    {
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.EMSGSIZE,
+        errno.ENAMETOOLONG,
+        errno.ENOSYS,
+        errno.ENOTDIR,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+_GOOGLE_REFUSALS: Final = ("Forbidden", "Bad Request")
 # fsspec's answers about what is there must be the store's, not those of an hour ago.
 _FRESH: Final = {"use_listings_cache": False, "skip_instance_cache": True}
 
@@ -206,3 +242,60 @@ def _without_password(path: str) -> str:
     login, at, place = path.rpartition("@")
     # `container@account` of Azure is no secret; `user:password@host` of a file server is, and so are options.
     return re.split(r"[?#]", place if at and ":" in login else path, maxsplit=1)[0]
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a failure is of the kind that passes by itself.
+
+    What a server answered counts for more than what a client made of it. What can't be told is taken for final: a
+    wrong setting, say.
+    """
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+        return False
+    if isinstance(error, TimeoutError):
+        return True
+    if (status := _status_of(error)) is not None:
+        unknown = isinstance(error, OSError) and error.errno == errno.EIO
+        return status not in _REFUSING_STATUS and (status >= 500 or status in _PASSING_STATUS or unknown)
+    if _google_refusal(str(error)) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return False
+    if isinstance(error, OSError | EOFError):
+        return getattr(error, "errno", None) not in _FINAL_ERRNO
+    return any(kind.__name__ in _PASSING_NAMES for kind in type(error).__mro__)
+
+
+def reason_of(error: Exception) -> str:
+    """What a client says of a failure, in one line and without the URL of the request."""
+    said = str(getattr(error, "strerror", None) or error).strip()
+    if refusal := _google_refusal(said):
+        # The first line has but the URL.
+        _, _, said = said.partition("\n")
+        said = said.strip() or refusal
+    # The lines after the first are ids of requests and answers in XML.
+    line = said.partition("\n")[0].strip().rstrip(".")
+    if line.startswith((",", "<")) and (status := _status_of(error)) is not None:
+        # No more than that was said, or it is a page of a proxy.
+        return f"status {status}"
+    return line or type(error).__name__
+
+
+def _google_refusal(said: str) -> str | None:
+    return next((refusal for refusal in _GOOGLE_REFUSALS if said.startswith(f"{refusal}: http")), None)
+
+
+def _status_of(error: Exception) -> int | None:
+    """The HTTP status of the answer that an error is about: each family of clients has it elsewhere."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        for status in (told, *(getattr(cause, name, None) for name in ("status_code", "status", "code"))):
+            if isinstance(status, int | str) and re.fullmatch(r"[1-5]\d\d", str(status)):
+                return int(status)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

@@ -26,7 +26,7 @@ from typing import Final, override
 
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
-from distributed_backup.storage.clients import Client, check_url, make_client
+from distributed_backup.storage.clients import Client, check_url, make_client, may_pass, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,8 @@ class ObjectStorage(Storage):
         except BackupError:
             raise
         except Exception as error:  # each client has a family of its own, and some raise what their drivers do
-            raise StoreError(f"can't {verb} {path}: {_reason(error, limit or self._limit)}", path=path) from error
+            reason = _reason(error, limit or self._limit)
+            raise StoreError(f"can't {verb} {path}: {reason}", path=path, may_pass=may_pass(error)) from error
 
 
 def _reason(error: Exception, limit: float) -> str:
@@ -215,6 +216,4 @@ def _reason(error: Exception, limit: float) -> str:
         return f"not done within {limit:.3g} s"
     if isinstance(error, FileNotFoundError):
         return "there is no such file or bucket"
-    said = getattr(error, "strerror", None) or str(error)
-    # The lines after the first are ids of requests and answers in XML.
-    return said.strip().partition("\n")[0].strip().rstrip(".") or type(error).__name__
+    return reason_of(error)
