@@ -14,6 +14,7 @@ then be used again.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import threading
@@ -22,10 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, override
 
+from redis.exceptions import AuthenticationError, NoPermissionError
+
 from distributed_backup.config import checked_name
 from distributed_backup.coordinators.redis_link import RedisLink, Script, script
 from distributed_backup.coordinators.redis_url import RedisAddress
-from distributed_backup.errors import ConfigError, CoordinatorError, StoreError
+from distributed_backup.errors import ConfigError, CoordinatorError, CoordinatorUnavailableError, StoreError
 from distributed_backup.storage.base import Chunks, Names, Storage
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ _LARGEST: Final = 64 * 2**20
 _LEVEL: Final = 1
 # Seconds to look for runs; nobody waits for that with a notice.
 _LOOK_LIMIT: Final = 10.0
+# What a server says that has been reached and refuses: its people must change something.
+_REFUSALS: Final = ("WRONGTYPE", "WRONGPASS", "NOAUTH", "NOPERM", "can't run this command", "ACL failure in script")
 _FILES_KEY: Final = re.compile(r"distributed-backup:\{(.+)\}:files")
 
 
@@ -51,7 +56,7 @@ def runs_at(url: str) -> tuple[str, ...]:
         found = (_FILES_KEY.fullmatch(key) for key in link.find("distributed-backup:{*}:files"))
         return tuple(match[1] for match in found if match is not None)
     except CoordinatorError as error:
-        raise StoreError(f"can't list {address}: {error}", path=str(address)) from error
+        raise StoreError(f"can't list {address}: {error}", path=str(address), may_pass=_may_pass(error)) from error
     finally:
         link.close()
 
@@ -117,20 +122,19 @@ class RedisStorage(Storage):
             stored = self._link.command("HGET", self._key, name)
             if stored is None:
                 raise FileNotFoundError(f"{path} is not there")
-            try:
-                return zlib.decompress(stored)
-            except zlib.error:
-                return bytes(stored)  # what is damaged shows when it is verified
+            return _unpacked(stored)
 
     @override
     def size(self, name: str) -> int | None:
         with self._translated("read", self.path_of(name)):
-            return self._link.command("HSTRLEN", self._key, name) or None
+            # No bytes are those of a file that somebody emptied, or of none.
+            length = int(self._link.command("HSTRLEN", self._key, name))
+            return length if length or self._link.command("HEXISTS", self._key, name) else None
 
     @override
     def create(self, name: str, data: bytes = b"") -> bool:
         with self._translated("write", self.path_of(name)):
-            return bool(self._link.command("HSETNX", self._key, name, zlib.compress(data, _LEVEL)))
+            return bool(self._link.command("HSETNX", self._key, name, _packed([data])))
 
     @override
     def put(
@@ -138,12 +142,7 @@ class RedisStorage(Storage):
     ) -> None:
         path = self.path_of(name)
         with self._translated("write", path):
-            if (size := sum(map(len, chunks))) > _LARGEST:
-                raise ValueError(
-                    f"{size / 2**20:.0f} MB are more than the {_LARGEST >> 20} MB that are kept in Redis: "
-                    "use a shared directory or a bucket"
-                )
-            packed = zlib.compress(b"".join(chunks), _LEVEL)
+            packed = _packed(chunks)
             if not self._link.run(_put_script(), (self._key,), (name, packed, int(new), below or "")):
                 raise FileExistsError(f"{path} is there, or a newer one")
 
@@ -171,4 +170,38 @@ class RedisStorage(Storage):
         try:
             yield
         except (OSError, ValueError, CoordinatorError) as error:
-            raise StoreError(f"can't {verb} {path}: {error}", path=path) from error
+            raise StoreError(f"can't {verb} {path}: {error}", path=path, may_pass=_may_pass(error)) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    # That it was refused is in what the driver said; to the lease, a server in the midst of a change says the same.
+    said = error.__context__
+    refused = isinstance(said, AuthenticationError | NoPermissionError) or any(text in str(said) for text in _REFUSALS)
+    return isinstance(error, CoordinatorUnavailableError) and not refused
+
+
+def _packed(chunks: Chunks) -> bytes:
+    """As it is stored.
+
+    Raises:
+        ValueError: It is too large.
+    """
+    if (size := sum(map(len, chunks))) > _LARGEST:
+        raise ValueError(
+            # Rounded up, lest it be the number that is allowed.
+            f"{math.ceil(10 * size / 2**20) / 10:.1f} MB are more than the {_LARGEST >> 20} MB that are kept in "
+            "Redis: use a shared directory or a bucket"
+        )
+    return zlib.compress(b"".join(chunks), _LEVEL)
+
+
+def _unpacked(stored: bytes) -> bytes:
+    """What was stored; as it is if we can't have stored it: it is damaged, which shows when it is verified."""
+    stream = zlib.decompressobj()
+    try:
+        # One more than there can be: some kilobytes may inflate to all the memory there is.
+        data = stream.decompress(stored, _LARGEST + 1)
+    except zlib.error:
+        return stored
+    whole = stream.eof and not stream.unused_data and len(data) <= _LARGEST
+    return data if whole else stored

@@ -10,9 +10,13 @@ import json
 from typing import Any
 
 import pytest
+from redis import exceptions as redis_errors
 
-from distributed_backup.errors import StoreError
+from distributed_backup.coordinators.redis_link import RedisLink
+from distributed_backup.coordinators.redis_url import RedisAddress
+from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage.objects import ObjectStorage
+from distributed_backup.storage.redis import RedisStorage
 
 PLACE = "memory://run"
 DENIED = "x@y does not have storage.objects.list access to the bucket"
@@ -150,6 +154,61 @@ def test_what_passes_by_itself_may_be_waited_for(error: Exception) -> None:
 def test_what_somebody_must_mend_is_not_waited_for(error: Exception) -> None:
     """A bucket that is not there, a wrong key, a request that is refused whenever it is made."""
     assert not failure(error).may_pass
+
+
+def redis_failure(error: Exception, *, reached: bool = True) -> StoreError:
+    """What a storage raises when a driver for Redis does, of a server that has done something before or has not."""
+    link, storage = RedisLink(RedisAddress.of_url("redis://r"), 5.0), RedisStorage("redis://r", run_id="x", limit=5.0)
+    link._reached = reached
+    with pytest.raises(StoreError) as caught, storage._translated("write", "redis://r/x/a"), link._translated():
+        raise error
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("reached", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis_errors.BusyLoadingError("Redis is loading the dataset in memory"),
+        redis_errors.ConnectionError("Connection refused"),
+        redis_errors.TimeoutError("Timeout reading from socket"),
+        redis_errors.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        redis_errors.ReadOnlyError("You can't write against a read only replica."),
+        redis_errors.ResponseError("MASTERDOWN Link with MASTER is down"),
+        redis_errors.ClusterDownError("CLUSTERDOWN The cluster is down"),
+    ],
+    ids=repr,
+)
+def test_a_server_that_is_away_or_loads_or_is_full_may_be_waited_for(error: Exception, reached: bool) -> None:
+    assert redis_failure(error, reached=reached).may_pass
+
+
+@pytest.mark.parametrize("reached", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis_errors.AuthenticationError("invalid username-password pair or user is disabled."),
+        redis_errors.NoPermissionError("this user has no permissions to run the 'hset' command"),
+        redis_errors.ResponseError("ACL failure in script: this user can't run 'hset'"),
+        redis_errors.ResponseError("The user executing the script can't run this command or subcommand"),
+        redis_errors.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
+        FileNotFoundError("a is not there"),
+        FileExistsError("a is there"),
+        ValueError("80.0 MB are more than the 64 MB that are kept in Redis"),
+        ConfigError("the server is version 5.0.0"),
+    ],
+    ids=repr,
+)
+def test_a_server_that_refuses_is_not_waited_for(error: Exception, reached: bool) -> None:
+    """A wrong password or key, what its user may not do, what is not ours to write or too large."""
+    if isinstance(error, OSError | ValueError):
+        storage = RedisStorage("redis://r", run_id="x", limit=5.0)
+        with pytest.raises(StoreError) as caught, storage._translated("write", "redis://r/x/a"):
+            raise error
+        assert not caught.value.may_pass
+    else:
+        assert not redis_failure(error, reached=reached).may_pass
 
 
 # -------------------------------------------------------------------- why
