@@ -7,7 +7,7 @@ further, and times that count from its last word are the most that they can have
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -77,6 +77,17 @@ def costs_of(history: History) -> list[Cost]:
         (blow for life in history.lives for blow in _blows(life)), key=lambda blow: (blow.at, blow.life.worker_id)
     )
     return [_cost(history, number, blow) for number, blow in enumerate(blows, 1)]
+
+
+def costliest(history: History, costs: Sequence[Cost], count: int) -> list[Cost]:
+    """As many as that, by time: those that cost the most time, and of equal ones the most batches."""
+
+    def weight(cost: Cost) -> tuple[float, int]:
+        so_far = history.end - cost.at
+        lost = (so_far if seconds is None else seconds for seconds in (cost.without_leader, cost.without_training))
+        return sum(lost), cost.batches or 0
+
+    return sorted(sorted(costs, key=weight, reverse=True)[:count], key=lambda cost: cost.number)
 
 
 def leaderless(history: History) -> list[tuple[float, float]]:

@@ -102,5 +102,5 @@ def _draw_drops(canvas: Canvas, scale: TimeScale, heights: _Heights, costs: Iter
         canvas.line(x, high, x, low, "drop", about=about)
         if x > free:
             label = "?" if cost.batches is None else f"-{cost.batches}{'+' if cost.more else ''}"
-            canvas.text(x - 5, low + 12, label, "loss", anchor="end")
+            canvas.text(x - 5, min(low + 12, heights.foot - 4), label, "loss", anchor="end")
             free = x + 8 * len(label)

@@ -6,15 +6,28 @@ lanes. A run of a second and one of a week have the same width: what was short m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from distributed_backup.timeline.canvas import Canvas
-from distributed_backup.timeline.costs import Cost
+from distributed_backup.timeline.costs import Cost, costliest
 from distributed_backup.timeline.course import draw_course
 from distributed_backup.timeline.history import History
 from distributed_backup.timeline.lanes import draw_lane, draw_leaders, draw_numbers
-from distributed_backup.timeline.layout import LEFT, MARGIN, RIGHT, WIDTH, Layout, shortened
+from distributed_backup.timeline.layout import (
+    BOLD_LETTER,
+    HEAD_LETTER,
+    LEFT,
+    LETTER,
+    MARGIN,
+    RIGHT,
+    TAIL,
+    WIDTH,
+    Layout,
+    fitted,
+    width_of,
+)
 from distributed_backup.timeline.legend import draw_legend
 from distributed_backup.timeline.looks import patterns, style
 from distributed_backup.timeline.scale import TimeScale, clock_time, date, duration
@@ -22,8 +35,10 @@ from distributed_backup.timeline.words import CLOCKS, HEADINGS, NO_COST, cells, 
 
 _ROWS: Final = 40
 _ROW_HEIGHT: Final = 20.0
-# Where the columns of the table begin, and how many letters they hold.
-_COLUMNS: Final = ((20, 4), (52, 12), (150, 16), (272, 26), (474, 36), (738, 14), (856, 14), (990, 26))
+# Between columns, at least; the columns that may be cut first, and the width that they keep.
+_GAP: Final = 18.0
+_FREE: Final = (HEADINGS.index("Worker"), HEADINGS.index("What happened"))
+_READABLE: Final = 170.0
 
 
 def draw(history: History, costs: Sequence[Cost], *, with_table: bool = True) -> str:
@@ -35,11 +50,11 @@ def draw(history: History, costs: Sequence[Cost], *, with_table: bool = True) ->
         with_table: Whether the costs stand below the picture too.
     """
     layout = Layout(lanes=len(history.lanes))
-    scale = TimeScale(start=history.start, end=history.end, left=LEFT, right=RIGHT)
+    scale = _scale(history)
     description = " ".join((*summary(history, costs), *leaders(history)))
     canvas = Canvas(width=WIDTH, title=title(history), description=description)
     canvas.define(style(), patterns())
-    rows = costs[:_ROWS] if with_table else []
+    rows = costliest(history, costs, _ROWS) if with_table else []
     height = layout.table + (_table_height(len(rows)) if rows else 0)
     canvas.rect(0, 0, WIDTH, height, "paper")
     _draw_head(canvas, history, costs)
@@ -56,11 +71,18 @@ def draw(history: History, costs: Sequence[Cost], *, with_table: bool = True) ->
     return canvas.source(height)
 
 
+def _scale(history: History) -> TimeScale:
+    """From edge to edge; with some room where somebody is gone at the end."""
+    scale = TimeScale(start=history.start, end=history.end, left=LEFT, right=RIGHT)
+    last = max((scale.x(life.end) for life in history.lives if life.ending == "gone"), default=0.0)
+    return replace(scale, right=RIGHT - TAIL) if last > RIGHT - TAIL else scale
+
+
 # -------------------------------------------------------------------- head
 
 
 def _draw_head(canvas: Canvas, history: History, costs: Sequence[Cost]) -> None:
-    canvas.text(MARGIN, 30, shortened(title(history), 90), "head")
+    canvas.text(MARGIN, 30, fitted(title(history), WIDTH - 2 * MARGIN, HEAD_LETTER), "head")
     for number, line in enumerate(summary(history, costs)):
         canvas.text(MARGIN, 50 + 18 * number, line, "muted" if number == 0 else "ink")
     draw_legend(canvas, 92)
@@ -97,14 +119,38 @@ def _table_height(rows: int) -> float:
 
 
 def _draw_table(canvas: Canvas, top: float, history: History, costs: Sequence[Cost], *, more: int) -> None:
-    for (x, _), heading in zip(_COLUMNS, HEADINGS, strict=True):
+    rows = [cells(history, cost) for cost in costs]
+    columns = list(_columns(rows))
+    for (x, _), heading in zip(columns, HEADINGS, strict=True):
         canvas.text(x, top + 14, heading, "bold")
     canvas.line(MARGIN, top + 20, WIDTH - MARGIN, top + 20, "rule")
     foot = top + 16
-    for cost in costs:
+    for row in rows:
         foot += _ROW_HEIGHT
-        for (x, letters), cell in zip(_COLUMNS, cells(history, cost), strict=True):
+        for (x, width), cell in zip(columns, row, strict=True):
+            shown = fitted(cell, width, LETTER)
             look = "muted" if cell in NO_COST else "ink"
-            canvas.text(x, foot, shortened(cell, letters), look, about=cell if len(cell) > letters else "")
+            canvas.text(x, foot, shown, look, about=cell if shown != cell else "")
     if more:
-        canvas.text(_COLUMNS[1][0], foot + _ROW_HEIGHT, f"and {more} more", "muted")
+        canvas.text(columns[1][0], foot + _ROW_HEIGHT, f"{more} more, which cost no more than these", "muted")
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[tuple[float, float]]:
+    """Where each column begins, and how wide it is: as its widest cell, where that is not too much for the picture."""
+    heads = [width_of(heading, BOLD_LETTER) for heading in HEADINGS]
+    widths = [
+        max(head, *(width_of(cell, LETTER) for cell in column))
+        for head, column in zip(heads, zip(*rows, strict=True), strict=True)
+    ]
+    room = WIDTH - 2 * MARGIN - _GAP * (len(widths) - 1)
+    while sum(widths) > room:
+        # Free text first: ids and reasons may have any length.
+        free = [column for column in _FREE if widths[column] > _READABLE]
+        widest = max(free or range(len(widths)), key=lambda column: widths[column])
+        widths[widest] -= min(sum(widths) - room, widths[widest] / 20)
+    # What is left over is shared between them.
+    gap = _GAP + min((room - sum(widths)) / len(widths), 2 * _GAP)
+    x = MARGIN
+    for width in widths:
+        yield x, width
+        x += width + gap

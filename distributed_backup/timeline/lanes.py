@@ -5,13 +5,13 @@ A mark per pixel at most: where more fall on one, the last is drawn and tells ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from distributed_backup.timeline.canvas import Canvas
 from distributed_backup.timeline.costs import Cost, leaderless
 from distributed_backup.timeline.history import History, Lane
-from distributed_backup.timeline.layout import LEFT, LETTER, RIGHT, SMALL_LETTER, Layout, shortened
+from distributed_backup.timeline.layout import LEFT, LETTER, MARGIN, RIGHT, SMALL_LETTER, TAIL, Layout, fitted, width_of
 from distributed_backup.timeline.legend import draw_arrow, draw_cross, draw_notice
 from distributed_backup.timeline.lives import Lead, Life, Mark, MarkKind, Span, SpanKind, name_of
 from distributed_backup.timeline.scale import TimeScale, clock_time, duration
@@ -19,7 +19,9 @@ from distributed_backup.timeline.words import what_happened
 
 # What matters must be seen, however short it was.
 _LEAST_WIDTH: Final = 3.0
-_TAIL: Final = 36.0
+# What a label leaves free at both its ends together, and the fewest letters of a name that tell something.
+_RIM: Final = 6.0
+_FEWEST: Final = 5
 # What is drawn first is below. Saves and commits have a place of their own.
 _SPANS: Final[tuple[SpanKind, ...]] = ("waiting", "training", "leading", "leaving", "unreachable")
 _MARKS: Final[tuple[MarkKind, ...]] = ("restore", "notice", "failure")
@@ -73,8 +75,9 @@ def draw_leaders(canvas: Canvas, scale: TimeScale, layout: Layout, history: Hist
         x, width = _extent(scale, lead.start, lead.end)
         canvas.rect(x, top, max(width - 1, 1), height, "leading", about=_about_lead(lead, history))
         name = name_of(lead.worker_id)
-        short = shortened(name, max(int(width / SMALL_LETTER) - len(f" · {lead.term}") - 1, 5))
-        _label(canvas, x, width, top + 17, (f"{name} · term {lead.term}", f"{short} · {lead.term}", str(lead.term)))
+        short = fitted(name, width - width_of(f" · {lead.term}", SMALL_LETTER) - _RIM, SMALL_LETTER)
+        texts = (f"{name} · term {lead.term}", *([f"{short} · {lead.term}"] if len(short) >= _FEWEST else []))
+        _label(canvas, x, width, top + 17, (*texts, str(lead.term)))
 
 
 def _about_lead(lead: Lead, history: History) -> str:
@@ -87,9 +90,19 @@ def _about_lead(lead: Lead, history: History) -> str:
 
 def _label(canvas: Canvas, x: float, width: float, foot: float, texts: Iterable[str], *, look: str = "led") -> None:
     """The longest text that fits."""
-    text = next((text for text in texts if len(text) * SMALL_LETTER + 4 <= width), None)
+    text = next((text for text in texts if width_of(text, SMALL_LETTER) + _RIM <= width), None)
     if text is not None:
         canvas.text(x + width / 2, foot, text, look, anchor="middle")
+
+
+def _widest_gap(left: float, right: float, taken: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The most that is free between two places: where it begins, and how wide it is."""
+    gaps, free = [], left
+    for start, end in taken:
+        gaps.append((min(start, right) - free, free))
+        free = max(free, end)
+    width, begin = max([*gaps, (right - free, free)])
+    return begin, width
 
 
 def _extent(scale: TimeScale, start: float, end: float, least: float = _LEAST_WIDTH) -> tuple[float, float]:
@@ -103,10 +116,10 @@ def _extent(scale: TimeScale, start: float, end: float, least: float = _LEAST_WI
 def draw_lane(canvas: Canvas, scale: TimeScale, lane: Lane, *, top: float, height: float) -> None:
     """One worker, in all its lives."""
     ids = "\n".join(f"{life.worker_id}: {life.ending or 'goes on'}" for life in lane.lives)
-    letters = int((LEFT - 24) / LETTER)
-    canvas.text(LEFT - 10, top + height / 2 + 4, shortened(lane.name, letters), "ink", anchor="end", about=ids)
+    name = fitted(lane.name, LEFT - 10 - MARGIN, LETTER)
+    canvas.text(LEFT - 10, top + height / 2 + 4, name, "ink", anchor="end", about=ids)
     box = _Box(canvas, scale, top=top + 2, height=height - 8)
-    ends = [*(scale.x(following.start) for following in lane.lives[1:]), RIGHT + 16]
+    ends = [*(scale.x(following.start) for following in lane.lives[1:]), RIGHT]
     for life, end in zip(lane.lives, ends, strict=True):
         box.draw(life, end=end)
 
@@ -164,12 +177,21 @@ class _Box:
         self._canvas.rect(x, self._top, width, self._height, "leading", about=about)
 
     def _labels(self, life: Life) -> None:
-        failures = [mark.at for mark in life.marks if mark.kind == "failure"]
-        for span in life.of("leading"):
-            # The mark of a failure has the place of the label.
-            if self._height >= 12 and not any(span.start <= at < span.end for at in failures):
-                x, width = _extent(self._scale, span.start, span.end)
-                _label(self._canvas, x, width, self._middle + 4, (span.about, "leads"))
+        taken = sorted(self._taken(life))
+        for span in life.of("leading") if self._height >= 12 else ():
+            x, width = _extent(self._scale, span.start, span.end)
+            free, length = _widest_gap(x, x + width, taken)
+            _label(self._canvas, free, length, self._middle + 4, (span.about, "leads"))
+
+    def _taken(self, life: Life) -> Iterator[tuple[float, float]]:
+        """Where marks and hatchings are, over which no text can be read."""
+        for span in life.of("leaving"):
+            x, width = _extent(self._scale, span.start, span.end)
+            yield x, x + width
+        for mark in life.marks:
+            if mark.kind in _MARKS:
+                x = self._scale.x(mark.at)
+                yield x - 6, x + 8
 
     def _leaving(self, span: Span, about: str) -> None:
         x, width = _extent(self._scale, span.start, span.end)
@@ -207,7 +229,7 @@ class _Box:
         x = self._scale.x(life.end)
         if life.ending == "gone":
             # How long it lived on is not known: the tail has a length of its own.
-            width = min(_TAIL, max(end - x, _LEAST_WIDTH))
+            width = min(TAIL, max(end - x, _LEAST_WIDTH))
             about = f"{life.worker_id} was not heard of again\nlast word {clock_time(life.end)} UTC"
             self._canvas.rect(x, self._top, width, self._height, "gone", about=about)
             draw_cross(self._canvas, x, self._middle, about)

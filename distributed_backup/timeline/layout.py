@@ -9,9 +9,20 @@ WIDTH: Final = 1200.0
 LEFT: Final = 184.0
 RIGHT: Final = 1180.0
 MARGIN: Final = 20.0
-# A letter of 11 and one of 13 pixels, on average; what is measured by these is cut a little early.
-SMALL_LETTER: Final = 6.4
-LETTER: Final = 7.4
+# What is drawn of a worker after its last word: how long it lived on is not known.
+TAIL: Final = 36.0
+# An ordinary letter of bold text of 11 pixels, of text of 13, and of bold text of 13 and 20, in DejaVu Sans: it is
+# among the widest of the fonts that a viewer may have.
+SMALL_LETTER: Final = 7.8
+LETTER: Final = 8.3
+BOLD_LETTER: Final = 9.2
+HEAD_LETTER: Final = 14.2
+# Others in proportion to these.
+_PROPORTIONS: Final = {
+    **dict.fromkeys(" .,:;|!'·ijlI", 0.53),
+    **dict.fromkeys("-()[]/frt", 0.68),
+    **dict.fromkeys("mwMW%@…", 1.5),
+}
 
 _LEADERS: Final = 122.0
 _LEADERS_HEIGHT: Final = 26.0
@@ -66,6 +77,24 @@ class Layout:
     def table(self) -> float:
         """Top of the table of costs."""
         return self.axis + 62
+
+
+def width_of(text: str, letter: float) -> float:
+    """About how wide a text is, rather too much than too little; `letter` is the width of an ordinary letter."""
+    return letter * sum(_proportion(char) for char in text)
+
+
+def _proportion(char: str) -> float:
+    wide = 1.2 if char.isascii() and char.isupper() else 1.0 if ord(char) < 0x1100 else 1.6
+    return _PROPORTIONS.get(char, wide)
+
+
+def fitted(text: str, width: float, letter: float) -> str:
+    """As much of a text as fits into `width`."""
+    letters = min(len(text), max(0, int(width / letter * 2)))
+    while letters and width_of(shortened(text, letters), letter) > width:
+        letters -= 1
+    return shortened(text, letters)
 
 
 def shortened(text: str, letters: int) -> str:

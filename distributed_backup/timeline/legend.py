@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from distributed_backup.timeline.canvas import Canvas
-from distributed_backup.timeline.layout import MARGIN
-
-_LETTER: Final = 6.6
+from distributed_backup.timeline.layout import LETTER, MARGIN, width_of
 
 
 def draw_legend(canvas: Canvas, foot: float) -> None:
@@ -17,7 +15,7 @@ def draw_legend(canvas: Canvas, foot: float) -> None:
     for width, sample, word in _SAMPLES:
         sample(canvas, x, foot)
         canvas.text(x + width + 5, foot, word, "muted")
-        x += width + 20 + _LETTER * len(word)
+        x += width + 17 + width_of(word, LETTER)
 
 
 def draw_cross(canvas: Canvas, x: float, y: float, about: str = "") -> None:

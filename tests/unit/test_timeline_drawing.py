@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import override
 from xml.etree.ElementTree import Element, fromstring
@@ -11,10 +12,10 @@ from xml.etree.ElementTree import Element, fromstring
 import pytest
 
 from distributed_backup.checkpoint import Position
-from distributed_backup.timeline.costs import costs_of
+from distributed_backup.timeline.costs import costliest, costs_of
 from distributed_backup.timeline.drawing import draw
 from distributed_backup.timeline.history import History, history_of
-from distributed_backup.timeline.layout import LEFT, RIGHT, WIDTH, shortened
+from distributed_backup.timeline.layout import LEFT, LETTER, RIGHT, SMALL_LETTER, WIDTH, fitted, shortened, width_of
 from distributed_backup.timeline.looks import style
 from distributed_backup.timeline.page import page
 from distributed_backup.timeline.scale import TimeScale
@@ -172,8 +173,9 @@ def test_the_strip_of_leaders_names_who_led_when(pictures: dict[str, str]) -> No
     gaps = [title(shape) for shape in shapes(picture, "leaderless")][1:]
     assert gaps == [f"nobody led for {time}" for time in ("2 s", "18 s", "42 s")]
     assert texts(picture, "loss") == ["18 s", "nobody, 42 s"]
-    # In its lane, the third has the mark of a failure in that place.
-    assert [text for text in texts(picture, "led") if "leads" in text] == [f"leads, term {term}" for term in (1, 4, 2)]
+    # In its lane, the third has the mark of a failure, and less room beside it.
+    leads = [text for text in texts(picture, "led") if "leads" in text]
+    assert leads == [*(f"leads, term {term}" for term in (1, 4, 2)), "leads"]
 
 
 def test_nothing_that_matters_is_too_short_to_be_seen() -> None:
@@ -216,6 +218,7 @@ def test_there_is_one_mark_on_a_pixel_at_most() -> None:
     story.tell(0, "w-00000001", "elected", term=1)
     for number in range(1, 6001):
         story.commit(number, "w-00000001", 1, Position(number))
+    story.tell(6001, "w-00000001", "finished", epoch=6000, batch=0)
     commits = shapes(drawn(told(story)), "commit")[1:]
     assert RIGHT - LEFT - 3 < len(commits) <= RIGHT - LEFT + 1
     assert "(the last of 6)" in title(commits[100])
@@ -325,10 +328,37 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     for number in range(43):
         story.start(number, f"w{number}-00000001")
     picture = drawn(told(story))
-    assert "and 3 more" in texts(picture, "muted")
+    assert "3 more, which cost no more than these" in texts(picture, "muted")
     assert len(shapes(picture, "number")) < 43
     history = told(story)
-    assert "and 3 more" not in page(history, costs_of(history))
+    assert "more, which cost" not in page(history, costs_of(history))
+
+
+def test_a_long_table_keeps_what_cost_most_in_order_of_time() -> None:
+    """Time first, then batches; what is not over yet counts until now."""
+    story = Story()
+    for number in range(50):
+        worker = f"w{number}-0000000"
+        story.start(number, f"{worker}1", after=0.0)
+        story.tell(200 + number, f"{worker}1", "progress", epoch=0, batch=9 if number == 30 else 0)
+        story.start(400 + number, f"{worker}2", after=0.0)
+        story.tell(600 + number, f"{worker}2", "finished", epoch=1, batch=0)
+    story.tell(5, "w45-00000001", "elected", term=1)
+    story.tell(447, "w3-00000002", "elected", term=2)
+    story.tell(448, "w3-00000002", "lost", term=2, reason="lease lost")
+    history = told(story)
+    costs = costs_of(history)
+    most = costliest(history, costs, 4)
+    assert [(cost.worker_id, cost.without_leader, cost.without_training, cost.batches) for cost in most] == [
+        ("w30-00000001", 0.0, 0.0, 9),
+        ("w45-00000001", 202.0, 0.0, 0),
+        ("w49-00000001", 0.0, 151.0, 0),
+        ("w3-00000002", None, 0.0, 0),
+    ]
+    assert costliest(history, costs, 100) == costs
+    picture = drawn(history)
+    assert f"{len(costs) - 40} more, which cost no more than these" in texts(picture, "muted")
+    assert {cost.worker_id for cost in most} <= set(texts(picture, "ink"))
 
 
 def test_nothing_lost_nothing_to_table() -> None:
@@ -359,6 +389,112 @@ def test_the_description_of_a_long_run_has_an_end() -> None:
         story.tell(term, "w-00000001", "elected", term=term)
     description = fromstring(drawn(told(story))).findtext(f"{SVG}desc") or ""
     assert description.count("led term") == 50
+
+
+def tight() -> Story:
+    """Short leads that end in saves, in failures or without a word; long names and reasons; batches to repeat."""
+    story, at, position = Story(), 0.0, Position(0)
+    for turn in range(14):
+        worker, end = f"Worker-WITH-a-very-long-name-{turn % 3}-abcdef{turn:02}", at + (40, 80, 30, 120, 60)[turn % 5]
+        story.start(at, worker, position=position, after=2.0)
+        story.tell(at + turn % 2 + 0.2, worker, "elected", term=turn + 1)
+        reached = story.train(worker, at + 2, end, position=position, period=3, term=turn + 1)
+        position = reached
+        if turn % 4 == 1:
+            story.tell(end - 5, worker, "lost", term=turn + 1, reason="no answer from redis://host:6379 in ten seconds")
+            story.tell(end, worker, "left")
+            position = Position(max(0, reached.epoch - 1), 3)
+        elif turn % 4 != 3:
+            story.preempt(end, worker, reached, seconds=(8, 20, 3)[turn % 3], term=turn + 1)
+        at = end + (12, 30, 25)[turn % 3]
+    return story
+
+
+def extent(shape: Element) -> tuple[float, float]:
+    """From where to where a shape goes, from left to right; a text in the fonts of most viewers."""
+    if shape.tag == f"{SVG}text":
+        x, width = float(shape.get("x", "0")), width_of(shape.text or "", SMALL_LETTER)
+        return x - width / 2, x + width / 2
+    if shape.tag == f"{SVG}rect":
+        return float(shape.get("x", "0")), float(shape.get("x", "0")) + float(shape.get("width", "0"))
+    if shape.tag == f"{SVG}line":
+        ends = [float(shape.get("x1", "0")), float(shape.get("x2", "0"))]
+    else:
+        ends = [x for x, _ in points(shape)]
+    return min(ends), max(ends)
+
+
+def height(shape: Element) -> float:
+    """About where the middle of a shape is."""
+    if shape.tag == f"{SVG}text":
+        return float(shape.get("y", "0")) - 4
+    if shape.tag == f"{SVG}rect":
+        return float(shape.get("y", "0")) + float(shape.get("height", "0")) / 2
+    if shape.tag == f"{SVG}line":
+        return (float(shape.get("y1", "0")) + float(shape.get("y2", "0"))) / 2
+    return sum(y for _, y in points(shape)) / len(points(shape))
+
+
+@pytest.mark.parametrize("tale", [*TALES.values(), tight])
+def test_a_label_is_within_its_bar_and_under_nothing(tale: Callable[[], Story]) -> None:
+    """White letters on a hatching, or beneath a mark, can't be read."""
+    picture = drawn(told(tale()))
+    labels = shapes(picture, "led")
+    assert labels
+    bars = shapes(picture, "leading")
+    others = [shape for look in ("leaving", "restore", "notice", "failure", "gone") for shape in shapes(picture, look)]
+    for label in labels:
+        left, right = extent(label)
+        beside = [bar for bar in bars if abs(height(bar) - height(label)) < 3]
+        assert any(start <= left and right <= end for start, end in map(extent, beside))
+        over = [shape for shape in others if abs(height(shape) - height(label)) < 14]
+        assert not any(start < right and left < end for start, end in map(extent, over)), label.text
+
+
+def test_what_is_not_known_of_who_is_gone_is_drawn_left_of_the_edge() -> None:
+    """Even where nobody was heard of later."""
+    for tale in (three_days, many_workers, tight):
+        tails = shapes(drawn(told(tale())), "gone")[1:]
+        assert tails
+        assert all(extent(tail)[1] <= RIGHT + 0.1 for tail in tails)
+    (last, *_) = sorted(shapes(drawn(told(three_days())), "gone"), key=extent, reverse=True)
+    assert float(last.get("width", "0")) == 36
+
+
+def test_a_cell_is_cut_only_where_there_is_no_room_for_it() -> None:
+    """The free text first: whom it happened to, and why."""
+    story = Story()
+    story.start(0, "w-00000001")
+    story.tell(50, "w-00000001", "progress", epoch=13, batch=4)
+    story.start(100, "w-00000002", position=Position(12, 3))
+    story.tell(150, "w-00000002", "finished", epoch=14, batch=0)
+    assert "5 or more, back to epoch 12, batch 3" in texts(drawn(told(story)), "ink")
+    picture = drawn(told(tight()))
+    cells_of_tight = {cell for cost in costs_of(told(tight())) for cell in cells(told(tight()), cost)}
+    cut = {text for text in texts(picture, "ink") if "…" in text}
+    assert {text for text in texts(picture, "ink") if "back to" in text} <= cells_of_tight
+    assert any(text.startswith("lost the lea") for text in cut)
+    assert all(title(shape) for shape in shapes(picture, "ink") if shape.text in cut)
+    right = max(float(shape.get("x", "0")) + width_of(shape.text or "", LETTER) for shape in shapes(picture, "ink")[4:])
+    assert right <= WIDTH
+
+
+@pytest.mark.parametrize(
+    ("text", "pixels"),
+    [
+        *(("leads, term 1", 82), ("0123456789", 76), ("nobody, 15 min 19 s", 124), ("Worker-WITH-MANY · 6", 142)),
+        *(("mwmwmw", 65), ("abcdef01", 57), ("2d 12h ffff rrtt", 91)),
+    ],
+)
+def test_a_text_is_taken_to_be_a_little_wider_than_it_is(text: str, pixels: float) -> None:
+    """Measured where rsvg-convert 2.54 draws it in DejaVu Sans, bold, of 11 pixels."""
+    assert pixels <= width_of(text, SMALL_LETTER) <= pixels * 1.1
+
+
+@pytest.mark.parametrize(("width", "text"), [(1000, "a-long-name-0123"), (70, "a-l…123"), (1, ""), (0, ""), (-9, "")])
+def test_a_text_is_cut_to_what_fits(width: float, text: str) -> None:
+    assert fitted("a-long-name-0123", width, 10.0) == text
+    assert fitted("x" * 10_000, 100, 10.0) == "xxxx…xxxx"
 
 
 @pytest.mark.parametrize(("letters", "text"), [(40, "a-long-name-0123"), (9, "a-lo…0123"), (2, "a-")])
