@@ -103,8 +103,11 @@ def _perform(
     from distributed_backup.demo.process import end_server
     from distributed_backup.demo.screen import LiveScreen, PlainScreen
     from distributed_backup.demo.verdict import judge
+    from distributed_backup.storage import storage_from_url
 
     keep = backup_dir is not None
+    if backup_dir is not None:
+        storage_from_url(backup_dir)  # refuses a URL, which is a path by now
     if backup_dir is not None and backup_dir.exists() and not (backup_dir.is_dir() and not any(backup_dir.iterdir())):
         raise ConfigError(f"--backup-dir must be empty or not exist yet: {backup_dir}")
     paper = console(stderr=quiet_stdout)

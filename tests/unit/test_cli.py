@@ -646,3 +646,15 @@ def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: st
     result = call(command, target)
     assert_refused(result, 2, said)
     assert "s3cr3t" not in result.output
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "redis://user:s3cr3t@host/0"])
+def test_the_demonstration_keeps_its_backup_in_a_directory_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Told before its workers are started, which takes a while."""
+    monkeypatch.chdir(tmp_path)
+    result = call("demo", "--backup-dir", place)
+    assert_refused(result, 2, "has lost a slash, as a URL does that is made a path")
+    assert "s3cr3t" not in result.output
+    assert list(tmp_path.iterdir()) == []
