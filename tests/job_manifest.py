@@ -32,7 +32,7 @@ _SPEC = {
 
 # Every field of a worker's pod and of its container that is read, or changes nothing on a machine that has no cluster:
 # what these may be is checked where the manifests are. Others, such as activeDeadlineSeconds, would end pods.
-_POD = {
+POD_FIELDS = {
     "affinity",
     "automountServiceAccountToken",
     "containers",
@@ -47,7 +47,7 @@ _POD = {
     "topologySpreadConstraints",
     "volumes",
 }
-_CONTAINER = {
+CONTAINER_FIELDS = {
     "args",
     "command",
     "env",
@@ -136,7 +136,9 @@ class JobSpec:
         """
         spec, pod = job["spec"], job["spec"]["template"]["spec"]
         _demand(len(pod["containers"]) == 1 and not pod.get("initContainers"), "only one container is modelled")
-        unknown = sorted({*spec.keys() - _SPEC, *pod.keys() - _POD, *pod["containers"][0].keys() - _CONTAINER})
+        unknown = sorted(
+            {*spec.keys() - _SPEC, *pod.keys() - POD_FIELDS, *pod["containers"][0].keys() - CONTAINER_FIELDS}
+        )
         _demand(not unknown, f"not modelled: {', '.join(unknown)}")
         _demand(spec.get("completionMode") == "Indexed", "only completionMode: Indexed is modelled")
         _demand("backoffLimitPerIndex" in spec, "only Jobs with backoffLimitPerIndex are modelled")

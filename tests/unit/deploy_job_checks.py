@@ -11,6 +11,7 @@ from typing import Any
 
 from distributed_backup.config import EnvironmentSettings
 from distributed_backup.errors import ConfigError
+from tests.job_manifest import CONTAINER_FIELDS, POD_FIELDS
 from tests.unit.deploy_facts import (
     DEPLOY,
     callback_exit_code,
@@ -49,36 +50,10 @@ JOB_FIELDS = {
     "suspend",
     "template",
 }
-# What a worker's pod and its container may have. No others: a probe may kill a long save, a preStop hook runs within
-# the grace period, activeDeadlineSeconds ends the pod, and what is not known here may do worse.
-POD_FIELDS = {
-    "affinity",
-    "automountServiceAccountToken",
-    "containers",
-    "enableServiceLinks",
-    "nodeSelector",
-    "restartPolicy",
-    "securityContext",
-    "serviceAccountName",
-    "shareProcessNamespace",
-    "terminationGracePeriodSeconds",
-    "tolerations",
-    "topologySpreadConstraints",
-    "volumes",
-}
-CONTAINER_FIELDS = {
-    "command",
-    "env",
-    "envFrom",
-    "image",
-    "name",
-    "ports",
-    "resources",
-    "securityContext",
-    "terminationMessagePolicy",
-    "volumeMounts",
-    "workingDir",
-}
+# What a worker's pod and its container may have: what the stand-in for the Job controller reads, less what the server's
+# has. No others: a probe may kill a long save, a preStop hook runs within the grace period, activeDeadlineSeconds ends
+# the pod, and what is not known here may do worse.
+WORKER_FIELDS = CONTAINER_FIELDS - {"args"}
 # Who a worker is: its run is its Job, or the JobSet that makes this Job anew; its name is its pod's.
 IDENTITY = {
     "DISTRIBUTED_BACKUP_RUN_ID": {
@@ -146,7 +121,7 @@ def a_worker_has_nothing_that_is_not_known(manifests: list[Manifest]) -> Problem
         if each.spec.get("shareProcessNamespace") is not True:
             yield f"{each.where}: shareProcessNamespace must be True: as PID 1, Python is deaf while it imports"
         for container in each.spec["containers"]:
-            for field in sorted(container.keys() - CONTAINER_FIELDS):
+            for field in sorted(container.keys() - WORKER_FIELDS):
                 yield f"{each.where}: a worker must have no {field}"
             for port in container.get("ports", []):
                 if set(port) != {"name", "containerPort"}:
