@@ -100,6 +100,26 @@ def unavailable(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Itera
     return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]
 
 
+def refused(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    """412, as stores answer that only speak like S3: which condition did not hold is not told."""
+    start("412 Precondition Failed", [("Content-Type", "application/xml")])
+    text = "At least one of the pre-conditions you specified did not hold"
+    return [f"<Error><Code>PreconditionFailed</Code><Message>{text}</Message></Error>".encode()]
+
+
+def refused_in_a_word(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    """412, and no more than that."""
+    start("412 Precondition Failed", [("Content-Length", "0")])
+    return []
+
+
+def conflicting(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    """409, as S3 answers one of two that write the same under a condition."""
+    start("409 Conflict", [("Content-Type", "application/xml")])
+    text = "The conditional request cannot succeed due to a conflicting operation against this resource."
+    return [f"<Error><Code>ConditionalRequestConflict</Code><Message>{text}</Message></Error>".encode()]
+
+
 def denied(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
     """403, as S3 answers to a wrong key."""
     start("403 Forbidden", [("Content-Type", "application/xml")])

@@ -54,6 +54,10 @@ _DRAWING: Final = {
     ),
 }
 _READ_ONLY: Final = ("http", "https", "data", "github", "zip", "tar")
+# What S3 takes in one request.
+_LARGEST_PUT: Final = 5 * 2**30
+# What S3 says to one of two that write the same at once.
+_CONFLICTS: Final = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 # Answers of a server that is asked too often, or by two at once; those from 500 on are its own failures, but for 501.
 _PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 # Answers that are final whatever the words: others in words that s3fs does not know may be those of a busy store.
@@ -138,6 +142,22 @@ class Client:
             if "gs" in self.fs.protocol and self.path.partition("/")[2] not in unquote(str(error)):
                 raise
             return []
+
+    def write(self, path: str, data: bytes, *, new: bool, limit: float) -> None:
+        """Make or replace a file in one request, where calls are bounded.
+
+        Raises:
+            FileExistsError: It must be new and is there.
+        """
+        # From some size on, these would make many requests, and what is given up leaves parts behind, which are billed.
+        whole = {"chunksize": _LARGEST_PUT} if {"s3", "gs"} & set(self.fs.protocol) else {}
+        try:
+            self.fs.pipe_file(path, data, mode="create" if new else "overwrite", timeout=limit, **whole)
+        except Exception as error:
+            # What only speaks like S3 does not say which condition, and s3fs makes a bad argument of that.
+            if new and _status_of(error) == 412:
+                raise FileExistsError(path) from error
+            raise
 
     def within(self, limit: float) -> dict[str, float]:
         """The argument that bounds a call, where calls can be bounded."""
@@ -262,6 +282,12 @@ def may_pass(error: Exception) -> bool:
     if isinstance(error, OSError | EOFError):
         return getattr(error, "errno", None) not in _FINAL_ERRNO
     return any(kind.__name__ in _PASSING_NAMES for kind in type(error).__mro__)
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether a write was refused because of another that is under way; it is not told which of them is there then."""
+    responses = (getattr(cause, "response", None) for cause in _chain(error))
+    return any(isinstance(told, dict) and told.get("Error", {}).get("Code") in _CONFLICTS for told in responses)
 
 
 def reason_of(error: Exception) -> str:

@@ -20,18 +20,21 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Final, override
 
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
-from distributed_backup.storage.clients import Client, check_url, make_client, may_pass, reason_of
+from distributed_backup.storage.clients import Client, check_url, is_conflict, make_client, may_pass, reason_of
 
 logger = logging.getLogger(__name__)
 
 # Bytes per second below which a transfer is given up: a network between machines of one region does many times that.
 _SLOWEST: Final = 10e6
+# Seconds until a write is tried again that met another's.
+_PAUSE: Final = 0.1
 # fsspec's memory has one state for the whole process, and makes a conditional write of two steps.
 _one_at_a_time: Final = threading.Lock()
 
@@ -61,7 +64,7 @@ class ObjectStorage(Storage):
         self._limit = limit
         self._lock = threading.Lock()
         self._opened: Client | None = None
-        # Of the files at the last listing, so that a download can be given the time that it may take.
+        # Of the files at the last listing and those written since: a download is given the time that it may take.
         self._sizes: dict[str, int] = {}
         self._conditional: bool | None = None
 
@@ -86,8 +89,9 @@ class ObjectStorage(Storage):
     def names(self) -> Names:
         client = self._client
         with self._translated("list", self._shown):
-            self._sizes = client.sizes(self._limit)
-        return list(self._sizes)
+            found = client.sizes(self._limit)
+        self._sizes = dict(found)
+        return list(found)
 
     @override
     def read(self, name: str) -> bytes:
@@ -109,7 +113,7 @@ class ObjectStorage(Storage):
     @override
     def create(self, name: str, data: bytes = b"") -> bool:
         self._check_conditions()
-        with self._translated("write", self.path_of(name)):
+        with self._translated("write", self.path_of(name), self._limit_for(len(data))):
             try:
                 self._write(name, data, new=True)
             except FileExistsError:
@@ -121,14 +125,18 @@ class ObjectStorage(Storage):
         if self._conditional is not None:
             return
         probe = f".probe-{secrets.token_hex(8)}"
-        with suppress(Exception):  # then it is not known yet; what is to be created will show what is wrong
-            self._write(probe, b"", new=True)
-            try:
-                self._write(probe, b"", new=True)
-                self._conditional = False
-            except FileExistsError:
-                self._conditional = True
-            self.remove(probe)
+        try:
+            with suppress(Exception):  # then it is not known yet; what is to be created will show what is wrong
+                try:
+                    # The first is refused if its reply was lost, for the client asks again.
+                    for _ in range(2):
+                        self._write(probe, b"", new=True)
+                    self._conditional = False
+                except FileExistsError:
+                    self._conditional = True
+        finally:
+            with suppress(StoreError):
+                self.remove(probe)
         if self._conditional is False:
             logger.warning(
                 "%s ignores conditional writes: terms can't be claimed there, and a coordinator that loses its data "
@@ -147,14 +155,25 @@ class ObjectStorage(Storage):
     def _write(self, name: str, data: bytes, *, new: bool) -> None:
         client = self._client
         path = f"{client.path}/{name}"
-        mode = "create" if new else "overwrite"
         if client.bounded:
-            client.fs.pipe_file(path, data, mode=mode, timeout=self._limit_for(len(data)))
+            self._write_alone(client, path, data, new=new)
         elif "memory" in client.fs.protocol:
             with _one_at_a_time:
-                client.fs.pipe_file(path, data, mode=mode)
+                client.fs.pipe_file(path, data, mode="create" if new else "overwrite")
         else:
             self._write_aside(client, path, data, new=new)
+        self._sizes[name] = len(data)
+
+    def _write_alone(self, client: Client, path: str, data: bytes, *, new: bool) -> None:
+        """One request; another while it meets another's, as long as it may take."""
+        end = time.monotonic() + self._limit_for(len(data))
+        while True:
+            try:
+                return client.write(path, data, new=new, limit=end - time.monotonic())
+            except Exception as error:
+                if not is_conflict(error) or time.monotonic() + _PAUSE >= end:
+                    raise
+            threading.Event().wait(_PAUSE)
 
     def _write_aside(self, client: Client, path: str, data: bytes, *, new: bool) -> None:
         """Clients of file servers write in place: a file that is cut off must not have the name."""
@@ -173,11 +192,9 @@ class ObjectStorage(Storage):
     @override
     def remove(self, name: str) -> None:
         client = self._client
-        with self._translated("remove", self.path_of(name)):
-            try:
-                client.fs.rm_file(f"{client.path}/{name}", **client.within(self._limit))
-            except FileNotFoundError:
-                return
+        with self._translated("remove", self.path_of(name)), suppress(FileNotFoundError):
+            client.fs.rm_file(f"{client.path}/{name}", **client.within(self._limit))
+        self._sizes.pop(name, None)
 
     @override
     def discard(self) -> None:

@@ -34,7 +34,18 @@ from distributed_backup.storage.objects import ObjectStorage
 from distributed_backup.store import CheckpointStore
 from distributed_backup.transfer import copy_run
 from distributed_backup.worker import Worker
-from tests.buckets import Fault, GcsServer, S3Server, denied, held_until, reply_lost, unavailable
+from tests.buckets import (
+    Fault,
+    GcsServer,
+    S3Server,
+    conflicting,
+    denied,
+    held_until,
+    refused_in_a_word,
+    reply_lost,
+    unavailable,
+)
+from tests.buckets import refused as without_condition
 from tests.contract.places import enter, gcs_server, s3_server
 from tests.processes import PATIENCE, Child
 from tests.servers import RedisServer, wait_for
@@ -150,7 +161,76 @@ def test_a_term_is_claimed_by_one_put_that_carries_the_condition(s3: S3Server, u
     assert [method for method, _ in s3.requests] == ["GET", "PUT", "GET"]
 
 
+def test_a_commit_is_one_request_at_any_size(s3: S3Server, url: str) -> None:
+    """The client would make parts of it, which stay behind, and are billed, if it is given up."""
+    storage = storage_from_url(url, limit=LONG)
+    storage.names()
+    s3.forget()
+    storage.put("a", [bytes(101 * 2**20)], new=True)
+    assert [method for method, _ in s3.requests] == ["PUT"]
+    assert storage.size("a") == 101 * 2**20
+    with pytest.raises(StoreError) as caught:
+        storage.put("a", [bytes(101 * 2**20)], new=True)
+    assert isinstance(caught.value.__cause__, FileExistsError)
+
+
+def test_a_commit_to_google_is_one_request_at_any_size(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client would begin an upload that can be resumed."""
+    from gcsfs import core
+
+    enter(gcs_server().environment)
+    uploads = list[tuple[int, str]]()
+
+    async def note(fs: Any, bucket: str, key: str, data: bytes, *_: Any, mode: str, **__: Any) -> None:
+        uploads.append((len(data), mode))
+
+    # What makes one request; the emulator would take half a minute for it.
+    monkeypatch.setattr(core, "simple_upload", note)
+    storage = storage_from_url(url.replace("s3://", "gs://"), limit=LONG)
+    storage.put("a", [bytes(51 * 2**20)], new=True)
+    assert uploads == [(51 * 2**20, "create")]
+
+
 # -------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("answer", [without_condition, refused_in_a_word])
+def test_a_store_that_does_not_say_which_condition_is_understood(s3: S3Server, url: str, answer: Fault) -> None:
+    """The client makes a bad argument of it."""
+    storage = storage_from_url(url, limit=LONG)
+    assert storage.create("a", b"1")
+    s3.next("PUT", answer)
+    assert not storage.create("a", b"2")
+    s3.next("PUT", answer)
+    with pytest.raises(StoreError) as caught:
+        storage.put("a", [b"2"], new=True)
+    assert isinstance(caught.value.__cause__, FileExistsError)
+    assert not caught.value.may_pass
+
+
+def test_a_write_that_meets_another_s_is_tried_again(s3: S3Server, url: str) -> None:
+    """S3 refuses one of two at once, and does not say whether the other was carried out."""
+    store = opened(url)
+    store.open_run()
+    s3.forget()
+    s3.next("PUT", conflicting, 3)
+    assert store.claim_term(1)
+    assert s3.count("PUT", ".term") == 4
+    s3.next("PUT", conflicting, 2)
+    commit(store, 1)
+    assert newest(url) == (1, b'{"epoch":1}')
+
+
+def test_a_write_that_meets_others_for_ever_is_given_up_at_the_limit(s3: S3Server, url: str) -> None:
+    """It may be tried again later."""
+    commit(opened(url), 1)
+    store = hurried(url, 1.0)
+    s3.next("PUT", conflicting, FOR_EVER)
+    began = time.monotonic()
+    with pytest.raises(StoreError) as caught:
+        commit(store, 2)
+    assert time.monotonic() - began < 1.0 + MARGIN
+    assert caught.value.may_pass
 
 
 def test_a_wrong_key_is_told_and_the_right_one_works_again(s3: S3Server, url: str) -> None:
@@ -309,6 +389,36 @@ def test_a_store_that_ignores_conditions_is_told_of_once(url: str, caplog: pytes
         f"{place} ignores conditional writes: terms can't be claimed there, and a coordinator that loses its data may "
         "grant one twice; name the run with run_id, for two workers that start at once may make two ids"
     ]
+
+
+def probes(url: str) -> list[str]:
+    return [name for name in storage_from_url(url, limit=LONG).names() if name.startswith(".probe-")]
+
+
+def test_a_probe_whose_reply_is_lost_tells_that_conditions_are_heeded(
+    s3: S3Server, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client asks again and is refused: what else is to be learnt? Nothing is left of it."""
+    storage = storage_from_url(url, limit=LONG)
+    s3.next("PUT", reply_lost)
+    assert storage.create("a", b"1")
+    assert isinstance(storage, ObjectStorage)
+    assert storage._conditional is True
+    assert "conditional" not in caplog.text
+    assert storage.names() == ["a"]
+
+
+def test_a_probe_is_removed_also_if_the_second_write_fails(s3: S3Server, url: str) -> None:
+    """It is not known then whether conditions are heeded; the next to be created asks again."""
+    storage = storage_from_url(url, limit=LONG)
+    s3.next("PUT", noting([]))
+    s3.next("PUT", denied)
+    assert storage.create("a", b"1")
+    assert probes(url) == []
+    s3.forget()
+    assert storage.create("b", b"1")
+    assert s3.count("PUT", ".probe-") == 2
+    assert probes(url) == []
 
 
 # -------------------------------------------------------------------- notices
