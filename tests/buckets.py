@@ -165,6 +165,8 @@ class GcsServer:
         upload = _conditional(plain) if conditional else plain
         self._patch = mock.patch.object(objects, "_multipart_upload", upload)
         self._patch.start()
+        # The interpreter waits for other threads before it calls what closes a server that tests share.
+        self._server._api.daemon = True
         self._server.start()
 
     @property

@@ -341,6 +341,12 @@ except StoreError as error:
     assert done.stdout.splitlines() == ["hanging", "can't list s3://bucket/run: not done within 0.5 s"]
 
 
+def test_a_server_that_tests_share_does_not_keep_their_process(s3: S3Server) -> None:
+    """Without xdist, all of them had passed and the process never ended."""
+    script = "from tests.contract.places import gcs_server; gcs_server()"
+    subprocess.run([sys.executable, "-c", script], timeout=PATIENCE, check=True)
+
+
 # -------------------------------------------------------------------- replies that are lost
 
 
