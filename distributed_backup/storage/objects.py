@@ -22,7 +22,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Final, override
 
 from distributed_backup.errors import BackupError, StoreError
@@ -62,6 +62,7 @@ class ObjectStorage(Storage):
         self._shown = check_url(url)
         self._url = url.rstrip("/")
         self._limit = limit
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._opened: Client | None = None
         # Of the files at the last listing and those written since: a download is given the time that it may take.
@@ -209,9 +210,11 @@ class ObjectStorage(Storage):
     @property
     def _client(self) -> Client:
         """Made at the first use, and anew in a forked child, where its thread is missing."""
-        # A child that was forked while a thread held the lock must not wait for it.
-        child = self._opened is not None and self._opened.pid != os.getpid()
-        with nullcontext() if child else self._lock:
+        if self._pid != os.getpid():
+            # The thread that held it when the child was forked is not there to release it. Two threads of the child may
+            # both make one, and a client each: the first is of no more use, and does no harm.
+            self._lock, self._pid = threading.Lock(), os.getpid()
+        with self._lock:
             if self._opened is None or self._opened.pid != os.getpid():
                 with self._translated("use", self._shown):
                     self._opened = make_client(self._url)

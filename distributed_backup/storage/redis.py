@@ -87,6 +87,7 @@ class RedisStorage(Storage):
         self._key = f"distributed-backup:{{{run_id}}}:files"
         # A call is several steps, of which a server that hangs may delay each.
         self._limit = limit / 2
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._opened: tuple[RedisLink, int] | None = None
 
@@ -159,6 +160,9 @@ class RedisStorage(Storage):
 
     @property
     def _link(self) -> RedisLink:
+        if self._pid != os.getpid():
+            # The thread that held it when this child was forked is not there to release it.
+            self._lock, self._pid = threading.Lock(), os.getpid()
         # Anew in a forked child: two processes on one connection would read each other's replies.
         with self._lock:
             if self._opened is None or self._opened[1] != os.getpid():
