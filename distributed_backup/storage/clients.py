@@ -198,6 +198,9 @@ class _Daemons(ThreadPoolExecutor):
 
     The interpreter joins the threads of an executor when it ends: a look-up that hangs would keep a process that was
     preempted from leaving in time; and it takes no more work by then, though the last save may need a connection.
+
+    fsspec has one loop for all clients of a process: what others look up over it is done here, too. Each has a thread
+    of its own, as many as there are at once: were there few, those that hang would hold up the rest.
     """
 
     @override
