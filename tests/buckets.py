@@ -1,7 +1,8 @@
 """Object stores for tests: moto's S3 and an emulator of GCS, each on a port of its own, and what can go wrong there.
 
 S3 goes through a layer that notes each request and can refuse it, hold it, or lose its reply. The emulator of GCS lacks
-the one condition that we rest on (ifGenerationMatch=0), which is added here as Google documents it.
+the one condition that we rest on (ifGenerationMatch=0), which is added here as Google documents it. For
+Azure, of which there is no emulator here, uploads are taken and noted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from email.utils import formatdate
 from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from unittest import mock
 
@@ -180,6 +183,54 @@ class GcsServer:
     def close(self) -> None:
         self._server.stop()
         self._patch.stop()
+
+
+class AzureUploads:
+    """Takes what is uploaded to Azure's Blob Storage, and answers nothing else.
+
+    Attributes:
+        requests: Of each, what is asked of the file ("" is to make it as a whole), its condition and its length.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str | None, int]] = []
+        taken = self.requests
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_PUT(self) -> None:
+                length = int(self.headers["Content-Length"])
+                self.rfile.read(length)
+                taken.append((self.path.partition("?")[2], self.headers["If-None-Match"], length))
+                self.send_response(HTTPStatus.CREATED)
+                for name, value in (
+                    ("Content-Length", "0"),
+                    ("ETag", '"1"'),
+                    ("Last-Modified", formatdate(usegmt=True)),
+                ):
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client's process needs."""
+        endpoint = f"http://127.0.0.1:{self._server.server_port}/account"
+        login = "DefaultEndpointsProtocol=http;AccountName=account;AccountKey=a2V5"
+        return {"AZURE_STORAGE_CONNECTION_STRING": f"{login};BlobEndpoint={endpoint};"}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(PATIENCE)
 
 
 def _conditional(upload: Callable[..., Any]) -> Callable[..., Any]:

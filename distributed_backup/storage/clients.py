@@ -54,8 +54,9 @@ _DRAWING: Final = {
     ),
 }
 _READ_ONLY: Final = ("http", "https", "data", "github", "zip", "tar")
-# What S3 takes in one request.
+# What S3 takes in one request, and what Azure does.
 _LARGEST_PUT: Final = 5 * 2**30
+_LARGEST_BLOB: Final = 5000 * 2**20
 # What S3 says to one of two that write the same at once.
 _CONFLICTS: Final = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 # Answers of a server that is asked too often, or by two at once; those from 500 on are its own failures, but for 501.
@@ -178,6 +179,9 @@ def make_client(url: str) -> Client:
 
         fs, path = url_to_fs(url, **_FRESH)
     _keep_off_the_training(fs)
+    if "abfs" in fs.protocol:
+        # As in `Client.write`; adlfs has no argument for it.
+        fs.service_client._config.max_single_put_size = _LARGEST_BLOB  # noqa: SLF001
     if fs.async_impl:
         fs.loop.call_soon_threadsafe(fs.loop.set_default_executor, _Daemons())
     return Client(fs=fs, path=path, pid=os.getpid())

@@ -35,6 +35,7 @@ from distributed_backup.store import CheckpointStore
 from distributed_backup.transfer import copy_run
 from distributed_backup.worker import Worker
 from tests.buckets import (
+    AzureUploads,
     Fault,
     GcsServer,
     S3Server,
@@ -189,6 +190,21 @@ def test_a_commit_to_google_is_one_request_at_any_size(url: str, monkeypatch: py
     storage = storage_from_url(url.replace("s3://", "gs://"), limit=LONG)
     storage.put("a", [bytes(51 * 2**20)], new=True)
     assert uploads == [(51 * 2**20, "create")]
+
+
+# What the driver says of any large body; nobody hears of it but who makes errors of warnings.
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_a_commit_to_azure_is_one_request_at_any_size(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client would make blocks of it, which stay behind if it is given up."""
+    server = AzureUploads()
+    try:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        storage = storage_from_url(url.replace("s3://", "az://"), limit=LONG)
+        storage.put("a", [bytes(65 * 2**20)], new=True)
+    finally:
+        server.close()
+    assert server.requests == [("", "*", 65 * 2**20)]
 
 
 # -------------------------------------------------------------------- what is refused
