@@ -155,7 +155,8 @@ class RunDirectory(ABC):
         try:
             return self._storage.create(name)
         except StoreError as error:
-            raise StoreError(f"can't claim the term: {error}", path=error.path) from error.__cause__
+            text = f"can't claim the term: {error}"
+            raise StoreError(text, path=error.path, may_pass=error.may_pass) from error.__cause__
 
     @abstractmethod
     def _highest_committed(self, found: Iterable[str]) -> int:
