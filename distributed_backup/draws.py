@@ -11,8 +11,25 @@ from __future__ import annotations
 
 import random
 import sys
+from types import ModuleType
 
 _own = random.Random()
+
+
+def _is_drawn_by(value: object) -> bool:
+    """Whether this is a method of the one generator, as `random.choice` is."""
+    return getattr(value, "__self__", None) is random._inst  # noqa: SLF001
+
+
+def _made() -> ModuleType:
+    """`random`, but that its functions draw from our generator."""
+    made = ModuleType(random.__name__, random.__doc__)
+    for name, value in vars(random).items():
+        setattr(made, name, getattr(_own, name) if _is_drawn_by(value) else value)
+    return made
+
+
+_ours = _made()
 
 
 def draw_apart(*packages: str) -> None:
@@ -32,7 +49,6 @@ def draw_apart(*packages: str) -> None:
         if name.partition(".")[0] in packages:
             for attribute, value in list(vars(module).items()):
                 if value is random:
-                    setattr(module, attribute, _own)
-                elif getattr(value, "__self__", None) is random._inst:  # noqa: SLF001
-                    # `from random import choice`: a method of the one generator.
+                    setattr(module, attribute, _ours)
+                elif _is_drawn_by(value):  # `from random import choice`
                     setattr(module, attribute, getattr(_own, value.__name__))

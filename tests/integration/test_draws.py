@@ -6,6 +6,7 @@ import importlib
 import random
 import secrets
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -56,4 +57,19 @@ def test_the_clients_of_buckets_draw_apart(url: str, modules: list[str], monkeyp
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ANON", "true")
     make_client(url)
+    for name in modules:
+        assert isinstance(importlib.import_module(name).random, ModuleType)
     assert [name for name in modules if importlib.import_module(name).random is random] == []
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_azure_waits_before_it_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client makes a generator of its own for that."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ANON", "true")
+    make_client("az://container/run")
+    from azure.storage.blob._shared import policies, policies_async
+
+    for module in (policies, policies_async):
+        for kind in ("ExponentialRetry", "LinearRetry"):
+            assert getattr(module, kind)().get_backoff_time({"count": 1}) > 0

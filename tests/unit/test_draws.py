@@ -40,6 +40,14 @@ def test_a_client_that_was_told_of_draws_apart(client: ModuleType, way: str) -> 
     assert random.getstate() == before
 
 
+def test_a_client_finds_all_that_the_module_has(client: ModuleType) -> None:
+    """Some make a generator of their own at each retry."""
+    draw_apart("client")
+    assert vars(client.random).keys() >= {name for name in vars(random) if not name.startswith("__")}
+    assert client.random.Random is random.Random
+    assert client.random.SystemRandom().random() < 1
+
+
 def test_what_is_not_the_generator_and_who_was_not_told_of_stay(client: ModuleType) -> None:
     """A class of generators makes new ones; and the training's own modules draw as ever."""
     draw_apart("clien", "retry")
