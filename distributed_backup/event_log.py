@@ -147,7 +147,7 @@ class EventLog:
         """Remove all but the newest logs, and what writers of the others left that were killed as they wrote."""
         logs: dict[str, list[str]] = {}
         for name in self._storage.names():
-            log = name if is_event_log(name) else name.removeprefix(PARTIAL).rpartition("-")[0]
+            log = name.removeprefix(PARTIAL).rpartition("-")[0] if name.startswith(PARTIAL) else name
             if is_event_log(log):
                 logs.setdefault(log, []).append(name)
         for log in sorted(logs)[:-_LOGS_KEPT]:

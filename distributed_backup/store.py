@@ -31,7 +31,7 @@ from distributed_backup.errors import ConfigError, RunMismatchError, StaleTermEr
 from distributed_backup.events import is_event_log
 from distributed_backup.run_directory import RUN_FILE, is_claim
 from distributed_backup.storage import storage_from_url
-from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
+from distributed_backup.storage.base import PARTIAL, PROBE, Chunks, Names, Storage
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,8 @@ class CheckpointStore(CheckpointReader):
             for name in reversed(checkpoints_among(found)):
                 if self._is_ours(name) is not False:
                     self._storage.remove(name)
-            self._remove_all(name for name in found if name.startswith(PARTIAL) or is_claim(name) or is_event_log(name))
+            litter = (PARTIAL, PROBE)
+            self._remove_all(name for name in found if name.startswith(litter) or is_claim(name) or is_event_log(name))
             self._storage.remove(RUN_FILE)
             self._verified.clear()
             self._run_id = None

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from distributed_backup.checkpoint import SUFFIX, Checkpoint, decode
+from distributed_backup.checkpoint import Checkpoint, decode, parse_name
 from distributed_backup.checkpoint_reader import Rows
 from distributed_backup.errors import BackupError, ConfigError, StoreError
 from distributed_backup.events import is_event_log
@@ -197,7 +197,7 @@ def export_variables(checkpoint: Checkpoint, path: Path) -> None:
 
 def _is_run(directory: Path) -> bool:
     with suppress(OSError):  # where it can't be read, or is not there, the write tells
-        return any(child.name == RUN_FILE or child.suffix == SUFFIX for child in directory.iterdir())
+        return any(child.name == RUN_FILE or parse_name(child.name) for child in directory.iterdir())
     return False
 
 

@@ -118,7 +118,7 @@ class Worker:
         self._opened = False
         self._finishing = False
         self._deletes = False
-        self._saved_by_others = False
+        self._saved_by_others = self._looks = False
 
     # ---------------------------------------------------------------- from the training thread
 
@@ -290,8 +290,7 @@ class Worker:
         while (self._training or self._elector.is_leader) and not self._is_served() and self._time_left(1 / 2) > 0:
             # The coordinator may have gone since: then it is ours to save under the last term.
             self._saver.look_again()
-            if self._is_saved_by_others():
-                break
+            self._look_for_saves_of_others()
             with _uninterrupted():
                 self._wait(min(_WAIT_SLICE, self._time_left(1 / 2)))
         served = self._is_served()
@@ -317,17 +316,26 @@ class Worker:
         )
         return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
-    def _is_saved_by_others(self) -> bool:
-        """Whether what this worker could save is there already, when no coordinator can tell that it is answered."""
+    def _look_for_saves_of_others(self) -> None:
+        """If no coordinator can tell that we are answered: whether what we could save is there. In a thread of its own.
+
+        To look may take longer than there is time, where the store is out of reach as well.
+        """
+        alone = self._elector.problem is not None and self._term_to_write_under() is None
+        if alone and self._saver.last is not None and not self._looks:
+            self._looks = True
+            threading.Thread(target=self._look_for_saves, name="distributed-backup-look", daemon=True).start()
+
+    def _look_for_saves(self) -> None:
         last = self._saver.last
-        if self._elector.problem is None or last is None or self._term_to_write_under() is not None:
-            return False
         with suppress(StoreError):
             newest = self._store.newest_header()
-            if newest is not None and covers(newest, last, newest.term):
+            # As a later leader would see it: a checkpoint of other data makes nothing needless.
+            if newest is not None and last is not None and covers(newest, last, newest.term + 1):
                 self._announcer.newest = newest
                 self._saved_by_others = True
-        return self._saved_by_others
+        self._looks = False
+        self._notify_all()
 
     def preempted_at_the_end(self, seconds: float) -> Preempted:
         """The exit after a notice that came when this worker had finished and was leaving.
@@ -372,7 +380,9 @@ class Worker:
             # Before others may delete the run: nothing of ours must come after.
             self._report.close(_LAST_WORDS)
             # A notice that comes from here on finds nothing to save, and must write nothing where all is deleted.
-            last = self._deletes = self._is_last_one_out()
+            last = self._is_last_one_out()
+            with self._condition:
+                self._deletes = last and not self.notice_given
             if self.notice_given:
                 raise self.preempt()
             if last:
@@ -472,11 +482,12 @@ class Worker:
             reason: What told it.
             remaining: Seconds until then; None for the grace period.
         """
-        if self._closed or self._deletes:
-            return
         grace_period = self._options.grace_period if remaining is None else remaining
         now = self._clock.now()
-        notice = self._notices.give(reason, now=now, remaining=grace_period)
+        with self._condition:
+            if self._closed or self._deletes:
+                return
+            notice = self._notices.give(reason, now=now, remaining=grace_period)
         if notice is None:
             self._hasten(reason, now, grace_period)
             return

@@ -13,6 +13,9 @@ from typing import ClassVar, Final
 PARTIAL: Final = ".partial-"
 """How names of files begin that are being written, or were left by a crash: `.partial-NAME-xxxxxxxx`."""
 
+PROBE: Final = ".probe-"
+"""How names of files begin that were made to see what a store does, and should be gone."""
+
 Names = list[str]
 Chunks = list[bytes]
 

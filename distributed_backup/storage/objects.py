@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, override
 
 from distributed_backup.errors import BackupError, StoreError
-from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
+from distributed_backup.storage.base import PARTIAL, PROBE, Chunks, Names, Storage
 from distributed_backup.storage.clients import Client, check_url, is_conflict, make_client, may_pass, reason_of
 
 logger = logging.getLogger(__name__)
@@ -125,19 +125,20 @@ class ObjectStorage(Storage):
         """Whether the store refuses what is there: many that only speak like S3 ignore the condition. Asked once."""
         if self._conditional is not None:
             return
-        probe = f".probe-{secrets.token_hex(8)}"
-        try:
-            with suppress(Exception):  # then it is not known yet; what is to be created will show what is wrong
-                try:
-                    # The first is refused if its reply was lost, for the client asks again.
-                    for _ in range(2):
-                        self._write(probe, b"", new=True)
-                    self._conditional = False
-                except FileExistsError:
-                    self._conditional = True
-        finally:
-            with suppress(StoreError):
-                self.remove(probe)
+        probe = f"{PROBE}{secrets.token_hex(8)}"
+        with suppress(Exception):  # then it is not known yet; what is to be created will show what is wrong
+            try:
+                # The first is refused if its reply was lost, for the client asks again.
+                for _ in range(2):
+                    self._write(probe, b"", new=True)
+                self._conditional = False
+            except FileExistsError:
+                self._conditional = True
+            except TimeoutError:
+                # To remove it would take as long. What may have arrived goes with the run.
+                return
+        with suppress(StoreError):
+            self.remove(probe)
         if self._conditional is False:
             logger.warning(
                 "%s ignores conditional writes: terms can't be claimed there, and a coordinator that loses its data "

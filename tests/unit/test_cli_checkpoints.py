@@ -182,9 +182,11 @@ def test_export_writes_the_newest_where_one_is(trained: Path, tmp_path: Path) ->
 
 
 def test_export_writes_the_one_that_is_named_where_it_is_told(trained: Path, tmp_path: Path) -> None:
-    """What was there is replaced."""
-    path = tmp_path / "x.variables.json"
+    """What was there is replaced; another program's files of that kind beside it make no run of the directory."""
+    path = tmp_path / "exports" / "x.variables.json"
+    path.parent.mkdir()
     path.write_text("before")
+    (path.parent / "resnet.ckpt").touch()
     found = call_json("checkpoints", "export", trained, OLDER, "-o", path)
     assert found == {"name": OLDER, "epoch": 1, "batch": 0, "output": str(path), "bytes": path.stat().st_size}
     assert examples(path) == ["e"]

@@ -353,6 +353,8 @@ def test_what_killed_writers_left_goes_with_their_logs(bench: Bench, tmp_path: P
     for name in (logs[0], logs[-2], logs[-1]):
         (tmp_path / f".partial-{name}-0a0b0c0d").touch()
     (tmp_path / ".partial-0000000001-00000001-00000000.ckpt-0a0b0c0d").touch()
+    # A user's own.
+    (tmp_path / f"{logs[0]}-saved").touch()
     bench.join()
     bench.tell("elected", term=1)
     bench.close()
@@ -362,7 +364,8 @@ def test_what_killed_writers_left_goes_with_their_logs(bench: Bench, tmp_path: P
         f".partial-{logs[-2]}-0a0b0c0d",
         f".partial-{logs[-1]}-0a0b0c0d",
     ]
-    assert len([path for path in tmp_path.iterdir() if path.name.startswith("events-")]) == 255
+    assert len([path for path in tmp_path.iterdir() if is_event_log(path.name)]) == 255
+    assert (tmp_path / f"{logs[0]}-saved").exists()
 
 
 @pytest.mark.parametrize(("leads", "left"), [(True, 256), (False, 301)])

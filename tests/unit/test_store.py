@@ -1320,6 +1320,7 @@ def test_delete_removes_all_of_ours_and_the_empty_directory(tmp_path: Path) -> N
     write(root, 5, term=9, run_id=store.open_run())
     damage(write(root, 6, term=9))
     (root / ".partial-0000000009-00000002-00000000.ckpt-aaaa").touch()
+    (root / ".probe-aaaa").touch()
     store.delete()
     assert files(tmp_path) == []
     assert store.open_run()

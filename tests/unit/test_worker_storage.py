@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import override
 
 import pytest
 
-from distributed_backup.checkpoint import Position
+from distributed_backup.checkpoint import CheckpointHeader, Position
 from distributed_backup.coordinators.base import ClusterView, Heartbeat, Notice
 from distributed_backup.coordinators.memory import MemoryCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError, Preempted, StoreError
@@ -142,13 +144,15 @@ class Away(MemoryCoordinator):
         super().notify(notice)
 
 
-def follower_without_coordinator(team: Team) -> tuple[Worker, Worker]:
+def follower_without_coordinator(
+    team: Team, *, store: CheckpointStore | None = None, data: str | None = None
+) -> tuple[Worker, Worker]:
     """A leader and a follower, each at its second boundary; nobody can ask anybody."""
     coordinator = Away(team.clock)
     leader = team.started("a", coordinator=coordinator, grace_period=30.0)
-    follower = team.started("b", coordinator=coordinator, grace_period=30.0)
+    follower = team.started("b", coordinator=coordinator, grace_period=30.0, store=store)
     for worker in (leader, follower):
-        worker.boundary(snapshot(1, 1), due=False)
+        worker.boundary(replace(snapshot(1, 1), data=data), due=False)
     coordinator.away = True
     team.steps(3.0)
     return leader, follower
@@ -177,6 +181,47 @@ def test_a_follower_that_can_ask_nobody_stays_while_there_is_less_than_it_has(te
     with pytest.raises(Preempted):
         team.result(team.begin(follower.check))
     assert team.clock.now() - begin > 25.0
+
+
+def test_a_checkpoint_of_other_data_is_not_what_a_follower_has(team: Team) -> None:
+    """Its epoch began anew: how far an earlier pipeline had come says nothing."""
+    _, follower = follower_without_coordinator(team, data="new")
+    FaultyStore(team.root).commit(replace(snapshot(1, 8), data="old"), term=1, worker_id="a")
+    follower.give_notice("SIGTERM")
+    begin = team.clock.now()
+    with pytest.raises(Preempted):
+        team.result(team.begin(follower.check))
+    assert team.clock.now() - begin > 25.0
+
+
+class Hanging(FaultyStore):
+    """Answers nobody who looks, once it hangs."""
+
+    hangs = False
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, keep=10)
+        self.looks = 0
+        self.released = threading.Event()
+
+    @override
+    def newest_header(self) -> CheckpointHeader | None:
+        if self.hangs:
+            self.looks += 1
+            assert self.released.wait(PATIENCE)
+        return super().newest_header()
+
+
+def test_a_store_that_hangs_too_does_not_keep_a_follower(team: Team) -> None:
+    """A node that has lost its network: the follower leaves at the end of its grace, and not after it."""
+    store = Hanging(team.root)
+    _, follower = follower_without_coordinator(team, store=store)
+    store.hangs = True
+    follower.give_notice("SIGTERM")
+    with pytest.raises(Preempted):
+        team.result(team.begin(follower.check))
+    assert store.looks == 1
+    store.released.set()
 
 
 # ---------------------------------------------------------------- what can't be read
