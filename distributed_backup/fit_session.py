@@ -261,7 +261,7 @@ class FitSession:
             raise self._worker.preempted_at_the_end(self._signals.seconds_since)
         logger.warning(
             "%s came when the fit was complete: end this process soon, and as a success, for a job that is started "
-            "again would begin anew",
+            "again would train again",
             late,
         )
 

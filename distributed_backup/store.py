@@ -11,6 +11,7 @@ lock is needed. That holds for readers that go by this order, not for somebody w
       0000000007-00000002-00000003.ckpt      term 7, epoch 2, batch 3
       events-TIME-WORKER.jsonl               what a worker went through, see `event_log`
       .partial-0000000007-…                  being staged, or left by a crash; on disks only
+      .probe-…                               made to see whether conditions are heeded; in buckets only
 """
 
 from __future__ import annotations

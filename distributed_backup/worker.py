@@ -379,8 +379,8 @@ class Worker:
         if self._options.delete_checkpoint:
             # Before others may delete the run: nothing of ours must come after.
             self._report.close(_LAST_WORDS)
-            # A notice that comes from here on finds nothing to save, and must write nothing where all is deleted.
             last = self._is_last_one_out()
+            # A notice that comes from here on finds nothing to save, and must write nothing where all is deleted.
             with self._condition:
                 self._deletes = last and not self.notice_given
             if self.notice_given:
