@@ -39,7 +39,7 @@ def language_model() -> Any:
     """$TRAIN_MODEL, such as openai/gpt-4o-mini, with its key in the environment; empty, one that needs no network."""
     if name := os.environ.get("TRAIN_MODEL"):
         return synalinks.LanguageModel(model=name)
-    from distributed_backup.demo.offline import OfflineLanguageModel
+    from distributed_backup.demo.offline_model import OfflineLanguageModel
 
     return OfflineLanguageModel(latency=float(os.environ.get("TRAIN_LATENCY", "1")))
 

@@ -10,26 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distributed_backup.callback import BackupAndRestore
-    from distributed_backup.checkpoint import Position
-    from distributed_backup.config import LeaseTimings
-    from distributed_backup.coordinators import coordinator_from_url
-    from distributed_backup.coordinators.file import FileCoordinator
-    from distributed_backup.coordinators.memory import MemoryCoordinator
-    from distributed_backup.coordinators.redis import RedisCoordinator
-    from distributed_backup.errors import BackupError, Preempted
-    from distributed_backup.store import CheckpointStore
+    from distributed_backup.checkpoints.store import CheckpointStore
+    from distributed_backup.coordination import coordinator_from_url
+    from distributed_backup.coordination.file import FileCoordinator
+    from distributed_backup.coordination.memory import MemoryCoordinator
+    from distributed_backup.coordination.redis import RedisCoordinator
+    from distributed_backup.coordination.timings import LeaseTimings
+    from distributed_backup.errors import BackupError
+    from distributed_backup.position import Position
+    from distributed_backup.preemption.exit import Preempted
 
 _HOMES = {
     "BackupAndRestore": "callback",
     "BackupError": "errors",
-    "CheckpointStore": "store",
-    "FileCoordinator": "coordinators.file",
-    "LeaseTimings": "config",
-    "MemoryCoordinator": "coordinators.memory",
-    "Position": "checkpoint",
-    "Preempted": "errors",
-    "RedisCoordinator": "coordinators.redis",
-    "coordinator_from_url": "coordinators",
+    "CheckpointStore": "checkpoints.store",
+    "FileCoordinator": "coordination.file",
+    "LeaseTimings": "coordination.timings",
+    "MemoryCoordinator": "coordination.memory",
+    "Position": "position",
+    "Preempted": "preemption.exit",
+    "RedisCoordinator": "coordination.redis",
+    "coordinator_from_url": "coordination",
 }
 
 __all__ = [

@@ -13,26 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import synalinks
 
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.checks import checked_boolean, checked_name, checked_seconds
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import (
-    EnvironmentSettings,
-    LeaseTimings,
-    OnSaveError,
-    SaveFrequency,
-    WorkerOptions,
-    checked_boolean,
-    checked_name,
-    checked_save_freq,
-    checked_seconds,
-    new_worker_id,
-)
-from distributed_backup.coordinators import coordinator_from_url
-from distributed_backup.coordinators.base import Coordinator
+from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination.base import Coordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
-from distributed_backup.fit_session import FitSession, SessionOptions
-from distributed_backup.notice_sources import NoticeSource, NoticeSources, notice_sources
+from distributed_backup.preemption.sources import NoticeSource, NoticeSources, notice_sources
 from distributed_backup.storage import storage_from_url
-from distributed_backup.store import CheckpointStore
+from distributed_backup.training.session import FitSession
+from distributed_backup.training.settings import EnvironmentSettings, SaveFrequency, SessionOptions, checked_save_freq
+from distributed_backup.worker.options import OnSaveError, WorkerOptions, new_worker_id
 
 if TYPE_CHECKING:
     import redis
@@ -144,7 +136,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         if isinstance(state_of, str) or not isinstance(state_of, Iterable):
             raise ConfigError(f"state_of must be a sequence of objects, got {state_of!r}")
         if environment.metrics_port is not None:
-            import distributed_backup.metrics  # noqa: F401 - now, so that what is missing is said before the fit
+            import distributed_backup.observability.metrics  # noqa: F401 - now, so that what is missing is said before the fit
         grace_period = _grace_period(_first(grace_period, environment.grace_period, 30.0))
         run_id = run_id or environment.run_id
         storage = storage_from_url(backup_dir, run_id=run_id, limit=grace_period * _REQUEST_PART)
@@ -236,7 +228,7 @@ def _coordinator(coordinator: Coordinator | redis.Redis | str, backup_dir: str |
         return coordinator
     if isinstance(coordinator, str):
         return coordinator_from_url(coordinator, backup_dir=backup_dir)
-    from distributed_backup.coordinators.redis import RedisCoordinator  # its driver, only for those who use it
+    from distributed_backup.coordination.redis import RedisCoordinator  # its driver, only for those who use it
 
     return RedisCoordinator(coordinator)
 

@@ -21,11 +21,6 @@ that says what, where and what to do; the data are attributes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from distributed_backup.checkpoint import Position
-
 
 class BackupError(Exception):
     """Base of every error of this package."""
@@ -132,25 +127,3 @@ class StateError(BackupError):
 
 class ProgramMismatchError(BackupError):
     """The program does not fit the checkpoint; it was left untouched."""
-
-
-class Preempted(SystemExit):
-    """Leaves `fit` after a preemption was served; the process exits with `code`.
-
-    Attributes:
-        code: The exit code, `exit_code` of the callback (default 143 = 128 + SIGTERM).
-        position: Position of the newest checkpoint known to be durable; None if there is none.
-        checkpoint: Its name; None if there is none.
-        seconds: Seconds from the notice until here.
-
-    Example:
-        >>> error = Preempted(143, position=None, checkpoint=None, seconds=0.5)
-        >>> error.code
-        143
-    """
-
-    def __init__(self, code: int, *, position: Position | None, checkpoint: str | None, seconds: float) -> None:
-        super().__init__(code)
-        self.position = position
-        self.checkpoint = checkpoint
-        self.seconds = seconds

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import synalinks
 
-from distributed_backup.demo.offline import OfflineLanguageModel
+from distributed_backup.demo.offline_model import OfflineLanguageModel
 
 
 class Query(synalinks.DataModel):  # type: ignore[misc]

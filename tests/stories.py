@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from distributed_backup.checkpoint import Position, checkpoint_name
-from distributed_backup.events import KINDS, Event, Kind
+from distributed_backup.checkpoints.format import checkpoint_name
+from distributed_backup.observability.events import KINDS, Event, Kind
+from distributed_backup.position import Position
 
 BEGIN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 START = BEGIN.timestamp()

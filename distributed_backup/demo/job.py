@@ -20,10 +20,10 @@ import orjson
 import synalinks
 
 from distributed_backup.callback import BackupAndRestore
-from distributed_backup.checkpoint import Position
 from distributed_backup.clock import SystemClock
 from distributed_backup.demo.messages import Event, Plan, Role
-from distributed_backup.demo.offline import OfflineLanguageModel
+from distributed_backup.demo.offline_model import OfflineLanguageModel
+from distributed_backup.position import Position
 
 
 class Question(synalinks.DataModel):  # type: ignore[misc]  # synalinks has no types

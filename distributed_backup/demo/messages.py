@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.config import LeaseTimings
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.position import Position
 
 TRAINING_QUESTIONS: Final = 24
 VALIDATION_QUESTIONS: Final = 4

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from distributed_backup.clock import Clock, SystemClock
-from distributed_backup.demo.cast import Cast, Life
 from distributed_backup.demo.messages import REFERENCE, Event, Plan
-from distributed_backup.demo.words import narrate
+from distributed_backup.demo.process_table import Cast, Life
+from distributed_backup.demo.text import narrate
 
 _STYLES: Final = {
     "leader": "bold green",

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.demo.cast import Cast, Life
-from distributed_backup.demo.director import Blow, Recording
 from distributed_backup.demo.messages import Plan
+from distributed_backup.demo.process_table import Cast, Life
+from distributed_backup.demo.scenario import Blow, Recording
+from distributed_backup.position import Position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from distributed_backup.config import checked_seconds
-from distributed_backup.coordinators.urls import is_redis_url, is_url, without_credentials
+from distributed_backup.checks import checked_seconds
 from distributed_backup.errors import ConfigError
 from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
+from distributed_backup.urls import is_redis_url, is_url, without_credentials
 
 _LIMIT = 30.0
 # A URL that became a path; a directory of such a name would have to be called "./s3:".
@@ -53,7 +53,7 @@ def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None
         return RedisStorage(url, run_id=run_id, limit=limit)
     if url.startswith(("file://", "local://")):
         return LocalStorage(_path_of(url))
-    from distributed_backup.storage.objects import ObjectStorage
+    from distributed_backup.storage.object_store import ObjectStorage
 
     return ObjectStorage(url, limit=limit)
 

@@ -25,10 +25,10 @@ from typing import Final, override
 
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from distributed_backup.config import checked_name
-from distributed_backup.coordinators.redis_link import RedisLink, Script, script
-from distributed_backup.coordinators.redis_url import RedisAddress
+from distributed_backup.checks import checked_name
 from distributed_backup.errors import ConfigError, CoordinatorError, CoordinatorUnavailableError, StoreError
+from distributed_backup.redis_client.address import RedisAddress
+from distributed_backup.redis_client.client import RedisLink, Script, script
 from distributed_backup.storage.base import Chunks, Names, Storage
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from distributed_backup.events import FAREWELLS, Event
-from distributed_backup.timeline.biography import life_of
-from distributed_backup.timeline.lives import Lead, Life, incarnations_of, name_of
+from distributed_backup.observability.events import FAREWELLS, Event
+from distributed_backup.timeline.incarnation_builder import life_of
+from distributed_backup.timeline.incarnations import Lead, Life, incarnations_of, name_of
 
 # Seconds after which a worker that says nothing counts as gone, unless it was lately quiet for longer.
 _PATIENCE: Final = 60.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from distributed_backup.timeline.canvas import Canvas
 from distributed_backup.timeline.layout import LETTER, MARGIN, width_of
+from distributed_backup.timeline.svg import Canvas
 
 
 def draw_legend(canvas: Canvas, foot: float) -> None:

@@ -20,9 +20,9 @@ import orjson
 import synalinks
 
 from distributed_backup import BackupAndRestore
-from distributed_backup.checkpoint import CheckpointHeader, Snapshot
-from distributed_backup.demo.offline import OfflineLanguageModel
-from distributed_backup.store import CheckpointStore
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.demo.offline_model import OfflineLanguageModel
 from tests.bench.report import milliseconds, ratio, seconds, table
 from tests.bench.states import SIZES, inflate, saved_object
 from tests.programs import build_program, samples

@@ -25,9 +25,9 @@ from typing import Any, Final
 import pytest
 
 from distributed_backup import BackupAndRestore, Preempted
-from distributed_backup.demo.offline import OfflineLanguageModel
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
 from tests.bench.report import milliseconds, ratio, seconds, table, worst
 from tests.bench.states import SIZES, inflate
 from tests.programs import build_program, samples

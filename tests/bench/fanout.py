@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from distributed_backup.checkpoint import Position
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat
+from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.position import Position
 from tests.bench.lease import Contender, Report, await_sigterm, contenders
 from tests.bench.report import table
 from tests.servers import RedisServer

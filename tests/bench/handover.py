@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Final
 
-from distributed_backup.config import LeaseTimings
+from distributed_backup.coordination.timings import LeaseTimings
 from tests.bench.lease import Contender, contenders, ours, python_redis_lock, redis_py
 from tests.bench.report import table
 from tests.servers import RedisServer

@@ -21,12 +21,13 @@ from typing import Any
 import redis
 import redis_lock  # type: ignore[import-untyped]
 
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import LeaseTimings, new_worker_id
-from distributed_backup.coordinators.base import ClusterView
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.election import Elector, LeaseLoss
-from distributed_backup.store import CheckpointStore
+from distributed_backup.coordination.base import ClusterView
+from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.worker.options import new_worker_id
 
 PATIENCE = 120.0
 _CONTEXT = multiprocessing.get_context("spawn")

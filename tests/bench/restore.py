@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import orjson
 
-from distributed_backup.checkpoint import Position, Snapshot
-from distributed_backup.store import CheckpointStore
-from distributed_backup.training_state import TrainingState
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.position import Position
+from distributed_backup.training.state import TrainingState
 from tests.bench.report import milliseconds, ratio, seconds, table
 from tests.bench.states import SIZES, inflate
 from tests.programs import build_program

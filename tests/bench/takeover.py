@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from distributed_backup.config import LeaseTimings
+from distributed_backup.coordination.timings import LeaseTimings
 from tests.bench.lease import Contender, contenders, ours
 from tests.bench.report import table
 from tests.servers import RedisServer

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Coordinator
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.coordinators.memory import MemoryCoordinator
-from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.coordination.base import Coordinator
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from tests.clocks import FakeClock
 from tests.servers import RedisServer, binaries
 

@@ -11,16 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.coordinators.base import (
-    Announcement,
-    ClusterView,
-    Coordinator,
-    Heartbeat,
-    Member,
-    Notice,
-    Wish,
-)
+from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice, Wish
+from distributed_backup.position import Position
 from tests.contract.harness import DURATION, Harness
 
 

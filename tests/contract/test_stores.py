@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import (
     CorruptCheckpointError,
     NoUsableCheckpointError,
@@ -15,7 +16,7 @@ from distributed_backup.errors import (
     StaleTermError,
     StoreError,
 )
-from distributed_backup.store import CheckpointStore
+from distributed_backup.position import Position
 from tests.contract.places import Place
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import synalinks
 
 from distributed_backup import BackupAndRestore, Preempted
-from distributed_backup.demo.offline import OfflineLanguageModel
-from distributed_backup.preemption import SignalWatch
+from distributed_backup.demo.offline_model import OfflineLanguageModel
+from distributed_backup.preemption.signals import SignalWatch
 from distributed_backup.storage.local import LocalStorage
 from tests.integration.jobs import Job
 from tests.programs import build_program, complete_state, samples
@@ -267,7 +267,7 @@ def train_and_be_told_at_the_end(report: Report, job: Job, owner: type, what: st
 
 
 def _notice_given(job: Job) -> bool:
-    from distributed_backup import fit_session
+    from distributed_backup.training import session as fit_session
 
     sessions = fit_session._open_sessions.get(str(job.backup_dir), [])
     return any(session._worker.notice_given for session in sessions)

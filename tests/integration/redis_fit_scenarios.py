@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import redis
 import synalinks
 
-from distributed_backup.config import ENVIRONMENT_PREFIX
 from distributed_backup.errors import BackupError
+from distributed_backup.training.settings import ENVIRONMENT_PREFIX
 from tests.integration import preemption_scenarios
 from tests.integration.jobs import Job
 from tests.integration.preemption_scenarios import Report, SlowModel, fit

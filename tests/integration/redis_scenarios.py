@@ -20,16 +20,18 @@ from typing import Any, Self
 
 import redis
 
-from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import LeaseTimings, WorkerOptions
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Hint
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Hint
+from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorError
+from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import Worker
+from distributed_backup.worker.options import WorkerOptions
+from distributed_backup.worker.worker import Worker
 from tests.servers import PATIENCE, wait_for
 
 CLOCK = SystemClock()

@@ -23,9 +23,10 @@ import jinja2
 import pydantic
 import synalinks
 
-from distributed_backup import BackupAndRestore, CheckpointStore, Preempted, fit_session
-from distributed_backup.checkpoint import Position
+from distributed_backup import BackupAndRestore, CheckpointStore, Preempted
 from distributed_backup.errors import ProgramMismatchError
+from distributed_backup.position import Position
+from distributed_backup.training import session as fit_session
 from tests.programs import batches, build_program, complete_state, samples
 
 Report = Callable[..., None]

@@ -13,11 +13,12 @@ from typing import Any
 from fsspec.config import conf, set_conf_env
 
 from distributed_backup import BackupAndRestore, CheckpointStore
-from distributed_backup.checkpoint import Position, Snapshot
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.coordinators.urls import is_redis_url
-from distributed_backup.training_state import TrainingState
-from distributed_backup.transfer import export_variables
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.cli.export import export_variables
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.position import Position
+from distributed_backup.training.state import TrainingState
+from distributed_backup.urls import is_redis_url
 from tests.integration.resume_scenarios import Fit, Interruption, build, differences, run_part, strict
 
 type Report = Callable[..., None]

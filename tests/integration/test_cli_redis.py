@@ -23,15 +23,17 @@ from urllib.parse import quote
 import pytest
 from typer.testing import CliRunner
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
-from distributed_backup.cli import app
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.app import app
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import LeaseTimings, WorkerOptions
-from distributed_backup.coordinators import coordinator_from_url
-from distributed_backup.coordinators.base import Coordinator
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import Worker
+from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination.base import Coordinator
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.position import Position
+from distributed_backup.worker.options import WorkerOptions
+from distributed_backup.worker.worker import Worker
 from tests.servers import HOST, RedisServer, binaries, free_port, wait_for
 
 PASSWORD = "open-sesame-7319"
@@ -164,7 +166,7 @@ def team(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
 
 def begin(*words: str, terminal: int | None = None, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "distributed_backup.cli", *words],
+        [sys.executable, "-m", "distributed_backup.cli.app", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.PIPE,

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Heartbeat
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.demo import server as serving
-from distributed_backup.demo.cast import Cast
-from distributed_backup.demo.coordination import arranged
-from distributed_backup.demo.director import DemoError, Director, Recording
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import Heartbeat
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.demo import redis_server as serving
+from distributed_backup.demo.coordinator_setup import arranged
 from distributed_backup.demo.messages import Event, Plan
-from distributed_backup.demo.server import find_server, running_server
+from distributed_backup.demo.process_table import Cast
+from distributed_backup.demo.redis_server import find_server, running_server
+from distributed_backup.demo.scenario import DemoError, Director, Recording
 from distributed_backup.demo.verdict import judge
 from distributed_backup.errors import ConfigError
-from distributed_backup.store import CheckpointStore
 from tests.servers import RedisServer, wait_for
 
-PROGRAM = (sys.executable, "-m", "distributed_backup.cli", "demo")
+PROGRAM = (sys.executable, "-m", "distributed_backup.cli.app", "demo")
 
 
 class Witness:
@@ -190,7 +190,7 @@ def test_its_own_server_does_not_outlive_a_demonstration_that_is_killed(short_pa
     program = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from distributed_backup.demo.server import find_server, running_server\n"
+        "from distributed_backup.demo.redis_server import find_server, running_server\n"
         "with running_server(find_server(), Path(sys.argv[1])):\n"
         "    print(flush=True)\n"
         "    time.sleep(60)\n"

@@ -10,10 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.position import Position
 from distributed_backup.storage import storage_from_url
-from distributed_backup.storage.clients import make_client
-from distributed_backup.store import CheckpointStore
+from distributed_backup.storage.fsspec_client import make_client
 from tests.buckets import unavailable
 from tests.contract.places import enter, gcs_server, s3_server
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import Position
 from distributed_backup.clock import SystemClock
-from distributed_backup.guard import CutOffError, Guard
+from distributed_backup.position import Position
+from distributed_backup.training.cancellation import CutOffError, Guard
 from tests.processes import Child
 
 SCENARIOS = "tests.integration.resume_scenarios"

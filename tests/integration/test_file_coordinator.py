@@ -22,13 +22,13 @@ from typing import Any, Self
 import orjson
 import pytest
 
-from distributed_backup.checkpoint import Position
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Notice
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
+from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
+from distributed_backup.position import Position
 from tests.clocks import FakeClock
 from tests.terms import Terms
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import Position
+from distributed_backup.position import Position
 from tests.processes import Child
 
 SCENARIOS = "tests.integration.host_scenarios"

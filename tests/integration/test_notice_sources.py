@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.notice_sources.azure import AzureSource
-from distributed_backup.store import CheckpointStore
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.position import Position
+from distributed_backup.preemption.sources.azure import AzureSource
 from tests.integration.jobs import Job
 from tests.metadata_servers import Azure
 from tests.processes import PATIENCE, Child

@@ -21,19 +21,22 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot, checkpoint_name
-from distributed_backup.cli import app
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, checkpoint_name
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.app import app
+from distributed_backup.cli.copy_run import copy_run
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import LeaseTimings, WorkerOptions
-from distributed_backup.coordinators.memory import MemoryCoordinator
-from distributed_backup.coordinators.redis_link import script
-from distributed_backup.errors import Preempted, StoreError
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.errors import StoreError
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
+from distributed_backup.redis_client.client import script
 from distributed_backup.storage import storage_from_url
-from distributed_backup.storage.clients import make_client
-from distributed_backup.storage.objects import ObjectStorage
-from distributed_backup.store import CheckpointStore
-from distributed_backup.transfer import copy_run
-from distributed_backup.worker import Worker
+from distributed_backup.storage.fsspec_client import make_client
+from distributed_backup.storage.object_store import ObjectStorage
+from distributed_backup.worker.options import WorkerOptions
+from distributed_backup.worker.worker import Worker
 from tests.buckets import (
     AzureUploads,
     Fault,

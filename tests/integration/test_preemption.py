@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Heartbeat
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.store import CheckpointStore
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import Heartbeat
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.position import Position
 from tests.integration.jobs import Job
 from tests.processes import PATIENCE, Child
 

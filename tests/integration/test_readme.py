@@ -13,17 +13,20 @@ from pathlib import Path
 import orjson
 import pytest
 
-from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import ENVIRONMENT_PREFIX, EnvironmentSettings, LeaseTimings, WorkerOptions
-from distributed_backup.coordinators import coordinator_from_url
-from distributed_backup.coordinators import redis as redis_coordinator
-from distributed_backup.coordinators.urls import REDIS_SCHEMES
+from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination import redis as redis_coordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
-from distributed_backup.event_log import EventLog
-from distributed_backup.events import Reporter
-from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import Worker
+from distributed_backup.observability.event_log import EventLog
+from distributed_backup.observability.events import Reporter
+from distributed_backup.position import Position
+from distributed_backup.training.settings import ENVIRONMENT_PREFIX, EnvironmentSettings
+from distributed_backup.urls import REDIS_SCHEMES
+from distributed_backup.worker.options import WorkerOptions
+from distributed_backup.worker.worker import Worker
 from tests.processes import Child
 from tests.servers import RedisServer
 
@@ -167,7 +170,7 @@ def test_the_drawing_of_the_layers_is_what_the_linter_checks() -> None:
     drawn = "cli " + README.partition("```\ncli ")[2].partition("```")[0]
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
-    checked = [[name.strip().removeprefix("distributed_backup.") for name in layer.split("|")] for layer in layers]
+    checked = [[name.strip() for name in re.split("[|:]", layer)] for layer in layers]
     assert [[name.strip() for name in layer.split(",")] for layer in drawn.split("→")] == checked
     modules = {path.stem for path in (ROOT / "distributed_backup").iterdir() if not path.name.startswith(("_", "py."))}
     assert {name for layer in checked for name in layer} == modules

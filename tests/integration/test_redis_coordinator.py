@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import ClusterView, Heartbeat
-from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.coordination.base import ClusterView, Heartbeat
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
 from tests.servers import HOST, RedisServer, binaries, free_port, wait_for
 

@@ -26,8 +26,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorUnavailableError
 from tests.integration.redis_scenarios import CALM, SHORT, Team, Trainer, asking, beat, committed, key
 from tests.proxy import Proxy

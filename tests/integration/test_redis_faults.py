@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.coordinators.base import Hint
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.coordinators.redis_link import script
+from distributed_backup.coordination.base import Hint
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.redis_client.client import script
 from tests.integration.redis_scenarios import (
     BRISK,
     CALM,

@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import Position, parse_name
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import ClusterView
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.events import is_event_log
-from distributed_backup.store import CheckpointStore
+from distributed_backup.checkpoints.format import parse_name
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import ClusterView
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.observability.events import is_event_log
+from distributed_backup.position import Position
 from tests.integration.jobs import Job
 from tests.processes import PATIENCE, Child
 from tests.proxy import Proxy

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Notice
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.coordinators.redis_link import script
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import Notice
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError
-from distributed_backup.store import CheckpointStore
+from distributed_backup.position import Position
+from distributed_backup.redis_client.client import script
 from tests.integration.redis_scenarios import (
     BRISK,
     CALM,

@@ -11,11 +11,12 @@ from typing import Any, override
 
 import pytest
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot, checkpoint_name
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, checkpoint_name
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import CorruptCheckpointError, StaleTermError, StoreError
+from distributed_backup.position import Position
 from distributed_backup.storage.base import Names
 from distributed_backup.storage.redis import RedisStorage, runs_at
-from distributed_backup.store import CheckpointStore
 from tests.servers import RedisServer
 
 MEBIBYTE = 2**20

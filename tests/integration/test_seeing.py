@@ -6,7 +6,7 @@ import re
 import socket
 from pathlib import Path
 
-from distributed_backup.events import Event
+from distributed_backup.observability.events import Event
 from tests.processes import Child
 
 SCENARIOS = "tests.integration.seeing_scenarios"

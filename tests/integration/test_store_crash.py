@@ -23,11 +23,12 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot, checkpoint_name
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, checkpoint_name
+from distributed_backup.checkpoints.run_identity import RUN_FILE
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
-from distributed_backup.run_directory import RUN_FILE
+from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
 
 Event = dict[str, Any]
 Spec = dict[str, Any]

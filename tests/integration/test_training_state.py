@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distributed_backup.checkpoints.state_json import decode_state
 from distributed_backup.errors import StateError
-from distributed_backup.training_state import _encode, decode_state, fingerprint
+from distributed_backup.training.fingerprint import fingerprint
+from distributed_backup.training.state import _encode
 from tests.processes import Child
 
 SCENARIOS = "tests.integration.training_state_scenarios"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distributed_backup.errors import BackupError
-from distributed_backup.training_state import TrainingState
+from distributed_backup.training.state import TrainingState
 from tests.integration.resume_scenarios import Counter, Fit, build, differences, strict
 from tests.programs import complete_state
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import typer
 
-from distributed_backup.cli import app
-from distributed_backup.config import EnvironmentSettings
+from distributed_backup.cli.app import app
+from distributed_backup.training.settings import EnvironmentSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distributed_backup.config import EnvironmentSettings
 from distributed_backup.errors import ConfigError
+from distributed_backup.training.settings import EnvironmentSettings
 from tests.job_manifest import CONTAINER_FIELDS, POD_FIELDS
 from tests.unit.deploy_facts import (
     DEPLOY,

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_backup.checkpoint import (
+from distributed_backup.checkpoints.format import (
     Checkpoint,
     CheckpointHeader,
-    Position,
     Snapshot,
     checkpoint_name,
     decode,
@@ -20,6 +19,7 @@ from distributed_backup.checkpoint import (
     parse_name,
 )
 from distributed_backup.errors import ConfigError, CorruptCheckpointError
+from distributed_backup.position import Position
 
 MAX_TERM = 10**10 - 1
 MAX_COUNT = 10**8 - 1

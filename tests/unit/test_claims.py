@@ -11,11 +11,12 @@ from typing import override
 
 import pytest
 
-from distributed_backup.checkpoint import Position, Snapshot
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StaleTermError, StoreError
+from distributed_backup.position import Position
 from distributed_backup.storage.base import Names
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
 
 
 def opened(root: Path) -> CheckpointStore:

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from distributed_backup.checkpoint import Position, Snapshot
-from distributed_backup.cli import app
-from distributed_backup.coordinators.base import Heartbeat, Notice
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.store import CheckpointStore
-from distributed_backup.terminal import full_disk_in_one_line
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.app import app
+from distributed_backup.cli.terminal import full_disk_in_one_line
+from distributed_backup.coordination.base import Heartbeat, Notice
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.position import Position
 
 LOOKING = (("status",), ("checkpoints", "list"), ("checkpoints", "verify"), ("checkpoints", "show"))
 
@@ -529,7 +530,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
     """`show` passes over a damaged checkpoint, of which the store warns in the log."""
     damage(run / NEWEST)
-    result = python("-m", "distributed_backup.cli", "checkpoints", "show", str(run))
+    result = python("-m", "distributed_backup.cli.app", "checkpoints", "show", str(run))
     assert (result.returncode, result.stderr) == (0, "")
     assert OLDER in result.stdout
 
@@ -582,10 +583,10 @@ def test_an_error_that_is_not_of_stdout_keeps_its_trace(error: OSError) -> None:
     ("words", "code"),
     [
         (["-c", "import distributed_backup"], 0),
-        (["-m", "distributed_backup.cli", "--help"], 0),
-        (["-m", "distributed_backup.cli", "status", "/nowhere"], 2),
-        (["-m", "distributed_backup.cli", "preempt", "/nowhere"], 2),
-        (["-c", "import distributed_backup.demo.director, distributed_backup.demo.screen"], 0),
+        (["-m", "distributed_backup.cli.app", "--help"], 0),
+        (["-m", "distributed_backup.cli.app", "status", "/nowhere"], 2),
+        (["-m", "distributed_backup.cli.app", "preempt", "/nowhere"], 2),
+        (["-c", "import distributed_backup.demo.scenario, distributed_backup.demo.screen"], 0),
     ],
 )
 def test_nothing_imports_synalinks_or_redis_that_does_not_need_them(words: list[str], code: int) -> None:
@@ -598,7 +599,7 @@ def test_nothing_imports_synalinks_or_redis_that_does_not_need_them(words: list[
 
 def test_help_is_quick_and_does_without_rich() -> None:
     """0.4 s is promised; processor time, for other processes of this machine are none of its doing."""
-    result = python("-X", "importtime", "-m", "distributed_backup.cli", "--help")
+    result = python("-X", "importtime", "-m", "distributed_backup.cli.app", "--help")
     assert "checkpoints" in result.stdout
     assert not any(" rich" in line or "filelock" in line for line in result.stderr.splitlines())
     assert min(_processor_time_of_help() for _ in range(3)) < 0.4
@@ -606,7 +607,7 @@ def test_help_is_quick_and_does_without_rich() -> None:
 
 def _processor_time_of_help() -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    python("-m", "distributed_backup.cli", "--help")
+    python("-m", "distributed_backup.cli.app", "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Heartbeat
-from distributed_backup.coordinators.redis import RedisCoordinator
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.copy_run import copy_run
+from distributed_backup.coordination.base import Heartbeat
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import StoreError
+from distributed_backup.position import Position
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
-from distributed_backup.transfer import copy_run
 from tests.servers import RedisServer
 from tests.unit.test_cli import NEWEST, OLDER, assert_refused, body, call, call_json, commit, damage, run
 

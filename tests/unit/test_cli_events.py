@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from distributed_backup.cli import app
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.app import app
 from distributed_backup.errors import StoreError
-from distributed_backup.events import event_log_name
+from distributed_backup.observability.events import event_log_name
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
 from tests.stories import Story, three_workers
 
 
@@ -170,7 +170,7 @@ def test_the_run_on_a_server_is_the_one_that_is_named(run: Path, monkeypatch: py
         asked.append(run_id)
         return CheckpointStore(run)
 
-    monkeypatch.setattr("distributed_backup.opening.run_in", run_in)
+    monkeypatch.setattr("distributed_backup.cli.locate.run_in", run_in)
     monkeypatch.setenv("DISTRIBUTED_BACKUP_RUN_ID", "of-the-job")
     assert call("events", "redis://host/0", "--run", "named").exit_code == 0
     assert call("events", "redis://host/0").exit_code == 0
@@ -294,7 +294,7 @@ def test_a_url_is_not_quoted_with_its_password(words: tuple[str, ...]) -> None:
 
 def test_drawing_a_run_imports_neither_synalinks_nor_redis(run: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from distributed_backup.cli import app\n"
+        "import sys; from distributed_backup.cli.app import app\n"
         f"try: app(['timeline', {str(run)!r}, '-o', {str(tmp_path / 'run.html')!r}])\n"
         "finally: print(sorted({'synalinks', 'redis', 'litellm', 'numpy', 'fsspec'} & set(sys.modules)))\n"
     )

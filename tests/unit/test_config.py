@@ -12,16 +12,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from distributed_backup.checks import checked_name, checked_seconds
 from distributed_backup.clock import SystemClock
-from distributed_backup.config import (
-    EnvironmentSettings,
-    LeaseTimings,
-    checked_name,
-    checked_save_freq,
-    checked_seconds,
-    new_worker_id,
-)
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
+from distributed_backup.training.settings import EnvironmentSettings, checked_save_freq
+from distributed_backup.worker.options import new_worker_id
 
 # -------------------------------------------------------------------- lease timings
 

@@ -15,19 +15,20 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from distributed_backup.checkpoint import Position, checkpoint_name
-from distributed_backup.cli import app
-from distributed_backup.config import LeaseTimings
-from distributed_backup.demo import director as directing
-from distributed_backup.demo.cast import Cast, Life
-from distributed_backup.demo.coordination import arranged
-from distributed_backup.demo.director import Blow, DemoError, Director, Recording
+from distributed_backup.checkpoints.format import checkpoint_name
+from distributed_backup.cli.app import app
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.demo import scenario as directing
+from distributed_backup.demo.coordinator_setup import arranged
 from distributed_backup.demo.messages import REFERENCE, Coordination, Event, Plan, Role
+from distributed_backup.demo.process_table import Cast, Life
+from distributed_backup.demo.redis_server import find_server, running_server
+from distributed_backup.demo.scenario import Blow, DemoError, Director, Recording
 from distributed_backup.demo.screen import LiveScreen, PlainScreen
-from distributed_backup.demo.server import find_server, running_server
+from distributed_backup.demo.text import narrate, pronounce
 from distributed_backup.demo.verdict import Verdict, judge
-from distributed_backup.demo.words import narrate, pronounce
 from distributed_backup.errors import ConfigError
+from distributed_backup.position import Position
 
 PLAN = Plan(epochs=2, batch_size=12, grace_period=5.0)  # 2 training batches and 1 validation batch an epoch
 ON_REDIS = replace(

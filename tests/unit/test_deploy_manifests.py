@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from distributed_backup.metrics import Metrics
+from distributed_backup.observability.metrics import Metrics
 from tests.unit.deploy_facts import DEPLOY
 from tests.unit.deploy_job_checks import JOB_CHECKS
 from tests.unit.deploy_model import find

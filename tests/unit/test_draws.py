@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from distributed_backup.draws import draw_apart
+from distributed_backup.randomness import draw_apart
 
 
 @pytest.fixture

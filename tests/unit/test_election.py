@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import ClusterView, Heartbeat
-from distributed_backup.coordinators.memory import MemoryCoordinator
-from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.coordination.base import ClusterView, Heartbeat
+from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
+from distributed_backup.position import Position
 from tests.clocks import FakeClock
 from tests.terms import Terms
 

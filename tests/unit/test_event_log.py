@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from distributed_backup.errors import StoreError
-from distributed_backup.event_log import EventLog
-from distributed_backup.events import Event, Kind, is_event_log
+from distributed_backup.observability.event_log import EventLog
+from distributed_backup.observability.events import Event, Kind, is_event_log
 from distributed_backup.storage.base import Chunks
 from distributed_backup.storage.local import LocalStorage
 

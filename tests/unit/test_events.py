@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from distributed_backup import events
 from distributed_backup.clock import SystemClock
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Notice
-from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
+from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
-from distributed_backup.event_log import EventLog
-from distributed_backup.events import KINDS, Event, Reporter, event_log_name, is_event_log
+from distributed_backup.observability import events
+from distributed_backup.observability.event_log import EventLog
+from distributed_backup.observability.events import KINDS, Event, Reporter, event_log_name, is_event_log
 from tests.unit.test_election import Bench
 from tests.unit.test_worker import LONG, PATIENCE, FaultyStore, Team, snapshot, team
 

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
-from distributed_backup.checkpoint import Position
+from distributed_backup.checkpoints.synalinks_backup import METADATA, VARIABLES, find_legacy, remove_legacy
 from distributed_backup.errors import NoUsableCheckpointError, StoreError
-from distributed_backup.legacy import METADATA, VARIABLES, find_legacy, remove_legacy
+from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
 
 PREVIOUS = ".bkp"

@@ -19,11 +19,11 @@ import pytest
 from prometheus_client import REGISTRY, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from distributed_backup import metrics
-from distributed_backup.config import EnvironmentSettings
 from distributed_backup.errors import ConfigError
-from distributed_backup.events import Event, Kind, Reporter
-from distributed_backup.metrics import Metrics, WorkerMetrics, metrics_at
+from distributed_backup.observability import metrics
+from distributed_backup.observability.events import Event, Kind, Reporter
+from distributed_backup.observability.metrics import Metrics, WorkerMetrics, metrics_at
+from distributed_backup.training.settings import EnvironmentSettings
 from tests.unit.test_worker import PATIENCE, Team, snapshot, team
 
 __all__ = ["team"]
@@ -252,15 +252,16 @@ def test_the_clients_global_registry_is_left_alone(endpoint: Endpoint) -> None:
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the fit begins and any money is spent: the callback imports the module when it is made."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "distributed_backup.metrics")
+    monkeypatch.delitem(sys.modules, "distributed_backup.observability.metrics")
     with pytest.raises(ConfigError, match=r"METRICS_PORT is set .* pip install 'distributed-backup\[metrics\]'"):
-        importlib.import_module("distributed_backup.metrics")
+        importlib.import_module("distributed_backup.observability.metrics")
 
 
 def test_who_wants_no_metrics_loads_nothing() -> None:
     """The client is an extra; neither worker nor event log nor tools touch it."""
     code = (
-        "import sys, distributed_backup.worker, distributed_backup.event_log, distributed_backup.cli\n"
+        "import sys, distributed_backup.worker.worker, distributed_backup.cli.app\n"
+        "import distributed_backup.observability.event_log\n"
         "print('prometheus_client' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.config import EnvironmentSettings
 from distributed_backup.errors import BackupError, ConfigError
-from distributed_backup.notice_sources import Alert, NoticeSource, NoticeSources, metadata, notice_sources
-from distributed_backup.notice_sources.aws import AwsSource
-from distributed_backup.notice_sources.azure import AzureSource
-from distributed_backup.notice_sources.file import FileSource
-from distributed_backup.notice_sources.gce import GceSource
+from distributed_backup.preemption.sources import Alert, NoticeSource, NoticeSources, metadata, notice_sources
+from distributed_backup.preemption.sources.aws import AwsSource
+from distributed_backup.preemption.sources.azure import AzureSource
+from distributed_backup.preemption.sources.file import FileSource
+from distributed_backup.preemption.sources.gce import GceSource
+from distributed_backup.training.settings import EnvironmentSettings
 from tests.metadata_servers import Aws, Azure, Cloud, Gce, Reply
 
 
@@ -528,7 +528,7 @@ def test_an_alert_checks_itself(remaining: float) -> None:
 @pytest.mark.parametrize("module", ["", ".base", ".metadata"])
 def test_the_examples_in_the_docstrings_run(module: str) -> None:
     """As they stand."""
-    results = doctest.testmod(importlib.import_module(f"distributed_backup.notice_sources{module}"))
+    results = doctest.testmod(importlib.import_module(f"distributed_backup.preemption.sources{module}"))
     assert results.failed == 0
     assert results.attempted > 0
 

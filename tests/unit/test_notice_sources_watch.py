@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.notice_sources import Alert, NoticeSource
-from distributed_backup.notice_sources.file import FileSource
-from distributed_backup.notice_sources.gce import GceSource
-from distributed_backup.preemption import NoticeWatch
+from distributed_backup.preemption.poller import NoticeWatch
+from distributed_backup.preemption.sources import Alert, NoticeSource
+from distributed_backup.preemption.sources.file import FileSource
+from distributed_backup.preemption.sources.gce import GceSource
 from tests.clocks import FakeClock
 from tests.metadata_servers import Gce
 

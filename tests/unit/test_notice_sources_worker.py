@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from distributed_backup.checkpoint import Position
 from distributed_backup.clock import Clock
-from distributed_backup.config import WorkerOptions, reserve_of
-from distributed_backup.coordinators.base import ClusterView, Heartbeat, Notice
-from distributed_backup.coordinators.memory import MemoryCoordinator
-from distributed_backup.errors import CoordinatorUnavailableError, Preempted
-from distributed_backup.notices import Notices
+from distributed_backup.coordination.base import ClusterView, Heartbeat, Notice
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.errors import CoordinatorUnavailableError
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
+from distributed_backup.preemption.grace import reserve_of
+from distributed_backup.worker.notices import Notices
+from distributed_backup.worker.options import WorkerOptions
 from tests.unit.test_worker import STEP, Team, snapshot, team
 
 __all__ = ["team"]

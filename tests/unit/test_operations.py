@@ -12,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Hint, Notice
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.cli.operator_requests import (
+    HandedOver,
+    Saved,
+    ask_for_save,
+    ask_to_resign,
+    look_again_and_again,
+)
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Hint, Notice
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorUnavailableError
-from distributed_backup.operations import HandedOver, Saved, ask_for_save, ask_to_resign, look_again_and_again
+from distributed_backup.position import Position
 from tests.clocks import FakeClock
 
 NAME = "0000000001-00000002-00000003.ckpt"

@@ -27,18 +27,19 @@ from hypothesis.stateful import (
 )
 from redis.exceptions import NoScriptError
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.coordinators.memory import MemoryCoordinator
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.coordinators.redis_url import RedisAddress
-from distributed_backup.election import Elector, LeaseLoss
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.saver import Saver
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
+from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
-from distributed_backup.saver import Saver
+from distributed_backup.position import Position
+from distributed_backup.redis_client.address import RedisAddress
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
 from tests.clocks import FakeClock
 from tests.contract.harness import release_locks
 

@@ -10,11 +10,11 @@ import redis
 from redis.cluster import RedisCluster
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from distributed_backup.coordinators import coordinator_from_url
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.coordinators.redis_url import RedisAddress
-from distributed_backup.coordinators.urls import REDIS_SCHEMES, is_redis_url, without_credentials
+from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.errors import ConfigError
+from distributed_backup.redis_client.address import RedisAddress
+from distributed_backup.urls import REDIS_SCHEMES, is_redis_url, without_credentials
 
 
 def settings_of(url: str) -> dict[str, Any]:

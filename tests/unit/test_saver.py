@@ -9,11 +9,12 @@ from unittest import mock
 
 import pytest
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.saver import Saver
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
-from distributed_backup.saver import Saver
+from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
 from tests.clocks import FakeClock
 
 PATIENCE = 30.0

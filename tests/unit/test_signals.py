@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.preemption import LastResort, SignalWatch
+from distributed_backup.preemption.signals import SignalWatch
+from distributed_backup.preemption.watchdog import LastResort
 
 PATIENCE = 30.0
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from redis import exceptions as redis_errors
 
-from distributed_backup.coordinators.redis_link import RedisLink
-from distributed_backup.coordinators.redis_url import RedisAddress
 from distributed_backup.errors import ConfigError, StoreError
-from distributed_backup.storage.objects import ObjectStorage
+from distributed_backup.redis_client.address import RedisAddress
+from distributed_backup.redis_client.client import RedisLink
+from distributed_backup.storage.object_store import ObjectStorage
 from distributed_backup.storage.redis import RedisStorage
 
 PLACE = "memory://run"

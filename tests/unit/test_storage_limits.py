@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.storage.objects import ObjectStorage
+from distributed_backup.storage.object_store import ObjectStorage
 
 MEGABYTE = 1_000_000
 

@@ -21,17 +21,17 @@ import pytest
 from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
 
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators import coordinator_from_url
-from distributed_backup.coordinators.file import FileCoordinator
-from distributed_backup.coordinators.redis import RedisCoordinator
-from distributed_backup.coordinators.urls import is_url
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination.file import FileCoordinator
+from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.storage.objects import ObjectStorage
+from distributed_backup.storage.object_store import ObjectStorage
 from distributed_backup.storage.redis import RedisStorage
-from distributed_backup.store import CheckpointStore
+from distributed_backup.urls import is_url
 
 SECRET = "s3cr3t"
 
@@ -284,8 +284,8 @@ def test_a_lease_runs_out_in_time_for_another_to_save(grace_period: float) -> No
 def test_a_client_is_imported_when_it_is_needed() -> None:
     """Neither by the package, nor by a directory, nor by the name of a bucket: some take seconds."""
     code = (
-        "import sys, distributed_backup.cli_checkpoints, distributed_backup.opening, distributed_backup.transfer\n"
-        "from distributed_backup.store import CheckpointStore\n"
+        "import sys, distributed_backup.cli.checkpoints_commands, distributed_backup.cli.copy_run\n"
+        "from distributed_backup.checkpoints.store import CheckpointStore\n"
         "CheckpointStore('/tmp/run'), CheckpointStore('s3://bucket/run'), CheckpointStore('gs://bucket/run')\n"
         "print(*sys.modules)"
     )

@@ -17,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot, checkpoint_name, encode
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, checkpoint_name, encode
+from distributed_backup.checkpoints.run_identity import RUN_FILE
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -26,9 +28,8 @@ from distributed_backup.errors import (
     StaleTermError,
     StoreError,
 )
-from distributed_backup.run_directory import RUN_FILE
+from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
 
 
 def snapshot(epoch: int, batch: int = 0, body: bytes = b'{"x":1}') -> Snapshot:

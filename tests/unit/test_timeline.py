@@ -7,19 +7,19 @@ from typing import Any, override
 
 import pytest
 
-from distributed_backup.checkpoint import Position
 from distributed_backup.errors import StoreError
-from distributed_backup.events import KINDS, Event
+from distributed_backup.observability.events import KINDS, Event
+from distributed_backup.position import Position
 from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.timeline.costs import Cost, costs_of, without_leader, without_training
-from distributed_backup.timeline.document import document
-from distributed_backup.timeline.drawing import draw
+from distributed_backup.timeline.chart import draw
 from distributed_backup.timeline.history import History, history_of
-from distributed_backup.timeline.lives import Life, name_of
-from distributed_backup.timeline.reading import parse_events, read_events
-from distributed_backup.timeline.scale import TimeScale, clock_time, date, duration
-from distributed_backup.timeline.words import cells, describe, summary
+from distributed_backup.timeline.incarnations import Life, name_of
+from distributed_backup.timeline.incidents import Cost, costs_of, without_leader, without_training
+from distributed_backup.timeline.json_report import document
+from distributed_backup.timeline.labels import cells, describe, summary
+from distributed_backup.timeline.log_reader import parse_events, read_events
+from distributed_backup.timeline.time_scale import TimeScale, clock_time, date, duration
 from tests.stories import START, Story, one_worker_five_preemptions, three_workers
 
 LONG_AFTER = START + 10**7

@@ -11,15 +11,15 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from distributed_backup.checkpoint import Position
-from distributed_backup.timeline.costs import costliest, costs_of
-from distributed_backup.timeline.drawing import draw
+from distributed_backup.position import Position
+from distributed_backup.timeline.chart import draw
 from distributed_backup.timeline.history import History, history_of
+from distributed_backup.timeline.html_page import page
+from distributed_backup.timeline.incidents import costliest, costs_of
+from distributed_backup.timeline.labels import cells
 from distributed_backup.timeline.layout import LEFT, LETTER, RIGHT, SMALL_LETTER, WIDTH, fitted, shortened, width_of
-from distributed_backup.timeline.looks import style
-from distributed_backup.timeline.page import page
-from distributed_backup.timeline.scale import TimeScale
-from distributed_backup.timeline.words import cells
+from distributed_backup.timeline.styles import style
+from distributed_backup.timeline.time_scale import TimeScale
 from tests.stories import START, TALES, Story, many_workers, one_worker_five_preemptions, three_days, three_workers
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,15 +12,17 @@ from typing import Any, override
 
 import pytest
 
-from distributed_backup.checkpoint import Checkpoint, Position, Snapshot
-from distributed_backup.checkpoint_reader import Rows
+from distributed_backup.checkpoints.format import Checkpoint, Snapshot
+from distributed_backup.checkpoints.reader import Rows
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.atomic_write import write_whole
+from distributed_backup.cli.copy_run import Copied, copy_run, run_id_of
+from distributed_backup.cli.export import export_variables, state_tree
 from distributed_backup.errors import BackupError, ConfigError, CorruptCheckpointError, RunMismatchError, StoreError
-from distributed_backup.output import write_whole
+from distributed_backup.position import Position
 from distributed_backup.storage.base import Chunks
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
-from distributed_backup.training_state import _encode
-from distributed_backup.transfer import Copied, copy_run, export_variables, run_id_of, state_tree
+from distributed_backup.training.state import _encode
 
 RUN = "run-42"
 LOG = "events-20260101T000000Z-w-12345678.jsonl"

@@ -15,24 +15,25 @@ from unittest import mock
 
 import pytest
 
-from distributed_backup.checkpoint import CheckpointHeader, Position, Snapshot
-from distributed_backup.config import WorkerOptions
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat
-from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat
+from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import (
     CoordinatorUnavailableError,
     NotSharedError,
     NoUsableCheckpointError,
-    Preempted,
     RestoreTimeoutError,
     RunMismatchError,
     StoreError,
 )
-from distributed_backup.events import Reporter
-from distributed_backup.start import StartPoint
+from distributed_backup.observability.events import Reporter
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import Worker
+from distributed_backup.worker.options import WorkerOptions
+from distributed_backup.worker.start_point import StartPoint
+from distributed_backup.worker.worker import Worker
 from tests.clocks import FakeClock
 
 PATIENCE = 30.0

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from distributed_backup.checkpoint import Checkpoint, Position
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Hint, Notice
-from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.checkpoints.format import Checkpoint
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Hint, Notice
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import (
     ConfigError,
     CoordinatorUnavailableError,
     NotSharedError,
-    Preempted,
     RestoreTimeoutError,
     StoreError,
 )
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
 from tests.clocks import FakeClock
 from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
 
@@ -438,7 +439,7 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody could be elected in time: with on_save_error="raise" the fit must not look complete."""
-    monkeypatch.setattr("distributed_backup.departure._FINISH_LIMIT", 5.0)
+    monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
     worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
     team.coordinator.resign("a")
     monkeypatch.setattr(worker._elector, "_recovers_until", 1e9)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from distributed_backup.checkpoint import Position, Snapshot
-from distributed_backup.config import LeaseTimings
-from distributed_backup.coordinators.base import Announcement, ClusterView, Heartbeat, Notice
-from distributed_backup.coordinators.memory import MemoryCoordinator
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError
-from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import Worker
+from distributed_backup.position import Position
+from distributed_backup.worker.worker import Worker
 from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
 from tests.unit.test_worker_coordination import soon
 

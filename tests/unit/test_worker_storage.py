@@ -9,13 +9,15 @@ from typing import override
 
 import pytest
 
-from distributed_backup.checkpoint import CheckpointHeader, Position
-from distributed_backup.coordinators.base import ClusterView, Heartbeat, Notice
-from distributed_backup.coordinators.memory import MemoryCoordinator
-from distributed_backup.errors import CoordinatorUnavailableError, Preempted, StoreError
+from distributed_backup.checkpoints.format import CheckpointHeader
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.base import ClusterView, Heartbeat, Notice
+from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.store import CheckpointStore
-from distributed_backup.worker import Worker
+from distributed_backup.worker.worker import Worker
 from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
 
 __all__ = ["team"]

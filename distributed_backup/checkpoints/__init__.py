@@ -1,0 +1,1 @@
+"""What a run keeps: checkpoints, run identity, term claims, and the thread that commits."""

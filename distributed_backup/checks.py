@@ -1,0 +1,53 @@
+"""Checks of single values that come from a user."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from distributed_backup.errors import ConfigError
+
+# What may stand in a run id or a worker id: they become file names and, later, parts of keys.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def checked_name(kind: str, value: object) -> str:
+    """Return `value` if it may be a file name of ours, else raise ConfigError.
+
+    Args:
+        kind: What it names, for the message: "run_id", "worker_id".
+        value: Comes from outside.
+
+    Example:
+        >>> checked_name("run_id", "job-42")
+        'job-42'
+    """
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return value
+    raise ConfigError(
+        f"{kind} must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit; got {value!r}"
+    )
+
+
+def checked_seconds(name: str, value: object) -> float:
+    """Return `value` as positive, finite float seconds, else raise ConfigError."""
+    if isinstance(value, int | float) and is_number(value) and 0 < value < math.inf:
+        return float(value)
+    raise ConfigError(f"{name} must be a positive number of seconds, got {value!r}")
+
+
+def checked_boolean(name: str, value: object) -> bool:
+    """Return `value` if it is True or False, else raise ConfigError: "false" would count as true."""
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{name} must be True or False, got {value!r}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether `value` is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is an int or a float, and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

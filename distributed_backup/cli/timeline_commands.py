@@ -1,0 +1,158 @@
+"""`distributed-backup events` and `timeline`: what happened to a run, told and drawn."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from distributed_backup.cli.terminal import AsJson, RunId, chosen_run, console, errors_in_one_line, print_json
+from distributed_backup.errors import BackupError, ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from distributed_backup.checkpoints.store import CheckpointStore
+    from distributed_backup.observability.events import Event
+    from distributed_backup.timeline.history import History
+    from distributed_backup.timeline.incidents import Cost
+
+_SUFFIXES: Final = (".svg", ".html")
+
+Place = Annotated[
+    str,
+    typer.Argument(metavar="DIR|URL", help="The backup directory of the run: a path, or its URL (s3://…, redis://…)."),
+]
+
+
+def events(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
+    """What happened to all workers of the run, in order of time.
+
+    Times are of the workers' own clocks, which may differ. Of what is long ago only transitions are kept.
+
+    JSON: [{"at": ISO 8601, UTC, "worker": its id, "event": its kind, and what belongs to that kind}].
+
+    Exit code: 0 fine, 1 no worker left an event there, or they can't be read, 2 there is no such run, or it is not
+    clear which is meant.
+    """
+    with errors_in_one_line():
+        found = _events_of(place, run)
+        if as_json:
+            print_json([json.loads(event.line()) for event in found])
+            return
+        for line in _lines(found):
+            typer.echo(line)
+
+
+def timeline(
+    place: Place,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="A name that ends in .svg or .html; replaced when complete."
+        ),
+    ],
+    run: RunId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the run: who led when, what each worker did, how far it came, and what each preemption cost.
+
+    What it cost is printed too: seconds in which nobody led, or trained, and batches to be done again. The picture
+    loads nothing and holds no script. Times are of the workers' own clocks, which may differ. A worker that says
+    nothing for a minute, or for twice as long as lately, counts as gone.
+
+    JSON: {"run_id", "start", "end": ISO 8601, UTC, "going_on": whether somebody is still there, "workers": [{"name",
+    "lives": [{"worker_id", "start", "end", "ending": "preempted", "finished", "left" with an error, "gone" without a
+    word, or null}]}], "leaders": [{"worker_id", "term", "start", "end", "how": it ended, as a life does, or "lost" or
+    "resigned", "reason"}], "costs": [{"number", "what": "preempted", "gone", "left", "lost", "resigned", "at",
+    "worker_id", "term": the one it led, or null, "saved": false if it could not save, "reason", "without_leader",
+    "without_training": seconds, null if it is so still, "reached", "resumed": {"epoch", "batch"} before and after, or
+    null, "resumed_at", "batches": to be done again, null if that is not known, "more": whether there
+    may be more, for nobody tells how long an epoch is}], and in all "without_leader",
+    "without_training", "batches"}.
+
+    Exit code: 0 it is drawn, 1 no worker left an event there, or they can't be read, or FILE can't be written, 2 there
+    is no such run, or it is not clear which is meant, or FILE has another ending.
+    """
+    from distributed_backup.cli.atomic_write import write_whole
+    from distributed_backup.timeline.history import history_of
+    from distributed_backup.timeline.incidents import costs_of
+    from distributed_backup.timeline.json_report import document
+
+    with errors_in_one_line():
+        kind = output.suffix.lower()
+        if kind not in _SUFFIXES:
+            told = f"{output} must end in" if output.name else "-o must name a file that ends in"
+            raise ConfigError(f"{told} {' or '.join(_SUFFIXES)}")
+        history = history_of(_events_of(place, run), now=time.time())
+        costs = costs_of(history)
+        write_whole(output, _drawn(history, costs, kind).encode())
+        if as_json:
+            print_json(document(history, costs))
+        else:
+            _print_summary(history, costs)
+            typer.echo(f"Drawn: {output}")
+
+
+def _drawn(history: History, costs: list[Cost], kind: str) -> str:
+    from distributed_backup.timeline.chart import draw
+    from distributed_backup.timeline.html_page import page
+
+    return page(history, costs) if kind == ".html" else draw(history, costs)
+
+
+def _print_summary(history: History, costs: list[Cost]) -> None:
+    from distributed_backup.cli.tables import table
+    from distributed_backup.timeline.labels import HEADINGS, cells, summary, title
+
+    for line in (title(history), *summary(history, costs)):
+        typer.echo(_printable(line))
+    if costs:
+        rows = [[_printable(cell) for cell in cells(history, cost)] for cost in costs]
+        console().print(table([heading.upper() for heading in HEADINGS], rows))
+
+
+def _events_of(place: str, run: str | None) -> list[Event]:
+    from distributed_backup.cli.locate import run_in
+    from distributed_backup.timeline.log_reader import read_events
+
+    named = chosen_run(run)
+    store = run_in(place, run_id=named, even_damaged=True)
+    try:
+        found, passed_over = read_events(store.storage, _run_id(store, named))
+    finally:
+        store.storage.close()
+    if passed_over:
+        typer.echo(f"warning: {passed_over} line(s) passed over: damaged, or of another version", err=True)
+    if not found:
+        raise BackupError(f"{store.location} holds no events: no worker of this version has taken part there")
+    return found
+
+
+def _run_id(store: CheckpointStore, named: str | None) -> str | None:
+    """Whose events are wanted; None, for all that are there, if the place does not tell."""
+    try:
+        return store.read_run_id() or named
+    except StoreError as error:
+        # What happened is wanted most where something is damaged.
+        typer.echo(f"warning: {error}" + ("" if named else "; logs of other runs are not left out"), err=True)
+        return named
+
+
+def _lines(found: list[Event]) -> Iterable[str]:
+    from distributed_backup.timeline.labels import describe
+
+    widest = max(len(event.worker) for event in found)
+    for event in found:
+        at = event.at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
+        yield _printable(f"{at}  {event.worker:{widest}}  {event.kind:13}  {describe(event)}".rstrip())
+
+
+def _printable(text: str) -> str:
+    """On one line of a terminal, whatever an error's text held."""
+    if text.isprintable():  # a long log has many lines
+        return text
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,0 +1,124 @@
+"""Leases in memory, for several workers of one process and for tests.
+
+The reference for the contract. It coordinates the workers that share the instance, and nothing else: two
+processes with a `MemoryCoordinator` each will both lead.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+
+from distributed_backup.clock import Clock, SystemClock
+from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
+
+
+@dataclass(slots=True)
+class _Membership:
+    member: Member
+    heard: float
+    expires: float
+
+
+class MemoryCoordinator(Coordinator):
+    """A coordinator in memory.
+
+    Args:
+        clock: Where time comes from.
+
+    Example:
+        >>> coordinator = MemoryCoordinator()
+        >>> coordinator.heartbeat(Heartbeat(worker_id="a", campaign=True, floor=0, duration=15.0)).holder
+        'a'
+    """
+
+    tick = 0.1
+    lapses = True
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._term = 0
+        self._holder: str | None = None
+        self._expires = 0.0
+        self._announcement: Announcement | None = None
+        self._members: dict[str, _Membership] = {}
+        self._notices: dict[str, tuple[Notice, float]] = {}
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        """Refresh the membership; renew or try to take the lease; tell what is."""
+        with self._lock:
+            now = self._clock.now()
+            member = Member(worker_id=beat.worker_id, role=beat.role, position=beat.position, age=0.0)
+            self._members[beat.worker_id] = _Membership(member, now, now + beat.duration)
+            held = self._holder is not None and now < self._expires
+            if not held and beat.campaign:
+                self._term = max(self._term, beat.floor) + 1
+                self._holder = beat.worker_id
+            if self._holder == beat.worker_id and (held or beat.campaign):
+                self._expires = now + beat.duration
+            return self._view(now)
+
+    def view(self) -> ClusterView:
+        """Tell what is."""
+        with self._lock:
+            return self._view(self._clock.now())
+
+    def _view(self, now: float) -> ClusterView:
+        holder = self._holder if now < self._expires else None
+        membership = self._members.get(holder) if holder else None
+        self._notices = {key: entry for key, entry in self._notices.items() if now < entry[1]}
+        return ClusterView(
+            term=self._term,
+            holder=holder,
+            holder_age=None if membership is None else now - membership.heard,
+            remaining=self._expires - now if holder else None,
+            announcement=self._announcement,
+            notices=tuple(replace(notice, remaining=end - now) for notice, end in self._notices.values()),
+        )
+
+    def members(self) -> tuple[Member, ...]:
+        """The workers whose membership has not expired, by id."""
+        with self._lock:
+            now = self._clock.now()
+            self._members = {key: entry for key, entry in self._members.items() if now < entry.expires}
+            return tuple(replace(entry.member, age=now - entry.heard) for _, entry in sorted(self._members.items()))
+
+    def announce(self, announcement: Announcement) -> bool:
+        """Make it the announcement of its term; False if its worker no longer holds that term."""
+        with self._lock:
+            holds = (
+                self._holder == announcement.worker_id
+                and self._term == announcement.term
+                and self._clock.now() < self._expires
+            )
+            if holds:
+                self._announcement = announcement
+                if (membership := self._members.get(announcement.worker_id)) is not None:
+                    membership.heard = self._clock.now()
+            return holds
+
+    def notify(self, notice: Notice) -> None:
+        """Tell all workers of `notice`."""
+        with self._lock:
+            self._notices[notice.notice_id] = (notice, self._clock.now() + notice.remaining)
+
+    def resign(self, worker_id: str) -> None:
+        """Give the lease back at once."""
+        with self._lock:
+            if self._holder == worker_id:
+                self._holder, self._expires = None, 0.0
+
+    def leave(self, worker_id: str) -> None:
+        """End a membership and take back its notices."""
+        with self._lock:
+            self._members.pop(worker_id, None)
+            self._notices = {key: entry for key, entry in self._notices.items() if entry[0].worker_id != worker_id}
+
+    def erase(self) -> None:
+        """Forget the run."""
+        with self._lock:
+            self._forget()

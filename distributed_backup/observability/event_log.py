@@ -1,0 +1,155 @@
+"""A worker's event log: its transitions beside the checkpoints, one line of JSON each, bounded.
+
+It is written by a thread of its own, all of it each time, some time after the events, so that neither training nor a
+save ever waits for it. Nothing is written before the worker has joined, nor after `close`. It promises little else:
+what a worker did just before it was killed may be missing, what a disk refuses is said once and given up, and a write
+that hangs when the log is closed may still arrive later.
+
+When a log is full, what tells of progress or of failing commits is thinned out: all of a worker's life stays in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from distributed_backup.clock import Clock
+from distributed_backup.observability.events import FAREWELLS, Event, Kind, cause_in, event_log_name, is_event_log
+from distributed_backup.storage.base import PARTIAL, Storage
+
+logger = logging.getLogger(__name__)
+
+# Of one worker: some 400 lines. In a bucket all of them are written each time.
+_MOST_BYTES: Final = 64 * 1024
+# What is thinned out, and in this order, while more than so many events of it are there.
+_THINNED: Final[Mapping[Kind, int]] = {"commit_failed": 8, "commits_work": 8, "progress": 32, "committed": 32}
+# Each start of a worker makes a log; those of the oldest starts go.
+_LOGS_KEPT: Final = 256
+
+
+class EventLog:
+    """Keeps one worker's events, and writes them. A sink of `Reporter`.
+
+    Args:
+        storage: Where the run is.
+        clock: Where time comes from.
+    """
+
+    def __init__(self, storage: Storage, *, clock: Clock) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: list[tuple[Event, bytes]] = []
+        self._size = 0
+        self._name = ""
+        # Why commits fail: said once, however often it is tried.
+        self._failure: object = None
+        self._news = threading.Event()
+        self._hurry = threading.Event()
+        self._unwritten = False
+        self._prunes = False
+        self._closed = False
+        self._given_up = False
+        self._complained = False
+        self._thread: threading.Thread | None = None
+
+    def take(self, event: Event) -> None:
+        """Keep an event; with `joined`, the run is there to be written to."""
+        with self._lock:
+            if self._closed or self._is_known(event):
+                return
+            self._keep(event, event.line())
+            self._prunes = self._prunes or event.kind == "elected"
+            if event.kind == "joined":
+                self._start(event_log_name(event))
+            if event.kind in FAREWELLS:
+                self._hurry.set()
+            self._unwritten = True
+        self._news.set()
+
+    def _is_known(self, event: Event) -> bool:
+        if event.kind == "commits_work":
+            self._failure = None
+        if event.kind != "commit_failed":
+            return False
+        known, self._failure = self._failure, cause_in(str(event.fields["reason"]))
+        return known == self._failure
+
+    def _start(self, name: str) -> None:
+        self._name = name
+        self._thread = threading.Thread(target=self._run, name="distributed-backup-events", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float) -> None:
+        """Write what was not written yet, and take no more.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
+        with self._lock:
+            self._closed = True
+        self._hurry.set()
+        self._news.set()
+        if self._thread is not None:
+            self._thread.join(max(timeout, 0.0))
+            self._given_up = True
+
+    # ---------------------------------------------------------------- bounds
+
+    def _keep(self, event: Event, line: bytes) -> None:
+        self._kept.append((event, line))
+        self._size += len(line)
+        while self._size > _MOST_BYTES:
+            self._size -= len(self._kept.pop(self._least_missed())[1])
+
+    def _least_missed(self) -> int:
+        """Where the event is that is the least loss: of those that are many, the one in the smallest gap."""
+        for kind, few in _THINNED.items():
+            places = [place for place, (event, _) in enumerate(self._kept) if event.kind == kind]
+            if len(places) > few:
+                gaps = zip(places, places[1:], places[2:], strict=False)
+                return min(gaps, key=lambda gap: self._kept[gap[2]][0].at - self._kept[gap[0]][0].at)[1]
+        # Not the first, which tells whose log it is.
+        return 1
+
+    # ---------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        pause, closed = 0.0, False
+        while not closed:
+            self._news.wait()
+            self._clock.wait(self._hurry, pause)
+            # What comes from here on is news again.
+            self._news.clear()
+            with self._lock:
+                closed = self._closed
+                lines = [line for _, line in self._kept] if self._unwritten else []
+                prunes, self._unwritten, self._prunes = self._prunes, False, False
+            if lines and not self._given_up:
+                self._write(b"".join(lines), prunes=prunes)
+            pause = self._storage.patience
+
+    def _write(self, data: bytes, *, prunes: bool) -> None:
+        try:
+            self._storage.put(self._name, [data], durable=False)
+            if prunes:
+                self._prune()
+        except Exception as error:  # noqa: BLE001 - a dead thread would keep the rest of the story to itself
+            if not self._complained:
+                logger.warning("event log not written, training goes on name=%s reason=%s", self._name, error)
+            self._complained = True
+            with self._lock:
+                self._unwritten = True
+
+    def _prune(self) -> None:
+        """Remove all but the newest logs, and what writers of the others left that were killed as they wrote."""
+        logs: dict[str, list[str]] = {}
+        for name in self._storage.names():
+            log = name.removeprefix(PARTIAL).rpartition("-")[0] if name.startswith(PARTIAL) else name
+            if is_event_log(log):
+                logs.setdefault(log, []).append(name)
+        for log in sorted(logs)[:-_LOGS_KEPT]:
+            for name in logs[log]:
+                self._storage.remove(name)

@@ -1,0 +1,39 @@
+"""How far a fit has come: the one value that every room shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from distributed_backup.checks import is_whole
+from distributed_backup.errors import ConfigError
+
+_MAX_COUNT: Final = 10**8 - 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """How far a fit has come. Positions are ordered as training passes through them.
+
+    Args:
+        epoch: Epochs completed.
+        batch: Batches completed in the current epoch: its training batches and, after them, its validation
+            batches, so that an interrupted validation is continued and not paid for again.
+
+    Example:
+        >>> Position(2, 3) < Position(3)
+        True
+    """
+
+    epoch: int
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        for value in (self.epoch, self.batch):
+            if not is_whole(value) or not 0 <= value <= _MAX_COUNT:
+                raise ConfigError(
+                    f"want whole numbers 0 <= epoch, batch <= {_MAX_COUNT}, got {self.epoch!r}, {self.batch!r}"
+                )
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, batch {self.batch}"

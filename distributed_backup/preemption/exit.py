@@ -1,0 +1,30 @@
+"""The exit that a served preemption raises out of `fit`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distributed_backup.position import Position
+
+
+class Preempted(SystemExit):
+    """Leaves `fit` after a preemption was served; the process exits with `code`.
+
+    Attributes:
+        code: The exit code, `exit_code` of the callback (default 143 = 128 + SIGTERM).
+        position: Position of the newest checkpoint known to be durable; None if there is none.
+        checkpoint: Its name; None if there is none.
+        seconds: Seconds from the notice until here.
+
+    Example:
+        >>> error = Preempted(143, position=None, checkpoint=None, seconds=0.5)
+        >>> error.code
+        143
+    """
+
+    def __init__(self, code: int, *, position: Position | None, checkpoint: str | None, seconds: float) -> None:
+        super().__init__(code)
+        self.position = position
+        self.checkpoint = checkpoint
+        self.seconds = seconds

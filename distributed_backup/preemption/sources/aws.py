@@ -1,0 +1,83 @@
+"""Amazon EC2: the interruption notice and the rebalance recommendation of a Spot Instance.
+
+- `spot/instance-action` is there two minutes before the instance is stopped or terminated, or the moment it hibernates,
+  with the approximate time; before that it is a 404. A time in the past stays where EC2 did not do as it said: after
+  some minutes it is a warning only, else a job that is started again on this machine would leave again and again.
+  https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+- `events/recommendations/rebalance` is there when the risk of an interruption is high: a warning.
+  https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
+
+Both are asked for over IMDSv2, whose every question needs a session token, every five seconds, as EC2 recommends. The
+token's way is one network hop unless the instance allows more: a container without the host's network needs two.
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from distributed_backup.preemption.sources.base import Alert, NoticeSource
+from distributed_backup.preemption.sources.metadata import ADDRESS, Answer, MetadataService, iso_time, seconds_left
+
+_ENDPOINT: Final = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+_TOKEN: Final = "X-aws-ec2-metadata-token"  # noqa: S105 - the header's name
+# What may stand in a header; a captive portal would answer with a page.
+_TOKEN_TEXT: Final = re.compile(r"[!-~]{1,1024}")
+# Seconds; the longest there is. One that ended sooner is refused, and replaced.
+_TOKEN_LIFE: Final = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
+
+_ACTIONS: Final = ("terminate", "stop", "hibernate")
+# Seconds after which an end that did not come is none: EC2 did not do as it said.
+_OVERDUE: Final = 300.0
+
+
+class AwsSource(NoticeSource):
+    """Interruptions of this Spot Instance; `$AWS_EC2_METADATA_SERVICE_ENDPOINT` is another URL, as in Amazon's SDKs."""
+
+    name = "aws"
+    period = 5.0
+
+    def __init__(self) -> None:
+        self._service = MetadataService(os.environ.get(_ENDPOINT) or ADDRESS, origin=f"${_ENDPOINT}")
+        self._token: str | None = None
+
+    def poll(self) -> Alert | None:
+        """An interruption is a sure end, with its time; a recommendation a warning."""
+        interruption = self._item("spot/instance-action")
+        if interruption is not None:
+            return _end(interruption)
+        if self._item("events/recommendations/rebalance") is not None:
+            return Alert(reason="aws:rebalance", sure=False)
+        return None
+
+    def _item(self, item: str) -> Answer | None:
+        """None where there is no such item."""
+        answer = self._ask(item)
+        if answer.status == 401:
+            self._token = None
+            answer = self._ask(item)
+        return None if answer.status == 404 else answer.found()
+
+    def _ask(self, item: str) -> Answer:
+        if self._token is None:
+            self._token = self._new_token()
+        return self._service.ask(f"/latest/meta-data/{item}", headers={_TOKEN: self._token})
+
+    def _new_token(self) -> str:
+        answer = self._service.ask("/latest/api/token", method="PUT", headers=_TOKEN_LIFE).found()
+        if not _TOKEN_TEXT.fullmatch(answer.text.strip()):
+            raise answer.not_understood()
+        return answer.text.strip()
+
+
+def _end(answer: Answer) -> Alert:
+    document = answer.json()
+    action = document.get("action") if isinstance(document, dict) else None
+    if action not in _ACTIONS:
+        raise answer.not_understood()
+    # By the server's clock: ours may be wrong. An end without a time that makes sense is an end all the same.
+    end, now = iso_time(document.get("time")), answer.server_time
+    overdue = end is not None and now is not None and (now - end).total_seconds() > _OVERDUE
+    return Alert(reason=f"aws:{action}", remaining=seconds_left(end, now), sure=not overdue)

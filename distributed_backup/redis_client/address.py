@@ -1,0 +1,226 @@
+"""Where a Redis or Valkey deployment is: the URL, taken apart.
+
+    redis://[[user]:password@]host[:port][/db][?option=value…]        one server; rediss:// with TLS
+    unix://[[user]:password@]/path/to/socket[?db=N]                   one server on this machine
+    redis+sentinel://[…@]host[:port][,host[:port]…]/service[/db]      the primary that these sentinels name
+    redis+cluster://[…@]host[:port][,host[:port]…]                    Redis Cluster, from any of its nodes
+
+rediss+sentinel:// and rediss+cluster:// with TLS. Options are those of redis-py's `from_url` that are about how to
+connect: `ssl_ca_certs`, `ssl_certfile`, `sentinel_password`, …. What is shown of a URL never holds credentials: neither
+the part before the @ nor the options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import redis
+from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import parse_url
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from distributed_backup.errors import ConfigError
+from distributed_backup.urls import REDIS_SCHEMES, without_credentials
+
+_SENTINEL_PREFIX: Final = "sentinel_"
+_SENTINEL_PORT: Final = 26379
+_REDIS_PORT: Final = 6379
+
+
+class _WrongUrlError(ValueError):
+    """Says what is wrong without quoting from the URL."""
+
+
+class RedisAddress:
+    """Where a deployment is, and how to make a client for it.
+
+    Args:
+        shown: The address without credentials.
+        connect: Makes a client from options that win over the URL's.
+    """
+
+    def __init__(self, shown: str, connect: Callable[[dict[str, Any]], Any]) -> None:
+        self._shown = shown
+        self.connect = connect
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def __repr__(self) -> str:
+        return f"RedisAddress({self._shown!r})"
+
+    @classmethod
+    def of_url(cls, url: str) -> RedisAddress:
+        """The address that a URL names.
+
+        Raises:
+            ConfigError: It is no such URL; the message shows it without credentials.
+        """
+        shown, problem = without_credentials(url), ""
+        try:
+            connector = _connector(url)
+        except (ValueError, TypeError, AttributeError) as error:
+            problem = _harmless(error)
+        if problem:
+            # Out here, lest the error that quotes the URL hang on to ours.
+            raise ConfigError(f"{shown} can't be used as the URL of a Redis server: {problem}")
+        return cls(shown, connector)
+
+    @classmethod
+    def of_client(cls, client: Any) -> RedisAddress:
+        """The address that a client of redis-py talks to; its connections are not used, its limits not changed.
+
+        Raises:
+            ConfigError: It is no `redis.Redis`.
+        """
+        if not isinstance(client, redis.Redis):
+            raise ConfigError(
+                f"coordinator must be a redis.Redis, a URL or a Coordinator, got a {type(client).__module__}."
+                f"{type(client).__qualname__}"
+            )
+        pool = client.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            return cls(*_sentinels_of(pool))
+        settings = {key: value for key, value in _settings_of(pool).items() if key != "ssl"}
+        place = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', _REDIS_PORT)}"
+        scheme = "unix" if "path" in settings else "redis"
+        return cls(f"{scheme}://{place}", _to_server({**settings, "connection_class": pool.connection_class}))
+
+
+# What one pool's connections share, and another pool makes anew; and a way to have more retries than ours.
+_LEFT_OUT: Final = {
+    "retry_on_timeout",
+    "connection_pool",
+    "maint_notifications_config",
+    "maint_notifications_pool_handler",
+    "oss_cluster_maint_notifications_handler",
+    "event_dispatcher",
+    "credential_provider_listener",
+}
+
+
+Connector = Callable[[dict[str, Any]], Any]
+
+
+def _connector(url: str) -> Connector:
+    parts = urlsplit(url)
+    if parts.scheme not in REDIS_SCHEMES:
+        raise _WrongUrlError("its scheme must be one of " + ", ".join(REDIS_SCHEMES))
+    if parts.fragment:
+        raise _WrongUrlError("nothing is named by what follows a #; in a password write it as %23")
+    scheme, _, kind = parts.scheme.partition("+")
+    login, at, place = parts.netloc.rpartition("@")
+    query = f"?{parts.query}" if parts.query else ""
+    if scheme == "unix":
+        if not parts.path.startswith("/") or place:
+            raise _WrongUrlError("a socket is named by an absolute path: unix:///path")
+        return _to_server(_parsed(f"unix://{login}{at}{parts.path}{query}"))
+    if not kind:
+        [(host, port)] = _hosts(place, _REDIS_PORT, at_most=1)
+        host = f"[{host}]" if ":" in host else host
+        return _to_server(_parsed(f"{scheme}://{login}{at}{host}:{port}/{_db(parts.path)}{query}"))
+    settings = _parsed(f"{scheme}://{login}{at}localhost{query}")
+    # Where its servers are is told apart; the rest goes for each of them.
+    settings = {key: value for key, value in settings.items() if key not in {"connection_class", "host", "port"}}
+    if scheme == "rediss":
+        settings["ssl"] = True
+    return _to_cluster(place, parts.path, settings) if kind == "cluster" else _to_sentinels(place, parts.path, settings)
+
+
+def _to_cluster(place: str, path: str, settings: dict[str, Any]) -> Connector:
+    if path.strip("/"):
+        raise _WrongUrlError("a cluster has no databases")
+    nodes = [ClusterNode(host, port) for host, port in _hosts(place, _REDIS_PORT)]
+    plain = {key: value for key, value in settings.items() if key != "ssl"}
+    kind = redis.SSLConnection if settings.get("ssl") else redis.Connection
+    _to_server({**plain, "connection_class": kind})  # for options that are not known
+    return lambda options: RedisCluster(startup_nodes=nodes, **{**settings, **options})
+
+
+def _to_sentinels(place: str, path: str, settings: dict[str, Any]) -> Connector:
+    service, _, db = path.strip("/").partition("/")
+    if not service:
+        raise _WrongUrlError("a sentinel's URL ends with the name of the service: redis+sentinel://host:26379/service")
+    watching = {key: value for key, value in settings.items() if key.startswith("ssl")}
+    for key in [key for key in settings if key.startswith(_SENTINEL_PREFIX)]:
+        watching[key.removeprefix(_SENTINEL_PREFIX)] = settings.pop(key)
+    return _to_primary(_hosts(place, _SENTINEL_PORT), unquote(service), {**settings, "db": _db(db)}, watching)
+
+
+def _parsed(url: str) -> dict[str, Any]:
+    return {key: value for key, value in parse_url(url).items() if key not in _LEFT_OUT}
+
+
+def _settings_of(pool: redis.ConnectionPool) -> dict[str, Any]:
+    settings = {key: value for key, value in pool.connection_kwargs.items() if key not in _LEFT_OUT}
+    return {**settings, "ssl": True} if issubclass(pool.connection_class, redis.SSLConnection) else settings
+
+
+def _sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Connector]:
+    """The address that is shown of a primary's pool, and the way to another pool of it."""
+    asked = [_settings_of(sentinel.connection_pool) for sentinel in pool.sentinel_manager.sentinels]
+    hosts = [(settings.pop("host"), settings.pop("port")) for settings in asked]
+    shown = ",".join(f"{host}:{port}" for host, port in hosts)
+    # A sentinel's client is made from less than its connections know.
+    watching = {key: value for key, value in asked[0].items() if key in {"username", "password"} or "ssl" in key}
+    connector = _to_primary(hosts, pool.service_name, _settings_of(pool), watching)
+    return f"redis+sentinel://{shown}/{pool.service_name}", connector
+
+
+def _to_server(settings: dict[str, Any]) -> Connector:
+    def connect(options: dict[str, Any]) -> Any:
+        return redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options}))
+
+    # Options that the driver does not know show only when a connection is made.
+    connect({}).connection_pool.make_connection()
+    return connect
+
+
+def _to_primary(
+    hosts: list[tuple[str, int]], service: str, settings: dict[str, Any], watching: dict[str, Any]
+) -> Connector:
+    """To the primary with `settings`, and to the sentinels with `watching`."""
+
+    def connect(options: dict[str, Any]) -> Any:
+        manager = Sentinel(hosts, sentinel_kwargs={**watching, **options})
+        return manager.master_for(service, **{**settings, **options})
+
+    connect({}).connection_pool.make_connection()
+    return connect
+
+
+def _hosts(place: str, default_port: int, at_most: int | None = None) -> list[tuple[str, int]]:
+    found = []
+    for item in place.split(","):
+        parts = urlsplit(f"//{item}")
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise _WrongUrlError("a port is a whole number up to 65535") from None
+        if not host:
+            raise _WrongUrlError("a host is missing")
+        found.append((unquote(host), port or default_port))
+    if at_most is not None and len(found) > at_most:
+        raise _WrongUrlError("one server has one host: use redis+sentinel:// or redis+cluster:// for more")
+    return found
+
+
+def _db(path: str) -> int:
+    text = path.strip("/")
+    if text and not text.isdecimal():
+        raise _WrongUrlError("what follows the host is the number of a database")
+    return int(text or 0)
+
+
+def _harmless(error: Exception) -> str:
+    """What is wrong with a URL, without quoting from it: the standard library's errors do."""
+    if isinstance(error, _WrongUrlError):
+        return str(error)
+    unknown = re.search(r"unexpected keyword argument ('\w+')", str(error))
+    invalid = re.fullmatch(r"Invalid value for ('\w+') in connection URL\.", str(error))
+    if unknown is not None:
+        return f"there is no option {unknown[1]}"
+    return f"wrong value of the option {invalid[1]}" if invalid is not None else "it can't be taken apart"

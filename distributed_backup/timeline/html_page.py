@@ -1,0 +1,54 @@
+"""The drawing in a page of HTML, with the costs as a table that can be searched and copied. It loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Final
+
+from distributed_backup.timeline.chart import draw
+from distributed_backup.timeline.history import History
+from distributed_backup.timeline.incidents import Cost
+from distributed_backup.timeline.labels import HEADINGS, NO_COST, cells, title
+from distributed_backup.timeline.svg import clean
+
+_STYLE: Final = """
+:root { color-scheme: light dark; background: #ffffff; color: #1f2328 }
+body { margin: 0 auto; max-width: 1200px; font: 14px system-ui, -apple-system, 'Segoe UI', sans-serif }
+svg { width: 100%; height: auto }
+table { border-collapse: collapse; margin: 0 20px 40px }
+th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid #8884; font-variant-numeric: tabular-nums }
+td.none { opacity: 0.6 }
+@media (prefers-color-scheme: dark) { :root { background: #0d1117; color: #e6edf3 } }
+"""
+
+
+def page(history: History, costs: Sequence[Cost]) -> str:
+    """The page."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_safe(title(history))}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{draw(history, costs, with_table=False)}{_table(history, costs) if costs else ""}</body>
+</html>
+"""
+
+
+def _table(history: History, costs: Sequence[Cost]) -> str:
+    head = "".join(f'<th scope="col">{_safe(heading)}</th>' for heading in HEADINGS)
+    body = "\n".join(_row(cells(history, cost)) for cost in costs)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+
+
+def _row(texts: Iterable[str]) -> str:
+    marked = (f'<td class="none">{text}</td>' if text in NO_COST else f"<td>{_safe(text)}</td>" for text in texts)
+    return f"<tr>{''.join(marked)}</tr>"
+
+
+def _safe(text: str) -> str:
+    return escape(clean(text))

@@ -1,0 +1,238 @@
+"""The upper part of the drawing: who led when, and a lane per worker.
+
+A mark per pixel at most: where more fall on one, the last is drawn and tells how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from distributed_backup.timeline.history import History, Lane
+from distributed_backup.timeline.incarnations import Lead, Life, Mark, MarkKind, Span, SpanKind, name_of
+from distributed_backup.timeline.incidents import Cost, leaderless
+from distributed_backup.timeline.labels import what_happened
+from distributed_backup.timeline.layout import LEFT, LETTER, MARGIN, RIGHT, SMALL_LETTER, TAIL, Layout, fitted, width_of
+from distributed_backup.timeline.legend import draw_arrow, draw_cross, draw_notice
+from distributed_backup.timeline.svg import Canvas
+from distributed_backup.timeline.time_scale import TimeScale, clock_time, duration
+
+# What matters must be seen, however short it was.
+_LEAST_WIDTH: Final = 3.0
+# What a label leaves free at both its ends together, and the fewest letters of a name that tell something.
+_RIM: Final = 6.0
+_FEWEST: Final = 5
+# What is drawn first is below. Saves and commits have a place of their own.
+_SPANS: Final[tuple[SpanKind, ...]] = ("waiting", "training", "leading", "leaving", "unreachable")
+_MARKS: Final[tuple[MarkKind, ...]] = ("restore", "notice", "failure")
+
+
+def draw_numbers(canvas: Canvas, scale: TimeScale, layout: Layout, costs: Sequence[Cost]) -> None:
+    """The numbers of the costs over the instants at which they arose; those too close to be told apart share a box."""
+    for box in _boxes(scale, costs):
+        x, label = scale.x(box[0].at), _numbers(box)
+        width = 6 + 7 * len(label)
+        left = min(max(x - width / 2, LEFT), RIGHT - width)
+        about = "\n".join(f"{cost.number}: {cost.worker_id} {what_happened(cost)}" for cost in box)
+        for place, costly in sorted({(round(scale.x(cost.at)), _is_costly(cost)) for cost in box}):
+            canvas.line(place, layout.numbers + 15, place, layout.axis if costly else layout.leaders, "blow")
+        canvas.rect(left, layout.numbers, width, 15, "number", about=about)
+        canvas.text(left + width / 2, layout.numbers + 11.5, label, "digit", anchor="middle")
+
+
+def _boxes(scale: TimeScale, costs: Iterable[Cost]) -> list[list[Cost]]:
+    boxes: list[list[Cost]] = []
+    for cost in costs:
+        if boxes and scale.x(cost.at) - scale.x(boxes[-1][0].at) < 12 + 7 * len(_numbers([*boxes[-1], cost])):
+            boxes[-1].append(cost)
+        else:
+            boxes.append([cost])
+    return boxes
+
+
+def _is_costly(cost: Cost) -> bool:
+    return cost.term is not None or cost.without_training != 0 or bool(cost.batches)
+
+
+def _numbers(box: Sequence[Cost]) -> str:
+    first, last = box[0].number, box[-1].number
+    return str(first) if first == last else f"{first}-{last}"
+
+
+# -------------------------------------------------------------------- leaders
+
+
+def draw_leaders(canvas: Canvas, scale: TimeScale, layout: Layout, history: History) -> None:
+    """Who led when, and when nobody did."""
+    top, height = layout.leaders, layout.leaders_height
+    canvas.text(LEFT - 10, top + 17, "Leader", "bold", anchor="end")
+    for start, end in leaderless(history):
+        x, width = _extent(scale, start, end)
+        lasted = duration(end - start)
+        canvas.rect(x, top, width, height, "leaderless", about=f"nobody led for {lasted}")
+        _label(canvas, x, width, top + 17, (f"nobody, {lasted}", lasted), look="loss")
+    for lead in history.leads:
+        x, width = _extent(scale, lead.start, lead.end)
+        canvas.rect(x, top, max(width - 1, 1), height, "leading", about=_about_lead(lead, history))
+        name = name_of(lead.worker_id)
+        short = fitted(name, width - width_of(f" · {lead.term}", SMALL_LETTER) - _RIM, SMALL_LETTER)
+        texts = (f"{name} · term {lead.term}", *([f"{short} · {lead.term}"] if len(short) >= _FEWEST else []))
+        _label(canvas, x, width, top + 17, (*texts, str(lead.term)))
+
+
+def _about_lead(lead: Lead, history: History) -> str:
+    how = f", {lead.how}" if lead.how else ", leads still"
+    return (
+        f"{lead.worker_id} led term {lead.term}\n{clock_time(lead.start)} to {clock_time(lead.end)} UTC, "
+        f"{duration(lead.end - lead.start)} from {duration(lead.start - history.start)} on{how}"
+    )
+
+
+def _label(canvas: Canvas, x: float, width: float, foot: float, texts: Iterable[str], *, look: str = "led") -> None:
+    """The longest text that fits."""
+    text = next((text for text in texts if width_of(text, SMALL_LETTER) + _RIM <= width), None)
+    if text is not None:
+        canvas.text(x + width / 2, foot, text, look, anchor="middle")
+
+
+def _widest_gap(left: float, right: float, taken: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The most that is free between two places: where it begins, and how wide it is."""
+    gaps, free = [], left
+    for start, end in taken:
+        gaps.append((min(start, right) - free, free))
+        free = max(free, end)
+    width, begin = max([*gaps, (right - free, free)])
+    return begin, width
+
+
+def _extent(scale: TimeScale, start: float, end: float, least: float = _LEAST_WIDTH) -> tuple[float, float]:
+    x = scale.x(start)
+    return x, max(scale.x(end) - x, least)
+
+
+# -------------------------------------------------------------------- lanes
+
+
+def draw_lane(canvas: Canvas, scale: TimeScale, lane: Lane, *, top: float, height: float) -> None:
+    """One worker, in all its lives."""
+    ids = "\n".join(f"{life.worker_id}: {life.ending or 'goes on'}" for life in lane.lives)
+    name = fitted(lane.name, LEFT - 10 - MARGIN, LETTER)
+    canvas.text(LEFT - 10, top + height / 2 + 4, name, "ink", anchor="end", about=ids)
+    box = _Box(canvas, scale, top=top + 2, height=height - 8)
+    ends = [*(scale.x(following.start) for following in lane.lives[1:]), RIGHT]
+    for life, end in zip(lane.lives, ends, strict=True):
+        box.draw(life, end=end)
+
+
+class _Box:
+    """Draws lives between two heights; commits go into the five pixels below."""
+
+    def __init__(self, canvas: Canvas, scale: TimeScale, *, top: float, height: float) -> None:
+        self._canvas = canvas
+        self._scale = scale
+        self._top = top
+        self._height = height
+        self._middle = top + height / 2
+        self._foot = top + height
+
+    def draw(self, life: Life, *, end: float) -> None:
+        """Draw a life; nothing of it right of `end`, where its next one begins."""
+        for kind in _SPANS:
+            for span in life.of(kind):
+                getattr(self, f"_{kind}")(span, self._about(life, span))
+        self._labels(life)
+        self._saves(life)
+        for sort in _MARKS:
+            for mark, count in self._thinned(mark for mark in life.marks if mark.kind == sort):
+                getattr(self, f"_{sort}")(self._scale.x(mark.at), self._about_mark(life, mark, count))
+        self._end(life, end)
+
+    def _about(self, life: Life, span: Span) -> str:
+        times = f"{clock_time(span.start)} to {clock_time(span.end)} UTC, {duration(span.end - span.start)}"
+        return f"{life.worker_id} {span.about}\n{times}"
+
+    def _about_mark(self, life: Life, mark: Mark, count: int) -> str:
+        more = f" (the last of {count})" if count > 1 else ""
+        return f"{life.worker_id} {mark.about}{more}\n{clock_time(mark.at)} UTC"
+
+    def _thinned(self, marks: Iterable[Mark]) -> list[tuple[Mark, int]]:
+        places: dict[int, list[Mark]] = {}
+        for mark in marks:
+            places.setdefault(round(self._scale.x(mark.at)), []).append(mark)
+        return [(found[-1], len(found)) for found in places.values()]
+
+    # ---------------------------------------------------------------- spans
+
+    def _waiting(self, span: Span, about: str) -> None:
+        x, width = _extent(self._scale, span.start, span.end, 0)
+        self._canvas.line(x, self._middle, x + width, self._middle, "waiting", about=about)
+
+    def _training(self, span: Span, about: str) -> None:
+        x, width = _extent(self._scale, span.start, span.end, 1)
+        high = self._height * 0.5
+        self._canvas.rect(x, self._foot - high, width, high, "training", about=about)
+
+    def _leading(self, span: Span, about: str) -> None:
+        x, width = _extent(self._scale, span.start, span.end)
+        self._canvas.rect(x, self._top, width, self._height, "leading", about=about)
+
+    def _labels(self, life: Life) -> None:
+        taken = sorted(self._taken(life))
+        for span in life.of("leading") if self._height >= 12 else ():
+            x, width = _extent(self._scale, span.start, span.end)
+            free, length = _widest_gap(x, x + width, taken)
+            _label(self._canvas, free, length, self._middle + 4, (span.about, "leads"))
+
+    def _taken(self, life: Life) -> Iterator[tuple[float, float]]:
+        """Where marks and hatchings are, over which no text can be read."""
+        for span in life.of("leaving"):
+            x, width = _extent(self._scale, span.start, span.end)
+            yield x, x + width
+        for mark in life.marks:
+            if mark.kind in _MARKS:
+                x = self._scale.x(mark.at)
+                yield x - 6, x + 8
+
+    def _leaving(self, span: Span, about: str) -> None:
+        x, width = _extent(self._scale, span.start, span.end)
+        self._canvas.rect(x, self._top, width, self._height, "paper")
+        self._canvas.rect(x, self._top, width, self._height, "leaving", about=about)
+
+    def _unreachable(self, span: Span, about: str) -> None:
+        x, width = _extent(self._scale, span.start, span.end)
+        self._canvas.line(x, self._top - 1, x + width, self._top - 1, "unreachable", about=about)
+
+    # ---------------------------------------------------------------- marks
+
+    def _saves(self, life: Life) -> None:
+        spans = {round(self._scale.x(span.end)): span for span in life.of("saving")}
+        for span in spans.values():
+            x, width = _extent(self._scale, span.start, span.end, 0)
+            if width >= 2:
+                self._canvas.rect(x, self._foot + 1, width, 4, "saving", about=self._about(life, span))
+        for mark, count in self._thinned(mark for mark in life.marks if mark.kind == "commit"):
+            x = self._scale.x(mark.at)
+            self._canvas.line(x, self._foot, x, self._foot + 5, "commit", about=self._about_mark(life, mark, count))
+
+    def _restore(self, x: float, about: str) -> None:
+        draw_arrow(self._canvas, x, self._middle, about)
+
+    def _notice(self, x: float, about: str) -> None:
+        draw_notice(self._canvas, x, self._top + 6, about)
+
+    def _failure(self, x: float, about: str) -> None:
+        draw_cross(self._canvas, x, self._middle, about)
+
+    # ---------------------------------------------------------------- ends
+
+    def _end(self, life: Life, end: float) -> None:
+        x = self._scale.x(life.end)
+        if life.ending == "gone":
+            # How long it lived on is not known: the tail has a length of its own.
+            width = min(TAIL, max(end - x, _LEAST_WIDTH))
+            about = f"{life.worker_id} was not heard of again\nlast word {clock_time(life.end)} UTC"
+            self._canvas.rect(x, self._top, width, self._height, "gone", about=about)
+            draw_cross(self._canvas, x, self._middle, about)
+        elif life.ending == "finished":
+            about = f"{life.worker_id} finished\n{clock_time(life.end)} UTC"
+            self._canvas.line(x + 1, self._top, x + 1, self._foot, "finish", about=about)

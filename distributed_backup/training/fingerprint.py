@@ -1,0 +1,58 @@
+"""Fingerprint of a fit's data pipeline, to notice that it has changed between two runs.
+
+A generator's samples can't be looked at without using them up, so a changed generator goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from distributed_backup.training.state import _OPTIONS
+
+_MAX_SAMPLES: Final = 1024
+
+
+# -------------------------------------------------------------------- data
+
+
+def fingerprint(inputs: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str:
+    """Fingerprint of a fit's data pipeline: batch sizes, numbers of samples, and the samples.
+
+    Of arrays up to 1,024 evenly spaced samples count; a generator's samples can't be looked at without using them
+    up, so of it only the type and the number of steps count.
+
+    Args:
+        inputs: `x`, `y`, `val_x`, `val_y` of the fit.
+        params: The parameters that synalinks gives to callbacks.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    sizes = ("batch_size", "steps", "validation_batch_size", "validation_steps", "train_size", "val_size")
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(orjson.dumps({name: params.get(name) for name in sizes}, option=_OPTIONS))
+    for name, value in sorted((inputs or {}).items()):
+        digest.update(orjson.dumps([name, list(_samples(value))], option=_OPTIONS, default=_name_of_type))
+    return digest.hexdigest()
+
+
+def _samples(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple) and value and all(isinstance(item, np.ndarray) for item in value):
+        return [list(_samples(item)) for item in value]
+    if not (hasattr(value, "__len__") and hasattr(value, "__getitem__")) or isinstance(value, dict):
+        return [type(value).__name__]
+    indices = np.linspace(0, len(value) - 1, _MAX_SAMPLES, dtype=int) if len(value) else ()
+    return [_plain_sample(value[index]) for index in sorted({int(index) for index in indices})]
+
+
+def _plain_sample(sample: Any) -> Any:
+    return sample.get_json() if hasattr(sample, "get_json") else sample
+
+
+def _name_of_type(value: Any) -> str:
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""One worker's protocol: join, restore, save, serve notices, shut down. It knows nothing of synalinks."""

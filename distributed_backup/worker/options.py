@@ -1,0 +1,56 @@
+"""How a worker behaves, as values, and the id of one incarnation."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    pass
+from distributed_backup.checks import checked_name
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.preemption.grace import reserve_of
+
+OnSaveError = Literal["warn", "raise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker behaves; see `BackupAndRestore` for each."""
+
+    timings: LeaseTimings = field(default_factory=LeaseTimings)
+    standby: bool = False
+    grace_period: float = 30.0
+    exit_code: int = 143
+    restore_timeout: float = 300.0
+    on_save_error: OnSaveError = "warn"
+    delete_checkpoint: bool = True
+
+    @property
+    def keeps_final_state(self) -> bool:
+        """Whether the state at the end is committed whatever the schedule."""
+        return self.standby or not self.delete_checkpoint
+
+    @property
+    def reserve(self) -> float:
+        """Seconds of the grace period kept for the last commit, for leaving, and for the interpreter's exit."""
+        return reserve_of(self.grace_period)
+
+
+def new_worker_id(name: str | None) -> str:
+    """The id of one incarnation of a worker: its name and a random suffix.
+
+    A worker that restarts quickly under the same name is thereby a new member, and never takes the lease or
+    the announcement of its predecessor for its own.
+
+    Args:
+        name: Name of the pod or machine; None for host name and process id.
+    """
+    if name is None:
+        host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:96] or "host"
+        name = f"{host}-{os.getpid()}"
+    return f"{checked_name('worker_id', name)[:119]}-{secrets.token_hex(4)}"
