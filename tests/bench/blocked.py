@@ -25,7 +25,8 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.demo.offline_model import OfflineLanguageModel
 from tests.bench.report import milliseconds, ratio, seconds, table
 from tests.bench.states import SIZES, inflate, saved_object
-from tests.programs import build_program, samples
+from tests.support.internals import saver_of
+from tests.support.programs import build_program, samples
 
 BATCHES: Final = 24
 _WARM_UP: Final = 3
@@ -58,7 +59,7 @@ class TimedOurs(BackupAndRestore):
 
     @property
     def idle(self) -> bool:
-        return self._session is None or self._session._worker._saver.drain(0.0)
+        return self._session is None or saver_of(self._session._worker).drain(0.0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         state = saved_object(self.program)

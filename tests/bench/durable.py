@@ -30,7 +30,7 @@ from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.storage.local import LocalStorage
 from tests.bench.report import milliseconds, ratio, seconds, table, worst
 from tests.bench.states import SIZES, inflate
-from tests.programs import build_program, samples
+from tests.support.programs import build_program, samples
 
 ROUNDS: Final = 21
 

@@ -20,8 +20,8 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
 from tests.bench.lease import Contender, Report, await_sigterm, contenders
 from tests.bench.report import table
-from tests.servers import RedisServer
-from tests.terms import Terms
+from tests.support.servers import RedisServer
+from tests.support.terms import Terms
 
 FOLLOWERS: Final = (1, 10, 100, 1000)
 PROCESSES: Final = 4

@@ -17,7 +17,7 @@ from typing import Final
 from distributed_backup.coordination.timings import LeaseTimings
 from tests.bench.lease import Contender, contenders, ours, python_redis_lock, redis_py
 from tests.bench.report import table
-from tests.servers import RedisServer
+from tests.support.servers import RedisServer
 
 ROUNDS: Final = 200
 TIMINGS: Final = LeaseTimings()

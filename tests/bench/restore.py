@@ -22,7 +22,7 @@ from distributed_backup.position import Position
 from distributed_backup.training.state import TrainingState
 from tests.bench.report import milliseconds, ratio, seconds, table
 from tests.bench.states import SIZES, inflate
-from tests.programs import build_program
+from tests.support.programs import build_program
 
 ROUNDS: Final = 41
 _ROUNDS_ABOVE_10_MB: Final = 15

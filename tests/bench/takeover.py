@@ -13,7 +13,7 @@ from typing import Final
 from distributed_backup.coordination.timings import LeaseTimings
 from tests.bench.lease import Contender, contenders, ours
 from tests.bench.report import table
-from tests.servers import RedisServer
+from tests.support.servers import RedisServer
 
 ROUNDS: Final = {1.0: 12, 5.0: 5, 15.0: 3}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.harness import HARNESSES, Harness
-from tests.contract.places import PLACES, Place
+from tests.support.places import PLACES, Place
 
 
 @pytest.fixture(params=sorted(HARNESSES))

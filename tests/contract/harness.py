@@ -19,8 +19,8 @@ from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
-from tests.clocks import FakeClock
-from tests.servers import RedisServer, binaries
+from tests.support.clocks import FakeClock
+from tests.support.servers import RedisServer, binaries
 
 DURATION = 15.0
 

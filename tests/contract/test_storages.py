@@ -11,7 +11,7 @@ import pytest
 
 from distributed_backup.errors import StoreError
 from distributed_backup.storage.base import Storage
-from tests.contract.places import OF_ONE_PROCESS, PLACES, Place
+from tests.support.places import OF_ONE_PROCESS, PLACES, Place
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from distributed_backup.errors import (
     StoreError,
 )
 from distributed_backup.position import Position
-from tests.contract.places import Place
+from tests.support.places import Place
 
 
 def commit(store: CheckpointStore, epoch: int, *, term: int = 1, worker: str = "w") -> CheckpointHeader:

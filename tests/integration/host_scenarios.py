@@ -31,7 +31,7 @@ from tests.integration.resume_scenarios import (
     run_part,
     strict,
 )
-from tests.programs import complete_state
+from tests.support.programs import complete_state
 
 Report = Callable[..., None]
 HostBackup = synalinks.callbacks.BackupAndRestore

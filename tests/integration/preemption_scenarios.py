@@ -15,8 +15,8 @@ from distributed_backup import BackupAndRestore, Preempted
 from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.preemption.signals import SignalWatch
 from distributed_backup.storage.local import LocalStorage
-from tests.integration.jobs import Job
-from tests.programs import build_program, complete_state, samples
+from tests.support.jobs import Job
+from tests.support.programs import build_program, complete_state, samples
 
 Report = Callable[..., None]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_backup import BackupAndRestore
-from tests.programs import build_program, samples
+from tests.support.programs import build_program, samples
 
 
 def run_example(report: Any, code: str, directory: Path) -> dict[str, Any]:

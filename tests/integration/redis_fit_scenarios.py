@@ -18,8 +18,8 @@ import synalinks
 from distributed_backup.errors import BackupError
 from distributed_backup.training.settings import ENVIRONMENT_PREFIX
 from tests.integration import preemption_scenarios
-from tests.integration.jobs import Job
 from tests.integration.preemption_scenarios import Report, SlowModel, fit
+from tests.support.jobs import Job
 
 type Batches = Sequence[tuple[int, int]]
 

@@ -32,7 +32,8 @@ from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
-from tests.servers import PATIENCE, wait_for
+from tests.support.internals import elector_of
+from tests.support.servers import PATIENCE, wait_for
 
 CLOCK = SystemClock()
 
@@ -171,7 +172,7 @@ class Trainer:
             options=WorkerOptions(timings=timings, restore_timeout=PATIENCE, delete_checkpoint=False),
         )
         self.worker.watched = self.coordinator
-        self.coordinator.elector = self.worker._elector
+        self.coordinator.elector = elector_of(self.worker)
         self.resting = threading.Event()
         """While it is set no boundary is reached."""
         self._stopping = threading.Event()
@@ -182,7 +183,7 @@ class Trainer:
 
     @property
     def term(self) -> int | None:
-        return self.worker._elector.term
+        return elector_of(self.worker).term
 
     @property
     def terms(self) -> list[int]:

@@ -27,7 +27,7 @@ from distributed_backup import BackupAndRestore, CheckpointStore, Preempted
 from distributed_backup.errors import ProgramMismatchError
 from distributed_backup.position import Position
 from distributed_backup.training import session as fit_session
-from tests.programs import batches, build_program, complete_state, samples
+from tests.support.programs import batches, build_program, complete_state, samples
 
 Report = Callable[..., None]
 

@@ -34,7 +34,8 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
-from tests.servers import HOST, RedisServer, binaries, free_port, wait_for
+from tests.support.internals import elector_of
+from tests.support.servers import HOST, RedisServer, binaries, free_port, wait_for
 
 PASSWORD = "open-sesame-7319"
 PATIENCE = 60.0
@@ -510,7 +511,7 @@ def test_resign_saves_and_lets_another_worker_lead(team: Crew) -> None:
     assert done == {"leader": "b", "term": 2, "previous": "a"}
     assert team.kept() == [(1, Position(1, 2))]
     assert not leader.notice_given
-    assert wait_for(lambda: follower._elector.is_leader, "b knows that it leads")
+    assert wait_for(lambda: elector_of(follower).is_leader, "b knows that it leads")
     found = asked("status", *team.place)
     assert (found["leader"], [member["worker_id"] for member in found["members"]]) == ("b", ["a", "b"])
     # The way back is as free.
@@ -537,4 +538,4 @@ def test_resign_where_nobody_else_is_leaves_the_leader_alone(tmp_path: Path) -> 
     with crew(tmp_path / "run", "file:", "a") as run:
         assert_refused(inside("resign", *run.place), 1, "no other worker could take over from a")
         assert run.notices() == []
-        assert run.workers[0][0]._elector.is_leader
+        assert elector_of(run.workers[0][0]).is_leader

@@ -24,7 +24,7 @@ from distributed_backup.demo.redis_server import find_server, running_server
 from distributed_backup.demo.scenario import DemoError, Director, Recording
 from distributed_backup.demo.verdict import judge
 from distributed_backup.errors import ConfigError
-from tests.servers import RedisServer, wait_for
+from tests.support.servers import RedisServer, wait_for
 
 PROGRAM = (sys.executable, "-m", "distributed_backup.cli.app", "demo")
 

@@ -15,7 +15,7 @@ import pytest
 from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
 from distributed_backup.training.cancellation import CutOffError, Guard
-from tests.processes import Child
+from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.resume_scenarios"
 ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")

@@ -29,8 +29,8 @@ from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
 from distributed_backup.position import Position
-from tests.clocks import FakeClock
-from tests.terms import Terms
+from tests.support.clocks import FakeClock
+from tests.support.terms import Terms
 
 # spawn: a fork of the test process would take its threads' locks with it.
 CONTEXT = multiprocessing.get_context("spawn")

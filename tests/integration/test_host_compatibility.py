@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.position import Position
-from tests.processes import Child
+from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.host_scenarios"
 

@@ -15,9 +15,9 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.position import Position
 from distributed_backup.preemption.sources.azure import AzureSource
-from tests.integration.jobs import Job
-from tests.metadata_servers import Azure
-from tests.processes import PATIENCE, Child
+from tests.support.jobs import Job
+from tests.support.metadata_servers import Azure
+from tests.support.processes import PATIENCE, Child
 
 Start = Callable[..., Child]
 # Far from the grace period of a second, on a busy machine, and from the minute that a notice or a batch lasts.

@@ -37,7 +37,7 @@ from distributed_backup.storage.fsspec_client import make_client
 from distributed_backup.storage.object_store import ObjectStorage
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
-from tests.buckets import (
+from tests.support.buckets import (
     AzureUploads,
     Fault,
     GcsServer,
@@ -49,10 +49,10 @@ from tests.buckets import (
     reply_lost,
     unavailable,
 )
-from tests.buckets import refused as without_condition
-from tests.contract.places import enter, gcs_server, s3_server
-from tests.processes import PATIENCE, Child
-from tests.servers import RedisServer, wait_for
+from tests.support.buckets import refused as without_condition
+from tests.support.places import enter, gcs_server, s3_server
+from tests.support.processes import PATIENCE, Child
+from tests.support.servers import RedisServer, wait_for
 
 SCENARIOS = "tests.integration.storage_scenarios"
 SECRET = "wJalrXUtnFEMI-7319"
@@ -362,7 +362,7 @@ except StoreError as error:
 
 def test_a_server_that_tests_share_does_not_keep_their_process(s3: S3Server) -> None:
     """Without xdist, all of them had passed and the process never ended."""
-    script = "from tests.contract.places import gcs_server; gcs_server()"
+    script = "from tests.support.places import gcs_server; gcs_server()"
     subprocess.run([sys.executable, "-c", script], timeout=PATIENCE, check=True)
 
 

@@ -19,8 +19,8 @@ from distributed_backup.coordination.base import Heartbeat
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
-from tests.integration.jobs import Job
-from tests.processes import PATIENCE, Child
+from tests.support.jobs import Job
+from tests.support.processes import PATIENCE, Child
 
 Start = Callable[..., Child]
 SCENARIOS = "tests.integration.preemption_scenarios"
@@ -331,7 +331,7 @@ def test_a_leader_off_the_main_thread_saves_for_a_follower_that_is_preempted(sta
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from tests.integration.jobs import Job
+from tests.support.jobs import Job
 from tests.integration.preemption_scenarios import train
 train(lambda *event: print(*event, flush=True), Job(
     backup_dir=Path(sys.argv[1]), slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 4.0}))

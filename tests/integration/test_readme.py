@@ -27,8 +27,8 @@ from distributed_backup.training.settings import ENVIRONMENT_PREFIX, Environment
 from distributed_backup.urls import REDIS_SCHEMES
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
-from tests.processes import Child
-from tests.servers import RedisServer
+from tests.support.processes import Child
+from tests.support.servers import RedisServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

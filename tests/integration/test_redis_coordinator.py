@@ -14,7 +14,7 @@ from distributed_backup.coordination.base import ClusterView, Heartbeat
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
-from tests.servers import HOST, RedisServer, binaries, free_port, wait_for
+from tests.support.servers import HOST, RedisServer, binaries, free_port, wait_for
 
 CALM = LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=5.0)
 HOUR_MS = 3_600_000

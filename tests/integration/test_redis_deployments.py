@@ -30,8 +30,9 @@ from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorUnavailableError
 from tests.integration.redis_scenarios import CALM, SHORT, Team, Trainer, asking, beat, committed, key
-from tests.proxy import Proxy
-from tests.servers import HOST, Cluster, RedisServer, Replicated, binaries, free_port, wait_for
+from tests.support.internals import saver_of
+from tests.support.proxy import Proxy
+from tests.support.servers import HOST, Cluster, RedisServer, Replicated, binaries, free_port, wait_for
 
 SECRET = "hunter2-correct-horse"
 RIGHTS = ("~distributed-backup:*", "&distributed-backup:*", "+@read", "+@write", "+@scripting", "+@connection")
@@ -349,7 +350,7 @@ def refused_worker(server: RedisServer, root: Path) -> Iterator[Trainer]:
     finally:
         with suppress(BackupError):
             trainer.worker.close(timeout=0.0)
-        trainer.worker._saver.stop()
+        saver_of(trainer.worker).stop()
         trainer.coordinator.close()
 
 
@@ -365,7 +366,7 @@ def test_a_worker_that_was_refused_leaves_without_another_error(server: RedisSer
     """What it can't tell the coordinator is logged, and its threads end."""
     with refused_worker(server, tmp_path / "run") as trainer:
         trainer.worker.close(timeout=0.0)
-        saver = trainer.worker._saver._thread
+        saver = saver_of(trainer.worker)._thread
         assert saver is not None
         assert not saver.is_alive()
 

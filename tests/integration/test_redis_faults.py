@@ -30,8 +30,9 @@ from tests.integration.redis_scenarios import (
     committed,
     key,
 )
-from tests.proxy import Proxy
-from tests.servers import PATIENCE, RedisServer, binaries, wait_for
+from tests.support.internals import elector_of, saver_of
+from tests.support.proxy import Proxy
+from tests.support.servers import PATIENCE, RedisServer, binaries, wait_for
 
 BINARIES = pytest.mark.parametrize("server", sorted(binaries()), indirect=True)
 
@@ -125,7 +126,7 @@ def test_a_follower_that_is_cut_off_disturbs_nobody(team: Cables, outage: str) -
     first = leader.await_term()
     follower = team.start("follower")
     OUTAGES[outage](team.proxies["follower"])
-    wait_for(lambda: follower.worker._elector.problem, "the follower notices")
+    wait_for(lambda: elector_of(follower.worker).problem, "the follower notices")
     follower.await_batches()
     leader.await_batches()
     assert (leader.term, follower.term) == (first, None)
@@ -238,7 +239,7 @@ def test_an_announcement_that_the_server_lost_is_made_again(server: RedisServer,
         leader = team.start("leader", timings=BRISK)
         team.await_going_on()
         leader.resting.set()
-        wait_for(lambda: not leader.worker._saver.unsaved, "it rests")
+        wait_for(lambda: not saver_of(leader.worker).unsaved, "it rests")
         newest = team.store.names()[0]
         wait_for(lambda: told_checkpoint(team) == newest, "all is told")
         assert server.ask("DEL", key(team.root, "announcement")) == 1

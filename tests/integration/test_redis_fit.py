@@ -27,10 +27,10 @@ from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.observability.events import is_event_log
 from distributed_backup.position import Position
-from tests.integration.jobs import Job
-from tests.processes import PATIENCE, Child
-from tests.proxy import Proxy
-from tests.servers import RedisServer, free_port, wait_for
+from tests.support.jobs import Job
+from tests.support.processes import PATIENCE, Child
+from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer, free_port, wait_for
 
 SCENARIOS = "tests.integration.redis_fit_scenarios"
 

@@ -41,9 +41,10 @@ from tests.integration.redis_scenarios import (
     lead_until_stopped,
     overlaps,
 )
-from tests.processes import Child
-from tests.proxy import Proxy
-from tests.servers import RedisServer, binaries, wait_for
+from tests.support.internals import elector_of, saver_of
+from tests.support.processes import Child
+from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer, binaries, wait_for
 
 WEEK_MS = 7 * 24 * 3600 * 1000
 
@@ -230,9 +231,9 @@ def test_a_leader_that_gives_the_lease_back_no_longer_believes_in_it(
         first = a.await_term()
         b = team.start("b", timings=BRISK)
         lone_server.ask("SCRIPT", "LOAD", script("resign").text)
-        elector = a.worker._elector
+        elector = elector_of(a.worker)
         a.resting.set()
-        wait_for(lambda: not a.worker._saver.unsaved, "it rests")
+        wait_for(lambda: not saver_of(a.worker).unsaved, "it rests")
         # Between two calls, so that there is a connection on which the resignation gets through.
         with elector._lock:
             proxy.black_hole("replies")

@@ -17,7 +17,7 @@ from distributed_backup.errors import CorruptCheckpointError, StaleTermError, St
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Names
 from distributed_backup.storage.redis import RedisStorage, runs_at
-from tests.servers import RedisServer
+from tests.support.servers import RedisServer
 
 MEBIBYTE = 2**20
 KEY = "distributed-backup:{job-42}:files"

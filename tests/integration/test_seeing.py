@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from distributed_backup.observability.events import Event
-from tests.processes import Child
+from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.seeing_scenarios"
 

@@ -23,8 +23,8 @@ import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.proxy import Proxy
-from tests.servers import PATIENCE, Cluster, RedisServer, Replicated, binaries, wait_for
+from tests.support.proxy import Proxy
+from tests.support.servers import PATIENCE, Cluster, RedisServer, Replicated, binaries, wait_for
 
 BINARIES = pytest.mark.parametrize("binary", binaries().values(), ids=binaries().keys())
 PORTS = pytest.mark.parametrize("port", [None, 0], ids=["socket", "tcp"])
@@ -125,7 +125,7 @@ def test_another_port_is_picked_where_the_first_was_taken(
     tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A free port that is taken before the server gets it is replaced by another."""
-    from tests import servers
+    from tests.support import servers
 
     picks = [server.port, servers.free_port()]
     monkeypatch.setattr(servers, "free_port", lambda: picks.pop(0))
@@ -137,7 +137,7 @@ def test_another_port_is_picked_where_the_first_was_taken(
 def test_a_server_dies_with_a_killed_test_process(tmp_path: Path) -> None:
     """A SIGKILL of the process that started a server ends the server as well."""
     program = (
-        "import sys, pathlib, tests.servers as servers\n"
+        "import sys, pathlib, tests.support.servers as servers\n"
         "server = servers.RedisServer(pathlib.Path(sys.argv[1]), port=0)\n"
         "server.start()\n"
         "print(server.port, flush=True)\n"

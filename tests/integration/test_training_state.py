@@ -18,7 +18,7 @@ from distributed_backup.checkpoints.state_json import decode_state
 from distributed_backup.errors import StateError
 from distributed_backup.training.fingerprint import fingerprint
 from distributed_backup.training.state import _encode
-from tests.processes import Child
+from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.training_state_scenarios"
 

@@ -14,7 +14,7 @@ import numpy as np
 from distributed_backup.errors import BackupError
 from distributed_backup.training.state import TrainingState
 from tests.integration.resume_scenarios import Counter, Fit, build, differences, strict
-from tests.programs import complete_state
+from tests.support.programs import complete_state
 
 Report = Callable[..., None]
 

@@ -21,10 +21,8 @@ from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.local import LocalStorage
-from tests.servers import RedisServer
-from tests.unit.test_cli import NEWEST, OLDER, assert_refused, body, call, call_json, commit, damage, run
-
-__all__ = ["run"]
+from tests.support.cli_runs import NEWEST, OLDER, assert_refused, body, call, call_json, commit, damage
+from tests.support.servers import RedisServer
 
 TAKING = (("prune", "DIR"), ("export", "DIR"), ("copy", "DIR", "TARGET"))
 PASSWORD = "open-sesame-7319"

@@ -17,7 +17,7 @@ from distributed_backup.cli.app import app
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.events import event_log_name
 from distributed_backup.storage.local import LocalStorage
-from tests.stories import Story, three_workers
+from tests.support.stories import Story, three_workers
 
 
 def call(*words: object) -> Result:

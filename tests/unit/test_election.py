@@ -6,100 +6,15 @@ import logging
 import random
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from distributed_backup.coordination.base import ClusterView, Heartbeat
-from distributed_backup.coordination.election import Elector, LeaseLoss
-from distributed_backup.coordination.memory import MemoryCoordinator
-from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.coordination.election import LeaseLoss
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.position import Position
-from tests.clocks import FakeClock
-from tests.terms import Terms
-
-TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
-
-
-class FaultyCoordinator(MemoryCoordinator):
-    """Fails as told: `down` before the operation, `lossy` after it was done; `slow` seconds pass on the way."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__(clock)
-        self.fake = clock
-        self.down = self.lossy = False
-        self.slow = 0.0
-        self.beats: list[Heartbeat] = []
-        self.resigned: list[str] = []
-        self.answer: ClusterView | None = None
-        self.beaten = threading.Event()
-
-    def heartbeat(self, beat: Heartbeat) -> ClusterView:
-        self.beats.append(beat)
-        self.beaten.set()
-        self._maybe_down()
-        view = super().heartbeat(beat)
-        self.fake.advance(self.slow)
-        if self.lossy:
-            raise CoordinatorUnavailableError("reply lost")
-        return self.answer or view
-
-    def resign(self, worker_id: str) -> None:
-        self.resigned.append(worker_id)
-        self._maybe_down()
-        super().resign(worker_id)
-
-    def _maybe_down(self) -> None:
-        if self.down:
-            raise CoordinatorUnavailableError("connection refused")
-
-
-class Recorder:
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, Any]] = []
-        self.broken = False
-
-    def elected(self, term: int) -> None:
-        self.events.append(("elected", term))
-        self._maybe_break()
-
-    def lost(self, loss: LeaseLoss) -> None:
-        self.events.append(("lost", loss))
-
-    def observed(self, view: ClusterView) -> None:
-        self.events.append(("observed", view))
-        self._maybe_break()
-
-    def of(self, kind: str) -> list[Any]:
-        return [value for name, value in self.events if name == kind]
-
-    def _maybe_break(self) -> None:
-        if self.broken:
-            raise RuntimeError("a bug in the listener")
-
-
-class Bench:
-    """A clock, a coordinator, and an elector "a" with its recorder."""
-
-    def __init__(self) -> None:
-        self.clock = FakeClock()
-        self.coordinator = FaultyCoordinator(self.clock)
-        self.recorder = Recorder()
-        self.terms = Terms()
-        self.elector = self.another("a", self.recorder)
-
-    def another(self, worker_id: str, recorder: Recorder | None = None) -> Elector:
-        return Elector(
-            coordinator=self.coordinator,
-            worker_id=worker_id,
-            timings=TIMINGS,
-            clock=self.clock,
-            listener=recorder or Recorder(),
-            terms=self.terms,
-        )
+from tests.support.clocks import FakeClock
+from tests.support.election import TIMINGS, Bench, Recorder
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.observability import events
 from distributed_backup.observability.event_log import EventLog
 from distributed_backup.observability.events import KINDS, Event, Reporter, event_log_name, is_event_log
-from tests.unit.test_election import Bench
-from tests.unit.test_worker import LONG, PATIENCE, FaultyStore, Team, snapshot, team
-
-__all__ = ["team"]
+from tests.support.election import Bench
+from tests.support.internals import elector_of, saver_of
+from tests.support.team import LONG, PATIENCE, FaultyStore, Team, snapshot
 
 AT = datetime(2026, 11, 23, 10, 0, 0, 123000, tzinfo=UTC)
 
@@ -201,7 +200,7 @@ def test_a_leaders_life(team: Team, told: Recorders) -> None:
     """From joining to the end of the fit, each event with its fields."""
     worker = team.started("a", delete_checkpoint=False)
     worker.boundary(snapshot(1), due=True)
-    assert worker._saver.drain(PATIENCE)
+    assert saver_of(worker).drain(PATIENCE)
     team.result(team.begin(worker.finish))
     assert told["a"].kinds == [
         "joined",
@@ -231,7 +230,7 @@ def test_a_commit_is_reported_with_its_size_and_duration(team: Team, told: Recor
 
     worker = team.started("a", store=Slow(team.root))
     worker.boundary(snapshot(1, 2), due=True)
-    assert worker._saver.drain(PATIENCE)
+    assert saver_of(worker).drain(PATIENCE)
     [made] = told["a"].of("committed")
     assert made == {
         "checkpoint": "0000000001-00000001-00000002.ckpt",
@@ -304,7 +303,7 @@ def test_a_notice_before_there_was_anything_to_save(team: Team, told: Recorders)
 def test_a_preemption_that_nobody_saved_is_reported_as_such(team: Team, told: Recorders) -> None:
     """And leaves little time for the last words: no more than half of what is left."""
     leader, follower = team.started("a"), team.started("b", grace_period=100.0)
-    leader._saver.stop()
+    saver_of(leader).stop()
     follower.boundary(snapshot(1), due=False)
     follower.give_notice("SIGTERM")
     team.result(team.begin(follower.preempt))
@@ -335,10 +334,10 @@ def test_commits_that_fail_and_work_again(team: Team, told: Recorders) -> None:
     store.broken = True
     for batch in (1, 2):
         worker.boundary(snapshot(0, batch), due=True)
-        assert worker._saver.drain(PATIENCE)
+        assert saver_of(worker).drain(PATIENCE)
     store.broken = False
     worker.boundary(snapshot(1), due=True)
-    assert worker._saver.drain(PATIENCE)
+    assert saver_of(worker).drain(PATIENCE)
     failures = told["a"].of("commit_failed")
     assert len(failures) >= 2
     assert all("No space left on device" in failure["reason"] for failure in failures)
@@ -378,11 +377,11 @@ def test_a_coordinator_that_goes_and_comes_back(team: Team, told: Recorders) -> 
     worker = team.started("a")
     assert 9.0 < worker.lease_left <= 10.0
     coordinator.cut = True
-    team.until(lambda: not worker._elector.is_leader)
+    team.until(lambda: not elector_of(worker).is_leader)
     team.steps(3.0)
     assert worker.lease_left == 0.0
     coordinator.cut = False
-    team.until(lambda: worker._elector.is_leader)
+    team.until(lambda: elector_of(worker).is_leader)
     assert told["a"].kinds[3:] == ["unreachable", "lost", "reachable", "elected"]
     assert told["a"].of("unreachable") == [{"reason": "no route to host"}]
     [loss] = told["a"].of("lost")

@@ -24,9 +24,8 @@ from distributed_backup.observability import metrics
 from distributed_backup.observability.events import Event, Kind, Reporter
 from distributed_backup.observability.metrics import Metrics, WorkerMetrics, metrics_at
 from distributed_backup.training.settings import EnvironmentSettings
-from tests.unit.test_worker import PATIENCE, Team, snapshot, team
-
-__all__ = ["team"]
+from tests.support.internals import saver_of
+from tests.support.team import PATIENCE, Team, snapshot
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
 PREFIX = "distributed_backup_"
@@ -194,7 +193,7 @@ def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
     worker = team.started("a", delete_checkpoint=False)
     run = worker._store.open_run()
     worker.boundary(snapshot(2), due=True)
-    assert worker._saver.drain(PATIENCE)
+    assert saver_of(worker).drain(PATIENCE)
     shown = endpoint.scrape(run)
     assert (shown["leader"], shown["term"], shown["restores_total"], shown["commits_total"]) == (1, 2, 1, 1)
     assert (shown["position_epochs"], shown["committed_bytes_total"]) == (2, len(snapshot(2).body))

@@ -22,7 +22,7 @@ from distributed_backup.preemption.sources.azure import AzureSource
 from distributed_backup.preemption.sources.file import FileSource
 from distributed_backup.preemption.sources.gce import GceSource
 from distributed_backup.training.settings import EnvironmentSettings
-from tests.metadata_servers import Aws, Azure, Cloud, Gce, Reply
+from tests.support.metadata_servers import Aws, Azure, Cloud, Gce, Reply
 
 
 @pytest.fixture(autouse=True)

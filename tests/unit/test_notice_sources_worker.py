@@ -13,10 +13,7 @@ from distributed_backup.preemption.exit import Preempted
 from distributed_backup.preemption.grace import reserve_of
 from distributed_backup.worker.notices import Notices
 from distributed_backup.worker.options import WorkerOptions
-from tests.unit.test_worker import STEP, Team, snapshot, team
-
-__all__ = ["team"]
-
+from tests.support.team import STEP, Team, snapshot
 
 # ---------------------------------------------------------------- how much time is left
 

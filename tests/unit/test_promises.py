@@ -40,8 +40,8 @@ from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.position import Position
 from distributed_backup.redis_client.address import RedisAddress
 from distributed_backup.storage.local import LocalStorage
-from tests.clocks import FakeClock
 from tests.contract.harness import release_locks
+from tests.support.clocks import FakeClock
 
 TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
 SETTINGS = settings(

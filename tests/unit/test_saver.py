@@ -15,7 +15,7 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
-from tests.clocks import FakeClock
+from tests.support.clocks import FakeClock
 
 PATIENCE = 30.0
 

@@ -20,7 +20,7 @@ from distributed_backup.timeline.json_report import document
 from distributed_backup.timeline.labels import cells, describe, summary
 from distributed_backup.timeline.log_reader import parse_events, read_events
 from distributed_backup.timeline.time_scale import TimeScale, clock_time, date, duration
-from tests.stories import START, Story, one_worker_five_preemptions, three_workers
+from tests.support.stories import START, Story, one_worker_five_preemptions, three_workers
 
 LONG_AFTER = START + 10**7
 A, B, C = "a-00000001", "b-00000002", "c-00000003"

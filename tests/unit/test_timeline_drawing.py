@@ -20,7 +20,15 @@ from distributed_backup.timeline.labels import cells
 from distributed_backup.timeline.layout import LEFT, LETTER, RIGHT, SMALL_LETTER, WIDTH, fitted, shortened, width_of
 from distributed_backup.timeline.styles import style
 from distributed_backup.timeline.time_scale import TimeScale
-from tests.stories import START, TALES, Story, many_workers, one_worker_five_preemptions, three_days, three_workers
+from tests.support.stories import (
+    START,
+    TALES,
+    Story,
+    many_workers,
+    one_worker_five_preemptions,
+    three_days,
+    three_workers,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 LONG_AFTER = START + 10**7

@@ -5,17 +5,12 @@ Time is the test's: it moves in steps, and after each step every elector has mad
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 
-from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat
 from distributed_backup.coordination.memory import MemoryCoordinator
@@ -27,192 +22,12 @@ from distributed_backup.errors import (
     RunMismatchError,
     StoreError,
 )
-from distributed_backup.observability.events import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.start_point import StartPoint
-from distributed_backup.worker.worker import Worker
-from tests.clocks import FakeClock
-
-PATIENCE = 30.0
-STEP = 0.15
-# Longer than any test takes, for limits that are not what the test is about.
-LONG = 1e6
-
-
-class Metronome(FakeClock):
-    """Time moves in steps; a step ends when everybody whose wait is over has acted and waits again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._condition = threading.Condition()
-        self._until: dict[threading.Thread, float] = {}
-
-    def wait(self, event: threading.Event, timeout: float) -> bool:
-        me, until = threading.current_thread(), self._now + timeout
-        with self._condition:
-            self._until[me] = until
-            self._condition.notify_all()
-        while not event.wait(0.001) and self._now < until:
-            pass
-        return event.is_set()
-
-    def await_wait(self, thread: threading.Thread | None) -> None:
-        """Wait until `thread` has come to its first wait."""
-        with self._condition:
-            assert self._condition.wait_for(lambda: thread in self._until, PATIENCE)
-
-    def advance(self, seconds: float) -> None:
-        with self._condition:
-            self._now += seconds
-            woken = [thread for thread, until in self._until.items() if until <= self._now]
-
-            def settled() -> bool:
-                return all(self._until[thread] > self._now or not thread.is_alive() for thread in woken)
-
-            for _ in range(int(PATIENCE / 0.01)):
-                if self._condition.wait_for(settled, 0.01):
-                    return
-            raise AssertionError(f"still at work after {PATIENCE} s: {woken}")
-
-
-class FaultyStore(CheckpointStore):
-    """Fails its commits while `broken`; `before_load` is called before a checkpoint is read."""
-
-    broken = False
-    before_load: Callable[[], None] | None = None
-
-    def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
-        if self.broken:
-            raise StoreError(f"can't write {self.location}: No space left on device", path=self.location)
-        return super().commit(snapshot, term=term, worker_id=worker_id)
-
-    def load(self, name: str) -> Any:
-        before, self.before_load = self.before_load, None
-        if before is not None:
-            before()
-        return super().load(name)
-
-
-class Team:
-    """The workers of one test."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root / "run"
-        self.clock = Metronome()
-        self.coordinator = MemoryCoordinator(self.clock)
-        self.workers: list[Worker] = []
-        self.cut_offs: dict[str, list[float]] = {}
-        self.reporter: Callable[[str], Reporter] = Reporter
-        self._threads = ThreadPoolExecutor(8)
-
-    def worker(self, worker_id: str, **arguments: Any) -> Worker:
-        """A worker that has joined."""
-        worker = self.unjoined(worker_id, **arguments)
-        worker.join()
-        # Time must not pass before its first heartbeat, however slow the machine is.
-        self.clock.await_wait(worker._elector._thread)
-        return worker
-
-    def unjoined(
-        self,
-        worker_id: str,
-        *,
-        root: Path | None = None,
-        store: CheckpointStore | None = None,
-        coordinator: MemoryCoordinator | None = None,
-        **options: Any,
-    ) -> Worker:
-        """A worker that has not joined yet."""
-        settled = {"restore_timeout": LONG, "grace_period": LONG, **options}
-        worker = Worker(
-            store=store or FaultyStore(root or self.root, keep=10),
-            coordinator=coordinator or self.coordinator,
-            worker_id=worker_id,
-            clock=self.clock,
-            options=WorkerOptions(**settled),
-            stop_training_at=self.cut_offs.setdefault(worker_id, []).append,
-            reporter=self.reporter(worker_id),
-        )
-        self.workers.append(worker)
-        return worker
-
-    def started(self, worker_id: str, **arguments: Any) -> Worker:
-        """A worker that trains."""
-        worker = self.worker(worker_id, **arguments)
-        start = self.result(self.begin(worker.await_start))
-        worker.started(Position(0) if start.checkpoint is None else start.checkpoint.position)
-        return worker
-
-    def begin(self, call: Callable[[], Any]) -> Future[Any]:
-        return self._threads.submit(call)
-
-    def step(self) -> None:
-        self.clock.advance(STEP)
-
-    def steps(self, seconds: float) -> None:
-        for _ in range(round(seconds / STEP)):
-            self.step()
-
-    def until(self, condition: Callable[[], object], limit: float = 300.0) -> None:
-        """Let time pass until `condition` holds."""
-        pause = threading.Event()
-        for _ in range(round(limit / STEP)):
-            if condition():
-                return
-            self.step()
-            pause.wait(0.001)
-        assert condition()
-
-    def result(self, future: Future[Any], limit: float = 300.0) -> Any:
-        self.until(future.done, limit)
-        return future.result(PATIENCE)
-
-    def commit(self, epoch: int, batch: int = 0, *, term: int = 1) -> CheckpointHeader:
-        """A checkpoint from an earlier incarnation of the run."""
-        return CheckpointStore(self.root, keep=10).commit(snapshot(epoch, batch), term=term, worker_id="earlier")
-
-    def positions(self) -> list[Position]:
-        return [row.position for row in CheckpointStore(self.root).list()]
-
-    @property
-    def announcement(self) -> Announcement:
-        made = self.coordinator.view().announcement
-        assert made is not None
-        return made
-
-    def holder(self) -> str | None:
-        return self.coordinator.view().holder
-
-    def member_ids(self) -> list[str]:
-        return [member.worker_id for member in self.coordinator.members()]
-
-    def kill(self, worker: Worker) -> None:
-        """The worker goes silent: no tick, no commit, no word."""
-        worker._elector.stop()
-        worker._saver.stop()
-
-    def end(self) -> None:
-        for worker in self.workers:
-            worker.give_notice("end of the test")
-            worker.close(timeout=0.0)
-        # Whoever still waits has waited long enough.
-        self.clock.advance(2 * LONG)
-        self._threads.shutdown()
-
-
-@pytest.fixture
-def team(tmp_path: Path) -> Iterator[Team]:
-    made = Team(tmp_path)
-    yield made
-    made.end()
-
-
-def snapshot(epoch: int, batch: int = 0) -> Snapshot:
-    return Snapshot(position=Position(epoch, batch), body=b'{"epoch":%d,"batch":%d}' % (epoch, batch))
-
+from tests.support.internals import elector_of, saver_of
+from tests.support.team import PATIENCE, FaultyStore, Team, snapshot
 
 # ---------------------------------------------------------------- the start
 
@@ -408,7 +223,7 @@ def test_a_failed_commit_is_raised_at_the_next_boundary_if_asked_for(team: Team)
     worker = team.started("a", store=store, on_save_error="raise")
     store.broken = True
     worker.boundary(snapshot(1), due=True)
-    assert worker._saver.drain(PATIENCE)
+    assert saver_of(worker).drain(PATIENCE)
     with pytest.raises(StoreError, match="No space left on device"):
         worker.boundary(snapshot(1, 1), due=False)
 
@@ -419,10 +234,10 @@ def test_a_failed_commit_only_warns_otherwise(team: Team, caplog: pytest.LogCapt
     worker = team.started("a", store=store, on_save_error="warn")
     store.broken = True
     worker.boundary(snapshot(1), due=True)
-    assert worker._saver.drain(PATIENCE)
+    assert saver_of(worker).drain(PATIENCE)
     store.broken = False
     worker.boundary(snapshot(1, 1), due=False)
-    assert worker._saver.drain(PATIENCE)
+    assert saver_of(worker).drain(PATIENCE)
     assert team.positions() == [Position(1)]
     assert "commit failed, training goes on" in caplog.text
 
@@ -512,7 +327,7 @@ def test_when_all_are_preempted_at_once_the_newest_boundary_of_the_leader_is_sav
 def test_a_notice_that_nobody_can_answer_ends_before_the_kill(team: Team) -> None:
     """The grace period bounds the wait; a reserve of it is left for the way out."""
     leader, follower = team.started("a"), team.started("b", grace_period=10.0)
-    leader._saver.stop()
+    saver_of(leader).stop()
     follower.give_notice("SIGTERM")
     given = team.clock.now()
     preempted = team.result(team.begin(follower.preempt))
@@ -550,7 +365,7 @@ def test_an_unreachable_coordinator_does_not_keep_the_last_leader_from_saving(te
     leader.boundary(snapshot(1, 3), due=False)
     coordinator.cut = True
     team.steps(12.0)
-    assert not leader._elector.is_leader
+    assert not elector_of(leader).is_leader
     leader.give_notice("SIGTERM")
     preempted = team.result(team.begin(leader.preempt))
     assert preempted.position == Position(1, 3)
@@ -670,7 +485,7 @@ def test_a_close_that_is_interrupted_leaves_the_run_all_the_same(team: Team, mon
     def interrupted(_: float) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker._saver, "drain", interrupted)
+    monkeypatch.setattr(saver_of(worker), "drain", interrupted)
     with pytest.raises(KeyboardInterrupt):
         worker.close(timeout=PATIENCE)
     assert team.holder() is None

@@ -24,10 +24,9 @@ from distributed_backup.errors import (
 )
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
-from tests.clocks import FakeClock
-from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
-
-__all__ = ["team"]
+from tests.support.clocks import FakeClock
+from tests.support.internals import elector_of, saver_of
+from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 
 
 class Hinting(MemoryCoordinator):
@@ -73,16 +72,6 @@ def hinting(team: Team) -> Hinting:
     return coordinator
 
 
-def soon(condition: Callable[[], object]) -> None:
-    """Wait for other threads, while no time passes by the clock."""
-    pause = threading.Event()
-    for _ in range(round(PATIENCE / 0.005)):
-        if condition():
-            return
-        pause.wait(0.005)
-    assert condition()
-
-
 def request(worker_id: str, wish: str = "save", remaining: float = 1e4) -> Notice:
     return Notice(notice_id="request", worker_id=worker_id, reason="operator", remaining=remaining, wish=wish)  # type: ignore[arg-type]
 
@@ -96,13 +85,13 @@ def test_a_lease_that_is_given_back_is_taken_at_once(team: Team, hinting: Hintin
     follower = team.worker("b")
     soon(lambda: "b" in hinting.beats)
     leader.close(timeout=0.0)
-    soon(lambda: follower._elector.is_leader)
+    soon(lambda: elector_of(follower).is_leader)
 
 
 def test_who_waits_for_the_position_looks_when_it_is_announced(team: Team, hinting: Hinting) -> None:
     """A start takes no tick more than it must."""
     leader = team.worker("a")
-    soon(lambda: leader._elector.is_leader)
+    soon(lambda: elector_of(leader).is_leader)
     follower = team.worker("b")
     soon(lambda: "b" in hinting.beats)
     waiting = team.begin(follower.await_start)
@@ -118,7 +107,7 @@ def test_a_commit_wakes_nobody_who_trains(team: Team, hinting: Hinting) -> None:
     leader, _ = team.started("a"), team.started("b")
     before = hinting.beats.count("b")
     leader.boundary(snapshot(1), due=True)
-    assert leader._saver.drain(PATIENCE)
+    assert saver_of(leader).drain(PATIENCE)
     soon(lambda: team.announcement.position == Position(1))
     assert hinting.beats.count("b") == before
 
@@ -143,7 +132,7 @@ def test_a_standby_sleeps_through_commits_and_wakes_at_the_end(team: Team, hinti
     team.clock.advance(1.0)
     for worker in (leader, standby):
         count = hinting.beats.count(worker.worker_id)
-        worker._elector.poke()
+        elector_of(worker).poke()
         soon(lambda worker=worker, count=count: hinting.beats.count(worker.worker_id) > count)  # type: ignore[misc]
     before = hinting.beats.count("b")
     leader.boundary(snapshot(1), due=True)
@@ -174,7 +163,7 @@ def test_a_leader_that_is_asked_for_a_save_saves_and_goes_on(team: Team) -> None
     team.until(lambda: "request" in team.announcement.answers)
     assert team.positions() == [Position(0, 3)]
     leader.boundary(snapshot(0, 4), due=False)
-    assert leader._elector.is_leader
+    assert elector_of(leader).is_leader
 
 
 def test_a_leader_that_is_asked_to_resign_saves_and_lets_another_lead(team: Team) -> None:
@@ -182,7 +171,7 @@ def test_a_leader_that_is_asked_to_resign_saves_and_lets_another_lead(team: Team
     leader, other = team.started("a"), team.started("b")
     leader.boundary(snapshot(0, 3), due=False)
     team.coordinator.notify(request("a", "resign"))
-    team.until(lambda: other._elector.is_leader)
+    team.until(lambda: elector_of(other).is_leader)
     assert team.positions() == [Position(0, 3)]
     leader.boundary(snapshot(0, 4), due=True)
     team.steps(3.0)
@@ -195,10 +184,10 @@ def test_who_was_asked_to_resign_leads_again_if_nobody_else_does(team: Team) -> 
     leader = team.started("a")
     leader.boundary(snapshot(0, 3), due=False)
     team.coordinator.notify(request("a", "resign", remaining=5.0))
-    team.until(lambda: not leader._elector.is_leader)
+    team.until(lambda: not elector_of(leader).is_leader)
     assert team.positions() == [Position(0, 3)]
-    team.until(lambda: leader._elector.is_leader, limit=30.0)
-    assert leader._elector.term == 2
+    team.until(lambda: elector_of(leader).is_leader, limit=30.0)
+    assert elector_of(leader).term == 2
 
 
 def test_a_request_to_resign_is_obeyed_once(team: Team) -> None:
@@ -206,10 +195,10 @@ def test_a_request_to_resign_is_obeyed_once(team: Team) -> None:
     leader = team.started("a")
     leader.boundary(snapshot(0, 3), due=False)
     team.coordinator.notify(request("a", "resign", remaining=600.0))
-    team.until(lambda: not leader._elector.is_leader)
-    team.until(lambda: leader._elector.is_leader, limit=30.0)
+    team.until(lambda: not elector_of(leader).is_leader)
+    team.until(lambda: elector_of(leader).is_leader, limit=30.0)
     team.steps(5.0)
-    assert leader._elector.term == 2
+    assert elector_of(leader).term == 2
 
 
 def test_a_request_to_resign_is_not_for_the_next_leader(team: Team) -> None:
@@ -218,9 +207,9 @@ def test_a_request_to_resign_is_not_for_the_next_leader(team: Team) -> None:
     leader.boundary(snapshot(0, 3), due=False)
     other.boundary(snapshot(0, 3), due=False)
     team.coordinator.notify(request("a", "resign"))
-    team.until(lambda: other._elector.is_leader)
+    team.until(lambda: elector_of(other).is_leader)
     team.steps(5.0)
-    assert (team.holder(), other._elector.term) == ("b", 2)
+    assert (team.holder(), elector_of(other).term) == ("b", 2)
 
 
 def test_a_leader_whose_save_fails_does_not_resign(team: Team) -> None:
@@ -230,7 +219,7 @@ def test_a_leader_whose_save_fails_does_not_resign(team: Team) -> None:
     leader._store.broken = True  # type: ignore[attr-defined]
     team.coordinator.notify(request("a", "resign"))
     team.steps(5.0)
-    assert (team.holder(), other._elector.is_leader) == ("a", False)
+    assert (team.holder(), elector_of(other).is_leader) == ("a", False)
 
 
 # ---------------------------------------------------------------- refusals
@@ -354,7 +343,7 @@ def test_a_finisher_whose_coordinator_forgot_everybody_deletes_nothing(team: Tea
     finishing = team.begin(leader.finish)
     team.result(finishing)
     assert team.positions() == [Position(1)]
-    team.until(lambda: other._elector.is_leader)
+    team.until(lambda: elector_of(other).is_leader)
     other.boundary(snapshot(2), due=True)
     team.until(lambda: Position(2) in team.positions())
 
@@ -364,7 +353,7 @@ def test_who_stands_back_for_an_operator_saves_when_it_is_preempted(team: Team) 
     worker = team.started("a", grace_period=60.0)
     worker.boundary(snapshot(0, 1), due=False)
     team.coordinator.notify(request("a", "resign", remaining=600.0))
-    team.until(lambda: not worker._elector.is_leader)
+    team.until(lambda: not elector_of(worker).is_leader)
     worker.boundary(snapshot(0, 2), due=False)
     worker.give_notice("SIGTERM")
     assert team.result(team.begin(worker.preempt), limit=5.0).position == Position(0, 2)
@@ -375,9 +364,9 @@ def test_nobody_stands_back_for_longer_than_a_lease(team: Team) -> None:
     worker = team.started("a")
     worker.boundary(snapshot(0, 1), due=False)
     team.coordinator.notify(request("a", "resign", remaining=600.0))
-    team.until(lambda: not worker._elector.is_leader)
+    team.until(lambda: not elector_of(worker).is_leader)
     team.coordinator.notify(request("a", "resign", remaining=0.001))
-    team.until(lambda: worker._elector.is_leader, limit=LeaseTimings().duration + 2.0)
+    team.until(lambda: elector_of(worker).is_leader, limit=LeaseTimings().duration + 2.0)
 
 
 class Deaf(MemoryCoordinator):
@@ -415,8 +404,8 @@ def test_a_notice_that_was_forgotten_is_told_again(team: Team) -> None:
     leaving = team.begin(follower.preempt)
     team.until(lambda: team.coordinator.view().notices)
     team.coordinator.erase()
-    leader._elector.tick()
-    assert leader._elector.term == 2
+    elector_of(leader).tick()
+    assert elector_of(leader).term == 2
     leader._store.broken = False  # type: ignore[attr-defined]
     assert team.result(leaving, limit=30.0).position == Position(0, 1)
 
@@ -429,7 +418,7 @@ def test_the_final_state_is_saved_without_the_coordinator_too(team: Team, gone: 
     worker = team.started("a", delete_checkpoint=False)
     coordinator.gone = gone
     if gone:
-        team.until(lambda: not worker._elector.is_leader)
+        team.until(lambda: not elector_of(worker).is_leader)
     worker.boundary(snapshot(4), due=True)
     team.result(team.begin(worker.finish))
     assert team.positions() == [Position(4)]
@@ -442,8 +431,8 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
     monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
     worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
     team.coordinator.resign("a")
-    monkeypatch.setattr(worker._elector, "_recovers_until", 1e9)
-    team.until(lambda: not worker._elector.is_leader)
+    monkeypatch.setattr(elector_of(worker), "_recovers_until", 1e9)
+    team.until(lambda: not elector_of(worker).is_leader)
     worker.boundary(snapshot(4), due=True)
     with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s"):
         team.result(team.begin(worker.finish))
@@ -590,7 +579,7 @@ def test_a_commit_that_fails_again_and_again_is_logged_once(team: Team, caplog: 
     with caplog.at_level(logging.INFO):
         for batch in range(1, 6):
             worker.boundary(snapshot(0, batch), due=True)
-            assert worker._saver.drain(PATIENCE)
+            assert saver_of(worker).drain(PATIENCE)
         assert caplog.text.count("commit failed, training goes on, earlier checkpoints are intact") == 1
         worker._store.broken = False  # type: ignore[attr-defined]
         worker.boundary(snapshot(0, 6), due=True)

@@ -15,10 +15,8 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.position import Position
 from distributed_backup.worker.worker import Worker
-from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
-from tests.unit.test_worker_coordination import soon
-
-__all__ = ["team"]
+from tests.support.internals import elector_of, saver_of
+from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 
 
 def test_a_standby_that_is_elected_as_the_run_finishes_knows_that_it_has_finished(
@@ -52,15 +50,15 @@ def test_a_notice_is_answered_although_its_save_was_quicker_than_its_registratio
     """The saver may serve a ticket before the thread that asked has written down which notice it is for."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1), due=True)
-    assert leader._saver.drain(PATIENCE)
-    save_now, pause = leader._saver.save_now, threading.Event()
+    assert saver_of(leader).drain(PATIENCE)
+    save_now, pause = saver_of(leader).save_now, threading.Event()
 
     def slow_to_return() -> int:
         ticket = save_now()
         pause.wait(0.3)
         return ticket
 
-    leader._saver.save_now = slow_to_return  # type: ignore[method-assign]
+    saver_of(leader).save_now = slow_to_return  # type: ignore[method-assign]
     follower.give_notice("SIGTERM")
     assert team.result(team.begin(follower.preempt), limit=30.0).position == Position(1)
 
@@ -81,7 +79,7 @@ def test_a_follower_that_is_elected_while_it_restores_announces(team: Team) -> N
     starting = team.begin(follower.await_start)
     team.until(loading.is_set)
     team.kill(leader)
-    team.until(lambda: follower._elector.is_leader)
+    team.until(lambda: elector_of(follower).is_leader)
     go.set()
     assert team.result(starting).checkpoint.position == Position(1)
     late = team.worker("c")
@@ -110,7 +108,7 @@ def test_a_former_leader_saves_when_the_coordinator_goes_away_after_its_notice(t
     former = team.started("a", grace_period=60.0, timings=LeaseTimings())
     coordinator.resign("a")
     coordinator.heartbeat(Heartbeat(worker_id="other", campaign=True, floor=0, duration=1e6))
-    team.until(lambda: former._elector.term is None)
+    team.until(lambda: elector_of(former).term is None)
     former.boundary(snapshot(1, 3), due=False)
     former.give_notice("SIGTERM")
     leaving = team.begin(former.preempt)
@@ -129,15 +127,15 @@ def test_the_end_stays_announced_whatever_is_asked_for_meanwhile(team: Team) -> 
     team.worker("b", standby=True)
     leader.boundary(snapshot(2), due=True)
     team.until(lambda: team.positions() == [Position(2)])
-    stop = leader._elector.stop
+    stop = elector_of(leader).stop
 
     def tick_once_more() -> None:
         team.coordinator.notify(Notice(notice_id="n", worker_id="x", reason="SIGTERM", remaining=1e5))
-        leader._elector.tick()
+        elector_of(leader).tick()
         team.until(lambda: "n" in team.announcement.answers)
         stop()
 
-    leader._elector.stop = tick_once_more  # type: ignore[method-assign]
+    elector_of(leader).stop = tick_once_more  # type: ignore[method-assign]
     team.result(team.begin(leader.finish))
     assert (team.announcement.kind, team.announcement.answers) == ("finished", ("n",))
 
@@ -189,10 +187,10 @@ def test_a_leader_whose_term_the_store_refuses_campaigns_for_a_higher_one(team: 
     leader = team.started("a")
     team.commit(0, 5, term=9)
     leader.boundary(snapshot(0, 6), due=True)
-    team.until(lambda: leader._saver._refused is not None)
+    team.until(lambda: saver_of(leader)._refused is not None)
     leader.boundary(snapshot(0, 7), due=True)
     team.until(lambda: Position(0, 7) in team.positions())
-    assert (leader._elector.term or 0) > 9
+    assert (elector_of(leader).term or 0) > 9
 
 
 def test_a_full_disk_at_the_end_is_tried_until_a_limit(team: Team, caplog: pytest.LogCaptureFixture) -> None:

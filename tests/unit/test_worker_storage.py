@@ -18,9 +18,7 @@ from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.worker.worker import Worker
-from tests.unit.test_worker import PATIENCE, FaultyStore, Team, snapshot, team
-
-__all__ = ["team"]
+from tests.support.team import PATIENCE, FaultyStore, Team, snapshot
 
 
 class Bucket(LocalStorage):

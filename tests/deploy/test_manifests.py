@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from distributed_backup.observability.metrics import Metrics
-from tests.unit.deploy_facts import DEPLOY
-from tests.unit.deploy_job_checks import JOB_CHECKS
-from tests.unit.deploy_model import find
-from tests.unit.deploy_network_checks import NETWORK_CHECKS
-from tests.unit.deploy_pod_checks import POD_CHECKS
-from tests.unit.deploy_renderings import BUCKET, COMBINATIONS, COMPONENTS, OVERLAYS, at, get, kinds, put, render
-from tests.unit.deploy_schemas import NEWEST, OLDEST, schema_problems
+from tests.deploy.facts import DEPLOY
+from tests.deploy.job_checks import JOB_CHECKS
+from tests.deploy.model import find
+from tests.deploy.network_checks import NETWORK_CHECKS
+from tests.deploy.pod_checks import POD_CHECKS
+from tests.deploy.renderings import BUCKET, COMBINATIONS, COMPONENTS, OVERLAYS, at, get, kinds, put, render
+from tests.deploy.schemas import NEWEST, OLDEST, schema_problems
 
 
 def test_no_overlay_and_no_component_is_left_out() -> None:

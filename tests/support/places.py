@@ -17,9 +17,9 @@ from typing import override
 
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.base import Storage
-from tests.buckets import GcsServer, S3Server
 from tests.contract.harness import shared_server
-from tests.servers import binaries
+from tests.support.buckets import GcsServer, S3Server
+from tests.support.servers import binaries
 
 
 class Place(ABC):

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.deploy_facts import DEPLOY, ROOT, instructions
-from tests.unit.deploy_pod_checks import PINNED
+from tests.deploy.facts import DEPLOY, ROOT, instructions
+from tests.deploy.pod_checks import PINNED
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.job_controller import ContainerProcess
-from tests.job_manifest import Container
-from tests.processes import PATIENCE
-from tests.servers import wait_for
+from tests.support.job_controller import ContainerProcess
+from tests.support.job_manifest import Container
+from tests.support.processes import PATIENCE
+from tests.support.servers import wait_for
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DATA = {part: [{"question": f"{part}?", "answer": "yes"}] for part in ("training", "validation")}

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from tests.servers import HOST, PATIENCE, free_port
+from tests.support.servers import HOST, PATIENCE, free_port
 
 type Direction = Literal["requests", "replies"]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from distributed_backup.clock import Clock
-from tests import processes  # noqa: F401 - what is forked below is forked from its server
-from tests.job_manifest import Action, Container, Manifest, PodFields
+from tests.support import processes  # noqa: F401 - what is forked below is forked from its server
+from tests.support.job_manifest import Action, Container, Manifest, PodFields
 
 type Phase = Literal["Running", "Succeeded", "Failed"]
 

@@ -15,8 +15,8 @@ from distributed_backup.preemption.poller import NoticeWatch
 from distributed_backup.preemption.sources import Alert, NoticeSource
 from distributed_backup.preemption.sources.file import FileSource
 from distributed_backup.preemption.sources.gce import GceSource
-from tests.clocks import FakeClock
-from tests.metadata_servers import Gce
+from tests.support.clocks import FakeClock
+from tests.support.metadata_servers import Gce
 
 PATIENCE = 30.0
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.unit.deploy_job_checks import JOB_CHECKS
-from tests.unit.deploy_model import Manifest, name_of
-from tests.unit.deploy_network_checks import NETWORK_CHECKS
-from tests.unit.deploy_pod_checks import POD_CHECKS
-from tests.unit.deploy_renderings import at, kustomized, put, remove, render, without_suffix
-from tests.unit.deploy_schemas import NEWEST, OLDEST, schema_problems
+from tests.deploy.job_checks import JOB_CHECKS
+from tests.deploy.model import Manifest, name_of
+from tests.deploy.network_checks import NETWORK_CHECKS
+from tests.deploy.pod_checks import POD_CHECKS
+from tests.deploy.renderings import at, kustomized, put, remove, render, without_suffix
+from tests.deploy.schemas import NEWEST, OLDEST, schema_problems
 
 GONE: Any = object()
 

@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from unittest import mock
 
-from tests.servers import PATIENCE, free_port
+from tests.support.servers import PATIENCE, free_port
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 

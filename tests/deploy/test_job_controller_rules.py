@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.clocks import FakeClock
-from tests.job_controller import JobController, Pod
-from tests.job_manifest import Manifest, ManifestError, PodFields, localiser
+from tests.support.clocks import FakeClock
+from tests.support.job_controller import JobController, Pod
+from tests.support.job_manifest import Manifest, ManifestError, PodFields, localiser
 
 SIGTERM, SIGKILL = signal.SIGTERM, signal.SIGKILL
 

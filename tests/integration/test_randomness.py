@@ -15,8 +15,8 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.position import Position
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.fsspec_client import make_client
-from tests.buckets import unavailable
-from tests.contract.places import enter, gcs_server, s3_server
+from tests.support.buckets import unavailable
+from tests.support.places import enter, gcs_server, s3_server
 
 
 @pytest.fixture

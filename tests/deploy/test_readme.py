@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from tests.unit.deploy_facts import DEPLOY, ROOT, is_command, job_variables, package_variables
-from tests.unit.deploy_job_checks import JOB_CHECKS
-from tests.unit.deploy_model import Manifest
-from tests.unit.deploy_network_checks import NETWORK_CHECKS
-from tests.unit.deploy_pod_checks import POD_CHECKS
-from tests.unit.deploy_renderings import COMPONENTS, OVERLAYS, at, kustomized, render
-from tests.unit.deploy_schemas import NEWEST, OLDEST, schema_problems
+from tests.deploy.facts import DEPLOY, ROOT, is_command, job_variables, package_variables
+from tests.deploy.job_checks import JOB_CHECKS
+from tests.deploy.model import Manifest
+from tests.deploy.network_checks import NETWORK_CHECKS
+from tests.deploy.pod_checks import POD_CHECKS
+from tests.deploy.renderings import COMPONENTS, OVERLAYS, at, kustomized, render
+from tests.deploy.schemas import NEWEST, OLDEST, schema_problems
 
 README = (DEPLOY / "README.md").read_text()
 

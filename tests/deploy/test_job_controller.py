@@ -26,9 +26,9 @@ from distributed_backup.checkpoints.format import parse_name
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
-from tests.job_controller import ContainerProcess, JobController, Pod
-from tests.job_manifest import Container, Manifest, PodFields, localiser
-from tests.servers import RedisServer, wait_for
+from tests.support.job_controller import ContainerProcess, JobController, Pod
+from tests.support.job_manifest import Container, Manifest, PodFields, localiser
+from tests.support.servers import RedisServer, wait_for
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from tests.unit.deploy_model import LABEL, Manifest, Pods, name_of, pods
-from tests.unit.deploy_pod_checks import selects
+from tests.deploy.model import LABEL, Manifest, Pods, name_of, pods
+from tests.deploy.pod_checks import selects
 
 type Problems = Iterator[str]
 type Rule = Mapping[str, Any]

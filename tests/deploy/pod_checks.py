@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from tests.unit.deploy_model import LABEL, Manifest, Pods, containers, environment, expanded, name_of, pods, walk
+from tests.deploy.model import LABEL, Manifest, Pods, containers, environment, expanded, name_of, pods, walk
 
 type Problems = Iterator[str]
 

@@ -24,7 +24,7 @@ from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorUnavailableError
 from distributed_backup.position import Position
-from tests.clocks import FakeClock
+from tests.support.clocks import FakeClock
 
 NAME = "0000000001-00000002-00000003.ckpt"
 
