@@ -39,7 +39,7 @@ class _Default(str):
 _EPOCH: Any = _Default("epoch")
 
 # Leases are shortened to fit into a grace period, and can't be as short as one likes.
-_LEAST_GRACE = 0.1
+MIN_GRACE_PERIOD = 0.1
 
 # Of the grace period, for one request to a store: a save that hangs when the notice comes can be tried again.
 _REQUEST_PART = 1 / 3
@@ -124,9 +124,9 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         if notices is not None or sources is None:
             sources = notice_sources(_first(notices, "signal"))
         signals = _signals(signals)
-        hears = bool(sources.others or (sources.signal and signals))
+        listens = bool(sources.others or (sources.signal and signals))
         if save_freq is False:
-            _check_that_it_saves(save_before_preemption, sources, hears=hears)
+            _check_that_it_saves(save_before_preemption, sources, listens=listens)
         if on_save_error not in {"warn", "raise"}:
             raise ConfigError(f"on_save_error must be 'warn' or 'raise', got {on_save_error!r}")
         if not isinstance(exit_code, int) or isinstance(exit_code, bool) or not 0 <= exit_code <= 255:
@@ -148,7 +148,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         self._worker_name = None if name is None else checked_name("worker_id", name)
         self._options = SessionOptions(
             worker=WorkerOptions(
-                timings=timings or LeaseTimings.within(grace_period),
+                timings=timings or LeaseTimings.for_grace_period(grace_period),
                 standby=checked_boolean("standby", _first(standby, environment.standby, False)),
                 grace_period=grace_period,
                 exit_code=exit_code,
@@ -157,7 +157,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
                 delete_checkpoint=checked_boolean("delete_checkpoint", delete_checkpoint),
             ),
             save_freq=save_freq,
-            save_before_preemption=save_before_preemption and hears,
+            save_before_preemption=save_before_preemption and listens,
             notices=sources,
             signals=signals,
             state_of=tuple(state_of),
@@ -235,13 +235,15 @@ def _coordinator(coordinator: Coordinator | redis.Redis | str, backup_dir: str |
 
 def _grace_period(value: object) -> float:
     seconds = checked_seconds("grace_period", value)
-    if seconds < _LEAST_GRACE:
-        raise ConfigError(f"grace_period must be at least {_LEAST_GRACE:g} s, got {value!r}: nothing is saved in less")
+    if seconds < MIN_GRACE_PERIOD:
+        raise ConfigError(
+            f"grace_period must be at least {MIN_GRACE_PERIOD:g} s, got {value!r}: nothing is saved in less"
+        )
     return seconds
 
 
-def _check_that_it_saves(save_before_preemption: bool, sources: NoticeSources, *, hears: bool) -> None:
-    cause = None if hears else "signals=()" if sources else "notices=()"
+def _check_that_it_saves(save_before_preemption: bool, sources: NoticeSources, *, listens: bool) -> None:
+    cause = None if listens else "signals=()" if sources else "notices=()"
     cause = cause if save_before_preemption else "save_before_preemption=False"
     if cause is not None:
         raise ConfigError(f"save_freq=False with {cause} would never save anything")

@@ -38,10 +38,10 @@ class StoreError(BackupError):
         may_pass: Whether it is of the kind that passes by itself: a server that is busy, or can't be reached.
     """
 
-    def __init__(self, message: str, *, path: str, may_pass: bool = False) -> None:
+    def __init__(self, message: str, *, path: str, retryable: bool = False) -> None:
         super().__init__(message)
         self.path = path
-        self.may_pass = may_pass
+        self.retryable = retryable
 
 
 class CorruptCheckpointError(StoreError):

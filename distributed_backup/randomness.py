@@ -32,7 +32,7 @@ def _made() -> ModuleType:
 _ours = _made()
 
 
-def draw_apart(*packages: str) -> None:
+def isolate_rng(*packages: str) -> None:
     """Have all loaded modules of these packages draw from a generator that is not the training's.
 
     Args:

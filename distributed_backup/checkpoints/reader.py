@@ -153,7 +153,7 @@ class CheckpointReader(RunDirectory):
     def _is_lost(self, error: StoreError) -> bool:
         """Whether trying again is vain: the bytes are wrong, or gone, or the medium says that it has lost them."""
         cause = error.__cause__
-        lost = isinstance(cause, OSError) and cause.errno in self._storage.lost
+        lost = isinstance(cause, OSError) and cause.errno in self._storage.permanent_errnos
         return lost or isinstance(error, CorruptCheckpointError) or isinstance(cause, FileNotFoundError)
 
     def _header(self, name: str) -> CheckpointHeader:

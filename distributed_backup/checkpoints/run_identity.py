@@ -156,7 +156,7 @@ class RunDirectory(ABC):
             return self._storage.create(name)
         except StoreError as error:
             text = f"can't claim the term: {error}"
-            raise StoreError(text, path=error.path, may_pass=error.may_pass) from error.__cause__
+            raise StoreError(text, path=error.path, retryable=error.retryable) from error.__cause__
 
     @abstractmethod
     def _highest_committed(self, found: Iterable[str]) -> int:

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from distributed_backup.checkpoints.fencing import covers
+from distributed_backup.checkpoints.fencing import is_superseded
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StaleTermError, StoreError
-from distributed_backup.observability.events import Report, unreported
+from distributed_backup.observability.events import Report, no_report
 
 logger = logging.getLogger(__name__)
 
@@ -29,23 +29,23 @@ _RETRY_PERIOD = 0.2
 class SaverListener(Protocol):
     """Who wants to know what became of the snapshots. Called from the saver's thread."""
 
-    def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
+    def on_committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         """`newest` is the newest durable checkpoint, as far as the writer of `term` knows.
 
         It is at least as new as the last boundary before each `save_now` up to ticket `served`.
         """
 
-    def refused(self, term: int) -> None:
+    def on_stale_term(self, term: int) -> None:
         """The store holds checkpoints of a newer term: whoever believes to lead under `term` does not count."""
 
-    def failed(self, error: StoreError) -> None:
+    def on_commit_failed(self, error: StoreError) -> None:
         """A commit failed; earlier checkpoints are intact."""
 
 
 class Saver:
     """Commits snapshots in a thread of its own.
 
-    A snapshot that is not past the newest checkpoint is not committed, whoever wrote that one; see `covers`.
+    A snapshot that is not past the newest checkpoint is not committed, whoever wrote that one; see `is_superseded`.
 
     Args:
         store: Where checkpoints go.
@@ -64,7 +64,7 @@ class Saver:
         clock: Clock,
         term: Callable[[], int | None],
         listener: SaverListener,
-        report: Report = unreported,
+        report: Report = no_report,
     ) -> None:
         self._store = store
         self._worker_id = worker_id
@@ -103,7 +103,7 @@ class Saver:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def offer(self, snapshot: Snapshot, *, due: bool) -> None:
+    def submit(self, snapshot: Snapshot, *, due: bool) -> None:
         """Take over the snapshot of the newest boundary.
 
         Args:
@@ -118,7 +118,7 @@ class Saver:
             self._report, self._unreported = self._report or self._unreported, False
             self._condition.notify_all()
 
-    def save_now(self) -> int:
+    def request_save(self) -> int:
         """Ask for the newest boundary to be committed at once.
 
         Returns:
@@ -130,13 +130,13 @@ class Saver:
             self._condition.notify_all()
             return self._asked
 
-    def report(self) -> None:
+    def request_announcement(self) -> None:
         """Tell the listener which checkpoint is the newest, as soon as we lead; commit what is due."""
         with self._condition:
             self._report = True
             self._condition.notify_all()
 
-    def look_again(self) -> None:
+    def wake(self) -> None:
         """Whether and under which term we may write has changed."""
         with self._condition:
             self._condition.notify_all()
@@ -192,26 +192,26 @@ class Saver:
     def _commit(self, snapshot: Snapshot | None, term: int, asked: int) -> bool:
         try:
             newest = self._store.newest_header()
-            if snapshot is not None and not covers(newest, snapshot, term):
+            if snapshot is not None and not is_superseded(snapshot, by=newest, term=term):
                 newest = self._make_durable(snapshot, term)
             elif newest is not None and newest.name != self._durable:
                 # Whoever wrote it may have died, or failed, before its name was durable.
-                self._store.storage.settle()
+                self._store.storage.sync()
             self._durable = "" if newest is None else newest.name
         except StaleTermError as error:
             # Another leads by now; the election will tell. What it commits is what counts.
             logger.warning("commit refused worker=%s reason=%s", self._worker_id, error)
             self._refused = term
-            self._tell(partial(self._listener.refused, term))
+            self._tell(partial(self._listener.on_stale_term, term))
             return False
         except StoreError as error:
-            self._tell(partial(self._listener.failed, error))
+            self._tell(partial(self._listener.on_commit_failed, error))
             return False
         except Exception as error:  # noqa: BLE001 - a dead saver would lose every later snapshot in silence
             failure = StoreError(f"commit failed: {error!r}", path=self._store.location)
-            self._tell(partial(self._listener.failed, failure))
+            self._tell(partial(self._listener.on_commit_failed, failure))
             return False
-        self._tell(partial(self._listener.committed, newest, term, served=asked))
+        self._tell(partial(self._listener.on_committed, newest, term, served=asked))
         return True
 
     def _make_durable(self, snapshot: Snapshot, term: int) -> CheckpointHeader:

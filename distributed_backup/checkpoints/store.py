@@ -168,7 +168,7 @@ class CheckpointStore(CheckpointReader):
             found = self._storage.names()
             unneeded = [*_partials(found, term - 1), *self._unneeded(found, term, keep)]
             if unneeded:
-                self._storage.settle()
+                self._storage.sync()
                 self._remove_all(unneeded)
         return unneeded
 
@@ -212,7 +212,7 @@ class CheckpointStore(CheckpointReader):
             self._storage.remove(RUN_FILE)
             self._verified.clear()
             self._run_id = None
-            self._storage.discard()
+            self._storage.remove_if_empty()
 
     def _remove_all(self, names: Iterable[str]) -> None:
         """Remove each; one that can't be removed does not save the others."""

@@ -26,7 +26,7 @@ _PREVIOUS: Final = ".bkp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyBackup:
+class SynalinksBackup:
     """A backup of synalinks' own callback.
 
     Args:
@@ -42,7 +42,7 @@ class LegacyBackup:
     state_tree: dict[str, Any]
 
 
-def find_legacy(storage: Storage) -> LegacyBackup | None:
+def find_synalinks_backup(storage: Storage) -> SynalinksBackup | None:
     """The backup of synalinks' callback in `storage`, the previous one if the newest can't be read; None without any.
 
     Raises:
@@ -73,13 +73,13 @@ def find_legacy(storage: Storage) -> LegacyBackup | None:
     return None
 
 
-def _read(storage: Storage, variables: str, metadata: str, found: Names) -> LegacyBackup:
+def _read(storage: Storage, variables: str, metadata: str, found: Names) -> SynalinksBackup:
     raw = storage.read(variables)
     state_tree = orjson.loads(raw)
     if not isinstance(state_tree, dict):
         raise TypeError("not a state tree")
     epoch = orjson.loads(storage.read(metadata))["epoch"] if metadata in found else 0
-    return LegacyBackup(
+    return SynalinksBackup(
         name=variables,
         position=Position(epoch),
         digest=hashlib.blake2b(raw, digest_size=32).hexdigest(),
@@ -87,7 +87,7 @@ def _read(storage: Storage, variables: str, metadata: str, found: Names) -> Lega
     )
 
 
-def remove_legacy(storage: Storage) -> None:
+def remove_synalinks_backup(storage: Storage) -> None:
     """Remove the files of synalinks' callback; those that are not there are no error.
 
     Raises:

@@ -21,14 +21,14 @@ from distributed_backup.cli.demo_command import demo
 from distributed_backup.cli.terminal import (
     INTERRUPTED,
     AsJson,
-    Discreet,
+    RedactingCommand,
     RunId,
     chosen_run,
     console,
-    errors_in_one_line,
+    exit_on_error,
     full_disk_in_one_line,
     print_json,
-    terminated_politely,
+    sigterm_as_exit,
 )
 from distributed_backup.cli.timeline_commands import events, timeline
 from distributed_backup.errors import BackupError, ConfigError
@@ -77,7 +77,7 @@ def main() -> None:
 # -------------------------------------------------------------------- status
 
 
-@app.command(cls=Discreet)
+@app.command(cls=RedactingCommand)
 def status(
     target: Target,
     run: RunId = None,
@@ -102,7 +102,7 @@ def status(
     """
     from distributed_backup.cli import status as run_status
 
-    with errors_in_one_line(), _opened(target, run, coordinator) as found:
+    with exit_on_error(), _opened(target, run, coordinator) as found:
         if watch:
             with suppress(KeyboardInterrupt):
                 _watch(found, as_json=as_json)
@@ -119,10 +119,10 @@ def status(
 def _watch(run: Run, *, as_json: bool) -> None:
     from distributed_backup.cli import status as run_status
     from distributed_backup.cli import tables
-    from distributed_backup.cli.operator_requests import look_again_and_again
+    from distributed_backup.cli.operator_requests import poll
     from distributed_backup.clock import SystemClock
 
-    looks = look_again_and_again(lambda: run_status.status_of(run), period=_WATCH_PERIOD, clock=SystemClock())
+    looks = poll(lambda: run_status.status_of(run), period=_WATCH_PERIOD, clock=SystemClock())
     paper = console()
     if paper.is_terminal and not as_json:
         from rich.live import Live
@@ -153,7 +153,7 @@ def _print_status(run: Run, seen: dict[str, Any], damaged: int) -> None:
 # -------------------------------------------------------------------- requests
 
 
-@app.command(cls=Discreet)
+@app.command(cls=RedactingCommand)
 def preempt(
     target: Target,
     run: RunId = None,
@@ -185,7 +185,7 @@ def preempt(
             typer.echo(tables.saved_line(saved))
 
 
-@app.command(cls=Discreet)
+@app.command(cls=RedactingCommand)
 def resign(
     target: Target,
     run: RunId = None,
@@ -216,7 +216,7 @@ def resign(
 
 @contextmanager
 def _request(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
-    with errors_in_one_line(), terminated_politely():
+    with exit_on_error(), sigterm_as_exit():
         try:
             with _opened(target, run, coordinator) as found:
                 yield found
@@ -230,20 +230,20 @@ def _request(target: str, run: str | None, coordinator: str | None) -> Iterator[
 
 @contextmanager
 def _opened(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
-    from distributed_backup.cli.locate import opened
+    from distributed_backup.cli.locate import open_run
     from distributed_backup.urls import is_redis_url
 
     if coordinator is not None and is_redis_url(target):
         raise ConfigError("--coordinator goes with a directory: a URL names the coordinator already")
     if not is_redis_url(target):
         coordinator = coordinator or os.environ.get("DISTRIBUTED_BACKUP_COORDINATOR", "").strip() or None
-    with opened(target, run_id=chosen_run(run), coordinator=coordinator) as found:
+    with open_run(target, run_id=chosen_run(run), coordinator=coordinator) as found:
         yield found
 
 
-app.command(cls=Discreet)(events)
-app.command(cls=Discreet)(timeline)
-app.command(cls=Discreet)(demo)
+app.command(cls=RedactingCommand)(events)
+app.command(cls=RedactingCommand)(timeline)
+app.command(cls=RedactingCommand)(demo)
 
 
 if __name__ == "__main__":

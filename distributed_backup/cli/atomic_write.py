@@ -12,7 +12,7 @@ from pathlib import Path
 from distributed_backup.errors import StoreError
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Write a file beside `path`, and let it take its place.
 
     Raises:

@@ -17,11 +17,11 @@ import typer
 from distributed_backup.cli.terminal import (
     PROBLEM,
     AsJson,
-    Discreet,
+    RedactingCommand,
     RunId,
     chosen_run,
     console,
-    errors_in_one_line,
+    exit_on_error,
     print_json,
 )
 from distributed_backup.errors import ConfigError
@@ -37,7 +37,7 @@ Place = Annotated[str, typer.Argument(metavar="DIR", help="The backup directory 
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="As in `list`; left out, the newest.")]
 
 
-@checkpoints.command("list", cls=Discreet)
+@checkpoints.command("list", cls=RedactingCommand)
 def list_checkpoints(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
     """All checkpoints in DIR, the newest first; each is read and verified.
 
@@ -61,7 +61,7 @@ def list_checkpoints(place: Place, run: RunId = None, as_json: AsJson = False) -
             raise typer.Exit(PROBLEM)
 
 
-@checkpoints.command(cls=Discreet)
+@checkpoints.command(cls=RedactingCommand)
 def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
     """Read every checkpoint in DIR and compare it with its digest.
 
@@ -82,7 +82,7 @@ def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
             raise typer.Exit(PROBLEM)
 
 
-@checkpoints.command(cls=Discreet)
+@checkpoints.command(cls=RedactingCommand)
 def show(place: Place, name: Name = None, run: RunId = None, as_json: AsJson = False) -> None:
     """The header of one checkpoint in DIR, and the tree of variables in it with their sizes.
 
@@ -103,7 +103,7 @@ def show(place: Place, name: Name = None, run: RunId = None, as_json: AsJson = F
             console().print(tables.checkpoint_tree(found))
 
 
-@checkpoints.command(cls=Discreet)
+@checkpoints.command(cls=RedactingCommand)
 def prune(
     place: Place,
     keep: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest stay.")] = 1,
@@ -127,7 +127,7 @@ def prune(
             typer.echo(f"{len(removed)} removed, {len(kept)} kept")
 
 
-@checkpoints.command(cls=Discreet)
+@checkpoints.command(cls=RedactingCommand)
 def export(
     place: Place,
     name: Name = None,
@@ -167,7 +167,7 @@ def export(
             typer.echo(f"wrote {output}: {position}, from {checkpoint.name}")
 
 
-@checkpoints.command(cls=Discreet)
+@checkpoints.command(cls=RedactingCommand)
 def copy(
     place: Place,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Where to: a path or a URL, as DIR; made if needed.")],
@@ -214,10 +214,10 @@ def _target(target: str, run_id: str) -> Iterator[CheckpointStore]:
 
 @contextmanager
 def _store(place: str, run: str | None) -> Iterator[CheckpointStore]:
-    from distributed_backup.cli.locate import run_in
+    from distributed_backup.cli.locate import open_store
 
-    with errors_in_one_line():
-        store = run_in(place, run_id=chosen_run(run))
+    with exit_on_error():
+        store = open_store(place, run_id=chosen_run(run))
         try:
             yield store
         finally:

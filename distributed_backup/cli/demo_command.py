@@ -11,9 +11,9 @@ from distributed_backup.cli.terminal import (
     INTERRUPTED,
     PROBLEM,
     console,
-    errors_in_one_line,
+    exit_on_error,
     print_json,
-    terminated_politely,
+    sigterm_as_exit,
 )
 from distributed_backup.errors import ConfigError
 
@@ -67,7 +67,7 @@ def demo(
     from distributed_backup.demo.text import pronounce
 
     plan = Plan(latency=latency, grace_period=grace)
-    with errors_in_one_line():
+    with exit_on_error():
         try:
             verdict = _perform(
                 plan, coordinator, workers=workers, backup_dir=backup_dir, plain=plain, quiet_stdout=as_json
@@ -117,7 +117,7 @@ def _perform(
         else LiveScreen(plan, paper)
     )
     with (
-        terminated_politely(),
+        sigterm_as_exit(),
         TemporaryDirectory(prefix="distributed-backup-demo-") as scratch,
         arranged(coordinator, plan, scratch=Path(scratch)) as arrangement,
         screen,

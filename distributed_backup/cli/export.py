@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.cli.atomic_write import write_whole
+from distributed_backup.cli.atomic_write import atomic_write
 from distributed_backup.cli.copy_run import _EXPORT_SUFFIX, _GROUPS, _is_run, _json, _nested
 from distributed_backup.errors import BackupError, ConfigError
 
@@ -46,7 +46,7 @@ def export_variables(checkpoint: Checkpoint, path: Path) -> None:
             f"{checkpoint.name} holds what synalinks can't read from JSON: NaN, infinity, a whole number beyond 64 "
             "bits, or half a letter"
         )
-    write_whole(path, text)
+    atomic_write(path, text)
 
 
 def state_tree(checkpoint: Checkpoint) -> dict[str, Any]:

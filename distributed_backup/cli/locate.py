@@ -41,7 +41,7 @@ class Run:
 
 
 @contextmanager
-def opened(target: str, *, run_id: str | None, coordinator: str | None) -> Iterator[Run]:
+def open_run(target: str, *, run_id: str | None, coordinator: str | None) -> Iterator[Run]:
     """The run that `target` names; its connections are closed at the end.
 
     Args:
@@ -88,7 +88,7 @@ def _chosen(run_id: str | None, found: tuple[str, ...], place: str) -> str:
 
 
 def _run_in_place(place: str, wanted: str | None, url: str) -> Run:
-    store = run_in(place, run_id=None)
+    store = open_store(place, run_id=None)
     run_id = store.read_run_id()
     if run_id is None:
         with suppress(StoreError):
@@ -108,7 +108,7 @@ def _run_in_place(place: str, wanted: str | None, url: str) -> Run:
     return Run(run_id=run_id, place=shown, coordinator=coordinator, store=store)
 
 
-def run_in(place: str, *, run_id: str | None, even_damaged: bool = False) -> CheckpointStore:
+def open_store(place: str, *, run_id: str | None, even_damaged: bool = False) -> CheckpointStore:
     """The store of the run in a place.
 
     Args:

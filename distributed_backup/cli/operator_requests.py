@@ -29,7 +29,7 @@ _ELSEWHERE: Final = "; if it is led over a server, name it with --coordinator"
 # Between two looks, where the coordinator has no tick of its own and hints may be lost.
 _PERIOD: Final = 0.5
 # What is left to a request that is taken back: it is over before anybody could act on it.
-_NO_TIME: Final = 0.001
+EXPIRED: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def ask_to_resign(coordinator: Coordinator, *, timeout: float, clock: Clock) -> 
         raise BackupError(f"nobody leads the run: there is nobody to ask{_ELSEWHERE}")
     if all(member.worker_id == previous for member in coordinator.members()):
         raise BackupError(f"no other worker could take over from {previous}")
-    notice = Notice(notice_id=_new_id(), worker_id=previous, reason=_REASON, remaining=timeout, wish="resign")
+    notice = Notice(notice_id=_new_id(), worker_id=previous, reason=_REASON, remaining=timeout, action="resign")
     with _taken_back(lambda: _cut_short(coordinator, notice)):
         request = _Request(coordinator, notice, clock)
         view = request.wait_until(lambda view: view.holder not in {None, previous})
@@ -134,9 +134,7 @@ def ask_to_resign(coordinator: Coordinator, *, timeout: float, clock: Clock) -> 
     return HandedOver(leader=view.holder, term=view.term, previous=previous, seconds=round(clock.now() - asked, 3))
 
 
-def look_again_and_again[T](
-    look: Callable[[], T], *, period: float, clock: Clock
-) -> Iterator[tuple[T, BackupError | None]]:
+def poll[T](look: Callable[[], T], *, period: float, clock: Clock) -> Iterator[tuple[T, BackupError | None]]:
     """What `look` returns, and once in a period what it returns by then, without end.
 
     Args:
@@ -169,7 +167,7 @@ class _Request:
         self._notice = notice
         self._clock = clock
         self._deadline = clock.now() + notice.remaining
-        self._period = 2 * coordinator.tick if coordinator.tick else _PERIOD
+        self._period = 2 * coordinator.heartbeat_interval if coordinator.heartbeat_interval else _PERIOD
         self._posted = False
         self._view: ClusterView | None = None
         self._problem: CoordinatorError | None = None
@@ -177,7 +175,7 @@ class _Request:
     def wait_until(self, is_granted: Callable[[ClusterView], bool]) -> ClusterView | None:
         """The view that shows it; None if none did in time."""
         changed = threading.Event()
-        stop_listening = self._coordinator.listen(lambda hint: None if hint == "noticed" else changed.set())
+        stop_listening = self._coordinator.subscribe(lambda hint: None if hint == "noticed" else changed.set())
         try:
             while True:
                 # Before the look: what changes during it is worth another.
@@ -237,7 +235,7 @@ def _cut_short(coordinator: Coordinator, notice: Notice) -> None:
     """Take back a notice that stands in another's name, who must stay a member and so can't be made to leave."""
     # Only what is there: the run may be over, and nothing of it should be made anew.
     if _is_on_record(coordinator.view(), notice):
-        coordinator.notify(replace(notice, remaining=_NO_TIME))
+        coordinator.notify(replace(notice, remaining=EXPIRED))
 
 
 def _is_on_record(view: ClusterView, notice: Notice) -> bool:

@@ -66,7 +66,7 @@ def _notice_rows(view: ClusterView) -> list[dict[str, Any]]:
         {
             "worker_id": notice.worker_id,
             "reason": notice.reason,
-            "wish": notice.wish,
+            "wish": notice.action,
             "remaining": _rounded(notice.remaining),
         }
         for notice in view.notices

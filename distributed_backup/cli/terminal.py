@@ -49,7 +49,7 @@ def chosen_run(option: str | None) -> str | None:
     return option or os.environ.get("DISTRIBUTED_BACKUP_RUN_ID", "").strip() or None
 
 
-class Discreet(TyperCommand):
+class RedactingCommand(TyperCommand):
     """A command whose complaints about its arguments quote no password: a URL may stand where none is wanted."""
 
     @override
@@ -66,7 +66,7 @@ class Discreet(TyperCommand):
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Print an error of ours as one line, and exit with its code."""
     try:
         yield
@@ -97,7 +97,7 @@ def _give_stdout_up() -> None:
 
 
 @contextmanager
-def terminated_politely() -> Iterator[None]:
+def sigterm_as_exit() -> Iterator[None]:
     """SIGTERM tidies up as Ctrl-C does."""
 
     def leave(number: int, _: object) -> None:

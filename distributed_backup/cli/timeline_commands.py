@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from distributed_backup.cli.terminal import AsJson, RunId, chosen_run, console, errors_in_one_line, print_json
+from distributed_backup.cli.terminal import AsJson, RunId, chosen_run, console, exit_on_error, print_json
 from distributed_backup.errors import BackupError, ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def events(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
     Exit code: 0 fine, 1 no worker left an event there, or they can't be read, 2 there is no such run, or it is not
     clear which is meant.
     """
-    with errors_in_one_line():
+    with exit_on_error():
         found = _events_of(place, run)
         if as_json:
             print_json([json.loads(event.line()) for event in found])
@@ -77,19 +77,19 @@ def timeline(
     Exit code: 0 it is drawn, 1 no worker left an event there, or they can't be read, or FILE can't be written, 2 there
     is no such run, or it is not clear which is meant, or FILE has another ending.
     """
-    from distributed_backup.cli.atomic_write import write_whole
+    from distributed_backup.cli.atomic_write import atomic_write
     from distributed_backup.timeline.history import history_of
     from distributed_backup.timeline.incidents import costs_of
     from distributed_backup.timeline.json_report import document
 
-    with errors_in_one_line():
+    with exit_on_error():
         kind = output.suffix.lower()
         if kind not in _SUFFIXES:
             told = f"{output} must end in" if output.name else "-o must name a file that ends in"
             raise ConfigError(f"{told} {' or '.join(_SUFFIXES)}")
         history = history_of(_events_of(place, run), now=time.time())
         costs = costs_of(history)
-        write_whole(output, _drawn(history, costs, kind).encode())
+        atomic_write(output, _drawn(history, costs, kind).encode())
         if as_json:
             print_json(document(history, costs))
         else:
@@ -116,11 +116,11 @@ def _print_summary(history: History, costs: list[Cost]) -> None:
 
 
 def _events_of(place: str, run: str | None) -> list[Event]:
-    from distributed_backup.cli.locate import run_in
+    from distributed_backup.cli.locate import open_store
     from distributed_backup.timeline.log_reader import read_events
 
     named = chosen_run(run)
-    store = run_in(place, run_id=named, even_damaged=True)
+    store = open_store(place, run_id=named, even_damaged=True)
     try:
         found, passed_over = read_events(store.storage, _run_id(store, named))
     finally:

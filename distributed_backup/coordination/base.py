@@ -21,7 +21,7 @@ from distributed_backup.position import Position
 
 Role = Literal["leader", "follower", "standby"]
 AnnouncementKind = Literal["fresh", "restored", "committed", "finished"]
-Wish = Literal["save", "resign"]
+Action = Literal["save", "resign"]
 Hint = Literal["free", "announced", "finished", "noticed"]
 """What may be worth a look now: the lease was given back; there is an announcement; it is the run's last; a notice."""
 
@@ -80,14 +80,14 @@ class Notice:
         worker_id: Who is being preempted; who asks; for "resign", the leader that is asked.
         reason: What told it: "SIGTERM".
         remaining: Seconds until the kill, or for which the request stands, as of now.
-        wish: What the leader is to do: "save"; or "resign", that is to save and to let another lead.
+        action: What the leader is to do: "save"; or "resign", that is to save and to let another lead.
     """
 
     notice_id: str
     worker_id: str
     reason: str
     remaining: float
-    wish: Wish = "save"
+    action: Action = "save"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +134,10 @@ class ClusterView:
 class Coordinator(ABC):
     """One run's coordinator. Thread-safe; one instance may serve several workers of one process."""
 
-    tick: float | None = None
+    heartbeat_interval: float | None = None
     """Seconds between heartbeats that suit it; None for `LeaseTimings.retry_period`."""
 
-    lapses = False
+    has_expiry = False
     """Whether the lease of a holder that died goes on until it runs out by time."""
 
     def open(self, run_id: str, timings: LeaseTimings) -> None:  # noqa: B027 - most have nothing to learn
@@ -151,7 +151,7 @@ class Coordinator(ABC):
             ConfigError: It was opened for another run.
         """
 
-    def listen(self, wake: Callable[[Hint], None]) -> Callable[[], None]:  # noqa: ARG002 - for those that give hints
+    def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:  # noqa: ARG002 - for those that give hints
         """Have `wake` called when a look may be worth while, until the function that is returned is called.
 
         A convenience: hints may be lost, late, and doubled, and one that has no way to give them gives none.

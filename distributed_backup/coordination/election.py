@@ -19,7 +19,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Heartbeat, Role
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorError
-from distributed_backup.observability.events import Report, unreported
+from distributed_backup.observability.events import Report, no_report
 from distributed_backup.position import Position
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Elector:
         listener: ElectionListener,
         terms: TermRecord,
         idle_role: Role = "follower",
-        report: Report = unreported,
+        report: Report = no_report,
     ) -> None:
         self._coordinator = coordinator
         self._worker_id = worker_id
@@ -98,23 +98,23 @@ class Elector:
         self._terms = terms
         self._idle_role = idle_role
         self._report = report
-        self._period = min(timings.retry_period, coordinator.tick or timings.retry_period)
+        self._period = min(timings.retry_period, coordinator.heartbeat_interval or timings.retry_period)
         # One tick or resignation at a time; the fields below are written under it and read without.
         self._lock = threading.Lock()
         self._term: int | None = None
         self._last_term: int | None = None
         self._highest_seen = 0
         # Whether the coordinator may name us the holder, though we may not know: the reply may have been lost.
-        self._may_hold = False
+        self._possibly_holder = False
         # The highest term of the record, when it was last asked; None to ask it again before we campaign.
         self._floor: int | None = None
         self._deposed: int | None = None
         self._deadline = 0.0
         # When the lease of the holder we know runs out unless it is renewed.
-        self._free_at: float | None = None
+        self._lease_expires_at: float | None = None
         # Until when we don't campaign: because we were asked, and because we could not claim a term.
-        self._stands_back_until = 0.0
-        self._recovers_until = 0.0
+        self._campaign_paused_until = 0.0
+        self._retry_claim_at = 0.0
         self._reachable = True
         self._resigned = False
         # A generator of our own: the global one is training state, and drawing from it would change the run.
@@ -122,9 +122,9 @@ class Elector:
         self._wake = threading.Event()
         self._stopped = False
         self._thread: threading.Thread | None = None
-        self.problem: BackupError | None = None
+        self.coordinator_error: BackupError | None = None
         """Why the coordinator can't be reached; None while it can."""
-        self.obstacle: BackupError | None = None
+        self.campaign_error: BackupError | None = None
         """Why we could not lead, though the lease was free, when we last tried."""
         self.position: Position | None = None
         """How far training has come, told to others at each tick."""
@@ -175,14 +175,14 @@ class Elector:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def poke(self) -> None:
+    def wake(self) -> None:
         """Tick now rather than at the end of the period."""
         self._wake.set()
 
-    def invite(self) -> None:
+    def lease_released(self) -> None:
         """The lease was given back: campaign now, unless we could not lead just before."""
-        if self._clock.now() >= self._recovers_until:
-            self.poke()
+        if self._clock.now() >= self._retry_claim_at:
+            self.wake()
 
     def tick(self) -> None:
         """Send one heartbeat and draw the conclusions. The thread calls this; tests may."""
@@ -199,28 +199,28 @@ class Elector:
         with self._lock:
             self._resigned = True
             term, self._term = self._term, None
-            if self._may_hold:
+            if self._possibly_holder:
                 self._coordinator.resign(self._worker_id)
-                self._may_hold = False
+                self._possibly_holder = False
             if term is not None:
                 logger.info("resigned worker=%s term=%d", self._worker_id, term)
                 self._report("resigned", term=term)
 
-    def stand_back(self, seconds: float) -> None:
+    def pause_campaign(self, seconds: float) -> None:
         """Give the lease back now, and don't campaign until another worker leads, or for `seconds`."""
-        self._stands_back_until = self._clock.now() + seconds
-        self.poke()
+        self._campaign_paused_until = self._clock.now() + seconds
+        self.wake()
 
-    def stand_forward(self) -> None:
+    def resume_campaign(self) -> None:
         """Campaign again at once, if we stood back."""
-        if self._clock.now() < self._stands_back_until:
-            self._stands_back_until = 0.0
-            self.poke()
+        if self._clock.now() < self._campaign_paused_until:
+            self._campaign_paused_until = 0.0
+            self.wake()
 
-    def depose(self, term: int) -> None:
+    def invalidate_term(self, term: int) -> None:
         """Give up `term` at the next tick, and campaign for a higher one: it does not count any more."""
         self._deposed = term
-        self.poke()
+        self.wake()
 
     def _run(self) -> None:
         while not self._stopped:
@@ -238,8 +238,8 @@ class Elector:
         Jitter keeps a herd of followers from arriving together.
         """
         pause = self._period * self._jitter.uniform(0.8, 1.2)
-        if self._free_at is not None:
-            left = self._free_at - self._clock.now() + self._period * self._jitter.uniform(0.0, 0.05)
+        if self._lease_expires_at is not None:
+            left = self._lease_expires_at - self._clock.now() + self._period * self._jitter.uniform(0.0, 0.05)
             pause = max(min(pause, left), _SHORTEST_PAUSE)
         return pause
 
@@ -249,29 +249,29 @@ class Elector:
         try:
             self._give_up_if_asked(sent)
             beat = self._heartbeat(sent)
-            self._may_hold = self._may_hold or beat.campaign
+            self._possibly_holder = self._possibly_holder or beat.campaign
             view = self._coordinator.heartbeat(beat)
             if view.holder_age is not None:
                 # As of now: the answer may have been long on its way, and the holder have died since.
                 view = replace(view, holder_age=view.holder_age + self._clock.now() - sent)
-            self._may_hold = view.holder == self._worker_id
-            if self._may_hold and not self._may_lead_under(view.term):
+            self._possibly_holder = view.holder == self._worker_id
+            if self._possibly_holder and not self._may_lead_under(view.term):
                 self._coordinator.resign(self._worker_id)
-                self._may_hold = False
+                self._possibly_holder = False
         except (CoordinatorError, ConfigError) as error:
             self._unreachable(error)
             return
         if not self._reachable:
             logger.info("coordinator reachable again worker=%s", self._worker_id)
             self._report("reachable")
-        self._reachable, self.problem = True, None
+        self._reachable, self.coordinator_error = True, None
         self._highest_seen = max(self._highest_seen, view.term)
         others = view.holder not in {None, self._worker_id}
         if others or view.term > (self._last_term or 0):
             # What we stood back for has happened.
-            self.stand_forward()
-        self._free_at = sent + view.remaining if others and view.remaining is not None else None
-        if self._may_hold:
+            self.resume_campaign()
+        self._lease_expires_at = sent + view.remaining if others and view.remaining is not None else None
+        if self._possibly_holder:
             self._hold(view, sent)
         elif self._term is not None:
             self._lose(view.reason or f"term {view.term} belongs to {view.holder or 'nobody'}")
@@ -284,15 +284,15 @@ class Elector:
         # finds us holder of a term that was used, and gives it back.
         if self._term == self._deposed:
             self._lose("the store holds checkpoints of a newer term")
-        elif now < self._stands_back_until:
+        elif now < self._campaign_paused_until:
             self._lose("asked to let another worker lead", "resigned")
         else:
             return
         self._coordinator.resign(self._worker_id)
-        self._may_hold = False
+        self._possibly_holder = False
 
     def _heartbeat(self, now: float) -> Heartbeat:
-        campaign = now >= max(self._stands_back_until, self._recovers_until)
+        campaign = now >= max(self._campaign_paused_until, self._retry_claim_at)
         if campaign and self._floor is None and self._term is None:
             try:
                 self._floor = self._terms.highest_term()
@@ -321,24 +321,24 @@ class Elector:
             self._floor = None
             self._can_not_lead(error)
             # Not at once: whoever shares our disk would be told that the lease is free, and fail as we did.
-            self._recovers_until = self._clock.now() + self._period
+            self._retry_claim_at = self._clock.now() + self._period
             return False
         self._floor = None
         logger.warning("term refused, it was used before worker=%s term=%d", self._worker_id, term)
-        self.poke()
+        self.wake()
         return False
 
     def _can_not_lead(self, error: BackupError) -> None:
-        if str(error) != str(self.obstacle):
+        if str(error) != str(self.campaign_error):
             logger.warning("can't lead worker=%s reason=%s", self._worker_id, error)
-        self.obstacle = error
+        self.campaign_error = error
 
     def _hold(self, view: ClusterView, sent: float) -> None:
         if self._term is not None and self._term != view.term:
             self._lose(f"term {view.term} was granted in its place")
         self._deadline = sent + self._timings.renew_deadline
         if self._term is None:
-            self._term, self._last_term, self.obstacle = view.term, view.term, None
+            self._term, self._last_term, self.campaign_error = view.term, view.term, None
             logger.info("elected worker=%s term=%d", self._worker_id, view.term)
             self._report("elected", term=view.term)
             self._listener.elected(view.term)
@@ -347,7 +347,7 @@ class Elector:
         if self._reachable:
             logger.warning("coordinator unreachable worker=%s reason=%s", self._worker_id, error)
             self._report("unreachable", reason=str(error))
-        self._reachable, self.problem, self._free_at = False, error, None
+        self._reachable, self.coordinator_error, self._lease_expires_at = False, error, None
         if self._term is not None and self._clock.now() >= self._deadline:
             self._lose(f"no renewal for {self._timings.renew_deadline:g} s: {error}")
 

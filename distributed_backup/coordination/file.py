@@ -69,7 +69,7 @@ class FileCoordinator(Coordinator):
     """
 
     # A tick is a handful of system calls, and a follower takes over at its first tick after the leader's death.
-    tick = 0.1
+    heartbeat_interval = 0.1
 
     def __init__(self, root: str | os.PathLike[str], clock: Clock | None = None) -> None:
         self._root = Path(root)
@@ -131,7 +131,7 @@ class FileCoordinator(Coordinator):
             fields = {
                 "worker_id": notice.worker_id,
                 "reason": notice.reason,
-                "wish": notice.wish,
+                "wish": notice.action,
                 "since": now,
                 "until": now + notice.remaining,
             }
@@ -352,7 +352,7 @@ class FileCoordinator(Coordinator):
                         worker_id=fields["worker_id"],
                         reason=fields["reason"],
                         remaining=fields["until"] - now,
-                        wish=fields["wish"],
+                        action=fields["wish"],
                     )
                 )
         return tuple(found)

@@ -32,8 +32,8 @@ class MemoryCoordinator(Coordinator):
         'a'
     """
 
-    tick = 0.1
-    lapses = True
+    heartbeat_interval = 0.1
+    has_expiry = True
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()

@@ -30,6 +30,7 @@ import orjson
 
 from distributed_backup.checks import checked_name
 from distributed_backup.coordination.base import (
+    Action,
     Announcement,
     AnnouncementKind,
     ClusterView,
@@ -39,21 +40,20 @@ from distributed_backup.coordination.base import (
     Member,
     Notice,
     Role,
-    Wish,
 )
 from distributed_backup.coordination.redis_hints import HintListener
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorError, CoordinatorUnavailableError
 from distributed_backup.position import Position
 from distributed_backup.redis_client.address import RedisAddress
-from distributed_backup.redis_client.client import RedisLink, script
+from distributed_backup.redis_client.client import RedisClient, script
 
 if TYPE_CHECKING:
     import redis
 
 # How long the keys of a run stay after its last word: longer than anybody would leave a preempted job waiting, and
 # losing them would cost no more than an election.
-_KEPT_MS: Final = 7 * 24 * 3600 * 1000
+KEY_TTL_MS: Final = 7 * 24 * 3600 * 1000
 # Seconds to wait for the thread that listens; it looks up every quarter of one, unless it is just connecting.
 _JOIN_LIMIT: Final = 3.0
 _LEASE_KEY: Final = re.compile(r"distributed-backup:\{(.+)\}:lease")
@@ -93,14 +93,14 @@ class RedisCoordinator(Coordinator):
         ```
     """
 
-    lapses = True
+    has_expiry = True
 
     def __init__(self, server: str | redis.Redis) -> None:
         self._address = RedisAddress.of_url(server) if isinstance(server, str) else RedisAddress.of_client(server)
         self._keys: _Keys | None = None
         # Workers that have opened it and not closed it yet: while there are any, it serves their run only.
         self._users = 0
-        self._opened: tuple[RedisLink, HintListener] | None = None
+        self._opened: tuple[RedisClient, HintListener] | None = None
 
     def __repr__(self) -> str:
         return f"RedisCoordinator({str(self._address)!r})"
@@ -113,7 +113,7 @@ class RedisCoordinator(Coordinator):
             # nothing.
             left, least = timings.renew_deadline - timings.retry_period, timings.renew_deadline / 10
             limit = max(min(timings.retry_period, left / 3), least)
-            link = RedisLink(self._address, limit)
+            link = RedisClient(self._address, limit)
             self._keys = _Keys(run_id)
             listener = HintListener(
                 link, self._keys.hints, silence=5 * timings.retry_period, retry=timings.retry_period
@@ -131,7 +131,7 @@ class RedisCoordinator(Coordinator):
         Raises:
             CoordinatorUnavailableError: It can't be reached.
         """
-        link = RedisLink(self._address, LeaseTimings().retry_period)
+        link = RedisClient(self._address, LeaseTimings().retry_period)
         try:
             found = (_LEASE_KEY.fullmatch(key) for key in link.find("distributed-backup:{*}:lease"))
             return tuple(match[1] for match in found if match is not None)
@@ -157,7 +157,7 @@ class RedisCoordinator(Coordinator):
             int(beat.campaign),
             beat.floor,
             _ms(beat.duration),
-            _KEPT_MS,
+            KEY_TTL_MS,
             f"{beat.role} {position}",
         )
         with self._understood():
@@ -183,7 +183,7 @@ class RedisCoordinator(Coordinator):
             checked_name("worker_id", announcement.worker_id),
             announcement.term,
             _announcement_text(announcement),
-            _KEPT_MS,
+            KEY_TTL_MS,
             keys.hints,
             hint,
         )
@@ -195,10 +195,10 @@ class RedisCoordinator(Coordinator):
         arguments = (
             notice.notice_id,
             checked_name("worker_id", notice.worker_id),
-            notice.wish,
+            notice.action,
             notice.reason,
             _ms(notice.remaining),
-            _KEPT_MS,
+            KEY_TTL_MS,
             keys.hints,
         )
         self._link.run(script("notify"), (keys.notices,), arguments)
@@ -219,20 +219,20 @@ class RedisCoordinator(Coordinator):
         """Forget the run."""
         self._link.run(script("erase"), self._run_keys.all, ())
 
-    def listen(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
+    def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
         """Have `wake` called when a look may be worth while, until the function that is returned is called."""
         return self._parts[1].add(wake)
 
     # ---------------------------------------------------------------- the parts
 
     @property
-    def _parts(self) -> tuple[RedisLink, HintListener]:
+    def _parts(self) -> tuple[RedisClient, HintListener]:
         if self._opened is None:
             raise CoordinatorError("open() names the run, and comes before everything else")
         return self._opened
 
     @property
-    def _link(self) -> RedisLink:
+    def _link(self) -> RedisClient:
         return self._parts[0]
 
     @property
@@ -275,9 +275,9 @@ def _view(told: list[Any]) -> ClusterView:
     )
 
 
-def _notice(notice_id: str, left: int, worker_id: str, wish: str, reason: str) -> Notice:
+def _notice(notice_id: str, left: int, worker_id: str, action: str, reason: str) -> Notice:
     return Notice(
-        notice_id=notice_id, worker_id=worker_id, reason=reason, remaining=int(left) / 1000, wish=cast(Wish, wish)
+        notice_id=notice_id, worker_id=worker_id, reason=reason, remaining=int(left) / 1000, action=cast(Action, action)
     )
 
 

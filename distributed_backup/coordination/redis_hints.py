@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, get_args
 
 from distributed_backup.coordination.base import Hint
-from distributed_backup.redis_client.client import RedisLink
+from distributed_backup.redis_client.client import RedisClient
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class HintListener:
         retry: Seconds between two tries to connect.
     """
 
-    def __init__(self, link: RedisLink, channel: str, *, silence: float, retry: float) -> None:
+    def __init__(self, link: RedisClient, channel: str, *, silence: float, retry: float) -> None:
         self._link = link
         self._channel = channel
         self._silence = silence

@@ -53,7 +53,7 @@ class LeaseTimings:
             )
 
     @classmethod
-    def within(cls, grace_period: float) -> LeaseTimings:
+    def for_grace_period(cls, grace_period: float) -> LeaseTimings:
         """The defaults, shortened where a grace period is short.
 
         If the leader is killed while all workers are being preempted, a follower can take over and save only if the
@@ -63,9 +63,9 @@ class LeaseTimings:
             grace_period: Seconds between a notice and the kill.
 
         Example:
-            >>> LeaseTimings.within(30.0) == LeaseTimings()
+            >>> LeaseTimings.for_grace_period(30.0) == LeaseTimings()
             True
-            >>> LeaseTimings.within(10.0).duration < 6.0
+            >>> LeaseTimings.for_grace_period(10.0).duration < 6.0
             True
         """
         usual = cls()

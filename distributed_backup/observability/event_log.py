@@ -16,7 +16,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from distributed_backup.clock import Clock
-from distributed_backup.observability.events import FAREWELLS, Event, Kind, cause_in, event_log_name, is_event_log
+from distributed_backup.observability.events import (
+    FINAL_KINDS,
+    Event,
+    Kind,
+    event_log_name,
+    is_event_log,
+    without_checkpoint_name,
+)
 from distributed_backup.storage.base import PARTIAL, Storage
 
 logger = logging.getLogger(__name__)
@@ -46,16 +53,16 @@ class EventLog:
         self._name = ""
         # Why commits fail: said once, however often it is tried.
         self._failure: object = None
-        self._news = threading.Event()
-        self._hurry = threading.Event()
+        self._wake = threading.Event()
+        self._flush_now = threading.Event()
         self._unwritten = False
         self._prunes = False
         self._closed = False
-        self._given_up = False
-        self._complained = False
+        self._abandoned = False
+        self._warned = False
         self._thread: threading.Thread | None = None
 
-    def take(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Keep an event; with `joined`, the run is there to be written to."""
         with self._lock:
             if self._closed or self._is_known(event):
@@ -64,17 +71,17 @@ class EventLog:
             self._prunes = self._prunes or event.kind == "elected"
             if event.kind == "joined":
                 self._start(event_log_name(event))
-            if event.kind in FAREWELLS:
-                self._hurry.set()
+            if event.kind in FINAL_KINDS:
+                self._flush_now.set()
             self._unwritten = True
-        self._news.set()
+        self._wake.set()
 
     def _is_known(self, event: Event) -> bool:
         if event.kind == "commits_work":
             self._failure = None
         if event.kind != "commit_failed":
             return False
-        known, self._failure = self._failure, cause_in(str(event.fields["reason"]))
+        known, self._failure = self._failure, without_checkpoint_name(str(event.fields["reason"]))
         return known == self._failure
 
     def _start(self, name: str) -> None:
@@ -90,11 +97,11 @@ class EventLog:
         """
         with self._lock:
             self._closed = True
-        self._hurry.set()
-        self._news.set()
+        self._flush_now.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join(max(timeout, 0.0))
-            self._given_up = True
+            self._abandoned = True
 
     # ---------------------------------------------------------------- bounds
 
@@ -102,9 +109,9 @@ class EventLog:
         self._kept.append((event, line))
         self._size += len(line)
         while self._size > _MOST_BYTES:
-            self._size -= len(self._kept.pop(self._least_missed())[1])
+            self._size -= len(self._kept.pop(self._index_to_drop())[1])
 
-    def _least_missed(self) -> int:
+    def _index_to_drop(self) -> int:
         """Where the event is that is the least loss: of those that are many, the one in the smallest gap."""
         for kind, few in _THINNED.items():
             places = [place for place, (event, _) in enumerate(self._kept) if event.kind == kind]
@@ -119,17 +126,17 @@ class EventLog:
     def _run(self) -> None:
         pause, closed = 0.0, False
         while not closed:
-            self._news.wait()
-            self._clock.wait(self._hurry, pause)
+            self._wake.wait()
+            self._clock.wait(self._flush_now, pause)
             # What comes from here on is news again.
-            self._news.clear()
+            self._wake.clear()
             with self._lock:
                 closed = self._closed
                 lines = [line for _, line in self._kept] if self._unwritten else []
                 prunes, self._unwritten, self._prunes = self._prunes, False, False
-            if lines and not self._given_up:
+            if lines and not self._abandoned:
                 self._write(b"".join(lines), prunes=prunes)
-            pause = self._storage.patience
+            pause = self._storage.write_interval
 
     def _write(self, data: bytes, *, prunes: bool) -> None:
         try:
@@ -137,9 +144,9 @@ class EventLog:
             if prunes:
                 self._prune()
         except Exception as error:  # noqa: BLE001 - a dead thread would keep the rest of the story to itself
-            if not self._complained:
+            if not self._warned:
                 logger.warning("event log not written, training goes on name=%s reason=%s", self._name, error)
-            self._complained = True
+            self._warned = True
             with self._lock:
                 self._unwritten = True
 

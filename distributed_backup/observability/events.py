@@ -64,7 +64,7 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Which fields an event of each kind has."""
 
-FAREWELLS: Final = frozenset({"preempted", "finished", "left"})
+FINAL_KINDS: Final = frozenset({"preempted", "finished", "left"})
 """A worker ends with one of these. What it held, it gives back: `resigned` may still follow."""
 
 # An error's text may be long; a log is bounded.
@@ -132,14 +132,14 @@ class Report(Protocol):
 class Sink(Protocol):
     """What events go to."""
 
-    def take(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Take over an event; must not block."""
 
     def close(self, timeout: float) -> None:
         """Nothing more will come. Be done within `timeout` seconds."""
 
 
-def unreported(kind: Kind, /, **fields: Any) -> None:
+def no_report(kind: Kind, /, **fields: Any) -> None:
     """A report that nobody hears."""
 
 
@@ -167,7 +167,7 @@ class Reporter:
     def __call__(self, kind: Kind, /, **fields: Any) -> None:
         """Report a transition; of several farewells the first counts."""
         with self._lock:
-            if kind in FAREWELLS:
+            if kind in FINAL_KINDS:
                 if self._farewell_said:
                     return
                 self._farewell_said = True
@@ -177,7 +177,7 @@ class Reporter:
                 event = Event(at=self._wall(), worker=self._worker_id, kind=kind, fields=cut)
                 for sink in self._sinks:
                     with self._surviving(kind):
-                        sink.take(event)
+                        sink.emit(event)
 
     @contextmanager
     def _surviving(self, kind: Kind) -> Iterator[None]:
@@ -197,7 +197,7 @@ def _cut(text: str) -> str:
     return text[:_LONGEST_TEXT].encode(errors="replace").decode()
 
 
-def cause_in(reason: str) -> str:
+def without_checkpoint_name(reason: str) -> str:
     """A reason for which commits fail, without the checkpoint that it was about."""
     return _CHECKPOINT.sub("", reason)
 

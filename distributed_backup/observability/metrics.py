@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from distributed_backup.errors import ConfigError
-from distributed_backup.observability.events import FAREWELLS, Event
+from distributed_backup.observability.events import FINAL_KINDS, Event
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -82,14 +82,14 @@ class WorkerMetrics:
         self._lease_left = lease_left
         self._run: str | None = None
 
-    def take(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Count an event."""
         if event.kind == "joined":
             self._run = str(event.fields["run"])
             self._show(self._run)
         elif self._run is not None:
             self._count(event, self._run)
-            if event.kind in FAREWELLS:
+            if event.kind in FINAL_KINDS:
                 self.close(0.0)
 
     def _show(self, run: str) -> None:

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     pass
 
 
-def reserve_of(remaining: float) -> float:
+def shutdown_reserve(remaining: float) -> float:
     """Seconds to keep of those that remain before a kill: a tenth, at least 1 s but no more than 40 %.
 
     Example:
-        >>> reserve_of(30.0), reserve_of(5.0), reserve_of(1.0)
+        >>> shutdown_reserve(30.0), shutdown_reserve(5.0), shutdown_reserve(1.0)
         (3.0, 1.0, 0.4)
     """
     return min(max(1.0, 0.1 * remaining), 0.4 * remaining)

@@ -14,9 +14,9 @@ from distributed_backup.preemption.signals import logger
 from distributed_backup.preemption.sources import Alert, NoticeSource
 
 # An end that is farther away is a warning until then. It is the most that a cloud gives who takes a Spot machine back.
-_SOON: Final = 120.0
+IMMINENT: Final = 120.0
 # Between two polls of a source that has never answered: most likely it is not there.
-_SELDOM: Final = 60.0
+IDLE_POLL_PERIOD: Final = 60.0
 
 
 def _asked(source: NoticeSource) -> Alert | None:
@@ -27,7 +27,7 @@ def _asked(source: NoticeSource) -> Alert | None:
     raise TypeError(f"poll must return an Alert or None, got {alert!r}")
 
 
-class NoticeWatch:
+class NoticePoller:
     """Asks sources of notices for as long as a fit runs, each from a thread of its own: none waits for another.
 
     A sure end is a notice as soon as it is near. One that is still far away is a warning until then, for what is done
@@ -55,7 +55,7 @@ class NoticeWatch:
         self._sources = tuple(sources)
         self._on_notice = on_notice
         self._on_warning = on_warning
-        self._soon = max(_SOON, grace_period)
+        self._soon = max(IMMINENT, grace_period)
         self._clock = clock
         self._stopped = threading.Event()
 
@@ -86,14 +86,14 @@ class NoticeWatch:
                     logger.warning("no notices from %s for now: %s", source.name, error)
                 failure_told = True
                 # Never heard of: not there, or not yet. Else it fails for a moment, which may be the one that counts.
-                pause = source.period if has_answered else min(2 * pause, _SELDOM)
+                pause = source.period if has_answered else min(2 * pause, IDLE_POLL_PERIOD)
             else:
                 pause, has_answered = source.period, True
             self._clock.wait(self._stopped, pause)
 
     def _is_near_end(self, alert: Alert | None) -> TypeGuard[Alert]:
         """Whether a source has said its last word."""
-        if alert is None or self._stopped.is_set() or not alert.sure:
+        if alert is None or self._stopped.is_set() or not alert.terminal:
             return False
         return alert.remaining is None or alert.remaining <= self._soon
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 
-class LastResort:
+class ExitWatchdog:
     """Acts once, at the earliest of the instants that it was given, unless it is called off. Thread-safe.
 
     Args:
@@ -24,7 +24,7 @@ class LastResort:
         self._timer: threading.Timer | None = None
         self._over = False
 
-    def within(self, seconds: float) -> None:
+    def arm(self, seconds: float) -> None:
         """Act in `seconds`, if that is sooner than what was said before."""
         instant = time.monotonic() + seconds
         with self._lock:
@@ -36,7 +36,7 @@ class LastResort:
             self._timer.name, self._timer.daemon = "distributed-backup-last-resort", True
             self._timer.start()
 
-    def call_off(self) -> None:
+    def disarm(self) -> None:
         """It is not needed any more."""
         with self._lock:
             self._over = True

@@ -63,7 +63,7 @@ class RedisAddress:
         try:
             connector = _connector(url)
         except (ValueError, TypeError, AttributeError) as error:
-            problem = _harmless(error)
+            problem = _redacted_reason(error)
         if problem:
             # Out here, lest the error that quotes the URL hang on to ours.
             raise ConfigError(f"{shown} can't be used as the URL of a Redis server: {problem}")
@@ -91,7 +91,7 @@ class RedisAddress:
 
 
 # What one pool's connections share, and another pool makes anew; and a way to have more retries than ours.
-_LEFT_OUT: Final = {
+_UNSHARED_SETTINGS: Final = {
     "retry_on_timeout",
     "connection_pool",
     "maint_notifications_config",
@@ -151,11 +151,11 @@ def _to_sentinels(place: str, path: str, settings: dict[str, Any]) -> Connector:
 
 
 def _parsed(url: str) -> dict[str, Any]:
-    return {key: value for key, value in parse_url(url).items() if key not in _LEFT_OUT}
+    return {key: value for key, value in parse_url(url).items() if key not in _UNSHARED_SETTINGS}
 
 
 def _settings_of(pool: redis.ConnectionPool) -> dict[str, Any]:
-    settings = {key: value for key, value in pool.connection_kwargs.items() if key not in _LEFT_OUT}
+    settings = {key: value for key, value in pool.connection_kwargs.items() if key not in _UNSHARED_SETTINGS}
     return {**settings, "ssl": True} if issubclass(pool.connection_class, redis.SSLConnection) else settings
 
 
@@ -215,7 +215,7 @@ def _db(path: str) -> int:
     return int(text or 0)
 
 
-def _harmless(error: Exception) -> str:
+def _redacted_reason(error: Exception) -> str:
     """What is wrong with a URL, without quoting from it: the standard library's errors do."""
     if isinstance(error, _WrongUrlError):
         return str(error)

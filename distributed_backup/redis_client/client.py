@@ -25,7 +25,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, Re
 from redis.retry import Retry
 
 from distributed_backup.errors import BackupError, ConfigError
-from distributed_backup.randomness import draw_apart
+from distributed_backup.randomness import isolate_rng
 from distributed_backup.redis_client.address import RedisAddress
 from distributed_backup.redis_client.errors import translate
 
@@ -47,7 +47,7 @@ _DRIVER_ERRORS: Final = (
 )
 
 
-class Client(Protocol):
+class RedisDriver(Protocol):
     """What is used of `redis.Redis` and of `redis.RedisCluster`."""
 
     def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
@@ -92,7 +92,7 @@ def script(*names: str, package: str = "distributed_backup.coordination") -> Scr
     return Script(*names, package=package)
 
 
-class RedisLink:
+class RedisClient:
     """Calls scripts on one server, or one deployment with a primary.
 
     Connects at the first call.
@@ -108,7 +108,7 @@ class RedisLink:
         self._limit = limit
         self._text = text
         self._lock = threading.Lock()
-        self._client: Client | None = None
+        self._client: RedisDriver | None = None
         self._checked = False
         # Whether it has ever done what was asked: what is refused from then on may be granted again.
         self._reached = False
@@ -146,7 +146,7 @@ class RedisLink:
         """Whether the server keeps an append-only file, or does not tell; raises as `run` does."""
         with self._translated():
             try:
-                return bool(_told_by(self._connected()).get("aof_enabled", True))
+                return bool(_server_info(self._connected()).get("aof_enabled", True))
             except NoPermissionError:
                 return True
 
@@ -174,12 +174,12 @@ class RedisLink:
             with suppress(RedisError, OSError):
                 client.close()
 
-    def _connected(self) -> Client:
+    def _connected(self) -> RedisDriver:
         with self._lock:
             if self._client is None:
                 # Which node of a cluster is asked, is drawn.
-                draw_apart("redis")
-                self._client = cast(Client, self._address.connect(self._options()))
+                isolate_rng("redis")
+                self._client = cast(RedisDriver, self._address.connect(self._options()))
             client = self._client
             if not self._checked:
                 check_server(client, self._address)
@@ -219,7 +219,7 @@ def check_server(client: Any, address: RedisAddress) -> None:
         ConfigError: It is too old.
     """
     try:
-        info = _told_by(client)
+        info = _server_info(client)
     except NoPermissionError:
         logger.warning("can't check the server at %s: its user may not run INFO", address)
         return
@@ -238,7 +238,7 @@ def check_server(client: Any, address: RedisAddress) -> None:
         logger.warning("the server at %s is a replica: nobody can lead through it; name the primary", address)
 
 
-def _told_by(client: Any) -> dict[str, Any]:
+def _server_info(client: Any) -> dict[str, Any]:
     """What a server says of itself, one of them if there are many."""
     options = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
     return cast(dict[str, Any], client.info(**options))

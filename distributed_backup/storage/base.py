@@ -28,10 +28,10 @@ class Storage(ABC):
     because of what is there.
     """
 
-    patience: ClassVar[float]
+    write_interval: ClassVar[float]
     """Seconds that may lie between two writes of what need not be there at once: what each of them costs."""
 
-    lost: ClassVar[frozenset[int]] = frozenset()
+    permanent_errnos: ClassVar[frozenset[int]] = frozenset()
     """The errno of a read that says that the bytes are gone for good; all else may be read later."""
 
     @property
@@ -93,10 +93,10 @@ class Storage(ABC):
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
 
-    def settle(self) -> None:  # noqa: B027 - as below: most have nothing to do
+    def sync(self) -> None:  # noqa: B027 - as below: most have nothing to do
         """Make durable what `names` has shown; where that is not so anyway."""
 
-    def discard(self) -> None:  # noqa: B027
+    def remove_if_empty(self) -> None:  # noqa: B027
         """Remove the place itself if nothing is in it; whether that succeeds does not matter."""
 
     def close(self) -> None:  # noqa: B027

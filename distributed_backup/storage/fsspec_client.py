@@ -20,7 +20,7 @@ from typing import Any, Final, override
 from urllib.parse import unquote
 
 from distributed_backup.errors import ConfigError
-from distributed_backup.randomness import draw_apart
+from distributed_backup.randomness import isolate_rng
 
 # Scheme to the module that fsspec needs for it, and to our extra that brings it.
 _CLIENTS: Final = {
@@ -99,7 +99,7 @@ _FRESH: Final = {"use_listings_cache": False, "skip_instance_cache": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
+class FsspecClient:
     """A client, and the path that a URL means to it.
 
     Args:
@@ -165,7 +165,7 @@ class Client:
         return {"timeout": limit} if self.bounded else {}
 
 
-def make_client(url: str) -> Client:
+def make_client(url: str) -> FsspecClient:
     """The client for a URL."""
     if url.startswith(("gs://", "gcs://")):
         # Not what gcsfs takes by default: that asks for the kind of the bucket first, in another way and with other
@@ -178,26 +178,26 @@ def make_client(url: str) -> Client:
         from fsspec.core import url_to_fs
 
         fs, path = url_to_fs(url, **_FRESH)
-    _keep_off_the_training(fs)
+    _isolate_rng(fs)
     if "abfs" in fs.protocol:
         # As in `Client.write`; adlfs has no argument for it.
         fs.service_client._config.max_single_put_size = _LARGEST_BLOB  # noqa: SLF001
     if fs.async_impl:
-        fs.loop.call_soon_threadsafe(fs.loop.set_default_executor, _Daemons())
-    return Client(fs=fs, path=path, pid=os.getpid())
+        fs.loop.call_soon_threadsafe(fs.loop.set_default_executor, DaemonThreadExecutor())
+    return FsspecClient(fs=fs, path=path, pid=os.getpid())
 
 
-def _keep_off_the_training(fs: Any) -> None:
+def _isolate_rng(fs: Any) -> None:
     """Have a client draw the pauses between its tries apart: it would change what the training draws."""
     for protocol, (packages, modules) in _DRAWING.items():
         if protocol in fs.protocol:
             for name in modules:  # some of them would be loaded at the first failure only
                 with suppress(ImportError):
                     importlib.import_module(name)
-            draw_apart(*packages)
+            isolate_rng(*packages)
 
 
-class _Daemons(ThreadPoolExecutor):
+class DaemonThreadExecutor(ThreadPoolExecutor):
     """Looks up names in threads that nobody waits for.
 
     The interpreter joins the threads of an executor when it ends: a look-up that hangs would keep a process that was

@@ -16,7 +16,7 @@ from distributed_backup.storage.fsspec_client import (
 )
 
 
-def may_pass(error: Exception) -> bool:
+def retryable(error: Exception) -> bool:
     """Whether a failure is of the kind that passes by itself.
 
     What a server answered counts for more than what a client made of it. What can't be told is taken for final: a

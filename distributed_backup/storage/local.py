@@ -36,9 +36,9 @@ class LocalStorage(Storage):
         (['a'], b'12', False)
     """
 
-    patience = 0.2
+    write_interval = 0.2
     # EIO: the disk says that it has lost them.
-    lost = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR})
+    permanent_errnos = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR})
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         if not os.fspath(root) or "\0" in os.fspath(root):
@@ -139,12 +139,12 @@ class LocalStorage(Storage):
             self._unlink(path)
 
     @override
-    def settle(self) -> None:
+    def sync(self) -> None:
         with self._translated("sync", self._root):
             self._sync_directory()
 
     @override
-    def discard(self) -> None:
+    def remove_if_empty(self) -> None:
         with suppress(OSError):
             self._root.rmdir()
 

@@ -27,8 +27,8 @@ from typing import Final, override
 
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.storage.base import PARTIAL, PROBE, Chunks, Names, Storage
-from distributed_backup.storage.fsspec_client import Client, check_url, make_client
-from distributed_backup.storage.fsspec_errors import is_conflict, may_pass, reason_of
+from distributed_backup.storage.fsspec_client import FsspecClient, check_url, make_client
+from distributed_backup.storage.fsspec_errors import is_conflict, reason_of, retryable
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ObjectStorage(Storage):
         >>> storage.remove("a")
     """
 
-    patience = 10.0
+    write_interval = 10.0
 
     def __init__(self, url: str, *, limit: float) -> None:
         self._shown = check_url(url)
@@ -65,7 +65,7 @@ class ObjectStorage(Storage):
         self._limit = limit
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._opened: Client | None = None
+        self._opened: FsspecClient | None = None
         # Of the files at the last listing and those written since: a download is given the time that it may take.
         self._sizes: dict[str, int] = {}
         self._conditional: bool | None = None
@@ -167,7 +167,7 @@ class ObjectStorage(Storage):
             self._write_aside(client, path, data, new=new)
         self._sizes[name] = len(data)
 
-    def _write_alone(self, client: Client, path: str, data: bytes, *, new: bool) -> None:
+    def _write_alone(self, client: FsspecClient, path: str, data: bytes, *, new: bool) -> None:
         """One request; another while it meets another's, as long as it may take."""
         end = time.monotonic() + self._limit_for(len(data))
         while True:
@@ -178,7 +178,7 @@ class ObjectStorage(Storage):
                     raise
             threading.Event().wait(_PAUSE)
 
-    def _write_aside(self, client: Client, path: str, data: bytes, *, new: bool) -> None:
+    def _write_aside(self, client: FsspecClient, path: str, data: bytes, *, new: bool) -> None:
         """Clients of file servers write in place: a file that is cut off must not have the name."""
         if new and client.fs.exists(path):
             raise FileExistsError(path)
@@ -200,7 +200,7 @@ class ObjectStorage(Storage):
         self._sizes.pop(name, None)
 
     @override
-    def discard(self) -> None:
+    def remove_if_empty(self) -> None:
         client = self._client
         if not client.bounded:
             with suppress(Exception):  # something else is in it, or it is gone
@@ -210,7 +210,7 @@ class ObjectStorage(Storage):
         return self._limit + size / _SLOWEST
 
     @property
-    def _client(self) -> Client:
+    def _client(self) -> FsspecClient:
         """Made at the first use, and anew in a forked child, where its thread is missing."""
         if self._pid != os.getpid():
             # The thread that held it when the child was forked is not there to release it. Two threads of the child may
@@ -230,7 +230,7 @@ class ObjectStorage(Storage):
             raise
         except Exception as error:  # each client has a family of its own, and some raise what their drivers do
             reason = _reason(error, limit or self._limit)
-            raise StoreError(f"can't {verb} {path}: {reason}", path=path, may_pass=may_pass(error)) from error
+            raise StoreError(f"can't {verb} {path}: {reason}", path=path, retryable=retryable(error)) from error
 
 
 def _reason(error: Exception, limit: float) -> str:

@@ -28,7 +28,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from distributed_backup.checks import checked_name
 from distributed_backup.errors import ConfigError, CoordinatorError, CoordinatorUnavailableError, StoreError
 from distributed_backup.redis_client.address import RedisAddress
-from distributed_backup.redis_client.client import RedisLink, Script, script
+from distributed_backup.redis_client.client import RedisClient, Script, script
 from distributed_backup.storage.base import Chunks, Names, Storage
 
 logger = logging.getLogger(__name__)
@@ -51,12 +51,12 @@ def runs_at(url: str) -> tuple[str, ...]:
         StoreError: The deployment can't be reached.
     """
     address = RedisAddress.of_url(url)
-    link = RedisLink(address, _LOOK_LIMIT)
+    link = RedisClient(address, _LOOK_LIMIT)
     try:
         found = (_FILES_KEY.fullmatch(key) for key in link.find("distributed-backup:{*}:files"))
         return tuple(match[1] for match in found if match is not None)
     except CoordinatorError as error:
-        raise StoreError(f"can't list {address}: {error}", path=str(address), may_pass=_may_pass(error)) from error
+        raise StoreError(f"can't list {address}: {error}", path=str(address), retryable=_retryable(error)) from error
     finally:
         link.close()
 
@@ -77,7 +77,7 @@ class RedisStorage(Storage):
         ConfigError: The URL can't be used, or the run has no id.
     """
 
-    patience = 1.0
+    write_interval = 1.0
 
     def __init__(self, url: str, *, run_id: str | None, limit: float) -> None:
         self._address = RedisAddress.of_url(url)
@@ -89,7 +89,7 @@ class RedisStorage(Storage):
         self._limit = limit / 2
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._opened: tuple[RedisLink, int] | None = None
+        self._opened: tuple[RedisClient, int] | None = None
 
     @property
     @override
@@ -159,14 +159,14 @@ class RedisStorage(Storage):
             opened[0].close()
 
     @property
-    def _link(self) -> RedisLink:
+    def _link(self) -> RedisClient:
         if self._pid != os.getpid():
             # The thread that held it when this child was forked is not there to release it.
             self._lock, self._pid = threading.Lock(), os.getpid()
         # Anew in a forked child: two processes on one connection would read each other's replies.
         with self._lock:
             if self._opened is None or self._opened[1] != os.getpid():
-                self._opened = (RedisLink(self._address, self._limit, text=False), os.getpid())
+                self._opened = (RedisClient(self._address, self._limit, text=False), os.getpid())
             return self._opened[0]
 
     @contextmanager
@@ -174,10 +174,10 @@ class RedisStorage(Storage):
         try:
             yield
         except (OSError, ValueError, CoordinatorError) as error:
-            raise StoreError(f"can't {verb} {path}: {error}", path=path, may_pass=_may_pass(error)) from error
+            raise StoreError(f"can't {verb} {path}: {error}", path=path, retryable=_retryable(error)) from error
 
 
-def _may_pass(error: Exception) -> bool:
+def _retryable(error: Exception) -> bool:
     # That it was refused is in what the driver said; to the lease, a server in the midst of a change says the same.
     said = error.__context__
     refused = isinstance(said, AuthenticationError | NoPermissionError) or any(text in str(said) for text in _REFUSALS)

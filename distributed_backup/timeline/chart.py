@@ -38,7 +38,7 @@ _ROW_HEIGHT: Final = 20.0
 # Between columns, at least; the columns that may be cut first, and the width that they keep.
 _GAP: Final = 18.0
 _FREE: Final = (HEADINGS.index("Worker"), HEADINGS.index("What happened"))
-_READABLE: Final = 170.0
+MIN_COLUMN_WIDTH: Final = 170.0
 
 
 def draw(history: History, costs: Sequence[Cost], *, with_table: bool = True) -> str:
@@ -145,7 +145,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> Iterator[tuple[float, float]]:
     room = WIDTH - 2 * MARGIN - _GAP * (len(widths) - 1)
     while sum(widths) > room:
         # Free text first: ids and reasons may have any length.
-        free = [column for column in _FREE if widths[column] > _READABLE]
+        free = [column for column in _FREE if widths[column] > MIN_COLUMN_WIDTH]
         widest = max(free or range(len(widths)), key=lambda column: widths[column])
         widths[widest] -= min(sum(widths) - room, widths[widest] / 20)
     # What is left over is shared between them.

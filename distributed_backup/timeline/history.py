@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from distributed_backup.observability.events import FAREWELLS, Event
+from distributed_backup.observability.events import FINAL_KINDS, Event
 from distributed_backup.timeline.incarnation_builder import life_of
 from distributed_backup.timeline.incarnations import Lead, Life, incarnations_of, name_of
 
@@ -91,7 +91,7 @@ def _still_there(said: dict[str, list[Event]], now: float) -> set[str]:
     newest: dict[str, str] = {}
     for worker in sorted(said, key=lambda worker: said[worker][0].at):
         newest[incarnations_of(worker)] = worker
-    silent = {worker for worker in newest.values() if not any(event.kind in FAREWELLS for event in said[worker])}
+    silent = {worker for worker in newest.values() if not any(event.kind in FINAL_KINDS for event in said[worker])}
     heard = {worker for worker in silent if now - said[worker][-1].at.timestamp() <= _patience(said[worker])}
     # A standby worker says nothing while it waits, for as long as somebody trains.
     waiting = {worker for worker in silent if all(event.kind == "joined" for event in said[worker])}

@@ -20,8 +20,8 @@ from distributed_backup.timeline.time_scale import TimeScale, clock_time, durati
 # What matters must be seen, however short it was.
 _LEAST_WIDTH: Final = 3.0
 # What a label leaves free at both its ends together, and the fewest letters of a name that tell something.
-_RIM: Final = 6.0
-_FEWEST: Final = 5
+LABEL_PADDING: Final = 6.0
+MIN_LABEL_CHARS: Final = 5
 # What is drawn first is below. Saves and commits have a place of their own.
 _SPANS: Final[tuple[SpanKind, ...]] = ("waiting", "training", "leading", "leaving", "unreachable")
 _MARKS: Final[tuple[MarkKind, ...]] = ("restore", "notice", "failure")
@@ -75,8 +75,8 @@ def draw_leaders(canvas: Canvas, scale: TimeScale, layout: Layout, history: Hist
         x, width = _extent(scale, lead.start, lead.end)
         canvas.rect(x, top, max(width - 1, 1), height, "leading", about=_about_lead(lead, history))
         name = name_of(lead.worker_id)
-        short = fitted(name, width - width_of(f" · {lead.term}", SMALL_LETTER) - _RIM, SMALL_LETTER)
-        texts = (f"{name} · term {lead.term}", *([f"{short} · {lead.term}"] if len(short) >= _FEWEST else []))
+        short = fitted(name, width - width_of(f" · {lead.term}", SMALL_LETTER) - LABEL_PADDING, SMALL_LETTER)
+        texts = (f"{name} · term {lead.term}", *([f"{short} · {lead.term}"] if len(short) >= MIN_LABEL_CHARS else []))
         _label(canvas, x, width, top + 17, (*texts, str(lead.term)))
 
 
@@ -90,7 +90,7 @@ def _about_lead(lead: Lead, history: History) -> str:
 
 def _label(canvas: Canvas, x: float, width: float, foot: float, texts: Iterable[str], *, look: str = "led") -> None:
     """The longest text that fits."""
-    text = next((text for text in texts if width_of(text, SMALL_LETTER) + _RIM <= width), None)
+    text = next((text for text in texts if width_of(text, SMALL_LETTER) + LABEL_PADDING <= width), None)
     if text is not None:
         canvas.text(x + width / 2, foot, text, look, anchor="middle")
 

@@ -17,11 +17,11 @@ from distributed_backup.clock import Clock
 _CUT_PERIOD: Final = 0.02
 
 
-class CutOffError(Exception):
+class DeadlineExceededError(Exception):
     """What was awaited was cancelled, for the grace period is running out. Never leaves this package."""
 
 
-class Guard:
+class CancelScope:
     """Bounds what a fit awaits by an instant that another thread may set at any time."""
 
     def __init__(self, clock: Clock) -> None:
@@ -33,7 +33,7 @@ class Guard:
         self._timer: asyncio.TimerHandle | None = None
         self._cuts = 0
 
-    def cut_off_at(self, instant: float) -> None:
+    def set_deadline(self, instant: float) -> None:
         """Cancel what is awaited at `instant`; the earliest instant counts. From any thread."""
         with self._lock:
             self._instant = instant if self._instant is None else min(self._instant, instant)
@@ -56,12 +56,12 @@ class Guard:
             result = await awaitable
         except (Exception, asyncio.CancelledError):
             if self._cuts:
-                raise CutOffError from None
+                raise DeadlineExceededError from None
             raise
         else:
             if self._cuts:
                 # A retry may have taken the cancellation for a failed call, and the rest have gone on without it.
-                raise CutOffError
+                raise DeadlineExceededError
             return result
         finally:
             self._disarm()

@@ -18,8 +18,8 @@ from typing import Any, Final, Protocol
 
 from distributed_backup.errors import RestoreError
 from distributed_backup.position import Position
-from distributed_backup.training.cancellation import CutOffError, Guard
-from distributed_backup.training.running_fit import FitFrame, Wrapped
+from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
+from distributed_backup.training.running_fit import MethodPatch, RunningFit
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class FitListener(Protocol):
         """An exception is leaving `fit`; the one to raise in its place, or itself."""
 
 
-class ResumableFit:
+class FastForward:
     """The methods of one program and its optimizer, wrapped for one fit.
 
     Args:
@@ -51,11 +51,11 @@ class ResumableFit:
         listener: Asked and told.
     """
 
-    def __init__(self, program: Any, *, guard: Guard, listener: FitListener) -> None:
+    def __init__(self, program: Any, *, scope: CancelScope, listener: FitListener) -> None:
         self._program = program
-        self._guard = guard
+        self._scope = scope
         self._listener = listener
-        self._wrapped: list[Wrapped] = []
+        self._wrapped: list[MethodPatch] = []
         self._target: Position | None = None
         self._begun = False
         self._epoch = 0
@@ -91,10 +91,10 @@ class ResumableFit:
         self._target = target if target is not None and target.batch > 0 else None
         self._saved = saved if saved is not None and self._target is not None else {}
         self._wrap_methods()
-        self._wrapped += FitFrame.find(self._program).tell_only_last_while(lambda: self.skipping)
+        self._wrapped += RunningFit.find(self._program).silence_other_callbacks(lambda: self.skipping)
         if not self._program.trainable_variables:
             # Then fit calls no hook of the optimizer; and nothing in `prepare` has anything to wait for.
-            _finish_at_once(self._listener.prepare())
+            _run_synchronously(self._listener.prepare())
 
     def _wrap_methods(self) -> None:
         self._replace(self._program, "get_metrics_result", self._get_metrics_result)
@@ -212,10 +212,10 @@ class ResumableFit:
 
     async def _guarded(self, awaitable: Awaitable[Any]) -> Any:
         try:
-            result = await self._guard.run(awaitable)
+            result = await self._scope.run(awaitable)
             self._stopped_outside = bool(self._program.stop_training) and not self._stopped
             return result  # noqa: TRY300 - the handlers below are for the await
-        except CutOffError:
+        except DeadlineExceededError:
             raise self._listener.cut_off() from None
         except BaseException as error:
             replacement = self._listener.failed(error)
@@ -230,10 +230,10 @@ class ResumableFit:
         self._replace(owner, name, wrapped)
 
     def _replace(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        self._wrapped.append(Wrapped(owner, name, wrapper))
+        self._wrapped.append(MethodPatch(owner, name, wrapper))
 
 
-def _finish_at_once(awaitable: Awaitable[None]) -> None:
+def _run_synchronously(awaitable: Awaitable[None]) -> None:
     """Run a coroutine that never waits, where there is nobody to await it."""
     try:
         next(iter(awaitable.__await__()))

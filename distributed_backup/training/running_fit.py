@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
 
 
-class Wrapped:
+class MethodPatch:
     """A method of one instance, wrapped until `remove`; wrappers may be removed in any order."""
 
     def __init__(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -40,7 +40,7 @@ class Wrapped:
         self.wrapper = None
         attributes = vars(self._owner)
         top = attributes.get(self._name)
-        while isinstance(top, Wrapped) and top.wrapper is None:
+        while isinstance(top, MethodPatch) and top.wrapper is None:
             top = top.previous
         if top is None:
             attributes.pop(self._name, None)
@@ -48,7 +48,7 @@ class Wrapped:
             attributes[self._name] = top
 
 
-class FitFrame:
+class RunningFit:
     """The running `fit` that called a hook: its callbacks and its data.
 
     synalinks gives a callback neither. Both are locals of `Trainer.fit`, whose frame is up the stack while
@@ -59,7 +59,7 @@ class FitFrame:
         self._frame = frame
 
     @classmethod
-    def find(cls, program: Any) -> FitFrame:
+    def find(cls, program: Any) -> RunningFit:
         """The fit of `program` up the stack."""
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe() is the same
         while frame is not None:
@@ -82,7 +82,7 @@ class FitFrame:
             container.callbacks = [*others, callback]
             container._async_train = container._async_test = False  # noqa: SLF001 - there is no public way
 
-    def tell_only_last_while(self, condition: Callable[[], bool]) -> list[Wrapped]:
+    def silence_other_callbacks(self, condition: Callable[[], bool]) -> list[MethodPatch]:
         """Keep batches from all callbacks but the last one: the others were told of them when they were trained.
 
         They may count, stop the training, or spend calls on an evaluation of their own.
@@ -100,7 +100,7 @@ class FitFrame:
 
             return told
 
-        return [Wrapped(container, name, wrapper(name)) for name in _BATCH_HOOKS]
+        return [MethodPatch(container, name, wrapper(name)) for name in _BATCH_HOOKS]
 
     def replay(self, epochs: int) -> None:
         """Consume the data of the epochs before number `epochs` as the fit did, where later epochs depend on it.

@@ -24,14 +24,14 @@ from distributed_backup.coordination.base import Coordinator
 from distributed_backup.observability.event_log import EventLog
 from distributed_backup.observability.events import Reporter, Sink
 from distributed_backup.position import Position
-from distributed_backup.preemption.grace import reserve_of
-from distributed_backup.preemption.poller import NoticeWatch
+from distributed_backup.preemption.grace import shutdown_reserve
+from distributed_backup.preemption.poller import NoticePoller
 from distributed_backup.preemption.signals import SignalWatch
-from distributed_backup.preemption.watchdog import LastResort
-from distributed_backup.training.cancellation import Guard
-from distributed_backup.training.fast_forward import ResumableFit
+from distributed_backup.preemption.watchdog import ExitWatchdog
+from distributed_backup.training.cancellation import CancelScope
+from distributed_backup.training.fast_forward import FastForward
 from distributed_backup.training.fingerprint import fingerprint
-from distributed_backup.training.running_fit import FitFrame
+from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.settings import SessionOptions
 from distributed_backup.training.state import TrainingState
 from distributed_backup.worker.start_point import StartPoint
@@ -79,21 +79,21 @@ class FitSession:
         self._options = options
         self._pid = os.getpid()
         self._task = _current_task()
-        self._guard = Guard(clock)
+        self._scope = CancelScope(clock)
         self._worker = Worker(
             store=store,
             coordinator=coordinator,
             worker_id=worker_id,
             clock=clock,
             options=options.worker,
-            stop_training_at=self._guard.cut_off_at,
+            stop_training_at=self._scope.set_deadline,
             reporter=Reporter(worker_id, *self._sinks(store, clock)),
         )
         self._state = TrainingState(program, options.state_of)
-        self._fit = ResumableFit(program, guard=self._guard, listener=self)
-        self._last_resort = LastResort(self._leave_by_force)
+        self._fit = FastForward(program, scope=self._scope, listener=self)
+        self._watchdog = ExitWatchdog(self._force_exit)
         self._signals = SignalWatch(options.signals, on_notice=self._give_notice)
-        self._sources = NoticeWatch(
+        self._sources = NoticePoller(
             options.notices.others,
             on_notice=self._give_notice,
             on_warning=self._worker.ask_for_save,
@@ -124,7 +124,7 @@ class FitSession:
             BackupError: What `Worker.join` and `Worker.await_start` raise.
             Preempted: A notice came first.
         """
-        _end_orphans(self._place, self._task)
+        _end_stale_sessions(self._place, self._task)
         _open_sessions.setdefault(self._place, []).append(self)
         atexit.register(self.end)
         if self._task is not None:
@@ -133,7 +133,7 @@ class FitSession:
             self._watch_for_notices()
             self._worker.join()
             self._start = self._worker.await_start()
-            self._enter(FitFrame.find(self._program))
+            self._prepare_fit(RunningFit.find(self._program))
 
     def _watch_for_notices(self) -> None:
         if self._options.save_before_preemption:
@@ -146,7 +146,7 @@ class FitSession:
                 )
             self._sources.start()
 
-    def _enter(self, frame: FitFrame) -> None:
+    def _prepare_fit(self, frame: RunningFit) -> None:
         self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
         position = self._start_position()
         checkpoint = self._start.checkpoint
@@ -162,7 +162,7 @@ class FitSession:
             frame.replay(epoch)
         if self._has_start:
             self._program._initial_epoch = epoch  # noqa: SLF001 - the documented way for a callback to set it
-        self._worker.started(position)
+        self._worker.training_started(position)
         if self._has_start and not finished:
             self._fit.install(position, loop)
         else:
@@ -170,12 +170,12 @@ class FitSession:
 
     @property
     def _has_start(self) -> bool:
-        return self._start.checkpoint is not None or self._start.legacy is not None
+        return self._start.checkpoint is not None or self._start.synalinks_backup is not None
 
     def _start_position(self) -> Position:
-        checkpoint, legacy = self._start.checkpoint, self._start.legacy
-        if legacy is not None:
-            return legacy.position
+        checkpoint, synalinks_backup = self._start.checkpoint, self._start.synalinks_backup
+        if synalinks_backup is not None:
+            return synalinks_backup.position
         if checkpoint is None:
             return Position(self._params.get("initial_epoch") or 0)
         position = checkpoint.position
@@ -242,9 +242,9 @@ class FitSession:
             self._worker.finish()
         finally:
             self.end()
-        self._heed_late_signal()
+        self._handle_late_signal()
 
-    def _heed_late_signal(self) -> None:
+    def _handle_late_signal(self) -> None:
         """A signal that came while we were leaving: we have taken it, and nobody sends it again."""
         late = self._signals.noted
         if late is None:
@@ -274,8 +274,8 @@ class FitSession:
     async def prepare(self) -> None:
         """After the optimizer's reset: build, apply the restored state, take the first snapshot."""
         await self._state.prepare()
-        if self._start.legacy is not None:
-            self._program.set_state_tree(self._start.legacy.state_tree)
+        if self._start.synalinks_backup is not None:
+            self._program.set_state_tree(self._start.synalinks_backup.state_tree)
         elif self._start.checkpoint is not None:
             self._state.apply(self._start.checkpoint.body)
         else:
@@ -295,7 +295,7 @@ class FitSession:
 
     def failed(self, error: BaseException) -> BaseException:
         """An exception leaves `fit`: end the session, with what a notice still asks for."""
-        self._take_note()
+        self._register_signal()
         if self._worker.notice_given and not self._worker.closed:
             return self.cut_off()
         self.end()
@@ -320,20 +320,20 @@ class FitSession:
             self._leave()
         finally:
             # Also if Ctrl-C ends the leaving: a notice that comes later must not end a process that goes on.
-            self._put_back()
+            self._restore_handlers()
 
     def _leave(self) -> None:
-        self._take_note()
+        self._register_signal()
         try:
             if self._worker.notice_given and not self._worker.closed:
                 self._worker.preempt()
         finally:
             self._worker.close(timeout=_DRAIN_LIMIT)
 
-    def _put_back(self) -> None:
+    def _restore_handlers(self) -> None:
         self._sources.stop()
         self._signals.uninstall()
-        self._last_resort.call_off()
+        self._watchdog.disarm()
         self._fit.remove()
         atexit.unregister(self.end)
         if self._task is not None:
@@ -345,10 +345,10 @@ class FitSession:
     def _give_notice(self, reason: str, remaining: float | None = None) -> None:
         # Also when it is too late to serve it: what hangs as we leave must not outlast the grace period.
         seconds = self._options.worker.grace_period if remaining is None else remaining
-        self._last_resort.within(seconds - reserve_of(seconds) / 4)
+        self._watchdog.arm(seconds - shutdown_reserve(seconds) / 4)
         self._worker.give_notice(reason, remaining)
 
-    def _take_note(self) -> None:
+    def _register_signal(self) -> None:
         # A handler that was there before may leave the process faster than a thread can give the notice.
         if self._signals.noted is not None:
             self._worker.give_notice(self._signals.noted)
@@ -362,7 +362,7 @@ class FitSession:
         mine = self._task
         return mine is None or mine is task or mine.done() or mine.get_loop().is_closed()
 
-    def _leave_by_force(self) -> None:
+    def _force_exit(self) -> None:
         """The training thread did not come back in time: it blocks the event loop, or code of the user's goes on.
 
         The kill is a moment away and would show another exit code, which a job's failure policy may go by. Raising in
@@ -386,7 +386,7 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def _end_orphans(place: str, task: asyncio.Task[Any] | None) -> None:
+def _end_stale_sessions(place: str, task: asyncio.Task[Any] | None) -> None:
     for session in list(_open_sessions.get(place, ())):
         if session.is_orphan(task):
             logger.info("an earlier fit of this process did not end its session, ending it now directory=%s", place)

@@ -28,7 +28,7 @@ _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
 # What orjson would write as strings would not come back as what it was.
 _STRICT: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 # Written by ourselves, and without numbers that JSON lacks.
-_SURE: Final = ("python_random", "numpy_random", "schema")
+TRUSTED_KEYS: Final = ("python_random", "numpy_random", "schema")
 _PLAIN: Final = (dict, list, tuple, int, float, str, bool, type(None), np.number)
 # Attributes of every optimizer that describe it or tie it to a program, and are no state.
 _NOT_STATE: Final = frozenset(
@@ -37,7 +37,7 @@ _NOT_STATE: Final = frozenset(
 _LISTS: Final = (list, tuple)
 _WHOLE: Final = (str, int, type(None))
 _NUMBERS: Final = (float, np.generic, np.ndarray)
-_OF_THE_FIT: Final = frozenset({"params", "_program"})
+FIT_ATTRIBUTES: Final = frozenset({"params", "_program"})
 
 
 class TrainingState:
@@ -187,7 +187,7 @@ def _state_of(item: Any) -> dict[str, Any]:
         state = {
             name: value
             for name, value in vars(item).items()
-            if name not in _OF_THE_FIT and isinstance(value, _PLAIN) and _is_json(value)
+            if name not in FIT_ATTRIBUTES and isinstance(value, _PLAIN) and _is_json(value)
         }
     # EarlyStopping and others choose a function of numpy once, and change other attributes along with it.
     functions = {name: value.__name__ for name, value in vars(item).items() if isinstance(value, np.ufunc)}
@@ -242,8 +242,8 @@ def _encode(state: dict[str, Any]) -> bytes:
     result, the slower way of looking at each value tells whether there are any; if so, and for integers beyond 64
     bits, values that JSON lacks are written as tagged strings.
     """
-    rest = {name: value for name, value in state.items() if name not in _SURE}
-    sure = {name: orjson.Fragment(orjson.dumps(state[name], option=_OPTIONS)) for name in _SURE}
+    rest = {name: value for name, value in state.items() if name not in TRUSTED_KEYS}
+    sure = {name: orjson.Fragment(orjson.dumps(state[name], option=_OPTIONS)) for name in TRUSTED_KEYS}
     try:
         # The default, for numpy's numbers: orjson's own way rounds float32 to fewer digits than a float has.
         body = orjson.dumps({**rest, **sure}, option=_STRICT, default=_plain_scalar)

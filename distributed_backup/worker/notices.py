@@ -16,7 +16,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Notice
 from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import BackupError
-from distributed_backup.preemption.grace import reserve_of
+from distributed_backup.preemption.grace import shutdown_reserve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +50,8 @@ class Notices:
         save_now: Asks the saver; returns its ticket.
     """
 
-    def __init__(self, save_now: Callable[[], int]) -> None:
-        self._save_now = save_now
+    def __init__(self, request_save: Callable[[], int]) -> None:
+        self._save_now = request_save
         self._lock = threading.Lock()
         self._own: OwnNotice | None = None
         self._asked: dict[str, int] = {}
@@ -72,16 +72,16 @@ class Notices:
                 reason=reason,
                 given=now,
                 deadline=now + remaining,
-                reserve=reserve_of(remaining),
+                reserve=shutdown_reserve(remaining),
             )
             return self._own
 
-    def hasten(self, *, now: float, remaining: float) -> OwnNotice | None:
+    def shorten_deadline(self, *, now: float, remaining: float) -> OwnNotice | None:
         """Another notice of our preemption: the earlier deadline counts; None if that is the one that was known."""
         with self._lock:
             if self._own is None or now + remaining >= self._own.deadline:
                 return None
-            self._own = replace(self._own, deadline=now + remaining, reserve=reserve_of(remaining))
+            self._own = replace(self._own, deadline=now + remaining, reserve=shutdown_reserve(remaining))
             return self._own
 
     def ask(self, notice_id: str) -> None:
@@ -92,7 +92,7 @@ class Notices:
             # What answers the first time of asking answers the notice.
             self._asked.setdefault(notice_id, ticket)
 
-    def unasked(self, view: ClusterView) -> list[str]:
+    def pending(self, view: ClusterView) -> list[str]:
         """The notices in `view` that nobody here has asked for; those that are over are forgotten."""
         with self._lock:
             current = {notice.notice_id for notice in view.notices}
@@ -102,7 +102,7 @@ class Notices:
             self._answered &= current
             return [notice.notice_id for notice in view.notices if notice.notice_id not in self._asked]
 
-    def serve(self, ticket: int) -> bool:
+    def mark_served(self, ticket: int) -> bool:
         """All that was asked for up to `ticket` is durable; whether that answers anything."""
         with self._lock:
             served = {notice_id for notice_id, asked in self._asked.items() if asked <= ticket}
@@ -110,7 +110,7 @@ class Notices:
             self._answered |= served
             return bool(new)
 
-    def learn(self, answers: Iterable[str]) -> None:
+    def add_acknowledged(self, answers: Iterable[str]) -> None:
         """Others have announced these answers."""
         with self._lock:
             self._answered.update(answers)
@@ -133,7 +133,7 @@ logger = logging.getLogger(__name__)
 _REQUEST_LASTS = 300.0
 
 
-class Messenger:
+class NoticePublisher:
     """One worker's messages about notices. Thread-safe as far as the coordinator is.
 
     Args:
@@ -158,20 +158,20 @@ class Messenger:
         # The request to let another lead that we have obeyed.
         self._obeyed = ""
 
-    def tell(self, notice: OwnNotice, view: ClusterView | None) -> None:
+    def publish(self, notice: OwnNotice, view: ClusterView | None) -> None:
         """Tell the others that this worker is going to be killed; from then on, again where that may be lost."""
-        self._tell(notice, 0 if view is None else view.term)
+        self._publish(notice, 0 if view is None else view.term)
         self._told.set()
 
-    def tell_again(self, view: ClusterView) -> None:
+    def republish(self, view: ClusterView) -> None:
         """The coordinator was away when we told the others, or may have lost its data since."""
         notice = self._notices.own
         if notice is None or self._notices.own_is_answered or view.term == self._told_at:
             return
         if self._told.is_set() and notice.deadline > self._clock.now():
-            self._tell(notice, view.term)
+            self._publish(notice, view.term)
 
-    def _tell(self, notice: OwnNotice, term: int) -> None:
+    def _publish(self, notice: OwnNotice, term: int) -> None:
         remaining = notice.deadline - self._clock.now()
         if self._notify(notice.notice_id, notice.reason, remaining, what="telling the others of the notice"):
             self._told_at = term
@@ -198,7 +198,7 @@ class Messenger:
             return False
         return True
 
-    def obey(self, view: ClusterView, longest: float) -> None:
+    def handle_resign_requests(self, view: ClusterView, longest: float) -> None:
         """An operator wants another worker to lead: once our last boundary is durable, let one; once, if in vain.
 
         Args:
@@ -206,8 +206,8 @@ class Messenger:
             longest: Seconds to stand back at most: that the request was taken back is told to the leader only.
         """
         for notice in view.notices:
-            asked = notice.wish == "resign" and notice.worker_id == self._worker_id
+            asked = notice.action == "resign" and notice.worker_id == self._worker_id
             if asked and notice.notice_id in self._notices.answers and notice.notice_id != self._obeyed:
                 self._obeyed = notice.notice_id
                 if self._notices.own is None:
-                    self._elector.stand_back(min(notice.remaining, longest))
+                    self._elector.pause_campaign(min(notice.remaining, longest))

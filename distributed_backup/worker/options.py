@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     pass
 from distributed_backup.checks import checked_name
 from distributed_backup.coordination.timings import LeaseTimings
-from distributed_backup.preemption.grace import reserve_of
+from distributed_backup.preemption.grace import shutdown_reserve
 
 OnSaveError = Literal["warn", "raise"]
 
@@ -38,7 +38,7 @@ class WorkerOptions:
     @property
     def reserve(self) -> float:
         """Seconds of the grace period kept for the last commit, for leaving, and for the interpreter's exit."""
-        return reserve_of(self.grace_period)
+        return shutdown_reserve(self.grace_period)
 
 
 def new_worker_id(name: str | None) -> str:

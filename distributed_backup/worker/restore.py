@@ -11,7 +11,7 @@ import logging
 
 from distributed_backup.checkpoints.format import parse_name
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.checkpoints.synalinks_backup import find_legacy
+from distributed_backup.checkpoints.synalinks_backup import find_synalinks_backup
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Announcement, ClusterView
 from distributed_backup.coordination.election import Elector
@@ -70,7 +70,7 @@ class StartProtocol:
             StoreError: No checkpoint is usable, or the directory can't be read.
         """
         checkpoint = self._store.latest()
-        legacy = None if checkpoint is not None else find_legacy(self._store.storage)
+        synalinks_backup = None if checkpoint is not None else find_synalinks_backup(self._store.storage)
         announced = view.announcement
         if announced is not None and self._is_elsewhere(announced):
             raise NotSharedError(
@@ -78,13 +78,13 @@ class StartProtocol:
                 "is the directory shared by all workers?"
             )
         finished = self._standby and announced is not None and self._is_the_end(announced)
-        if checkpoint is None and legacy is None and self._store.was_led_before(view.term):
+        if checkpoint is None and synalinks_backup is None and self._store.was_led_before(view.term):
             logger.warning(
                 "%s was led before and has no checkpoint: nothing was saved, or it was removed; "
                 "starting from the beginning",
                 self._store.location,
             )
-        return StartPoint(checkpoint=checkpoint, legacy=legacy, finished=finished)
+        return StartPoint(checkpoint=checkpoint, synalinks_backup=synalinks_backup, finished=finished)
 
     def as_follower(self, view: ClusterView) -> StartPoint | str | None:
         """What the leader announced; its name if it can't be found here; None if it is too early.
@@ -109,7 +109,7 @@ class StartProtocol:
         if announced.checkpoint is None:
             return StartPoint(finished=finished)
         if parse_name(announced.checkpoint) is None:
-            return StartPoint(legacy=find_legacy(self._store.storage), finished=finished)
+            return StartPoint(synalinks_backup=find_synalinks_backup(self._store.storage), finished=finished)
         try:
             return StartPoint(checkpoint=self._store.load(announced.checkpoint), finished=finished)
         except RunMismatchError:
@@ -178,7 +178,7 @@ class Arrival:
         self._options = options
         self._clock = clock
         self._deadline = clock.now() + options.restore_timeout
-        self._borne = ""
+        self._last_warning = ""
         # Since when what is announced is missing here, whatever its name.
         self._missing_since: float | None = None
 
@@ -195,12 +195,12 @@ class Arrival:
             StoreError: No checkpoint is usable, or the directory can't be read, all the time.
             ConfigError: The coordinator refuses us, and always will.
         """
-        if isinstance(self._elector.problem, ConfigError):
-            raise self._elector.problem
+        if isinstance(self._elector.coordinator_error, ConfigError):
+            raise self._elector.coordinator_error
         try:
             start = self._try(view)
         except StoreError as error:
-            self._bear_with(error)
+            self._retry_or_raise(error)
             return None
         if isinstance(start, StartPoint):
             return start
@@ -220,13 +220,13 @@ class Arrival:
             raise RestoreTimeoutError(self._timeout_message(view))
         return None
 
-    def _bear_with(self, error: StoreError) -> None:
+    def _retry_or_raise(self, error: StoreError) -> None:
         """What can't be read just now may be read in a moment: a store that is busy, a mount that comes back."""
         final = isinstance(error, NoUsableCheckpointError | RunMismatchError | CorruptCheckpointError)
         if final or (self._clock.now() > self._deadline and not self._options.standby):
             raise error
-        if str(error) != self._borne:
-            self._borne = str(error)
+        if str(error) != self._last_warning:
+            self._last_warning = str(error)
             logger.warning("can't restore yet, trying again worker=%s reason=%s", self._worker_id, error)
 
     def _try(self, view: ClusterView | None) -> StartPoint | str | None:
@@ -257,10 +257,10 @@ class Arrival:
 
     def _timeout_message(self, view: ClusterView | None) -> str:
         nothing = f"no position was announced within {self._options.restore_timeout:g} s"
-        if self._elector.obstacle is not None:
-            return f"{nothing}, and we can't lead: {self._elector.obstacle}"
-        if self._elector.problem is not None:
-            return f"{nothing}, and the coordinator does not answer: {self._elector.problem}"
+        if self._elector.campaign_error is not None:
+            return f"{nothing}, and we can't lead: {self._elector.campaign_error}"
+        if self._elector.coordinator_error is not None:
+            return f"{nothing}, and the coordinator does not answer: {self._elector.coordinator_error}"
         if view is None:
             return f"{nothing}, and the coordinator has not answered yet; is it reachable from here?"
         return (

@@ -12,7 +12,7 @@ from typing import Final
 
 from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.checkpoints.synalinks_backup import remove_legacy
+from distributed_backup.checkpoints.synalinks_backup import remove_synalinks_backup
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.errors import CoordinatorError, StoreError
@@ -20,13 +20,13 @@ from distributed_backup.errors import CoordinatorError, StoreError
 logger = logging.getLogger(__name__)
 
 # More than a tick with its jitter, and the time that it may take.
-_TICKS_ALONE: Final = 1.5
+QUIET_TICKS_BEFORE_DELETE: Final = 1.5
 # Seconds for which a worker that has finished tries to save what is due, when the disk refuses it.
 _FINISH_LIMIT: Final = 30.0
 _WAIT_SLICE: Final = 0.5
 
 
-def save_the_rest(
+def flush_pending(
     saver: Saver,
     store: CheckpointStore,
     *,
@@ -67,14 +67,14 @@ def delete_run(store: CheckpointStore, coordinator: Coordinator) -> None:
         BackupError: Something could not be removed.
     """
     logger.info("run finished, deleting directory=%s", store.location)
-    remove_legacy(store.storage)
+    remove_synalinks_backup(store.storage)
     store.delete()
     coordinator.erase()
     # Only what is empty: a new run may have begun here since.
-    store.storage.discard()
+    store.storage.remove_if_empty()
 
 
-def leave_and_see(
+def leave_and_check_last(
     coordinator: Coordinator,
     worker_id: str,
     *,
@@ -108,7 +108,7 @@ def leave_and_see(
                 return False
             if others:
                 alone_since = now
-            elif now - alone_since > _TICKS_ALONE * period:
+            elif now - alone_since > QUIET_TICKS_BEFORE_DELETE * period:
                 return True
             wait()
     except CoordinatorError as error:
@@ -116,7 +116,7 @@ def leave_and_see(
     return False
 
 
-def within(limit: float | None, work: Callable[[], None]) -> bool:
+def run_with_timeout(limit: float | None, work: Callable[[], None]) -> bool:
     """Do something that may hang, and go on after `limit` seconds without it; None to wait for its end.
 
     Returns:

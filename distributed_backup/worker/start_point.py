@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.checkpoints.synalinks_backup import LegacyBackup
+from distributed_backup.checkpoints.synalinks_backup import SynalinksBackup
 from distributed_backup.position import Position
 
 
@@ -20,19 +20,19 @@ class StartPoint:
     """
 
     checkpoint: Checkpoint | None = None
-    legacy: LegacyBackup | None = None
+    synalinks_backup: SynalinksBackup | None = None
     finished: bool = False
 
     @property
     def position(self) -> Position | None:
         """The restored position; None for a fresh start."""
-        source = self.checkpoint or self.legacy
+        source = self.checkpoint or self.synalinks_backup
         return None if source is None else source.position
 
     @property
     def name(self) -> str | None:
         """The name of what is restored; None for a fresh start."""
-        source = self.checkpoint or self.legacy
+        source = self.checkpoint or self.synalinks_backup
         return None if source is None else source.name
 
     @property
@@ -40,4 +40,4 @@ class StartPoint:
         """The digest of what is restored; None for a fresh start."""
         if self.checkpoint is not None:
             return self.checkpoint.header.digest
-        return None if self.legacy is None else self.legacy.digest
+        return None if self.synalinks_backup is None else self.synalinks_backup.digest

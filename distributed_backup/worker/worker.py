@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from distributed_backup.checkpoints.fencing import covers
+from distributed_backup.checkpoints.fencing import is_superseded
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
@@ -24,14 +24,14 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import AnnouncementKind, ClusterView, Coordinator, Hint
 from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.errors import BackupError, StoreError
-from distributed_backup.observability.events import Reporter, cause_in
+from distributed_backup.observability.events import Reporter, without_checkpoint_name
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.announcer import Announcer
-from distributed_backup.worker.notices import Messenger, Notices
+from distributed_backup.worker.notices import NoticePublisher, Notices
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.restore import Arrival, StartProtocol
-from distributed_backup.worker.shutdown import delete_run, leave_and_see, save_the_rest, within
+from distributed_backup.worker.shutdown import delete_run, flush_pending, leave_and_check_last, run_with_timeout
 from distributed_backup.worker.start_point import StartPoint
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 _WAIT_SLICE = 0.5
 
 # How long a leader that is preempted keeps its notice to itself, for the sake of its own save.
-_SAVE_FIRST = 0.1
+SAVE_HEAD_START = 0.1
 
 # Between two reports of progress within an epoch.
 _PROGRESS_PERIOD = 10.0
 
 # How long a worker that leaves waits for its last events to be written.
-_LAST_WORDS = 2.0
+EVENT_LOG_FLUSH_TIMEOUT = 2.0
 
 
 class Worker:
@@ -98,7 +98,7 @@ class Worker:
             listener=self,
             report=self._report,
         )
-        self._notices = Notices(self._saver.save_now)
+        self._notices = Notices(self._saver.request_save)
         self._start = StartProtocol(store, worker_id=worker_id, standby=options.standby)
         self._condition = threading.Condition()
         self._training = False
@@ -111,7 +111,9 @@ class Worker:
         self._error: StoreError | None = None
         self._failure = ""
         self._announcer = Announcer(coordinator, worker_id, answers=lambda: self._notices.answers)
-        self._messenger = Messenger(coordinator, self._notices, elector=self._elector, worker_id=worker_id, clock=clock)
+        self._publisher = NoticePublisher(
+            coordinator, self._notices, elector=self._elector, worker_id=worker_id, clock=clock
+        )
         self._stop_listening: Callable[[], None] = lambda: None
         self._opened = False
         self._finishing = False
@@ -162,7 +164,7 @@ class Worker:
         self._joined_at = self._clock.now()
         logger.info("joined run=%s worker=%s directory=%s", run_id, self._worker_id, self._store.location)
         self._report("joined", run=run_id, standby=self._options.standby)
-        self._stop_listening = self._coordinator.listen(self._hinted)
+        self._stop_listening = self._coordinator.subscribe(self._on_hint)
         self._saver.start()
         self._elector.start()
 
@@ -175,7 +177,7 @@ class Worker:
             try:
                 return self._store.open_run()
             except StoreError as error:
-                if not error.may_pass or self._clock.now() > deadline:
+                if not error.retryable or self._clock.now() > deadline:
                     raise
                 if str(error) != said:
                     said = str(error)
@@ -187,7 +189,7 @@ class Worker:
     def _warn_of_long_leases(self) -> None:
         timings, grace_period = self._options.timings, self._options.grace_period
         if (
-            self._coordinator.lapses
+            self._coordinator.has_expiry
             and timings.duration + timings.retry_period > grace_period - self._options.reserve / 2
         ):
             logger.warning(
@@ -232,7 +234,7 @@ class Worker:
                 return start
             self._wait(_WAIT_SLICE)
 
-    def started(self, position: Position) -> None:
+    def training_started(self, position: Position) -> None:
         """Training goes on from `position`, with the restored state applied."""
         self._announcer.start_position = position
         self._elector.position = position
@@ -250,7 +252,7 @@ class Worker:
             StoreError: An earlier commit failed and `on_save_error` is "raise".
         """
         self._elector.position = snapshot.position
-        self._saver.offer(snapshot, due=due)
+        self._saver.submit(snapshot, due=due)
         self._report_progress(snapshot.position)
         self.check()
 
@@ -287,7 +289,7 @@ class Worker:
         # Before and after training a follower has nothing that must be saved; who has something saves it.
         while (self._training or self._elector.is_leader) and not self._is_served() and self._time_left(1 / 2) > 0:
             # The coordinator may have gone since: then it is ours to save under the last term.
-            self._saver.look_again()
+            self._saver.wake()
             self._look_for_saves_of_others()
             with _uninterrupted():
                 self._wait(min(_WAIT_SLICE, self._time_left(1 / 2)))
@@ -319,7 +321,7 @@ class Worker:
 
         To look may take longer than there is time, where the store is out of reach as well.
         """
-        alone = self._elector.problem is not None and self._term_to_write_under() is None
+        alone = self._elector.coordinator_error is not None and self._term_to_write_under() is None
         if alone and self._saver.last is not None and not self._looks:
             self._looks = True
             threading.Thread(target=self._look_for_saves, name="distributed-backup-look", daemon=True).start()
@@ -329,7 +331,7 @@ class Worker:
         with suppress(StoreError):
             newest = self._store.newest_header()
             # As a later leader would see it: a checkpoint of other data makes nothing needless.
-            if newest is not None and last is not None and covers(newest, last, newest.term + 1):
+            if newest is not None and last is not None and is_superseded(last, by=newest, term=newest.term + 1):
                 self._announcer.newest = newest
                 self._saved_by_others = True
         self._looks = False
@@ -355,7 +357,7 @@ class Worker:
             return False
         last, term = self._saver.last, self._term_to_write_under()
         # Ours to save: then the last boundary must be in it, which may have been reached since the answer.
-        return last is None or term is None or covers(self._announcer.newest, last, term)
+        return last is None or term is None or is_superseded(last, by=self._announcer.newest, term=term)
 
     def finish(self) -> None:
         """The fit is complete: save what is due, say so, leave; the last one out deletes if asked to.
@@ -376,7 +378,7 @@ class Worker:
         self._training = False
         if self._options.delete_checkpoint:
             # Before others may delete the run: nothing of ours must come after.
-            self._report.close(_LAST_WORDS)
+            self._report.close(EVENT_LOG_FLUSH_TIMEOUT)
             last = self._is_last_one_out()
             # A notice that comes from here on finds nothing to save, and must write nothing where all is deleted.
             with self._condition:
@@ -392,10 +394,10 @@ class Worker:
     def _finish_saving(self) -> None:
         if self._options.keeps_final_state:
             # Others return with it, or come back to it, so it must be there whatever the schedule.
-            self._saver.save_now()
+            self._saver.request_save()
         self._finishing = True
-        self._saver.look_again()
-        failure = save_the_rest(
+        self._saver.wake()
+        failure = flush_pending(
             self._saver,
             self._store,
             clock=self._clock,
@@ -417,7 +419,7 @@ class Worker:
         return ours and self._saver.unsaved
 
     def _is_last_one_out(self) -> bool:
-        return leave_and_see(
+        return leave_and_check_last(
             self._coordinator,
             self._worker_id,
             clock=self._clock,
@@ -449,7 +451,7 @@ class Worker:
         self._stop_listening()
         limit = self._time_left(1 / 4) if self.notice_given else None
         self._report("left")
-        if not within(limit, lambda: self._leave(limit)):
+        if not run_with_timeout(limit, lambda: self._leave(limit)):
             logger.warning("left without a word, the coordinator or the disk hangs worker=%s", self._worker_id)
 
     def _leave(self, limit: float | None) -> None:
@@ -461,7 +463,7 @@ class Worker:
         with _logged("resigning"):
             self._elector.resign()
         # After what others wait for, and while we count as a member: then nobody deletes the run under it.
-        self._report.close(_LAST_WORDS if limit is None else min(_LAST_WORDS, limit / 2))
+        self._report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
         with _logged("leaving"):
             self._coordinator.leave(self._worker_id)
         self._saver.stop()
@@ -487,25 +489,25 @@ class Worker:
                 return
             notice = self._notices.give(reason, now=now, remaining=grace_period)
         if notice is None:
-            self._hasten(reason, now, grace_period)
+            self._shorten_deadline(reason, now, grace_period)
             return
         self._notices.ask(notice.notice_id)
-        self._elector.stand_forward()
+        self._elector.resume_campaign()
         self._stop_training_at(notice.deadline - notice.reserve)
         self._report("notice", reason=reason, remaining=grace_period)
         if self._elector.is_leader:
             # Telling writes to the same disk as saving does; for this moment nobody else has anything to do about it.
             with self._condition:
-                self._condition.wait_for(lambda: self._notices.own_is_answered, _SAVE_FIRST)
+                self._condition.wait_for(lambda: self._notices.own_is_answered, SAVE_HEAD_START)
         logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
-        self._messenger.tell(notice, self._view)
-        self._elector.poke()
+        self._publisher.publish(notice, self._view)
+        self._elector.wake()
         self._cut_off_if_answered()
         self._notify_all()
 
-    def _hasten(self, reason: str, now: float, remaining: float) -> None:
+    def _shorten_deadline(self, reason: str, now: float, remaining: float) -> None:
         """Notice came again; less time may be left than was thought."""
-        notice = self._notices.hasten(now=now, remaining=remaining)
+        notice = self._notices.shorten_deadline(now=now, remaining=remaining)
         if notice is not None:
             self._stop_training_at(notice.deadline - notice.reserve)
             logger.warning("notice came again worker=%s reason=%s grace=%g", self._worker_id, reason, remaining)
@@ -527,11 +529,11 @@ class Worker:
         """
         if self._closed or self.notice_given:
             return True
-        unheard = self._elector.problem is not None and not self._elector.is_leader
+        unheard = self._elector.coordinator_error is not None and not self._elector.is_leader
         if unheard or not self._training:
             return False
         logger.warning("warning worker=%s reason=%s", self._worker_id, reason)
-        return self._messenger.ask_for_save(reason)
+        return self._publisher.ask_for_save(reason)
 
     def _cut_off_if_answered(self) -> None:
         """A follower whose notice was answered has nothing more to gain by training on."""
@@ -550,12 +552,12 @@ class Worker:
     def elected(self, term: int) -> None:
         """We lead: tell the others where the run stands, commit what is due."""
         self._report_once(term)
-        self._saver.look_again()
+        self._saver.wake()
         self._notify_all()
 
     def lost(self, loss: LeaseLoss) -> None:  # noqa: ARG002 - the listener's signature
         """We no longer lead; training goes on, commits wait, but for one that a notice asked for."""
-        self._saver.look_again()
+        self._saver.wake()
         self._notify_all()
 
     def observed(self, view: ClusterView) -> None:
@@ -563,15 +565,15 @@ class Worker:
         self._start.observe(view, since_joined=self._clock.now() - self._joined_at)
         self._view = view
         if view.announcement is not None:
-            self._notices.learn(view.announcement.answers)
+            self._notices.add_acknowledged(view.announcement.answers)
         term = self._elector.term
         if term is not None:
-            for notice_id in self._notices.unasked(view):
+            for notice_id in self._notices.pending(view):
                 self._notices.ask(notice_id)
             self._keep_announced(term, view)
-            self._messenger.obey(view, self._options.timings.duration)
-        self._messenger.tell_again(view)
-        self._saver.look_again()
+            self._publisher.handle_resign_requests(view, self._options.timings.duration)
+        self._publisher.republish(view)
+        self._saver.wake()
         self._cut_off_if_answered()
         self._notify_all()
 
@@ -581,49 +583,49 @@ class Worker:
             if not self._announcer.say(term, on_record=view.announcement):
                 self._report_once(term)
 
-    def _hinted(self, hint: Hint) -> None:
+    def _on_hint(self, hint: Hint) -> None:
         """Something has changed; whether that is worth a heartbeat between two ticks."""
         waits = not self._training if hint == "finished" else not (self._training or self._options.standby)
         announced = hint in {"announced", "finished"} and (waits or self.notice_given)
         if announced or (hint == "noticed" and self._elector.is_leader):
-            self._elector.poke()
+            self._elector.wake()
         elif hint == "free":
-            self._elector.invite()
+            self._elector.lease_released()
 
     def _report_once(self, term: int) -> None:
         # Once: a report that fails is made again by the saver at the next boundary.
         if self._training and self._reported_term != term:
             self._reported_term = term
-            self._saver.report()
+            self._saver.request_announcement()
 
     # ---------------------------------------------------------------- from the saver's thread
 
-    def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
+    def on_committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         """Have the newest checkpoint announced, and which notices it answers."""
         if self._failure:
             logger.info("commits work again worker=%s", self._worker_id)
             self._report("commits_work")
             self._failure = ""
         self._announcer.newest = newest
-        answers = self._notices.serve(served)
+        answers = self._notices.mark_served(served)
         kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
         # Before our own start there is nothing to say but that a checkpoint is there.
         if self._training or (answers and newest is not None):
             # Said by the elector's thread: a coordinator that hangs must not hold up the next commit.
             self._announcer.note(kind, term)
-            self._elector.poke()
+            self._elector.wake()
         self._cut_off_if_answered()
         self._notify_all()
 
-    def refused(self, term: int) -> None:
+    def on_stale_term(self, term: int) -> None:
         """Stop believing that we lead: two coordinators serve one directory, or checkpoints were copied into it."""
-        self._elector.depose(term)
+        self._elector.invalidate_term(term)
 
-    def failed(self, error: StoreError) -> None:
+    def on_commit_failed(self, error: StoreError) -> None:
         """Report a commit that failed; once, if it fails again and again for one reason."""
         if self._options.on_save_error == "raise":
             self._error = error
-        cause = cause_in(str(error))
+        cause = without_checkpoint_name(str(error))
         if cause != self._failure:
             intact = "earlier checkpoints are intact" if self._store.storage.exists() else "the directory is gone"
             logger.error("commit failed, training goes on, %s worker=%s reason=%s", intact, self._worker_id, error)

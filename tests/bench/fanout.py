@@ -87,7 +87,7 @@ def follow(report: Report, url: str, name: str, count: int) -> None:
             listener=Follower(crowd, worker_id),
             terms=Terms(),
         )
-        coordinator.listen(lambda hint, elector=elector: elector.poke() if hint == "announced" else None)  # type: ignore[misc]
+        coordinator.subscribe(lambda hint, elector=elector: elector.wake() if hint == "announced" else None)  # type: ignore[misc]
         elector.start()
     await_sigterm()
 

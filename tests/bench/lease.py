@@ -143,7 +143,7 @@ def ours(report: Report, url: str, directory: Path, timings: LeaseTimings) -> No
         listener=Told(report),
         terms=store,
     )
-    deaf = coordinator.listen(lambda hint: elector.poke() if hint == "free" else None)
+    deaf = coordinator.subscribe(lambda hint: elector.wake() if hint == "free" else None)
     elector.start()
     await_sigterm()
     elector.resign()

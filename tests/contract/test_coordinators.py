@@ -11,7 +11,15 @@ from dataclasses import replace
 
 import pytest
 
-from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice, Wish
+from distributed_backup.coordination.base import (
+    Action,
+    Announcement,
+    ClusterView,
+    Coordinator,
+    Heartbeat,
+    Member,
+    Notice,
+)
 from distributed_backup.position import Position
 from tests.contract.harness import DURATION, Harness
 
@@ -384,11 +392,13 @@ def test_leaving_without_having_come_is_harmless(harness: Harness) -> None:
 # ---------------------------------------------------------------- notices
 
 
-@pytest.mark.parametrize("wish", ["save", "resign"])
-def test_a_notice_tells_what_is_wished_for(harness: Harness, wish: Wish) -> None:
+@pytest.mark.parametrize("action", ["save", "resign"])
+def test_a_notice_tells_what_is_wished_for(harness: Harness, action: Action) -> None:
     """And its reason arrives in full, whatever is in it."""
     a = harness.connect()
-    made = Notice(notice_id="notice-1", worker_id="a", reason="the cloud's  word: 5 é %s \n", remaining=30.0, wish=wish)
+    made = Notice(
+        notice_id="notice-1", worker_id="a", reason="the cloud's  word: 5 é %s \n", remaining=30.0, action=action
+    )
     a.notify(made)
     seen = harness.connect().view().notices
     assert [replace(entry, remaining=30.0) for entry in seen] == [made]

@@ -128,10 +128,10 @@ def test_runs_side_by_side_do_not_see_each_other(place: Place, storage: Storage)
 def test_a_place_that_was_emptied_can_be_used_again(place: Place, storage: Storage) -> None:
     """The last worker out discards it; a new run may begin there."""
     storage.put("a", [b"1"])
-    storage.discard()
+    storage.remove_if_empty()
     assert storage.names() == ["a"]
     storage.remove("a")
-    storage.discard()
+    storage.remove_if_empty()
     assert place.connect().names() == []
     storage.prepare()
     storage.put("a", [b"2"])

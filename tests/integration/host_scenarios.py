@@ -343,7 +343,10 @@ def order(report: Report) -> dict[str, Any]:
     reference = run_part(fit, None)
 
     def others() -> list[Any]:
-        return [synalinks.callbacks.History(), synalinks.callbacks.EarlyStopping(monitor="val_reward", patience=9)]
+        return [
+            synalinks.callbacks.History(),
+            synalinks.callbacks.EarlyStopping(monitor="val_reward", patience=9),
+        ]
 
     ways: dict[str, Callable[[Any], Any]] = {
         "first": lambda backup: [backup, *others()],

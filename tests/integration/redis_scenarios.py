@@ -226,7 +226,7 @@ class Trainer:
         try:
             start = self.worker.await_start()
             position = start.position or Position(0)
-            self.worker.started(position)
+            self.worker.training_started(position)
             batch = position.batch
             while not self._stopping.wait(0.04):
                 if self.resting.is_set():
@@ -424,7 +424,7 @@ class Candidate:
         self._timings = timings
         self._chance = random.Random(name)
         self._elected = threading.Event()
-        self._stop_listening = self.coordinator.listen(self._hinted)
+        self._stop_listening = self.coordinator.subscribe(self._on_hint)
         self._worker_id = ""
 
     def run(self, over: Callable[[], bool]) -> None:
@@ -473,9 +473,9 @@ class Candidate:
     def observed(self, view: ClusterView) -> None:
         self.coordinator.observed()
 
-    def _hinted(self, hint: Hint) -> None:
+    def _on_hint(self, hint: Hint) -> None:
         if hint == "free" and self.coordinator.elector is not None:
-            self.coordinator.elector.poke()
+            self.coordinator.elector.wake()
 
 
 @dataclass(frozen=True, slots=True)

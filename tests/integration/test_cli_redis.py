@@ -105,7 +105,7 @@ class Crew:
         self.workers.append((worker, coordinator))
         worker.join()
         start = worker.await_start()
-        worker.started(start.position or Position(0))
+        worker.training_started(start.position or Position(0))
         return worker
 
     def names(self) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
-from distributed_backup.training.cancellation import CutOffError, Guard
+from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
 from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.resume_scenarios"
@@ -121,10 +121,10 @@ def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -
         return "a result without the answer"
 
     async def run() -> None:
-        guard = Guard(clock)
-        guard.cut_off_at(clock.now())
-        with pytest.raises(CutOffError):
-            await guard.run(swallowing())
+        scope = CancelScope(clock)
+        scope.set_deadline(clock.now())
+        with pytest.raises(DeadlineExceededError):
+            await scope.run(swallowing())
         await asyncio.sleep(0)  # no cancellation is left over
 
     asyncio.run(run())

@@ -224,7 +224,7 @@ def test_a_store_that_does_not_say_which_condition_is_understood(s3: S3Server, u
     with pytest.raises(StoreError) as caught:
         storage.put("a", [b"2"], new=True)
     assert isinstance(caught.value.__cause__, FileExistsError)
-    assert not caught.value.may_pass
+    assert not caught.value.retryable
 
 
 def test_a_write_that_meets_another_s_is_tried_again(s3: S3Server, url: str) -> None:
@@ -249,7 +249,7 @@ def test_a_write_that_meets_others_for_ever_is_given_up_at_the_limit(s3: S3Serve
     with pytest.raises(StoreError) as caught:
         commit(store, 2)
     assert time.monotonic() - began < 1.0 + MARGIN
-    assert caught.value.may_pass
+    assert caught.value.retryable
 
 
 def test_a_wrong_key_is_told_and_the_right_one_works_again(s3: S3Server, url: str) -> None:
@@ -459,11 +459,11 @@ class Busy:
             coordinator=MemoryCoordinator(),
             worker_id="w",
             clock=SystemClock(),
-            options=WorkerOptions(grace_period=grace_period, timings=LeaseTimings.within(grace_period)),
+            options=WorkerOptions(grace_period=grace_period, timings=LeaseTimings.for_grace_period(grace_period)),
         )
         self.worker.join()
         self.worker.await_start()
-        self.worker.started(Position(0))
+        self.worker.training_started(Position(0))
         self.worker.boundary(snapshot(1), due=True)
         wait_for(lambda: store.newest_header() is not None or None, "the first is saved", PATIENCE)
         injected = s3.injected

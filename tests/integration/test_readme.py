@@ -87,7 +87,7 @@ def running(directory: Path, coordinator: str) -> Iterator[None]:
             worker.join()
             stack.callback(worker.close, timeout=0.0)
             worker.await_start()
-            worker.started(Position(1))
+            worker.training_started(Position(1))
             worker.boundary(Snapshot(position=Position(1, 1), body=body), due=False)
         yield
 

@@ -173,7 +173,7 @@ def test_no_thread_outlives_the_coordinator(
         close()
 
     monkeypatch.setattr(coordinator._link, "close", watched)
-    stop = coordinator.listen(lambda _: None)
+    stop = coordinator.subscribe(lambda _: None)
     assert listens()
     stop()
     coordinator.close()

@@ -87,7 +87,7 @@ def opened(
 def check_serves(coordinator: RedisCoordinator) -> None:
     """All operations work, and hints come."""
     heard = threading.Event()
-    stop = coordinator.listen(lambda _: heard.set())
+    stop = coordinator.subscribe(lambda _: heard.set())
     try:
         assert beat(coordinator, "a").holder == "a"
         assert beat(coordinator, "b").holder == "a"

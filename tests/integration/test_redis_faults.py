@@ -126,7 +126,7 @@ def test_a_follower_that_is_cut_off_disturbs_nobody(team: Cables, outage: str) -
     first = leader.await_term()
     follower = team.start("follower")
     OUTAGES[outage](team.proxies["follower"])
-    wait_for(lambda: elector_of(follower.worker).problem, "the follower notices")
+    wait_for(lambda: elector_of(follower.worker).coordinator_error, "the follower notices")
     follower.await_batches()
     leader.await_batches()
     assert (leader.term, follower.term) == (first, None)
@@ -341,7 +341,7 @@ class Ear:
 
     def __init__(self, coordinator: RedisCoordinator) -> None:
         self.hints: list[Hint] = []
-        self.stop = coordinator.listen(self.hints.append)
+        self.stop = coordinator.subscribe(self.hints.append)
 
     def await_hint(self, hint: Hint) -> None:
         wait_for(lambda: hint in self.hints, f"a hint {hint!r}")

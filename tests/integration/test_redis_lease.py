@@ -238,9 +238,9 @@ def test_a_leader_that_gives_the_lease_back_no_longer_believes_in_it(
         with elector._lock:
             proxy.black_hole("replies")
         if way == "depose":
-            elector.depose(first)
+            elector.invalidate_term(first)
         else:
-            elector.stand_back(30.0)
+            elector.pause_campaign(30.0)
         assert b.await_term(above=first) > first
         try:
             assert a.term is None
@@ -454,7 +454,7 @@ def test_two_runs_on_one_server_do_not_see_each_other(server: RedisServer, tmp_p
     """Each has a leader, members, an announcement, notices and hints of its own."""
     with asking(tmp_path / "one", server.url) as one, asking(tmp_path / "other", server.url) as other:
         heard = threading.Event()
-        stop = other.listen(lambda _: heard.set())
+        stop = other.subscribe(lambda _: heard.set())
         wait_for(lambda: server.ask("PUBSUB", "NUMSUB", other._run_keys.hints)[1] == 1, "it listens")
         fill(one)
         view = other.view()

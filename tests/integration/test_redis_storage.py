@@ -51,7 +51,7 @@ def test_a_state_that_is_too_large_is_refused_and_the_earlier_one_stays(storage:
         with pytest.raises(StoreError) as caught:
             write()
         assert str(caught.value) == f"can't write {storage.path_of('a')}: {why}"
-        assert not caught.value.may_pass
+        assert not caught.value.retryable
     with pytest.raises(StoreError, match="are more than the 64 MB"):
         commit(store, 2, body=large)
     latest = CheckpointStore(storage).latest()
@@ -147,7 +147,7 @@ def test_a_file_below_a_name_is_refused_by_that_name_itself(storage: RedisStorag
     with pytest.raises(StoreError) as caught:
         storage.put("0000000002-y.ckpt", [b"late"], below="0000000003.ckpt")
     assert isinstance(caught.value.__cause__, FileExistsError)
-    assert not caught.value.may_pass
+    assert not caught.value.retryable
     assert storage.size("0000000002-y.ckpt") is None
 
 
@@ -160,12 +160,12 @@ def test_a_user_who_may_look_and_not_write_is_told_at_once(server: RedisServer, 
     for write in (lambda: reader.put("a", [b"1"]), lambda: reader.create("a", b"1")):
         with pytest.raises(StoreError, match="may not do what is needed") as caught:
             write()
-        assert not caught.value.may_pass
+        assert not caught.value.retryable
     client.set(KEY, "no hash")
     for use in (storage.names, lambda: storage.put("a", [b"1"])):
         with pytest.raises(StoreError, match="WRONGTYPE") as caught:
             use()
-        assert not caught.value.may_pass
+        assert not caught.value.retryable
 
 
 def test_a_server_that_is_full_or_gone_may_be_waited_for(server: RedisServer, storage: RedisStorage) -> None:
@@ -175,12 +175,12 @@ def test_a_server_that_is_full_or_gone_may_be_waited_for(server: RedisServer, st
     for write in (lambda: storage.put("a", [b"1"]), lambda: storage.create("a", b"1")):
         with pytest.raises(StoreError, match="out of memory") as caught:
             write()
-        assert caught.value.may_pass
+        assert caught.value.retryable
     server.kill()
     for use in (storage.names, lambda: runs_at(server.url)):
         with pytest.raises(StoreError, match="can't reach") as caught:
             use()
-        assert caught.value.may_pass
+        assert caught.value.retryable
 
 
 # -------------------------------------------------------------------- what is said

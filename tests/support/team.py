@@ -132,7 +132,7 @@ class Team:
         """A worker that trains."""
         worker = self.worker(worker_id, **arguments)
         start = self.result(self.begin(worker.await_start))
-        worker.started(Position(0) if start.checkpoint is None else start.checkpoint.position)
+        worker.training_started(Position(0) if start.checkpoint is None else start.checkpoint.position)
         return worker
 
     def begin(self, call: Callable[[], Any]) -> Future[Any]:

@@ -306,7 +306,7 @@ def test_status_tells_of_preemptions_that_are_coming(run: Path, coordinator: Fil
 
 def test_status_tells_requests_from_preemptions(run: Path, coordinator: FileCoordinator) -> None:
     coordinator.notify(Notice(notice_id="n-1", worker_id="operator-1", reason="operator", remaining=30.0))
-    coordinator.notify(Notice(notice_id="n-2", worker_id="w-1", reason="operator", remaining=30.0, wish="resign"))
+    coordinator.notify(Notice(notice_id="n-2", worker_id="w-1", reason="operator", remaining=30.0, action="resign"))
     assert [notice["wish"] for notice in call_json("status", run)["notices"]] == ["save", "resign"]
     shown = call("status", run).stdout
     assert "operator-1 asks for a save, for " in shown

@@ -166,11 +166,11 @@ def test_the_run_on_a_server_is_the_one_that_is_named(run: Path, monkeypatch: py
     """By the option, else by the environment of the job."""
     asked: list[str | None] = []
 
-    def run_in(place: str, *, run_id: str | None, even_damaged: bool) -> CheckpointStore:
+    def open_store(place: str, *, run_id: str | None, even_damaged: bool) -> CheckpointStore:
         asked.append(run_id)
         return CheckpointStore(run)
 
-    monkeypatch.setattr("distributed_backup.cli.locate.run_in", run_in)
+    monkeypatch.setattr("distributed_backup.cli.locate.open_store", open_store)
     monkeypatch.setenv("DISTRIBUTED_BACKUP_RUN_ID", "of-the-job")
     assert call("events", "redis://host/0", "--run", "named").exit_code == 0
     assert call("events", "redis://host/0").exit_code == 0

@@ -15,7 +15,7 @@ import pytest
 from distributed_backup.checkpoints.format import Checkpoint, Snapshot
 from distributed_backup.checkpoints.reader import Rows
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.cli.atomic_write import write_whole
+from distributed_backup.cli.atomic_write import atomic_write
 from distributed_backup.cli.copy_run import Copied, copy_run, run_id_of
 from distributed_backup.cli.export import export_variables, state_tree
 from distributed_backup.errors import BackupError, ConfigError, CorruptCheckpointError, RunMismatchError, StoreError
@@ -446,7 +446,7 @@ def test_what_is_no_training_state_is_not_exported(body: bytes) -> None:
 def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
     path = tmp_path / "x"
     for data in (b"longer", b"new"):
-        write_whole(path, data)
+        atomic_write(path, data)
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -473,7 +473,7 @@ def test_a_file_that_can_not_be_written_leaves_what_was_there(
     path.write_bytes(b"before")
     monkeypatch.setattr(Path, method, fault)
     with pytest.raises(StoreError) as caught:
-        write_whole(path, b"after")
+        atomic_write(path, b"after")
     assert str(caught.value) == f"can't write {path}: {reason}"
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"before", [path])
 
@@ -482,5 +482,5 @@ def test_a_directory_that_is_missing_is_not_made(tmp_path: Path) -> None:
     """A mistyped path is told."""
     path = tmp_path / "nowhere" / "x"
     with pytest.raises(StoreError, match=f"can't write {path}: No such file or directory"):
-        write_whole(path, b"1")
+        atomic_write(path, b"1")
     assert list(tmp_path.iterdir()) == []

@@ -312,7 +312,7 @@ def test_who_is_asked_to_let_another_lead_does(bench: Bench) -> None:
     """It gives the lease back at its next tick, and does not take it while nobody else has."""
     other = bench.another("b")
     bench.elector.tick()
-    bench.elector.stand_back(30.0)
+    bench.elector.pause_campaign(30.0)
     bench.elector.tick()
     bench.elector.tick()
     assert bench.recorder.of("lost") == [LeaseLoss(term=1, reason="asked to let another worker lead")]
@@ -327,7 +327,7 @@ def test_who_stood_back_is_a_candidate_again_when_another_has_led(bench: Bench, 
     """Also if that one's time fell between two of our ticks: its term tells."""
     other = bench.another("b")
     bench.elector.tick()
-    bench.elector.stand_back(30.0)
+    bench.elector.pause_campaign(30.0)
     bench.elector.tick()
     other.tick()
     if seen:
@@ -344,7 +344,7 @@ def test_who_stood_back_is_a_candidate_again_when_another_has_led(bench: Bench, 
 def test_who_stood_back_in_vain_leads_again(bench: Bench) -> None:
     """The request bounds the time without a leader."""
     bench.elector.tick()
-    bench.elector.stand_back(30.0)
+    bench.elector.pause_campaign(30.0)
     bench.elector.tick()
     bench.clock.advance(30.0)
     bench.elector.tick()
@@ -358,7 +358,7 @@ def test_a_worker_that_can_not_claim_its_term_lets_others_try(bench: Bench) -> N
     other = bench.another("b")
     other.tick()
     claim, bench.terms.claim_term = bench.terms.claim_term, broken_claim  # type: ignore[method-assign]
-    other.depose(2)
+    other.invalidate_term(2)
     other.tick()
     assert bench.coordinator.view().holder is None
     bench.terms.claim_term = claim  # type: ignore[method-assign]
@@ -482,15 +482,15 @@ def test_the_age_of_the_holder_is_as_of_now(bench: Bench) -> None:
 
 def test_an_invitation_wakes_who_could_lead(bench: Bench) -> None:
     """Who could not claim its term just before would wake others like it, and they it, without end."""
-    bench.elector.invite()
+    bench.elector.lease_released()
     assert bench.elector._wake.is_set()
     other = bench.another("b")
     other._terms.claim_term = broken_claim  # type: ignore[method-assign]
     other.tick()
-    other.invite()
+    other.lease_released()
     assert not other._wake.is_set()
     bench.clock.advance(TIMINGS.retry_period)
-    other.invite()
+    other.lease_released()
     assert other._wake.is_set()
 
 
@@ -501,10 +501,10 @@ def test_what_keeps_a_worker_from_leading_is_logged_once(bench: Bench, caplog: p
         bench.elector.tick()
         bench.clock.advance(TIMINGS.retry_period)
     assert caplog.text.count("can't lead") == 1
-    assert bench.elector.obstacle is bench.terms.error
+    assert bench.elector.campaign_error is bench.terms.error
     bench.terms.error = None
     bench.elector.tick()
-    assert bench.elector.obstacle is None
+    assert bench.elector.campaign_error is None
 
 
 # ---------------------------------------------------------------- resigning, stopping, the thread
@@ -606,7 +606,7 @@ def test_after_stop_nothing_ticks_and_the_lease_is_kept(bench: Bench, turnstile:
     assert turnstile.waiting.acquire(timeout=30)
     bench.elector.stop()
     sent = len(bench.coordinator.beats)
-    bench.elector.poke()
+    bench.elector.wake()
     bench.elector.stop()
     assert len(bench.coordinator.beats) == sent
     assert bench.coordinator.view().holder == "a"
@@ -618,7 +618,7 @@ def test_a_poke_ticks_before_the_period_is_over(bench: Bench, turnstile: Turnsti
     bench.elector.start()
     assert turnstile.waiting.acquire(timeout=30)
     bench.coordinator.beaten.clear()
-    bench.elector.poke()
+    bench.elector.wake()
     assert bench.coordinator.beaten.wait(30)
     bench.elector.stop()
 

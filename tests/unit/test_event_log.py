@@ -47,7 +47,7 @@ class Held:
 class Watched(LocalStorage):
     """Notes each write; holds it while `gate` is closed, fails it while `broken`."""
 
-    patience = 0.5
+    write_interval = 0.5
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -82,7 +82,7 @@ class Bench:
     def tell(self, kind: Kind, **fields: Any) -> None:
         self._seconds += 1
         at = START + timedelta(seconds=self._seconds - 1)
-        self.log.take(Event(at=at, worker="w", kind=kind, fields=fields))
+        self.log.emit(Event(at=at, worker="w", kind=kind, fields=fields))
 
     def join(self) -> None:
         self.tell("joined", run="r", standby=False)

@@ -33,7 +33,7 @@ class Recorder:
         self.closed: list[tuple[float, object]] = []
         self._at_close = at_close
 
-    def take(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         self.events.append(event)
 
     def close(self, timeout: float) -> None:
@@ -157,7 +157,7 @@ def test_a_bug_in_a_sink_does_not_harm_whoever_reports(caplog: pytest.LogCapture
     """The elector's and the saver's threads report; what is wrong is in the log."""
 
     class Broken(Recorder):
-        def take(self, event: Event) -> None:
+        def emit(self, event: Event) -> None:
             raise RuntimeError("a bug")
 
     report = Reporter("w", Broken())
@@ -170,7 +170,7 @@ def test_a_bug_in_one_sink_keeps_nothing_from_the_others() -> None:
     """The log and the metrics have nothing to do with each other."""
 
     class Broken(Recorder):
-        def take(self, event: Event) -> None:
+        def emit(self, event: Event) -> None:
             raise RuntimeError("a bug")
 
     sink = Recorder()
@@ -247,7 +247,7 @@ def test_a_restored_checkpoint_is_named(team: Team, told: Recorders) -> None:
     newest = team.commit(2, 3)
     team.started("a")
     follower = team.started("b", standby=False)
-    follower.started(snapshot(2).position)
+    follower.training_started(snapshot(2).position)
     expected = {"checkpoint": newest.name, "epoch": 2, "batch": 3}
     assert told["a"].of("restored") == [expected]
     assert told["b"].of("restored") == [expected, {**expected, "batch": 0}]
@@ -352,7 +352,7 @@ def test_a_failure_is_logged_once_whichever_checkpoint_it_hits(
     worker = team.started("a")
     reasons = [f"can't write /run/0000000001-0000000{epoch}-00000000.ckpt: full" for epoch in (1, 2)]
     for reason in (*reasons, "can't list /run: gone"):
-        worker.failed(StoreError(reason, path="/run"))
+        worker.on_commit_failed(StoreError(reason, path="/run"))
     assert caplog.text.count("commit failed, training goes on") == 2
     assert [failure["reason"] for failure in told["a"].of("commit_failed")] == [*reasons, "can't list /run: gone"]
 
@@ -409,7 +409,7 @@ def test_a_leader_that_was_asked_to_stand_back(team: Team, told: Recorders) -> N
     worker = team.started("a")
     team.started("b")
     worker.boundary(snapshot(1), due=True)
-    team.coordinator.notify(Notice(notice_id="n", worker_id="a", reason="operator", remaining=LONG, wish="resign"))
+    team.coordinator.notify(Notice(notice_id="n", worker_id="a", reason="operator", remaining=LONG, action="resign"))
     team.until(lambda: team.holder() == "b")
     assert told["a"].of("resigned") == [{"term": 1, "reason": "asked to let another worker lead"}]
     assert told["a"].of("lost") == []

@@ -44,7 +44,7 @@ class Endpoint:
         return WorkerMetrics(metrics_at(self.port), lease_left=lambda: self.lease_left)
 
     def tell(self, kind: Kind, **fields: Any) -> None:
-        self.sink.take(Event(at=START + timedelta(seconds=2.5), worker="w", kind=kind, fields=fields))
+        self.sink.emit(Event(at=START + timedelta(seconds=2.5), worker="w", kind=kind, fields=fields))
 
     def join(self, run: str | None = None) -> None:
         self.tell("joined", run=run or self.run, standby=False)
@@ -235,7 +235,7 @@ def test_a_port_in_use_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: p
         port = other.getsockname()[1]
         for _ in range(2):
             sink = WorkerMetrics(metrics_at(port), lease_left=lambda: 0.0)
-            sink.take(Event(at=START, worker="w", kind="joined", fields={"run": "r", "standby": False}))
+            sink.emit(Event(at=START, worker="w", kind="joined", fields={"run": "r", "standby": False}))
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert re.search(rf"no metrics: can't listen on port {port}, .*Address already in use; set .*", record.getMessage())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.preemption.poller import NoticeWatch
+from distributed_backup.preemption.poller import NoticePoller
 from distributed_backup.preemption.sources import Alert, NoticeSource
 from distributed_backup.preemption.sources.file import FileSource
 from distributed_backup.preemption.sources.gce import GceSource
@@ -65,7 +65,7 @@ class Heard:
         self.notices: list[tuple[str, float | None]] = []
         self.warnings: list[str] = []
         self.clock = Steps(polls)
-        watch = NoticeWatch(
+        watch = NoticePoller(
             [source],
             on_notice=lambda reason, remaining: self.notices.append((reason, remaining)),
             on_warning=self._warned,
@@ -125,7 +125,10 @@ def test_who_has_a_long_grace_period_leaves_that_early() -> None:
 
 def test_a_warning_is_told_once_while_it_lasts_and_anew_when_it_comes_again() -> None:
     """A save each, and training goes on."""
-    first, second = Alert(reason="test:first", sure=False), Alert(reason="test:second", remaining=1.0, sure=False)
+    first, second = (
+        Alert(reason="test:first", terminal=False),
+        Alert(reason="test:second", remaining=1.0, terminal=False),
+    )
     source = Told(None, first, first, None, first, second, second)
     heard = Heard(source, polls=8)
     assert heard.warnings == ["test:first", "test:first", "test:second"]
@@ -134,7 +137,7 @@ def test_a_warning_is_told_once_while_it_lasts_and_anew_when_it_comes_again() ->
 
 def test_a_warning_that_nobody_could_be_told_of_is_told_again() -> None:
     """The coordinator was away, or training had not begun."""
-    heard = Heard(Told(Alert(reason="test:first", sure=False)), polls=6, unheard=2)
+    heard = Heard(Told(Alert(reason="test:first", terminal=False)), polls=6, unheard=2)
     assert heard.warnings == ["test:first"] * 3
 
 
@@ -188,8 +191,8 @@ class Patient:
         return event.wait(min(timeout, 0.01))
 
 
-def watch_of(*sources: NoticeSource, on_notice: Callable[[str, float | None], None] = lambda *_: None) -> NoticeWatch:
-    return NoticeWatch(sources, on_notice=on_notice, on_warning=lambda _: True, grace_period=30.0, clock=Patient())
+def watch_of(*sources: NoticeSource, on_notice: Callable[[str, float | None], None] = lambda *_: None) -> NoticePoller:
+    return NoticePoller(sources, on_notice=on_notice, on_warning=lambda _: True, grace_period=30.0, clock=Patient())
 
 
 class Hanging(NoticeSource):

@@ -156,7 +156,7 @@ def test_maintenance_on_gce_is_a_warning_while_it_lasts(gce: Gce, event: str) ->
     """A migration is survived; with GPUs, the stop may be an hour away."""
     source = GceSource()
     gce.values["maintenance-event"] = event
-    assert source.poll() == Alert(reason=f"gce:{event}", sure=False)
+    assert source.poll() == Alert(reason=f"gce:{event}", terminal=False)
     gce.values["maintenance-event"] = "NONE"
     assert source.poll() is None
 
@@ -233,7 +233,7 @@ def test_an_end_whose_time_is_over_or_makes_no_sense_comes_in_the_grace_period(a
 def test_an_end_that_should_have_come_long_ago_is_a_warning(aws: Aws, time: str) -> None:
     """The time stays; who left because of it, and is started again on the same machine, would leave again and again."""
     aws.interrupt("stop", time)
-    assert AwsSource().poll() == Alert(reason="aws:stop", sure=False)
+    assert AwsSource().poll() == Alert(reason="aws:stop", terminal=False)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Date": "today"}])
@@ -248,7 +248,7 @@ def test_a_rebalance_recommendation_is_a_warning_and_an_interruption_more(aws: A
     """It says that an interruption is likely."""
     source = AwsSource()
     aws.items["events/recommendations/rebalance"] = '{"noticeTime": "2016-09-19T18:29:00Z"}'
-    assert source.poll() == Alert(reason="aws:rebalance", sure=False)
+    assert source.poll() == Alert(reason="aws:rebalance", terminal=False)
     aws.interrupt()
     assert source.poll() == Alert(reason="aws:terminate", remaining=110.0)
 
@@ -328,14 +328,14 @@ def test_a_deletion_that_has_begun_is_an_end(azure: Azure, kind: str) -> None:
 def test_a_restart_that_has_begun_is_a_warning(azure: Azure, kind: str) -> None:
     """Most likely it is what this machine has just come back from."""
     azure.schedule(kind, status="Started")
-    assert AzureSource(azure.url).poll() == Alert(reason=f"azure:{kind}", sure=False)
+    assert AzureSource(azure.url).poll() == Alert(reason=f"azure:{kind}", terminal=False)
 
 
 @pytest.mark.parametrize("kind", ["Freeze", "Something"])
 def test_a_freeze_and_what_is_unknown_are_warnings(azure: Azure, kind: str) -> None:
     """The process goes on afterwards."""
     azure.schedule(kind, before="Mon, 19 Sep 2016 18:44:47 GMT")
-    assert AzureSource(azure.url).poll() == Alert(reason=f"azure:{kind}", remaining=900.0, sure=False)
+    assert AzureSource(azure.url).poll() == Alert(reason=f"azure:{kind}", remaining=900.0, terminal=False)
 
 
 def test_events_of_other_machines_are_not_ours(azure: Azure) -> None:

@@ -10,7 +10,7 @@ from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
-from distributed_backup.preemption.grace import reserve_of
+from distributed_backup.preemption.grace import shutdown_reserve
 from distributed_backup.worker.notices import Notices
 from distributed_backup.worker.options import WorkerOptions
 from tests.support.team import STEP, Team, snapshot
@@ -20,8 +20,8 @@ from tests.support.team import STEP, Team, snapshot
 
 def test_the_reserve_fits_the_time_that_is_left() -> None:
     """Of a notice that carries its own, as of the grace period."""
-    assert WorkerOptions(grace_period=30.0).reserve == reserve_of(30.0) == 3.0
-    assert (reserve_of(120.0), reserve_of(5.0), reserve_of(1.0)) == (12.0, 1.0, 0.4)
+    assert WorkerOptions(grace_period=30.0).reserve == shutdown_reserve(30.0) == 3.0
+    assert (shutdown_reserve(120.0), shutdown_reserve(5.0), shutdown_reserve(1.0)) == (12.0, 1.0, 0.4)
 
 
 def test_the_earlier_of_two_deadlines_counts_whichever_came_first() -> None:
@@ -31,19 +31,19 @@ def test_the_earlier_of_two_deadlines_counts_whichever_came_first() -> None:
     assert first is not None
     assert (first.deadline, first.reserve) == (1110.0, 11.0)
     assert notices.give("SIGTERM", now=1050.0, remaining=30.0) is None
-    hastened = notices.hasten(now=1050.0, remaining=30.0)
+    hastened = notices.shorten_deadline(now=1050.0, remaining=30.0)
     assert hastened is not None
     assert hastened is notices.own
     assert (hastened.notice_id, hastened.given, hastened.reason) == (first.notice_id, 1000.0, "aws:terminate")
     assert (hastened.deadline, hastened.reserve) == (1080.0, 3.0)
-    assert notices.hasten(now=1060.0, remaining=30.0) is None
+    assert notices.shorten_deadline(now=1060.0, remaining=30.0) is None
     assert notices.own is hastened
 
 
 def test_nothing_is_hastened_before_there_is_a_notice() -> None:
     """There is no deadline yet."""
     notices = Notices(lambda: 1)
-    assert notices.hasten(now=0.0, remaining=1.0) is None
+    assert notices.shorten_deadline(now=0.0, remaining=1.0) is None
     assert notices.own is None
 
 
@@ -116,7 +116,7 @@ def test_a_warning_to_a_follower_makes_the_leader_save(team: Team) -> None:
     follower.boundary(snapshot(1), due=False)
     follower.ask_for_save("azure:Freeze")
     asked = team.coordinator.view().notices
-    assert [(notice.worker_id, notice.reason, notice.wish) for notice in asked] == [("b", "azure:Freeze", "save")]
+    assert [(notice.worker_id, notice.reason, notice.action) for notice in asked] == [("b", "azure:Freeze", "save")]
     team.until(lambda: asked[0].notice_id in team.announcement.answers)
     assert team.positions() == [Position(2)]
     follower.boundary(snapshot(1, 1), due=False)

@@ -17,7 +17,7 @@ from distributed_backup.cli.operator_requests import (
     Saved,
     ask_for_save,
     ask_to_resign,
-    look_again_and_again,
+    poll,
 )
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Hint, Notice
 from distributed_backup.coordination.file import FileCoordinator
@@ -85,7 +85,7 @@ class Run(MemoryCoordinator):
         self.noted.append(notice)
         super().notify(notice)
 
-    def listen(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
+    def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
         self.wake = wake
 
         def stop() -> None:
@@ -115,7 +115,7 @@ def test_a_save_is_reported_when_the_leader_has_announced_the_answer(run: Run, c
     saved = ask_for_save(run, timeout=30.0, clock=clock)
     assert saved == Saved(checkpoint=NAME, epoch=2, batch=3, leader="a", term=1, seconds=round(sum(clock.waits), 3))
     (notice,) = run.noted
-    assert (notice.wish, notice.reason, notice.remaining) == ("save", "operator", 30.0)
+    assert (notice.action, notice.reason, notice.remaining) == ("save", "operator", 30.0)
     assert notice.worker_id.startswith("operator-")
     assert run.view().notices == ()
     assert run.wake is None
@@ -254,7 +254,7 @@ def test_the_leader_is_asked_and_its_successor_reported(run: Run, clock: Stage) 
     done = ask_to_resign(run, timeout=20.0, clock=clock)
     assert done == HandedOver(leader="b", term=2, previous="a", seconds=round(sum(clock.waits), 3))
     asked = run.noted[0]
-    assert (asked.wish, asked.worker_id, asked.reason, asked.remaining) == ("resign", "a", "operator", 20.0)
+    assert (asked.action, asked.worker_id, asked.reason, asked.remaining) == ("resign", "a", "operator", 20.0)
 
 
 def test_the_request_ends_with_the_hand_over_and_the_former_leader_stays(run: Run, clock: Stage) -> None:
@@ -341,7 +341,7 @@ def test_looking_again_goes_on_after_an_error(clock: Stage) -> None:
             raise outcome
         return outcome
 
-    found = list(islice(look_again_and_again(look, period=1.0, clock=clock), 4))
+    found = list(islice(poll(look, period=1.0, clock=clock), 4))
     assert found == [(1, None), (2, None), (2, error), (3, None)]
     assert clock.waits == [1.0, 1.0, 1.0]
 
@@ -351,4 +351,4 @@ def test_the_first_look_must_succeed(clock: Stage) -> None:
         raise ConfigError("no such run")
 
     with pytest.raises(ConfigError):
-        next(look_again_and_again(look, period=1.0, clock=clock))
+        next(poll(look, period=1.0, clock=clock))

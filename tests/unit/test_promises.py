@@ -65,7 +65,7 @@ class Network:
 class Wire(Coordinator):
     """One worker's way to the coordinator: may be down, lose the next reply, or make it late."""
 
-    tick = 2.0
+    heartbeat_interval = 2.0
 
     def __init__(self, coordinator: Coordinator, network: Network, clock: FakeClock) -> None:
         self.far_end = coordinator
@@ -163,13 +163,13 @@ class Observer:
     def observed(self, view: ClusterView) -> None:
         pass
 
-    def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
+    def on_committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         pass
 
-    def refused(self, term: int) -> None:
+    def on_stale_term(self, term: int) -> None:
         pass
 
-    def failed(self, error: StoreError) -> None:
+    def on_commit_failed(self, error: StoreError) -> None:
         raise AssertionError(error)
 
 

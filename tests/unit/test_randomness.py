@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from distributed_backup.randomness import draw_apart
+from distributed_backup.randomness import isolate_rng
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_client_that_was_told_of_draws_apart(client: ModuleType, way: str) -> 
     before = random.getstate()
     DRAWS[way](client)
     assert random.getstate() != before
-    draw_apart("client", "nobody")
+    isolate_rng("client", "nobody")
     before = random.getstate()
     DRAWS[way](client)
     assert random.getstate() == before
@@ -42,7 +42,7 @@ def test_a_client_that_was_told_of_draws_apart(client: ModuleType, way: str) -> 
 
 def test_a_client_finds_all_that_the_module_has(client: ModuleType) -> None:
     """Some make a generator of their own at each retry."""
-    draw_apart("client")
+    isolate_rng("client")
     assert vars(client.random).keys() >= {name for name in vars(random) if not name.startswith("__")}
     assert client.random.Random is random.Random
     assert client.random.SystemRandom().random() < 1
@@ -50,8 +50,8 @@ def test_a_client_finds_all_that_the_module_has(client: ModuleType) -> None:
 
 def test_what_is_not_the_generator_and_who_was_not_told_of_stay(client: ModuleType) -> None:
     """A class of generators makes new ones; and the training's own modules draw as ever."""
-    draw_apart("clien", "retry")
+    isolate_rng("clien", "retry")
     assert client.random is random
-    draw_apart("client")
+    isolate_rng("client")
     assert client.Random is random.Random
     assert random.choice.__self__ is random._inst  # type: ignore[attr-defined]

@@ -56,16 +56,16 @@ class Recorder:
         self.before_commit: Callable[[], None] = lambda: None
         self.before_failure: Callable[[], None] = lambda: None
 
-    def committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
+    def on_committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         self.before_commit()
         with self._condition:
             self.commits.append((None if newest is None else newest.position, term, served))
             self._condition.notify_all()
 
-    def refused(self, term: int) -> None:
+    def on_stale_term(self, term: int) -> None:
         pass
 
-    def failed(self, error: StoreError) -> None:
+    def on_commit_failed(self, error: StoreError) -> None:
         self.before_failure()
         with self._condition:
             self.failures.append(error)
@@ -97,7 +97,7 @@ class Bench:
 
     def lead(self, term: int | None) -> None:
         self.term = term
-        self.saver.look_again()
+        self.saver.wake()
 
     def drain(self) -> None:
         assert self.saver.drain(PATIENCE)
@@ -130,7 +130,7 @@ def disk_full(location: str) -> StoreError:
 
 def test_a_due_snapshot_is_committed_under_our_term(bench: Bench) -> None:
     """And the listener hears which checkpoint is the newest now."""
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.drain()
     newest = bench.store.latest()
     assert newest is not None
@@ -141,26 +141,26 @@ def test_a_due_snapshot_is_committed_under_our_term(bench: Bench) -> None:
 def test_what_another_wrote_is_made_durable_before_it_counts_for_ours(bench: Bench) -> None:
     """It, or we at an earlier try, may have failed after the file had its name and before that was durable."""
     CheckpointStore(bench.store.location).commit(snapshot(1), term=1, worker_id="a")
-    with mock.patch.object(LocalStorage, "settle", autospec=True) as settle:
-        bench.saver.offer(snapshot(1), due=True)
+    with mock.patch.object(LocalStorage, "sync", autospec=True) as sync:
+        bench.saver.submit(snapshot(1), due=True)
         bench.drain()
         assert bench.recorder.commits == [(Position(1), 1, 0)]
-        settle.assert_called_once_with(bench.store.storage)
-        bench.saver.offer(snapshot(1), due=True)
+        sync.assert_called_once_with(bench.store.storage)
+        bench.saver.submit(snapshot(1), due=True)
         bench.drain()
-        bench.saver.offer(snapshot(2), due=True)
+        bench.saver.submit(snapshot(2), due=True)
         bench.drain()
-        bench.saver.offer(snapshot(2), due=True)
+        bench.saver.submit(snapshot(2), due=True)
         bench.drain()
-        assert settle.call_count == 1
+        assert sync.call_count == 1
     assert bench.store.tried == [(1, Position(2))]
 
 
 def test_what_can_not_be_made_durable_is_not_saved(bench: Bench) -> None:
     """Nobody is told that it is."""
     CheckpointStore(bench.store.location).commit(snapshot(1), term=1, worker_id="a")
-    with mock.patch.object(LocalStorage, "settle", side_effect=disk_full(bench.store.location)):
-        bench.saver.offer(snapshot(1), due=True)
+    with mock.patch.object(LocalStorage, "sync", side_effect=disk_full(bench.store.location)):
+        bench.saver.submit(snapshot(1), due=True)
         bench.drain()
     assert (bench.recorder.commits, len(bench.recorder.failures)) == ([], 1)
     assert bench.saver.unsaved
@@ -168,7 +168,7 @@ def test_what_can_not_be_made_durable_is_not_saved(bench: Bench) -> None:
 
 def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
     """It is kept in memory in case of a notice; nothing is written."""
-    bench.saver.offer(snapshot(1), due=False)
+    bench.saver.submit(snapshot(1), due=False)
     bench.drain()
     assert bench.store.tried == []
     assert bench.saver.last is not None
@@ -178,8 +178,8 @@ def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
 def test_an_older_due_snapshot_is_not_dropped_by_a_boundary_that_is_not_due(bench: Bench) -> None:
     """The schedule asked for epoch 1; the boundary after it does not undo that."""
     bench.lead(None)
-    bench.saver.offer(snapshot(1), due=True)
-    bench.saver.offer(snapshot(2), due=False)
+    bench.saver.submit(snapshot(1), due=True)
+    bench.saver.submit(snapshot(2), due=False)
     bench.lead(1)
     bench.drain()
     assert bench.store.tried == [(1, Position(1))]
@@ -188,10 +188,10 @@ def test_an_older_due_snapshot_is_not_dropped_by_a_boundary_that_is_not_due(benc
 def test_while_a_commit_runs_only_the_newest_due_snapshot_waits(bench: Bench) -> None:
     """One running, one waiting: the work is bounded however fast the training is."""
     bench.store.gate.clear()
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
     for epoch in range(2, 50):
-        bench.saver.offer(snapshot(epoch), due=True)
+        bench.saver.submit(snapshot(epoch), due=True)
     bench.store.gate.set()
     bench.drain()
     assert bench.store.tried == [(1, Position(1)), (1, Position(49))]
@@ -200,11 +200,11 @@ def test_while_a_commit_runs_only_the_newest_due_snapshot_waits(bench: Bench) ->
 def test_offering_never_waits_for_the_disk(bench: Bench) -> None:
     """Training hands over and goes on while a commit hangs."""
     bench.store.gate.clear()
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
-    bench.saver.offer(snapshot(2), due=True)
-    bench.saver.save_now()
-    bench.saver.report()
+    bench.saver.submit(snapshot(2), due=True)
+    bench.saver.request_save()
+    bench.saver.request_announcement()
     assert bench.positions == []
 
 
@@ -214,8 +214,8 @@ def test_offering_never_waits_for_the_disk(bench: Bench) -> None:
 def test_nothing_is_committed_while_another_leads(bench: Bench) -> None:
     """What is due waits until we lead, and then goes under the new term."""
     bench.lead(None)
-    bench.saver.offer(snapshot(1), due=True)
-    bench.saver.save_now()
+    bench.saver.submit(snapshot(1), due=True)
+    bench.saver.request_save()
     bench.drain()
     assert bench.store.tried == []
     bench.lead(4)
@@ -228,21 +228,21 @@ def test_progress_never_goes_backwards(bench: Bench) -> None:
     bench.store.commit(snapshot(5), term=1, worker_id="b")
     bench.lead(2)
     for epoch in (4, 5):
-        bench.saver.offer(snapshot(epoch), due=True)
+        bench.saver.submit(snapshot(epoch), due=True)
         bench.drain()
     assert bench.positions == [5]
     assert bench.recorder.commits == [(Position(5), 2, 0)] * 2
-    bench.saver.offer(snapshot(6), due=True)
+    bench.saver.submit(snapshot(6), due=True)
     bench.drain()
     assert bench.positions == [6, 5]
 
 
 def test_what_others_committed_counts_for_progress(bench: Bench) -> None:
     """The store is looked at before each commit, not only at the election."""
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.drain()
     CheckpointStore(bench.store.location, keep=100).commit(snapshot(9), term=1, worker_id="b")
-    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.submit(snapshot(2), due=True)
     bench.drain()
     assert bench.positions == [9, 1]
     assert bench.recorder.commits[-1] == (Position(9), 1, 0)
@@ -251,7 +251,7 @@ def test_what_others_committed_counts_for_progress(bench: Bench) -> None:
 def test_a_commit_under_a_stale_term_is_no_failure(bench: Bench) -> None:
     """A newer term has committed: ours is refused, and nobody is alarmed."""
     bench.store.commit(snapshot(1), term=7, worker_id="b")
-    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.submit(snapshot(2), due=True)
     bench.drain()
     assert bench.positions == [1]
     assert (bench.recorder.failures, bench.recorder.commits) == ([], [])
@@ -261,8 +261,8 @@ def test_a_save_that_was_refused_as_stale_is_not_served(bench: Bench) -> None:
     """It is done when we lead again: a ticket never counts as served by what we did not commit."""
     bench.store.commit(snapshot(1), term=7, worker_id="b")
     tried = len(bench.store.tried)
-    bench.saver.offer(snapshot(2), due=False)
-    ticket = bench.saver.save_now()
+    bench.saver.submit(snapshot(2), due=False)
+    ticket = bench.saver.request_save()
     bench.drain()
     assert len(bench.store.tried) == tried + 1, "a refused commit is not tried again under the same term"
     bench.lead(8)
@@ -273,10 +273,10 @@ def test_a_save_that_was_refused_as_stale_is_not_served(bench: Bench) -> None:
 def test_a_due_snapshot_that_was_refused_as_stale_is_tried_when_we_lead_again(bench: Bench) -> None:
     """Its time is the next boundary under the new term."""
     bench.store.commit(snapshot(1), term=7, worker_id="b")
-    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.submit(snapshot(2), due=True)
     bench.drain()
     bench.lead(8)
-    bench.saver.offer(snapshot(3), due=False)
+    bench.saver.submit(snapshot(3), due=False)
     bench.drain()
     assert bench.positions == [2, 1]
 
@@ -286,8 +286,8 @@ def test_a_due_snapshot_that_was_refused_as_stale_is_tried_when_we_lead_again(be
 
 def test_save_now_commits_the_last_boundary_although_it_was_not_due(bench: Bench) -> None:
     """The ticket is served by a commit at least as new as that boundary."""
-    bench.saver.offer(snapshot(1), due=False)
-    ticket = bench.saver.save_now()
+    bench.saver.submit(snapshot(1), due=False)
+    ticket = bench.saver.request_save()
     bench.recorder.wait_served(ticket)
     assert bench.recorder.commits == [(Position(1), 1, ticket)]
     assert bench.positions == [1]
@@ -296,9 +296,9 @@ def test_save_now_commits_the_last_boundary_although_it_was_not_due(bench: Bench
 def test_save_now_takes_the_last_boundary_rather_than_the_older_one_that_is_due(bench: Bench) -> None:
     """One commit serves both."""
     bench.lead(None)
-    bench.saver.offer(snapshot(1), due=True)
-    bench.saver.offer(snapshot(2), due=False)
-    ticket = bench.saver.save_now()
+    bench.saver.submit(snapshot(1), due=True)
+    bench.saver.submit(snapshot(2), due=False)
+    ticket = bench.saver.request_save()
     bench.lead(1)
     bench.recorder.wait_served(ticket)
     bench.drain()
@@ -307,7 +307,7 @@ def test_save_now_takes_the_last_boundary_rather_than_the_older_one_that_is_due(
 
 def test_save_now_before_the_first_boundary_is_served_by_what_is_there(bench: Bench) -> None:
     """There is nothing of ours to lose yet."""
-    ticket = bench.saver.save_now()
+    ticket = bench.saver.request_save()
     bench.recorder.wait_served(ticket)
     assert bench.recorder.commits == [(None, 1, ticket)]
 
@@ -315,10 +315,10 @@ def test_save_now_before_the_first_boundary_is_served_by_what_is_there(bench: Be
 def test_save_now_during_a_commit_is_served_by_the_next_one(bench: Bench) -> None:
     """The commit that was running may be older than the boundary that was asked for."""
     bench.store.gate.clear()
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
-    bench.saver.offer(snapshot(2), due=False)
-    ticket = bench.saver.save_now()
+    bench.saver.submit(snapshot(2), due=False)
+    ticket = bench.saver.request_save()
     bench.store.gate.set()
     bench.recorder.wait_served(ticket)
     assert bench.recorder.commits == [(Position(1), 1, 0), (Position(2), 1, ticket)]
@@ -327,8 +327,8 @@ def test_save_now_during_a_commit_is_served_by_the_next_one(bench: Bench) -> Non
 def test_tickets_grow_and_one_commit_may_serve_many(bench: Bench) -> None:
     """Many notices at once are one save."""
     bench.lead(None)
-    bench.saver.offer(snapshot(1), due=False)
-    tickets = [bench.saver.save_now() for _ in range(3)]
+    bench.saver.submit(snapshot(1), due=False)
+    tickets = [bench.saver.request_save() for _ in range(3)]
     assert tickets == [1, 2, 3]
     bench.lead(1)
     bench.recorder.wait_served(3)
@@ -339,8 +339,8 @@ def test_tickets_grow_and_one_commit_may_serve_many(bench: Bench) -> None:
 def test_an_urgent_save_is_tried_until_the_disk_is_back(bench: Bench) -> None:
     """A full disk may be cleaned, a mount may come back, within the grace period."""
     bench.store.broken = disk_full(bench.store.location)
-    bench.saver.offer(snapshot(1), due=False)
-    ticket = bench.saver.save_now()
+    bench.saver.submit(snapshot(1), due=False)
+    ticket = bench.saver.request_save()
     bench.recorder.wait(lambda: len(bench.recorder.failures) >= 3)
     assert bench.recorder.commits == []
     bench.store.broken = None
@@ -351,12 +351,12 @@ def test_an_urgent_save_is_tried_until_the_disk_is_back(bench: Bench) -> None:
 def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Bench) -> None:
     """Training went on meanwhile."""
     bench.store.broken = disk_full(bench.store.location)
-    bench.saver.offer(snapshot(1), due=False)
-    ticket = bench.saver.save_now()
+    bench.saver.submit(snapshot(1), due=False)
+    ticket = bench.saver.request_save()
     bench.recorder.wait(lambda: bool(bench.recorder.failures))
     bench.lead(None)
     bench.drain()
-    bench.saver.offer(snapshot(2), due=False)
+    bench.saver.submit(snapshot(2), due=False)
     bench.store.broken = None
     bench.lead(1)
     bench.recorder.wait_served(ticket)
@@ -369,11 +369,11 @@ def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Ben
 def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: Bench) -> None:
     """Not at once, which would be a loop on a full disk; and not only when the next epoch is due."""
     bench.store.broken = disk_full(bench.store.location)
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
-    bench.saver.look_again()
+    bench.saver.wake()
     bench.store.broken = None
-    bench.saver.offer(snapshot(2), due=False)
+    bench.saver.submit(snapshot(2), due=False)
     bench.drain()
     assert bench.store.tried == [(1, Position(1)), (1, Position(1))]
     assert bench.positions == [1]
@@ -382,10 +382,10 @@ def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: B
 def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
     """Newest wins among failures too."""
     bench.store.broken = disk_full(bench.store.location)
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.store.broken = None
-    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.submit(snapshot(2), due=True)
     bench.drain()
     assert bench.store.tried == [(1, Position(1)), (1, Position(2))]
 
@@ -393,12 +393,12 @@ def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
 def test_a_report_in_between_does_not_forget_what_failed(bench: Bench) -> None:
     """An election brings a report; the snapshot that failed before it stays due."""
     bench.store.broken = bench.store.broken_listing = disk_full(bench.store.location)
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
-    bench.saver.report()
+    bench.saver.request_announcement()
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 2)
     bench.store.broken = bench.store.broken_listing = None
-    bench.saver.offer(snapshot(2), due=False)
+    bench.saver.submit(snapshot(2), due=False)
     bench.drain()
     assert bench.positions == [1]
 
@@ -406,11 +406,11 @@ def test_a_report_in_between_does_not_forget_what_failed(bench: Bench) -> None:
 def test_a_bug_in_the_store_is_reported_as_a_failure_and_survived(bench: Bench) -> None:
     """A dead saver would lose every later snapshot in silence."""
     bench.store.broken = ValueError("not a StoreError")
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     assert "not a StoreError" in str(bench.recorder.failures[0])
     bench.store.broken = None
-    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.submit(snapshot(2), due=True)
     bench.drain()
     assert bench.positions == [2]
 
@@ -423,9 +423,9 @@ def test_a_bug_in_the_listener_is_survived(bench: Bench, caplog: pytest.LogCaptu
         raise RuntimeError("a bug in the listener")
 
     bench.recorder.before_commit = break_once
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.drain()
-    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.submit(snapshot(2), due=True)
     bench.drain()
     assert bench.positions == [2, 1]
     assert bench.recorder.commits == [(Position(2), 1, 0)]
@@ -439,7 +439,7 @@ def test_a_report_tells_the_newest_checkpoint_without_writing(bench: Bench) -> N
     """A new leader tells the others where the run stands."""
     CheckpointStore(bench.store.location).commit(snapshot(3), term=1, worker_id="b")
     bench.lead(2)
-    bench.saver.report()
+    bench.saver.request_announcement()
     bench.drain()
     assert bench.recorder.commits == [(Position(3), 2, 0)]
     assert bench.store.tried == []
@@ -448,8 +448,8 @@ def test_a_report_tells_the_newest_checkpoint_without_writing(bench: Bench) -> N
 def test_a_report_waits_until_we_lead_and_commits_what_is_due(bench: Bench) -> None:
     """One look at the store serves both."""
     bench.lead(None)
-    bench.saver.report()
-    bench.saver.offer(snapshot(4), due=True)
+    bench.saver.request_announcement()
+    bench.saver.submit(snapshot(4), due=True)
     bench.drain()
     assert bench.recorder.commits == []
     bench.lead(2)
@@ -460,10 +460,10 @@ def test_a_report_waits_until_we_lead_and_commits_what_is_due(bench: Bench) -> N
 def test_a_report_that_failed_is_made_at_the_next_boundary(bench: Bench) -> None:
     """Otherwise nobody who joins later would learn where to start."""
     bench.store.broken_listing = disk_full(bench.store.location)
-    bench.saver.report()
+    bench.saver.request_announcement()
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.store.broken_listing = None
-    bench.saver.offer(snapshot(1), due=False)
+    bench.saver.submit(snapshot(1), due=False)
     bench.drain()
     assert bench.recorder.commits == [(None, 1, 0)]
 
@@ -474,7 +474,7 @@ def test_a_report_that_failed_is_made_at_the_next_boundary(bench: Bench) -> None
 def test_drain_waits_for_the_commit_that_runs(bench: Bench) -> None:
     """It gives up after its timeout and says so."""
     bench.store.gate.clear()
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
     assert not bench.saver.drain(0.01)
     bench.store.gate.set()
@@ -485,7 +485,7 @@ def test_drain_waits_for_the_commit_that_runs(bench: Bench) -> None:
 def test_drain_does_not_wait_for_what_only_another_may_write(bench: Bench) -> None:
     """A follower's due snapshot is the leader's business."""
     bench.lead(None)
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     assert bench.saver.drain(PATIENCE)
     assert bench.store.tried == []
 
@@ -493,7 +493,7 @@ def test_drain_does_not_wait_for_what_only_another_may_write(bench: Bench) -> No
 def test_drain_tries_once_more_what_failed(bench: Bench) -> None:
     """The last boundary of a fit has no next boundary."""
     bench.store.broken = disk_full(bench.store.location)
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
     bench.store.broken = None
     bench.drain()
@@ -503,9 +503,9 @@ def test_drain_tries_once_more_what_failed(bench: Bench) -> None:
 def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Bench) -> None:
     """Half a commit is never left to chance; what was only due is lost with the process anyway."""
     bench.store.gate.clear()
-    bench.saver.offer(snapshot(1), due=True)
+    bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
-    bench.saver.offer(snapshot(2), due=True)
+    bench.saver.submit(snapshot(2), due=True)
     stopping = threading.Thread(target=bench.saver.stop)
     stopping.start()
     bench.recorder.before_commit = lambda: None
@@ -521,9 +521,9 @@ def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Benc
 def test_stop_ends_an_urgent_save_that_keeps_failing(bench: Bench) -> None:
     """A process that must go does not wait for the disk."""
     bench.store.broken = disk_full(bench.store.location)
-    bench.saver.save_now()
-    bench.saver.offer(snapshot(1), due=False)
-    bench.saver.save_now()
+    bench.saver.request_save()
+    bench.saver.submit(snapshot(1), due=False)
+    bench.saver.request_save()
     bench.recorder.wait(lambda: bool(bench.recorder.failures))
     bench.saver.stop()
     bench.saver.stop()
@@ -534,8 +534,8 @@ def test_a_stop_during_a_failing_urgent_save_ends_it_without_the_pause(bench: Be
     """The call must not be lost between the failure and the pause before the next try."""
     bench.store.broken = disk_full(bench.store.location)
     bench.recorder.before_failure = bench.saver.stop
-    bench.saver.offer(snapshot(1), due=False)
-    bench.saver.save_now()
+    bench.saver.submit(snapshot(1), due=False)
+    bench.saver.request_save()
     bench.recorder.wait(lambda: bool(bench.recorder.failures))
     thread = bench.saver._thread
     assert thread is not None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.preemption.signals import SignalWatch
-from distributed_backup.preemption.watchdog import LastResort
+from distributed_backup.preemption.watchdog import ExitWatchdog
 
 PATIENCE = 30.0
 
@@ -188,10 +188,10 @@ def test_a_watch_leaves_no_thread_behind() -> None:
 def test_the_last_resort_comes_at_the_earliest_of_its_instants() -> None:
     """Two minutes from a cloud, and then a SIGTERM with less; what is later changes nothing."""
     resorted, begin = threading.Event(), time.monotonic()
-    last_resort = LastResort(resorted.set)
-    last_resort.within(PATIENCE)
-    last_resort.within(0.05)
-    last_resort.within(PATIENCE)
+    last_resort = ExitWatchdog(resorted.set)
+    last_resort.arm(PATIENCE)
+    last_resort.arm(0.05)
+    last_resort.arm(PATIENCE)
     assert resorted.wait(PATIENCE / 2)
     assert time.monotonic() - begin >= 0.05
 
@@ -199,10 +199,10 @@ def test_the_last_resort_comes_at_the_earliest_of_its_instants() -> None:
 def test_the_last_resort_comes_once() -> None:
     """Though it was given two instants."""
     calls: list[float] = []
-    last_resort = LastResort(lambda: calls.append(time.monotonic()))
-    last_resort.within(0.1)
+    last_resort = ExitWatchdog(lambda: calls.append(time.monotonic()))
+    last_resort.arm(0.1)
     first = last_resort._timer
-    last_resort.within(0.05)
+    last_resort.arm(0.05)
     for timer in (first, last_resort._timer):
         assert timer is not None
         timer.join(PATIENCE)
@@ -212,11 +212,11 @@ def test_the_last_resort_comes_once() -> None:
 def test_the_last_resort_does_not_come_once_it_is_called_off() -> None:
     """The fit has left in time; a signal that comes yet is not its business."""
     calls: list[None] = []
-    last_resort = LastResort(lambda: calls.append(None))
-    last_resort.within(0.05)
+    last_resort = ExitWatchdog(lambda: calls.append(None))
+    last_resort.arm(0.05)
     timer = last_resort._timer
-    last_resort.call_off()
-    last_resort.within(0.01)
+    last_resort.disarm()
+    last_resort.arm(0.01)
     assert timer is not None
     assert timer is last_resort._timer
     timer.join(PATIENCE)

@@ -14,7 +14,7 @@ from redis import exceptions as redis_errors
 
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.redis_client.address import RedisAddress
-from distributed_backup.redis_client.client import RedisLink
+from distributed_backup.redis_client.client import RedisClient
 from distributed_backup.storage.object_store import ObjectStorage
 from distributed_backup.storage.redis import RedisStorage
 
@@ -115,7 +115,7 @@ def botocore(kind: str, **details: Any) -> Exception:
 )
 def test_what_passes_by_itself_may_be_waited_for(error: Exception) -> None:
     """A store that is busy, or can't be reached just now."""
-    assert failure(error).may_pass
+    assert failure(error).retryable
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_what_passes_by_itself_may_be_waited_for(error: Exception) -> None:
 )
 def test_what_somebody_must_mend_is_not_waited_for(error: Exception) -> None:
     """A bucket that is not there, a wrong key, a request that is refused whenever it is made."""
-    assert not failure(error).may_pass
+    assert not failure(error).retryable
 
 
 def redis_failure(error: Exception, *, reached: bool = True) -> StoreError:
     """What a storage raises when a driver for Redis does, of a server that has done something before or has not."""
-    link, storage = RedisLink(RedisAddress.of_url("redis://r"), 5.0), RedisStorage("redis://r", run_id="x", limit=5.0)
+    link, storage = RedisClient(RedisAddress.of_url("redis://r"), 5.0), RedisStorage("redis://r", run_id="x", limit=5.0)
     link._reached = reached
     with pytest.raises(StoreError) as caught, storage._translated("write", "redis://r/x/a"), link._translated():
         raise error
@@ -181,7 +181,7 @@ def redis_failure(error: Exception, *, reached: bool = True) -> StoreError:
     ids=repr,
 )
 def test_a_server_that_is_away_or_loads_or_is_full_may_be_waited_for(error: Exception, reached: bool) -> None:
-    assert redis_failure(error, reached=reached).may_pass
+    assert redis_failure(error, reached=reached).retryable
 
 
 @pytest.mark.parametrize("reached", [False, True])
@@ -206,9 +206,9 @@ def test_a_server_that_refuses_is_not_waited_for(error: Exception, reached: bool
         storage = RedisStorage("redis://r", run_id="x", limit=5.0)
         with pytest.raises(StoreError) as caught, storage._translated("write", "redis://r/x/a"):
             raise error
-        assert not caught.value.may_pass
+        assert not caught.value.retryable
     else:
-        assert not redis_failure(error, reached=reached).may_pass
+        assert not redis_failure(error, reached=reached).retryable
 
 
 # -------------------------------------------------------------------- why

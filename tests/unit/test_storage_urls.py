@@ -266,13 +266,13 @@ def test_a_coordinator_that_was_named_is_taken_for_a_bucket_too(url: str) -> Non
 
 
 def test_leases_are_the_usual_ones_where_there_is_time_for_them() -> None:
-    assert LeaseTimings.within(120.0) == LeaseTimings.within(30.0) == LeaseTimings()
+    assert LeaseTimings.for_grace_period(120.0) == LeaseTimings.for_grace_period(30.0) == LeaseTimings()
 
 
 @pytest.mark.parametrize("grace_period", [0.5, 3.0, 10.0, 15.0, 25.0, 28.0])
 def test_a_lease_runs_out_in_time_for_another_to_save(grace_period: float) -> None:
     """In the same proportions, and with two fifths of the grace period left."""
-    timings, usual = LeaseTimings.within(grace_period), LeaseTimings()
+    timings, usual = LeaseTimings.for_grace_period(grace_period), LeaseTimings()
     assert timings.duration + timings.retry_period == pytest.approx(0.6 * grace_period)
     assert timings.renew_deadline / timings.duration == pytest.approx(usual.renew_deadline / usual.duration)
     assert timings.retry_period / timings.duration == pytest.approx(usual.retry_period / usual.duration)

@@ -406,7 +406,7 @@ def test_a_read_that_failed_once_is_tried_again(tmp_path: Path) -> None:
 class Remote(LocalStorage):
     """A store that is no disk: what its client calls EIO is an error that it does not know."""
 
-    lost = frozenset()
+    permanent_errnos = frozenset()
     broken: str | None = None
 
     def read(self, name: str) -> bytes:

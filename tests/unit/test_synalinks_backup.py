@@ -12,7 +12,12 @@ from typing import Any
 import orjson
 import pytest
 
-from distributed_backup.checkpoints.synalinks_backup import METADATA, VARIABLES, find_legacy, remove_legacy
+from distributed_backup.checkpoints.synalinks_backup import (
+    METADATA,
+    VARIABLES,
+    find_synalinks_backup,
+    remove_synalinks_backup,
+)
 from distributed_backup.errors import NoUsableCheckpointError, StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
@@ -51,16 +56,16 @@ class Broken(LocalStorage):
 
 def test_without_a_backup_there_is_none(tmp_path: Path) -> None:
     """Neither in an empty directory nor in one that isn't there, nor beside other files."""
-    assert find_legacy(LocalStorage(tmp_path)) is None
-    assert find_legacy(LocalStorage(tmp_path / "missing")) is None
+    assert find_synalinks_backup(LocalStorage(tmp_path)) is None
+    assert find_synalinks_backup(LocalStorage(tmp_path / "missing")) is None
     (tmp_path / METADATA).write_bytes(b'{"epoch":1}')
-    assert find_legacy(LocalStorage(tmp_path)) is None
+    assert find_synalinks_backup(LocalStorage(tmp_path)) is None
 
 
 def test_a_backup_is_read(tmp_path: Path) -> None:
     """State and epoch come back; the batch, which synalinks never reads, is not used."""
     tree = leave(tmp_path, 2)
-    found = find_legacy(LocalStorage(tmp_path))
+    found = find_synalinks_backup(LocalStorage(tmp_path))
     assert found is not None
     assert (found.state_tree, found.position, found.name) == (tree, Position(2), VARIABLES)
     raw = (tmp_path / VARIABLES).read_bytes()
@@ -71,7 +76,7 @@ def test_the_newest_pair_comes_before_the_previous_one(tmp_path: Path) -> None:
     """With `double_checkpoint` there are two."""
     leave(tmp_path, 1, PREVIOUS)
     leave(tmp_path, 2)
-    found = find_legacy(LocalStorage(tmp_path))
+    found = find_synalinks_backup(LocalStorage(tmp_path))
     assert found is not None
     assert found.position == Position(2)
 
@@ -80,7 +85,7 @@ def test_a_backup_without_metadata_starts_at_the_first_epoch(tmp_path: Path) -> 
     """As synalinks does: the kill came between its two files."""
     leave(tmp_path, 1)
     (tmp_path / METADATA).unlink()
-    found = find_legacy(LocalStorage(tmp_path))
+    found = find_synalinks_backup(LocalStorage(tmp_path))
     assert found is not None
     assert found.position == Position(0)
 
@@ -95,7 +100,7 @@ def test_a_torn_pair_gives_the_previous_one_with_a_warning(
     leave(tmp_path, 2)
     (tmp_path / name).write_bytes(raw)
     with caplog.at_level(logging.WARNING):
-        found = find_legacy(LocalStorage(tmp_path))
+        found = find_synalinks_backup(LocalStorage(tmp_path))
     assert found is not None
     assert (found.state_tree, found.position, found.name) == (previous, Position(1), VARIABLES + PREVIOUS)
     (record,) = caplog.records
@@ -110,7 +115,7 @@ def test_variables_torn_at_any_byte_are_never_restored(tmp_path: Path) -> None:
     raw = (tmp_path / VARIABLES).read_bytes()
     for length in range(len(raw)):
         (tmp_path / VARIABLES).write_bytes(raw[:length])
-        found = find_legacy(LocalStorage(tmp_path))
+        found = find_synalinks_backup(LocalStorage(tmp_path))
         assert found is not None
         assert found.position == Position(1), length
 
@@ -121,13 +126,13 @@ def test_an_epoch_that_is_none_is_damage(tmp_path: Path, epoch: Any) -> None:
     leave(tmp_path, 1)
     (tmp_path / METADATA).write_bytes(orjson.dumps({"epoch": epoch}))
     with pytest.raises(NoUsableCheckpointError):
-        find_legacy(LocalStorage(tmp_path))
+        find_synalinks_backup(LocalStorage(tmp_path))
 
 
 def test_the_previous_pair_alone_is_read(tmp_path: Path) -> None:
     """The newest may have been removed."""
     leave(tmp_path, 1, PREVIOUS)
-    found = find_legacy(LocalStorage(tmp_path))
+    found = find_synalinks_backup(LocalStorage(tmp_path))
     assert found is not None
     assert found.position == Position(1)
 
@@ -139,7 +144,7 @@ def test_when_both_pairs_are_torn_the_error_says_why_and_nothing_is_deleted(tmp_
         (tmp_path / (VARIABLES + suffix)).write_bytes(b"{")
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(NoUsableCheckpointError) as caught:
-        find_legacy(LocalStorage(tmp_path))
+        find_synalinks_backup(LocalStorage(tmp_path))
     assert caught.value.path == str(tmp_path)
     assert len(caught.value.reasons) == 2
     assert VARIABLES + PREVIOUS in str(caught.value)
@@ -151,7 +156,7 @@ def test_a_torn_newest_pair_without_a_previous_one_is_an_error(tmp_path: Path) -
     leave(tmp_path, 1)
     (tmp_path / VARIABLES).write_bytes(b"")
     with pytest.raises(NoUsableCheckpointError):
-        find_legacy(LocalStorage(tmp_path))
+        find_synalinks_backup(LocalStorage(tmp_path))
 
 
 @pytest.mark.parametrize("name", [VARIABLES, METADATA])
@@ -159,7 +164,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     """A broken disk is an error of the store, with the path of the file."""
     leave(tmp_path, 1)
     with pytest.raises(StoreError, match="can't read") as caught:
-        find_legacy(Broken(tmp_path / name))
+        find_synalinks_backup(Broken(tmp_path / name))
     assert not isinstance(caught.value, NoUsableCheckpointError)
     assert caught.value.path == str(tmp_path / name)
 
@@ -169,7 +174,7 @@ def test_a_file_that_cannot_be_read_gives_the_previous_pair(tmp_path: Path, name
     """That is what `double_checkpoint` is for, in synalinks' own words: an IO error of the current one."""
     leave(tmp_path, 1, PREVIOUS)
     leave(tmp_path, 2)
-    found = find_legacy(Broken(tmp_path / name))
+    found = find_synalinks_backup(Broken(tmp_path / name))
     assert found is not None
     assert found.position == Position(1)
 
@@ -182,10 +187,10 @@ def test_only_its_four_files_are_removed(tmp_path: Path) -> None:
     leave(tmp_path, 1)
     leave(tmp_path, 2, PREVIOUS)
     assert len(os.listdir(tmp_path)) == 7
-    remove_legacy(LocalStorage(tmp_path))
+    remove_synalinks_backup(LocalStorage(tmp_path))
     assert sorted(os.listdir(tmp_path)) == others
-    remove_legacy(LocalStorage(tmp_path))
-    remove_legacy(LocalStorage(tmp_path / "missing"))
+    remove_synalinks_backup(LocalStorage(tmp_path))
+    remove_synalinks_backup(LocalStorage(tmp_path / "missing"))
     assert sorted(os.listdir(tmp_path)) == others
 
 
@@ -193,5 +198,5 @@ def test_a_file_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
     """The error carries its path."""
     leave(tmp_path, 1)
     with pytest.raises(StoreError, match="can't remove") as caught:
-        remove_legacy(Broken(tmp_path / METADATA))
+        remove_synalinks_backup(Broken(tmp_path / METADATA))
     assert caught.value.path == str(tmp_path / METADATA)

@@ -32,14 +32,14 @@ from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 class Hinting(MemoryCoordinator):
     """Gives hints, and has ticks so rare that without hints nothing would happen in a test."""
 
-    tick = 1e5
+    heartbeat_interval = 1e5
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.wakes: list[Callable[[Hint], None]] = []
         self.beats: list[str] = []
 
-    def listen(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
+    def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
         self.wakes.append(wake)
         return lambda: self.wakes.remove(wake)
 
@@ -72,8 +72,8 @@ def hinting(team: Team) -> Hinting:
     return coordinator
 
 
-def request(worker_id: str, wish: str = "save", remaining: float = 1e4) -> Notice:
-    return Notice(notice_id="request", worker_id=worker_id, reason="operator", remaining=remaining, wish=wish)  # type: ignore[arg-type]
+def request(worker_id: str, action: str = "save", remaining: float = 1e4) -> Notice:
+    return Notice(notice_id="request", worker_id=worker_id, reason="operator", remaining=remaining, action=action)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- hints
@@ -132,7 +132,7 @@ def test_a_standby_sleeps_through_commits_and_wakes_at_the_end(team: Team, hinti
     team.clock.advance(1.0)
     for worker in (leader, standby):
         count = hinting.beats.count(worker.worker_id)
-        elector_of(worker).poke()
+        elector_of(worker).wake()
         soon(lambda worker=worker, count=count: hinting.beats.count(worker.worker_id) > count)  # type: ignore[misc]
     before = hinting.beats.count("b")
     leader.boundary(snapshot(1), due=True)
@@ -431,7 +431,7 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
     monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
     worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
     team.coordinator.resign("a")
-    monkeypatch.setattr(elector_of(worker), "_recovers_until", 1e9)
+    monkeypatch.setattr(elector_of(worker), "_retry_claim_at", 1e9)
     team.until(lambda: not elector_of(worker).is_leader)
     worker.boundary(snapshot(4), due=True)
     with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s"):

@@ -51,14 +51,14 @@ def test_a_notice_is_answered_although_its_save_was_quicker_than_its_registratio
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1), due=True)
     assert saver_of(leader).drain(PATIENCE)
-    save_now, pause = saver_of(leader).save_now, threading.Event()
+    request_save, pause = saver_of(leader).request_save, threading.Event()
 
     def slow_to_return() -> int:
-        ticket = save_now()
+        ticket = request_save()
         pause.wait(0.3)
         return ticket
 
-    saver_of(leader).save_now = slow_to_return  # type: ignore[method-assign]
+    saver_of(leader).request_save = slow_to_return  # type: ignore[method-assign]
     follower.give_notice("SIGTERM")
     assert team.result(team.begin(follower.preempt), limit=30.0).position == Position(1)
 
@@ -176,7 +176,7 @@ def test_with_other_data_the_epoch_that_began_anew_is_saved(team: Team) -> None:
     old = Snapshot(position=Position(1, 90), body=b"{}", data="old")
     CheckpointStore(team.root).commit(old, term=1, worker_id="earlier")
     leader = team.started("a")
-    leader.started(Position(1))
+    leader.training_started(Position(1))
     leader.boundary(Snapshot(position=Position(1, 5), body=b"{}", data="new"), due=False)
     leader.give_notice("SIGTERM")
     assert team.result(team.begin(leader.preempt)).position == Position(1, 5)

@@ -35,8 +35,8 @@ class Bucket(LocalStorage):
         return super().read(name)
 
 
-def busy(*, may_pass: bool = True) -> StoreError:
-    return StoreError("can't read s3://bucket/run/run.json: status 503", path="s3://bucket/run", may_pass=may_pass)
+def busy(*, retryable: bool = True) -> StoreError:
+    return StoreError("can't read s3://bucket/run/run.json: status 503", path="s3://bucket/run", retryable=retryable)
 
 
 # ---------------------------------------------------------------- a store that is away at the start
@@ -69,7 +69,7 @@ def test_a_store_that_stays_away_is_given_up(team: Team) -> None:
 def test_what_will_not_pass_ends_a_worker_at_once(team: Team) -> None:
     """A wrong key, a bucket that is not there."""
     bucket = Bucket(team.root)
-    bucket.away = busy(may_pass=False)
+    bucket.away = busy(retryable=False)
     with pytest.raises(StoreError, match="status 503"):
         team.worker("a", store=CheckpointStore(bucket))
     assert bucket.tries == 1

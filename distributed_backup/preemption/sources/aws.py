@@ -49,7 +49,7 @@ class AwsSource(NoticeSource):
         if interruption is not None:
             return _end(interruption)
         if self._item("events/recommendations/rebalance") is not None:
-            return Alert(reason="aws:rebalance", sure=False)
+            return Alert(reason="aws:rebalance", terminal=False)
         return None
 
     def _item(self, item: str) -> Answer | None:
@@ -58,7 +58,7 @@ class AwsSource(NoticeSource):
         if answer.status == 401:
             self._token = None
             answer = self._ask(item)
-        return None if answer.status == 404 else answer.found()
+        return None if answer.status == 404 else answer.raise_for_status()
 
     def _ask(self, item: str) -> Answer:
         if self._token is None:
@@ -66,9 +66,9 @@ class AwsSource(NoticeSource):
         return self._service.ask(f"/latest/meta-data/{item}", headers={_TOKEN: self._token})
 
     def _new_token(self) -> str:
-        answer = self._service.ask("/latest/api/token", method="PUT", headers=_TOKEN_LIFE).found()
+        answer = self._service.ask("/latest/api/token", method="PUT", headers=_TOKEN_LIFE).raise_for_status()
         if not _TOKEN_TEXT.fullmatch(answer.text.strip()):
-            raise answer.not_understood()
+            raise answer.parse_error()
         return answer.text.strip()
 
 
@@ -76,8 +76,8 @@ def _end(answer: Answer) -> Alert:
     document = answer.json()
     action = document.get("action") if isinstance(document, dict) else None
     if action not in _ACTIONS:
-        raise answer.not_understood()
+        raise answer.parse_error()
     # By the server's clock: ours may be wrong. An end without a time that makes sense is an end all the same.
     end, now = iso_time(document.get("time")), answer.server_time
     overdue = end is not None and now is not None and (now - end).total_seconds() > _OVERDUE
-    return Alert(reason=f"aws:{action}", remaining=seconds_left(end, now), sure=not overdue)
+    return Alert(reason=f"aws:{action}", remaining=seconds_left(end, now), terminal=not overdue)

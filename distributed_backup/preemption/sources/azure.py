@@ -41,13 +41,13 @@ class AzureSource(NoticeSource):
     def poll(self) -> Alert | None:
         """The most pressing of the events that concern this machine."""
         if self._machine is None:  # now, for when an event is there may be too late to find out
-            self._machine = self._service.ask(_NAME, headers=_HEADERS).found().text.strip().casefold()
-        answer = self._service.ask(_EVENTS, headers=_HEADERS).found()
+            self._machine = self._service.ask(_NAME, headers=_HEADERS).raise_for_status().text.strip().casefold()
+        answer = self._service.ask(_EVENTS, headers=_HEADERS).raise_for_status()
         document = answer.json()
         try:
             alerts = [_alert(event, answer) for event in document["Events"] if self._machine in _machines(event)]
         except (AttributeError, KeyError, TypeError):
-            raise answer.not_understood() from None
+            raise answer.parse_error() from None
         return min(alerts, key=_pressing, default=None)
 
 
@@ -57,10 +57,10 @@ def _machines(event: dict[str, Any]) -> set[str]:
 
 def _alert(event: dict[str, Any], answer: Answer) -> Alert:
     kind, has_started = str(event["EventType"]), event.get("EventStatus") == "Started"
-    sure = kind in {"Preempt", "Terminate"} or (kind in {"Reboot", "Redeploy"} and not has_started)
+    terminal = kind in {"Preempt", "Terminate"} or (kind in {"Reboot", "Redeploy"} and not has_started)
     remaining = seconds_left(http_time(event.get("NotBefore")), answer.server_time)
-    return Alert(reason=f"azure:{kind[:40]}", remaining=remaining, sure=sure)
+    return Alert(reason=f"azure:{kind[:40]}", remaining=remaining, terminal=terminal)
 
 
 def _pressing(alert: Alert) -> tuple[bool, float]:
-    return not alert.sure, alert.remaining or 0.0
+    return not alert.terminal, alert.remaining or 0.0

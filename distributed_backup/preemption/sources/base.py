@@ -29,7 +29,7 @@ class Alert:
 
     reason: str
     remaining: float | None = None
-    sure: bool = True
+    terminal: bool = True
 
     def __post_init__(self) -> None:
         if self.remaining is not None and not 0 < self.remaining < math.inf:
@@ -44,9 +44,9 @@ class NoticeSource(ABC):
         ...     name = "maintenance"
         ...
         ...     def poll(self) -> Alert | None:
-        ...         return Alert(reason="maintenance:tonight", sure=False)
+        ...         return Alert(reason="maintenance:tonight", terminal=False)
         >>> Maintenance().poll()
-        Alert(reason='maintenance:tonight', remaining=None, sure=False)
+        Alert(reason='maintenance:tonight', remaining=None, terminal=False)
     """
 
     name: str

@@ -39,12 +39,12 @@ class GceSource(NoticeSource):
 
     def poll(self) -> Alert | None:
         """A preemption is a sure end, maintenance a warning."""
-        if _value(self._ask("preempted").found()) == "TRUE":
+        if _value(self._ask("preempted").raise_for_status()) == "TRUE":
             return Alert(reason="gce:preempted")
         answer = self._ask("maintenance-event")
         # A server that stands in for Google's, such as GKE's, may not show it; the key above is what counts.
         event = "NONE" if answer.status != 200 else _value(answer)
-        return None if event == "NONE" else Alert(reason=f"gce:{event}", sure=False)
+        return None if event == "NONE" else Alert(reason=f"gce:{event}", terminal=False)
 
     def _ask(self, key: str) -> Answer:
         answer = self._service.ask(f"/computeMetadata/v1/instance/{key}", headers=_FLAVOR)
@@ -55,7 +55,7 @@ class GceSource(NoticeSource):
 def _value(answer: Answer) -> str:
     value = answer.text.strip()
     if not _VALUE.fullmatch(value):
-        raise answer.not_understood()
+        raise answer.parse_error()
     return value
 
 

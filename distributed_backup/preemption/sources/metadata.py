@@ -49,7 +49,7 @@ class Answer:
         """The instant by the server's clock; None if it did not say."""
         return http_time(self.headers.get("date"))
 
-    def found(self) -> Answer:
+    def raise_for_status(self) -> Answer:
         """This.
 
         Raises:
@@ -68,9 +68,9 @@ class Answer:
         try:
             return json.loads(self.text)
         except ValueError:
-            raise self.not_understood() from None
+            raise self.parse_error() from None
 
-    def not_understood(self) -> BackupError:
+    def parse_error(self) -> BackupError:
         """The error to raise if it makes no sense."""
         return BackupError(f"{self.url} answered what can't be understood: {self.text[:80]!r}")
 
