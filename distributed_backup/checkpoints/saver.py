@@ -218,7 +218,6 @@ class Saver:
         began = self._clock.now()
         made = self._store.commit(snapshot, term=term, worker_id=self._worker_id)
         seconds = self._clock.now() - began
-        logger.info("committed name=%s worker=%s", made.name, self._worker_id)
         self._reporter(
             "committed",
             checkpoint=made.name,

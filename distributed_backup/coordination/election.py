@@ -203,7 +203,6 @@ class Elector:
                 self._coordinator.resign(self._worker_id)
                 self._possibly_holder = False
             if term is not None:
-                logger.info("resigned worker=%s term=%d", self._worker_id, term)
                 self._report("resigned", term=term)
 
     def pause_campaign(self, seconds: float) -> None:
@@ -262,7 +261,6 @@ class Elector:
             self._unreachable(error)
             return
         if not self._reachable:
-            logger.info("coordinator reachable again worker=%s", self._worker_id)
             self._report("reachable")
         self._reachable, self.coordinator_error = True, None
         self._highest_seen = max(self._highest_seen, view.term)
@@ -339,13 +337,11 @@ class Elector:
         self._deadline = sent + self._timings.renew_deadline
         if self._term is None:
             self._term, self._last_term, self.campaign_error = view.term, view.term, None
-            logger.info("elected worker=%s term=%d", self._worker_id, view.term)
             self._report("elected", term=view.term)
             self._listener.elected(view.term)
 
     def _unreachable(self, error: BackupError) -> None:
         if self._reachable:
-            logger.warning("coordinator unreachable worker=%s reason=%s", self._worker_id, error)
             self._report("unreachable", reason=str(error))
         self._reachable, self.coordinator_error, self._lease_expires_at = False, error, None
         if self._term is not None and self._clock.now() >= self._deadline:
@@ -355,6 +351,5 @@ class Elector:
         assert self._term is not None
         loss = LeaseLoss(term=self._term, reason=reason)
         self._term = None
-        logger.warning("lease %s worker=%s term=%d reason=%s", kind, self._worker_id, loss.term, reason)
         self._report(kind, term=loss.term, reason=reason)
         self._listener.lost(loss)

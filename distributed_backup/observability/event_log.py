@@ -20,9 +20,9 @@ from distributed_backup.observability.events import (
     FINAL_KINDS,
     Event,
     Kind,
+    RepeatedFailures,
     event_log_name,
     is_event_log,
-    without_checkpoint_name,
 )
 from distributed_backup.storage.base import PARTIAL, Storage
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 # Of one worker: some 400 lines. In a bucket all of them are written each time.
 _MOST_BYTES: Final = 64 * 1024
 # What is thinned out, and in this order, while more than so many events of it are there.
-_THINNED: Final[Mapping[Kind, int]] = {"commit_failed": 8, "commits_work": 8, "progress": 32, "committed": 32}
+_THINNED: Final[Mapping[Kind, int]] = {"commit_failed": 8, "commit_recovered": 8, "progress": 32, "committed": 32}
 # Each start of a worker makes a log; those of the oldest starts go.
 _LOGS_KEPT: Final = 256
 
@@ -51,8 +51,7 @@ class EventLog:
         self._kept: list[tuple[Event, bytes]] = []
         self._size = 0
         self._name = ""
-        # Why commits fail: said once, however often it is tried.
-        self._failure: object = None
+        self._failures = RepeatedFailures()
         self._wake = threading.Event()
         self._flush_now = threading.Event()
         self._unwritten = False
@@ -65,7 +64,7 @@ class EventLog:
     def emit(self, event: Event) -> None:
         """Keep an event; with `joined`, the run is there to be written to."""
         with self._lock:
-            if self._closed or self._is_known(event):
+            if self._closed or self._failures.is_repeated(event):
                 return
             self._keep(event, event.line())
             self._prunes = self._prunes or event.kind == "elected"
@@ -75,14 +74,6 @@ class EventLog:
                 self._flush_now.set()
             self._unwritten = True
         self._wake.set()
-
-    def _is_known(self, event: Event) -> bool:
-        if event.kind == "commits_work":
-            self._failure = None
-        if event.kind != "commit_failed":
-            return False
-        known, self._failure = self._failure, without_checkpoint_name(str(event.fields["reason"]))
-        return known == self._failure
 
     def _start(self, name: str) -> None:
         self._name = name

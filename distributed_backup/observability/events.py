@@ -1,8 +1,8 @@
-"""What happens to a worker, as values: its transitions, for whoever wants to keep or to count them.
+"""Events: the transitions of a worker, as values for people and programs that watch a run.
 
-Workers tell each other nothing by these; they are for people. To report one never blocks and never fails, whatever
-becomes of it. `at` is the wall clock of the worker's machine: events of two machines are in order as far as their
-clocks agree, those of one worker are in the order in which they were reported.
+Workers read none of them. To report an event never blocks and never fails, whatever becomes of it. `at` is the wall
+clock of the worker's machine, so events of two machines are in order only as far as their clocks agree. Events of one
+worker are in the order in which they were reported.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ Kind = Literal[
     "resigned",
     "committed",
     "commit_failed",
-    "commits_work",
+    "commit_recovered",
     "notice",
     "preempted",
     "finished",
+    "deleted",
     "left",
     "unreachable",
     "reachable",
@@ -39,49 +40,56 @@ Kind = Literal[
 ]
 
 KINDS: Final[Mapping[str, frozenset[str]]] = {
-    # Waits to start from now on; training starts at this position.
+    # The worker waits for its start position. Training starts at this position.
     "joined": frozenset({"run", "standby"}),
     "restored": frozenset({"checkpoint", "epoch", "batch"}),
     # The election, as this worker sees it.
     "elected": frozenset({"term"}),
     "lost": frozenset({"term", "reason"}),
     "resigned": frozenset({"term"}),
-    # What is written: bytes are those of the state, seconds from the start of the commit until it was durable.
+    # `bytes` is the size of the state, `seconds` the time from the start of the commit until it was durable.
     "committed": frozenset({"checkpoint", "term", "epoch", "batch", "bytes", "seconds"}),
     "commit_failed": frozenset({"reason"}),
-    "commits_work": frozenset(),
-    # It will be killed in `remaining` seconds; it left `seconds` after that (saved: None if there was nothing to save).
+    "commit_recovered": frozenset(),
+    # The kill comes in `remaining` seconds. The worker is done `seconds` after the notice. `saved` is null if there was
+    # nothing to save.
     "notice": frozenset({"reason", "remaining"}),
     "preempted": frozenset({"saved", "checkpoint", "epoch", "batch", "seconds"}),
-    # The other two ends: the fit is complete; it ended in another way.
+    # The other ends: the fit is complete, and the last worker out has deleted the backup; the fit ended in another way.
     "finished": frozenset({"epoch", "batch"}),
+    "deleted": frozenset(),
     "left": frozenset(),
     # The coordinator.
     "unreachable": frozenset({"reason"}),
     "reachable": frozenset(),
-    # At each epoch's end, and now and then between.
+    # At the end of each epoch, and every 10 s between.
     "progress": frozenset({"epoch", "batch"}),
 }
-"""Which fields an event of each kind has."""
+"""The fields that an event of each kind always has."""
+
+OPTIONAL_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    "joined": frozenset({"directory"}),
+    "resigned": frozenset({"reason"}),
+    "commit_failed": frozenset({"intact"}),
+}
+"""Fields that an event may lack. `reason` is there if the worker was asked. `intact`: the run's directory is there."""
 
 FINAL_KINDS: Final = frozenset({"preempted", "finished", "left"})
-"""A worker ends with one of these. What it held, it gives back: `resigned` may still follow."""
+"""A worker ends with one of these. `resigned` and `deleted` may still follow."""
 
-# An error's text may be long; a log is bounded.
+# Version 0.3 wrote these names into event logs.
+_FORMER_NAMES: Final[Mapping[str, Kind]] = {"commits_work": "commit_recovered"}
+# The text of an error may be long, and a log is bounded.
 _LONGEST_TEXT: Final = 500
-# The name of a checkpoint, in a path or not: another one at each boundary.
+# The name of a checkpoint, in a path or alone. It differs at each boundary.
 _CHECKPOINT: Final = re.compile(r"\S*[0-9]{10}-[0-9]{8}-[0-9]{8}\S*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    r"""One transition of one worker.
+    r"""One transition of one worker, at a wall clock time with a time zone.
 
-    Args:
-        at: When, by the wall clock, with a time zone.
-        worker: Id of the incarnation.
-        kind: What.
-        fields: What belongs to it: those of `KINDS`; a later version may add some.
+    A later version may add fields to those of `KINDS`.
 
     Raises:
         ValueError: An unknown kind, a missing field, or a time without a zone.
@@ -103,44 +111,60 @@ class Event:
             raise ValueError(f"no event: at={self.at} kind={self.kind!r} fields={sorted(self.fields)}")
 
     def line(self) -> bytes:
-        """The event as one line of JSON."""
+        """Return the event as one line of JSON."""
         at = self.at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return orjson.dumps({"at": at, "worker": self.worker, "event": self.kind, **self.fields}) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Event:
-        """The event that a line tells.
+        """Parse a line that `line` or version 0.3 has written.
 
         Raises:
-            ValueError: It is not one.
+            ValueError: The line holds no event.
         """
         try:
             fields = orjson.loads(line)
             at, worker, kind = (fields.pop(name) for name in ("at", "worker", "event"))
-            return cls(at=datetime.fromisoformat(at), worker=worker, kind=kind, fields=fields)
+            return cls(at=datetime.fromisoformat(at), worker=worker, kind=_FORMER_NAMES.get(kind, kind), fields=fields)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no event: {line[:80]!r}") from error
 
 
 class Report(Protocol):
-    """Tells of a transition. From any thread, with any lock held; returns at once."""
+    """Reports a transition. Callable from any thread, with any lock held. Returns at once."""
 
     def __call__(self, kind: Kind, /, **fields: Any) -> None:
-        """Something of this kind has just happened."""
+        """Report that a transition of this kind has just happened."""
 
 
 class Sink(Protocol):
-    """What events go to."""
+    """A destination of events."""
 
     def emit(self, event: Event) -> None:
-        """Take over an event; must not block."""
+        """Take over an event. Must not block."""
 
     def close(self, timeout: float) -> None:
-        """Nothing more will come. Be done within `timeout` seconds."""
+        """Finish within `timeout` seconds: no event that must be kept follows."""
 
 
 def no_report(kind: Kind, /, **fields: Any) -> None:
-    """A report that nobody hears."""
+    """Discard a report."""
+
+
+class RepeatedFailures:
+    """Recognises commit failures that repeat the last one, whichever checkpoint they were about."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def is_repeated(self, event: Event) -> bool:
+        """Whether `event` is a failure for the same reason as the one before."""
+        if event.kind == "commit_recovered":
+            self._reason = None
+        if event.kind != "commit_failed":
+            return False
+        last, self._reason = self._reason, without_checkpoint_name(str(event.fields["reason"]))
+        return last == self._reason
 
 
 def _utc_now() -> datetime:
@@ -148,30 +172,24 @@ def _utc_now() -> datetime:
 
 
 class Reporter:
-    """Stamps what one worker reports, and hands it on.
-
-    Args:
-        worker_id: Who reports.
-        sinks: Where it goes.
-        wall: The wall clock.
-    """
+    """Stamps the transitions of one worker and hands them to `sinks`, in one order for all of them."""
 
     def __init__(self, worker_id: str, *sinks: Sink, wall: Callable[[], datetime] = _utc_now) -> None:
         self._worker_id = worker_id
         self._sinks = sinks
         self._wall = wall
-        # Held while handing on, so that every sink has the events in one order.
+        # Held while handing on, so that every sink gets the events in one order.
         self._lock = threading.Lock()
-        self._farewell_said = False
+        self._has_ended = False
 
     def __call__(self, kind: Kind, /, **fields: Any) -> None:
-        """Report a transition; of several farewells the first counts."""
+        """Report a transition. Of several final kinds the first counts."""
         with self._lock:
             if kind in FINAL_KINDS:
-                if self._farewell_said:
+                if self._has_ended:
                     return
-                self._farewell_said = True
-            # A bug here must not end the election or the saving, one in a sink not keep the event from the others.
+                self._has_ended = True
+            # A bug here must not end the election or the saving. A bug in one sink must not hide the event from others.
             with self._surviving(kind):
                 cut = {name: _cut(value) if isinstance(value, str) else value for name, value in fields.items()}
                 event = Event(at=self._wall(), worker=self._worker_id, kind=kind, fields=cut)
@@ -187,26 +205,26 @@ class Reporter:
             logger.exception("event not reported worker=%s event=%s", self._worker_id, kind)
 
     def close(self, timeout: float) -> None:
-        """Let the sinks finish, for at most `timeout` seconds each; nothing is taken afterwards."""
+        """Close the sinks, each within `timeout` seconds."""
         for sink in self._sinks:
             sink.close(timeout)
 
 
 def _cut(text: str) -> str:
-    """Of bounded length, and without surrogates, which JSON can't hold: a file's name may be no UTF-8."""
+    """Bound the length, and replace surrogates: JSON can't hold them, and a file name may be no UTF-8."""
     return text[:_LONGEST_TEXT].encode(errors="replace").decode()
 
 
 def without_checkpoint_name(reason: str) -> str:
-    """A reason for which commits fail, without the checkpoint that it was about."""
+    """Return the reason of a failed commit without the name of the checkpoint."""
     return _CHECKPOINT.sub("", reason)
 
 
 def is_event_log(name: str) -> bool:
-    """Whether a file of this name is a worker's event log: `events-TIME-WORKER.jsonl`."""
+    """Whether `name` is that of a worker's event log: `events-TIME-WORKER.jsonl`."""
     return name.startswith("events-") and name.endswith(".jsonl")
 
 
 def event_log_name(event: Event) -> str:
-    """The name of the log that begins with `event`: the names of a run's logs are in the order of their age."""
+    """Return the name of the log that begins with `event`. The names of a run's logs sort by age."""
     return f"events-{event.at.astimezone(UTC):%Y%m%dT%H%M%SZ}-{event.worker}.jsonl"

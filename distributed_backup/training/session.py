@@ -23,6 +23,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.observability.event_log import EventLog
 from distributed_backup.observability.events import Reporter, Sink
+from distributed_backup.observability.log_sink import LogSink
 from distributed_backup.position import Position
 from distributed_backup.preemption.grace import shutdown_reserve
 from distributed_backup.preemption.poller import NoticePoller
@@ -105,6 +106,7 @@ class FitSession:
         self._since_save = 0
 
     def _sinks(self, store: CheckpointStore, clock: Clock) -> Iterator[Sink]:
+        yield LogSink()
         yield EventLog(store.storage, clock=clock)
         if self._options.metrics_port is not None:
             from distributed_backup.observability.metrics import (  # its client, only for those who use it

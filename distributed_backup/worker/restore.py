@@ -242,10 +242,6 @@ class Arrival:
         self._announcer.newest = None if start.checkpoint is None else start.checkpoint.header
         if term is not None and not self._announce(start, term):
             return None
-        if term is None:
-            logger.info("restored worker=%s from=%s", self._worker_id, start.name)
-        else:
-            logger.info("restored worker=%s term=%d from=%s", self._worker_id, term, start.name)
         return start
 
     def _announce(self, start: StartPoint, term: int) -> bool:

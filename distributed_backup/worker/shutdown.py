@@ -66,7 +66,6 @@ def delete_run(store: CheckpointStore, coordinator: Coordinator) -> None:
     Raises:
         BackupError: Something could not be removed.
     """
-    logger.info("run finished, deleting directory=%s", store.location)
     remove_synalinks_backup(store.storage)
     store.delete()
     coordinator.erase()

@@ -24,7 +24,8 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import AnnouncementKind, ClusterView, Coordinator, Hint
 from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.errors import BackupError, StoreError
-from distributed_backup.observability.events import Reporter, without_checkpoint_name
+from distributed_backup.observability.events import Reporter
+from distributed_backup.observability.log_sink import LogSink
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.announcer import Announcer
@@ -79,7 +80,7 @@ class Worker:
         self._clock = clock
         self._options = options
         self._stop_training_at = stop_training_at
-        self._report = reporter or Reporter(worker_id)
+        self._report = reporter or Reporter(worker_id, LogSink())
         self._elector = Elector(
             coordinator=coordinator,
             worker_id=worker_id,
@@ -109,7 +110,7 @@ class Worker:
         self._start_name: str | None = None
         self._progress_due = 0.0
         self._error: StoreError | None = None
-        self._failure = ""
+        self._commits_fail = False
         self._announcer = Announcer(coordinator, worker_id, answers=lambda: self._notices.answers)
         self._publisher = NoticePublisher(
             coordinator, self._notices, elector=self._elector, worker_id=worker_id, clock=clock
@@ -162,8 +163,7 @@ class Worker:
         self._opened = True
         self._warn_of_long_leases()
         self._joined_at = self._clock.now()
-        logger.info("joined run=%s worker=%s directory=%s", run_id, self._worker_id, self._store.location)
-        self._report("joined", run=run_id, standby=self._options.standby)
+        self._report("joined", run=run_id, standby=self._options.standby, directory=self._store.location)
         self._stop_listening = self._coordinator.subscribe(self._on_hint)
         self._saver.start()
         self._elector.start()
@@ -306,14 +306,6 @@ class Worker:
         self.close(timeout=0.0)
         position, name = self._newest_known()
         seconds = self._clock.now() - notice.given
-        logger.log(
-            logging.INFO if served or nothing_to_save else logging.WARNING,
-            "preempted worker=%s saved=%s newest=%s seconds=%.3f",
-            self._worker_id,
-            "nothing-to-save" if nothing_to_save else served,
-            name,
-            seconds,
-        )
         return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
     def _look_for_saves_of_others(self) -> None:
@@ -344,7 +336,7 @@ class Worker:
             seconds: Since the notice.
         """
         position, name = self._newest_known()
-        logger.info("preempted when finished worker=%s newest=%s seconds=%.3f", self._worker_id, name, seconds)
+        logger.info("the notice came after the fit had finished worker=%s newest=%s", self._worker_id, name)
         return Preempted(self._options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
     def _newest_known(self) -> tuple[Position | None, str | None]:
@@ -388,8 +380,8 @@ class Worker:
             if last:
                 with _logged("deleting the backup"):
                     delete_run(self._store, self._coordinator)
+                    self._report("deleted")
         self.close(timeout=0.0)
-        logger.info("finished worker=%s", self._worker_id)
 
     def _finish_saving(self) -> None:
         if self._options.keeps_final_state:
@@ -499,7 +491,6 @@ class Worker:
             # Telling writes to the same disk as saving does; for this moment nobody else has anything to do about it.
             with self._condition:
                 self._condition.wait_for(lambda: self._notices.own_is_answered, SAVE_HEAD_START)
-        logger.warning("notice worker=%s reason=%s grace=%g", self._worker_id, reason, grace_period)
         self._publisher.publish(notice, self._view)
         self._elector.wake()
         self._cut_off_if_answered()
@@ -602,10 +593,9 @@ class Worker:
 
     def on_committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         """Have the newest checkpoint announced, and which notices it answers."""
-        if self._failure:
-            logger.info("commits work again worker=%s", self._worker_id)
-            self._report("commits_work")
-            self._failure = ""
+        if self._commits_fail:
+            self._report("commit_recovered")
+            self._commits_fail = False
         self._announcer.newest = newest
         answers = self._notices.mark_served(served)
         kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
@@ -622,15 +612,11 @@ class Worker:
         self._elector.invalidate_term(term)
 
     def on_commit_failed(self, error: StoreError) -> None:
-        """Report a commit that failed; once, if it fails again and again for one reason."""
+        """Report a commit that failed."""
         if self._options.on_save_error == "raise":
             self._error = error
-        cause = without_checkpoint_name(str(error))
-        if cause != self._failure:
-            intact = "earlier checkpoints are intact" if self._store.storage.exists() else "the directory is gone"
-            logger.error("commit failed, training goes on, %s worker=%s reason=%s", intact, self._worker_id, error)
-        self._failure = cause
-        self._report("commit_failed", reason=str(error))
+        self._commits_fail = True
+        self._report("commit_failed", reason=str(error), intact=self._store.storage.exists())
         self._notify_all()
 
     # ---------------------------------------------------------------- waiting

@@ -128,8 +128,8 @@ class Cluster:
         return path.read_text() if path.exists() else ""
 
     def start(self, pod: Pod) -> str | None:
-        """Which checkpoint a pod started from, "None" for a fresh start; None until it has."""
-        found = re.search(r" restored worker=\S+ (?:term=\d+ )?from=(\S+)", self.log(pod.name))
+        """Which checkpoint a pod started from, "null" for a fresh start; None until it has."""
+        found = re.search(r" restored worker=\S+ checkpoint=(\S+)", self.log(pod.name))
         return None if found is None else found[1]
 
     def final(self, name: str) -> str | None:
@@ -147,7 +147,7 @@ class Cluster:
     def progress(self) -> int:
         """How many boundaries of the run are committed."""
         logs = "".join(self.log(pod.name) for pod in self.controller.pods)
-        named = [parse_name(name) for name in re.findall(r" committed name=(\S+)", logs)]
+        named = [parse_name(name) for name in re.findall(r" committed worker=\S+ checkpoint=(\S+)", logs)]
         newest = max((found[1] for found in named if found is not None), default=Position(0))
         return newest.epoch * EPOCH + newest.batch
 
@@ -158,7 +158,7 @@ class Cluster:
     def leader(self) -> Pod | None:
         """The pod that leads; None between two."""
         for pod in self.at_work():
-            said = re.findall(r" (elected|resigned|lease lost) worker=", self.log(pod.name))
+            said = re.findall(r" (elected|resigned|lost) worker=", self.log(pod.name))
             if said and said[-1] == "elected":
                 return pod
         return None
@@ -256,7 +256,7 @@ def test_a_job_that_is_preempted_again_and_again_ends_in_the_exact_state_and_no_
     assert sum("DisruptionTarget" in pod.conditions for pod in pods) == 5
     assert {pod.action for pod in [*told, lost]} == {"Ignore"}
     assert len(pods) == 3 + 6
-    assert all(cluster.start(pod) not in {None, "None"} for pod in pods[3:])
+    assert all(cluster.start(pod) not in {None, "null"} for pod in pods[3:])
 
 
 # ---------------------------------------------------------------- the processes of the stand-in

@@ -85,8 +85,8 @@ class Worker:
 
     @property
     def restored(self) -> str:
-        """The name of the checkpoint that it started from; "None" for a fresh start."""
-        return self.wait_logged(r" restored worker=\S+ (?:term=\d+ )?from=(\S+)")[1]
+        """The name of the checkpoint that it started from; "null" for a fresh start."""
+        return self.wait_logged(r" restored worker=\S+ checkpoint=(\S+)")[1]
 
     @property
     def start(self) -> Position | None:
@@ -435,13 +435,13 @@ def test_workers_wait_for_a_server_that_is_not_there_yet(
     server.kill()
     patient, leaving = workers = [start(run, server.url, grace_period=GRACE) for _ in range(2)]
     for worker in workers:
-        worker.wait_logged(f"WARNING .* coordinator unreachable .*{server.url}")
+        worker.wait_logged(f"WARNING .* unreachable worker=.*{server.url}")
     with preempted(leaving):
         assert leaving.child.join() == 143
-    assert leaving.log("preempted .* saved=nothing-to-save newest=None")
+    assert leaving.log("preempted .* saved=null checkpoint=null")
     assert leaving.log("leaving the process now") == [], "the wait is ended by the notice, not by the last resort"
     assert [path.name for path in run.directory.iterdir() if not is_event_log(path.name)] == ["run.json"]
-    assert patient.log("restored") == []
+    assert patient.log(" restored worker=") == []
     server.start()
     assert_ends_exactly(patient, uninterrupted)
     assert run.newest == Position(3, 0)
@@ -491,7 +491,7 @@ def test_a_save_before_a_preemption_needs_no_server(
         workers = start_held(start, run, proxy.url(), 2, save_freq=False, grace_period=GRACE, timings=QUICK)
         {"killed": server.kill, "stopped": server.pause, "cut off": proxy.black_hole}[fault]()
         if fault != "stopped":
-            workers[0].wait_logged(" lease lost ", SOON)
+            workers[0].wait_logged(" lost worker=", SOON)
         assert run.newest is None
         with preempted(*workers):
             assert [worker.child.join() for worker in workers] == [143, 143]
@@ -509,7 +509,7 @@ def test_training_goes_on_without_the_server_and_saving_when_it_is_back(
     workers = start_held(start, run, server.url, 2, held=[(1, 1), (2, 1)], save_freq=1, timings=QUICK)
     run.wait_saved(Position(1, 1))
     server.kill()
-    workers[0].wait_logged(" lease lost ", SOON)
+    workers[0].wait_logged(" lost worker=", SOON)
     for worker in workers:
         worker.go_on()
         worker.wait_held(2, 1)
@@ -522,7 +522,9 @@ def test_training_goes_on_without_the_server_and_saving_when_it_is_back(
     for worker in workers:
         assert_ends_exactly(worker, uninterrupted)
     assert run.terms == {2}
-    between = workers[0].child.output().split(" lease lost ")[1].split(" elected ")[0].split(" reachable again ")[0]
+    between = (
+        workers[0].child.output().split(" lost worker=")[1].split(" elected worker=")[0].split(" reachable worker=")[0]
+    )
     assert " committed " not in between
 
 
@@ -641,7 +643,7 @@ def test_a_leader_whose_host_is_cut_off_stands_down_and_another_leads(
         run.wait_saved(Position(1, 1))
         network.cut(cut_off)
         wait_elected([other], 2)
-        cut_off.wait_logged(" lease lost ", SOON)
+        cut_off.wait_logged(" lost worker=", SOON)
         cut_off.go_on()
         cut_off.wait_held(2, 1)
         assert run.newest == Position(1, 1)
@@ -650,10 +652,10 @@ def test_a_leader_whose_host_is_cut_off_stands_down_and_another_leads(
         run.wait_saved(Position(2, 1))
         assert run.terms == {2}
         network.heal(cut_off)
-        cut_off.wait_logged(" coordinator reachable again ")
+        cut_off.wait_logged(" reachable worker=")
         for worker in workers:  # the one that was cut off ends before the other lets go of the lease
             worker.go_on()
             assert_ends_exactly(worker, uninterrupted)
         assert (cut_off.terms, other.terms) == ([1], [2])
         assert run.terms == {2}
-        assert " committed " not in cut_off.child.output().split(" lease lost ")[1]
+        assert " committed " not in cut_off.child.output().split(" lost worker=")[1]

@@ -100,7 +100,7 @@ def three_workers() -> Story:
     story.tell(200, first[2], "elected", term=3)
     story.commit(201, first[2], 3, Position(3, 5))
     story.tell(210, first[2], "commit_failed", reason="No space left on device")
-    story.tell(215, first[2], "commits_work")
+    story.tell(215, first[2], "commit_recovered")
     ahead = story.train(again, 143, 245, position=Position(2), period=5)
     story.preempt(247, first[2], last, seconds=3, term=3)
     story.preempt(247.5, again, ahead, seconds=3.5)

@@ -19,6 +19,7 @@ from distributed_backup.errors import (
     StoreError,
 )
 from distributed_backup.observability.events import Reporter
+from distributed_backup.observability.log_sink import LogSink
 from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
@@ -94,7 +95,7 @@ class Team:
         self.coordinator = MemoryCoordinator(self.clock)
         self.workers: list[Worker] = []
         self.cut_offs: dict[str, list[float]] = {}
-        self.reporter: Callable[[str], Reporter] = Reporter
+        self.reporter: Callable[[str], Reporter] = lambda worker_id: Reporter(worker_id, LogSink())
         self._threads = ThreadPoolExecutor(8)
 
     def worker(self, worker_id: str, **arguments: Any) -> Worker:

@@ -265,10 +265,10 @@ def test_a_failed_commit_is_told_once_per_reason(bench: Bench) -> None:
     bench.join()
     for reason in ("full", "full", "gone", "gone"):
         bench.tell("commit_failed", reason=reason)
-    bench.tell("commits_work")
+    bench.tell("commit_recovered")
     bench.tell("commit_failed", reason="gone")
     bench.close()
-    assert bench.kinds == ["joined", "commit_failed", "commit_failed", "commits_work", "commit_failed"]
+    assert bench.kinds == ["joined", "commit_failed", "commit_failed", "commit_recovered", "commit_failed"]
 
 
 @pytest.mark.parametrize("told_apart", [False, True])
@@ -281,7 +281,7 @@ def test_a_disk_that_refuses_for_long_does_not_push_out_who_led(bench: Bench, to
         reason = f"can't write /run/.partial-0000000001-{epoch:08d}-00000000.ckpt-0011: full {number}" + "x" * 300
         bench.tell("commit_failed", reason=reason)
         if told_apart:
-            bench.tell("commits_work")
+            bench.tell("commit_recovered")
     bench.tell("lost", term=1, reason="x")
     bench.close()
     assert (bench.storage.root / NAME).stat().st_size <= 64 * 1024

@@ -134,7 +134,7 @@ def test_every_series_is_there_from_the_start(endpoint: Endpoint) -> None:
         ("restored", {"checkpoint": None, "epoch": 0, "batch": 0}, {"restores_total": 0}),
         ("progress", {"epoch": 2, "batch": 3}, {"position_epochs": 2, "position_batches": 3, "restores_total": 0}),
         ("commit_failed", {"reason": "x"}, {"commit_failures_total": 1, "commits_total": 0}),
-        ("commits_work", {}, {"commit_failures_total": 0}),
+        ("commit_recovered", {}, {"commit_failures_total": 0}),
         ("notice", {"reason": "SIGTERM", "remaining": 30.0}, {"notices_total": 1}),
     ],
 )

@@ -578,7 +578,7 @@ def test_events_are_told_in_words() -> None:
     story.commit(2, A, 3, Position(1, 3), seconds=0.02)
     story.tell(2, A, "lost", term=3, reason="lease lost")
     story.tell(2, A, "commit_failed", reason="disk full")
-    story.tell(2, A, "commits_work")
+    story.tell(2, A, "commit_recovered")
     story.tell(3, A, "notice")
     story.tell(4, A, "preempted", saved=None, seconds=1.5)
     story.tell(4, B, "preempted", saved=False, seconds=1.5)

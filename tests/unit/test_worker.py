@@ -239,7 +239,7 @@ def test_a_failed_commit_only_warns_otherwise(team: Team, caplog: pytest.LogCapt
     worker.boundary(snapshot(1, 1), due=False)
     assert saver_of(worker).drain(PATIENCE)
     assert team.positions() == [Position(1)]
-    assert "commit failed, training goes on" in caplog.text
+    assert "commit_failed worker=a reason=\"can't write" in caplog.text
 
 
 # ---------------------------------------------------------------- notices

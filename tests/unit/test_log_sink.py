@@ -1,0 +1,61 @@
+"""Log lines of transitions: operators parse them."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from distributed_backup.observability.events import KINDS, Event, Kind
+from distributed_backup.observability.log_sink import LEVELS, LogSink, level_of, logfmt
+
+AT = datetime(2026, 11, 23, 10, tzinfo=UTC)
+
+
+def event(kind: Kind, **fields: Any) -> Event:
+    return Event(at=AT, worker="w", kind=kind, fields=fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("plain", "plain"),
+        ("two words", '"two words"'),
+        ("a=b", '"a=b"'),
+        ('say "no"', r'"say \"no\""'),
+        ("line\nbreak", r'"line\nbreak"'),
+        ("", '""'),
+        ("é", "é"),
+        (None, "null"),
+        (True, "true"),
+        (0.25, "0.25"),
+    ],
+)
+def test_a_value_can_be_read_back_from_its_line(value: object, text: str) -> None:
+    """A value that could be taken for the next pair is a JSON string."""
+    assert logfmt(event("lost", term=3, reason=value)) == f"lost worker=w term=3 reason={text}"
+
+
+@pytest.mark.parametrize(("saved", "level"), [(True, logging.INFO), (None, logging.INFO), (False, logging.WARNING)])
+def test_a_preemption_without_a_save_is_a_warning(saved: bool | None, level: int) -> None:
+    """A worker that had nothing to save has lost nothing."""
+    fields = {"saved": saved, "checkpoint": None, "epoch": 0, "batch": 0, "seconds": 1.0}
+    assert level_of(event("preempted", **fields)) == level
+
+
+def test_levels_are_of_kinds_that_exist() -> None:
+    """A renamed kind would fall back to INFO."""
+    assert LEVELS.keys() <= KINDS.keys()
+
+
+def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptureFixture) -> None:
+    """The reason counts, whichever checkpoint it is about."""
+    sink = LogSink()
+    full = [event("commit_failed", reason=f"can't write /run/0000000001-{n:08d}-00000000.ckpt: full") for n in (1, 2)]
+    with caplog.at_level(logging.INFO, "distributed_backup"):
+        for one in (*full, event("commit_recovered"), full[0]):
+            sink.emit(one)
+    assert [text.split(" ")[0] for text in caplog.messages] == ["commit_failed", "commit_recovered", "commit_failed"]
+    assert caplog.records[0].levelno == logging.ERROR
