@@ -35,5 +35,10 @@ class Position:
                     f"want whole numbers 0 <= epoch, batch <= {_MAX_COUNT}, got {self.epoch!r}, {self.batch!r}"
                 )
 
+    @property
+    def as_tuple(self) -> tuple[int, int]:
+        """The numbers alone, for JSON. `Position(*numbers)` is the way back."""
+        return (self.epoch, self.batch)
+
     def __str__(self) -> str:
         return f"epoch {self.epoch}, batch {self.batch}"

@@ -14,13 +14,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
 
 Role = Literal["leader", "follower", "standby"]
-AnnouncementKind = Literal["fresh", "restored", "committed", "finished"]
 Action = Literal["save", "resign"]
 Hint = Literal["free", "announced", "finished", "noticed"]
 """What may be worth a look now: the lease was given back; there is an announcement; it is the run's last; a notice."""
@@ -54,21 +53,54 @@ class Announcement:
     Args:
         term: The term it was made under.
         worker_id: The leader that made it.
-        kind: "fresh": there was no checkpoint; "restored" or "committed": `checkpoint` is the one to load;
-            "finished": so it is, and the run is complete.
         position: Position of the checkpoint, or where a fresh start begins.
         checkpoint: Its name; None for a fresh start.
         digest: Its digest; None for a fresh start.
         answers: Ids of the notices that this announcement answers: what was to be saved is durable.
+        finished: Whether the run is complete.
     """
 
     term: int
     worker_id: str
-    kind: AnnouncementKind
     position: Position
     checkpoint: str | None = None
     digest: str | None = None
     answers: tuple[str, ...] = ()
+    finished: bool = False
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the announcement as a JSON object.
+
+        The object has the form that version 0.3 writes and reads, because a job may be upgraded while it runs.
+        """
+        return {
+            "term": self.term,
+            "worker_id": self.worker_id,
+            "kind": "finished" if self.finished else "committed",
+            "position": self.position.as_tuple,
+            "checkpoint": self.checkpoint,
+            "digest": self.digest,
+            "answers": self.answers,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
+        """Read the object that `to_fields` returns. Version 0.3 also writes the kinds "fresh" and "restored".
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: A field has another type, or the object is none.
+            ValueError: A number is malformed or out of range.
+        """
+        return cls(
+            term=int(fields["term"]),
+            worker_id=fields["worker_id"],
+            position=Position(*fields["position"]),
+            checkpoint=fields["checkpoint"],
+            digest=fields["digest"],
+            answers=tuple(fields["answers"]),
+            finished=fields["kind"] == "finished",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

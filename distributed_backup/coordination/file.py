@@ -279,15 +279,7 @@ class FileCoordinator(Coordinator):
         return read_record(self._term_path(term))
 
     def _write_term(self, term: int, worker_id: str, announcement: Announcement | None) -> None:
-        fields = None
-        if announcement is not None:
-            fields = {
-                "kind": announcement.kind,
-                "position": _pair(announcement.position),
-                "checkpoint": announcement.checkpoint,
-                "digest": announcement.digest,
-                "answers": announcement.answers,
-            }
+        fields = None if announcement is None else announcement.to_fields()
         self._write_record(term, {"worker_id": worker_id, "resigned": False, "announcement": fields})
 
     def _write_record(self, term: int, record: dict[str, Any]) -> None:
@@ -329,15 +321,8 @@ class FileCoordinator(Coordinator):
             record = self._read_term(term) or {}
             fields = record.get("announcement")
             if fields is not None:
-                return Announcement(
-                    term=term,
-                    worker_id=record["worker_id"],
-                    kind=fields["kind"],
-                    position=Position(*fields["position"]),
-                    checkpoint=fields["checkpoint"],
-                    digest=fields["digest"],
-                    answers=tuple(fields["answers"]),
-                )
+                # Version 0.3 writes both beside the announcement only.
+                return Announcement.from_fields({**fields, "term": term, "worker_id": record["worker_id"]})
         return None
 
     def _notices(self) -> tuple[Notice, ...]:
@@ -370,7 +355,7 @@ class FileCoordinator(Coordinator):
             "seen": self._clock.now(),
             "duration": beat.duration,
             "role": beat.role,
-            "position": None if beat.position is None else _pair(beat.position),
+            "position": None if beat.position is None else beat.position.as_tuple,
         }
         replace_record(self._member_path(beat.worker_id), fields)
 
@@ -397,7 +382,3 @@ def _member(worker_id: str, fields: dict[str, Any], now: float) -> Member:
         position=None if position is None else Position(*position),
         age=now - fields["seen"],
     )
-
-
-def _pair(position: Position) -> tuple[int, int]:
-    return (position.epoch, position.batch)

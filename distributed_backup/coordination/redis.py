@@ -32,7 +32,6 @@ from distributed_backup.checks import checked_name
 from distributed_backup.coordination.base import (
     Action,
     Announcement,
-    AnnouncementKind,
     ClusterView,
     Coordinator,
     Heartbeat,
@@ -178,11 +177,11 @@ class RedisCoordinator(Coordinator):
     def announce(self, announcement: Announcement) -> bool:
         """Make `announcement` the announcement of its term; False if its worker no longer holds that term."""
         keys = self._run_keys
-        hint: Hint = "finished" if announcement.kind == "finished" else "announced"
+        hint: Hint = "finished" if announcement.finished else "announced"
         arguments = (
             checked_name("worker_id", announcement.worker_id),
             announcement.term,
-            _announcement_text(announcement),
+            orjson.dumps(announcement.to_fields()).decode(),
             KEY_TTL_MS,
             keys.hints,
             hint,
@@ -270,7 +269,7 @@ def _view(told: list[Any]) -> ClusterView:
         # An instant to come, by a clock that was set back: whether the holder is alive can't be told.
         holder_age=int(age) / 1000 if holder and int(age) >= 0 else None,
         remaining=int(left) / 1000 if holder else None,
-        announcement=_announcement(announcement) if announcement else None,
+        announcement=Announcement.from_fields(orjson.loads(announcement)) if announcement else None,
         notices=tuple(sorted(map(_notice, *_columns(notices, 5)), key=lambda notice: notice.notice_id)),
     )
 
@@ -288,30 +287,4 @@ def _member(worker_id: str, age: int, told: str) -> Member:
         role=cast(Role, role),
         position=None if epoch == "-" else Position(int(epoch), int(batch)),
         age=max(int(age), 0) / 1000,
-    )
-
-
-def _announcement_text(announcement: Announcement) -> str:
-    fields = {
-        "term": announcement.term,
-        "worker_id": announcement.worker_id,
-        "kind": announcement.kind,
-        "position": (announcement.position.epoch, announcement.position.batch),
-        "checkpoint": announcement.checkpoint,
-        "digest": announcement.digest,
-        "answers": announcement.answers,
-    }
-    return orjson.dumps(fields).decode()
-
-
-def _announcement(text: str) -> Announcement:
-    fields = orjson.loads(text)
-    return Announcement(
-        term=int(fields["term"]),
-        worker_id=fields["worker_id"],
-        kind=cast(AnnouncementKind, fields["kind"]),
-        position=Position(*fields["position"]),
-        checkpoint=fields["checkpoint"],
-        digest=fields["digest"],
-        answers=tuple(fields["answers"]),
     )

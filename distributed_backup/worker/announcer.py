@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from distributed_backup.checkpoints.format import CheckpointHeader
-from distributed_backup.coordination.base import Announcement, AnnouncementKind, Coordinator
+from distributed_backup.coordination.base import Announcement, Coordinator
 from distributed_backup.position import Position
 from distributed_backup.worker.start_point import StartPoint
 
@@ -59,7 +59,6 @@ class Announcer:
             Announcement(
                 term=term,
                 worker_id=self._worker_id,
-                kind="fresh" if start.name is None else "restored",
                 position=start.position or self.start_position,
                 checkpoint=start.name,
                 digest=start.digest,
@@ -67,27 +66,25 @@ class Announcer:
         )
         return self.say(term)
 
-    def note(self, kind: AnnouncementKind, term: int) -> None:
+    def note(self, term: int, *, finished: bool = False) -> None:
         """Take note of the newest checkpoint, or that there is none, as what is to be said next; says nothing."""
         newest = self.newest
-        if newest is None and kind != "finished":
-            kind = "fresh"
         self._note(
             Announcement(
                 term=term,
                 worker_id=self._worker_id,
-                kind=kind,
                 position=self.start_position if newest is None else newest.position,
                 checkpoint=None if newest is None else newest.name,
                 digest=None if newest is None else newest.digest,
+                finished=finished,
             )
         )
 
     def _note(self, announcement: Announcement) -> None:
         with self._lock:
             last = self._last
-            if last is not None and last.term == announcement.term and last.kind == "finished":
-                announcement = replace(announcement, kind="finished")
+            if last is not None and last.term == announcement.term and last.finished:
+                announcement = replace(announcement, finished=True)
             self._last = replace(announcement, answers=self._answers())
 
     def say(self, term: int, on_record: Announcement | None = None) -> bool:

@@ -95,7 +95,7 @@ class StartProtocol:
         announced = view.announcement
         if announced is None or not self._is_current(announced, view):
             return None
-        if self._standby and announced.kind != "finished":
+        if self._standby and not announced.finished:
             return None
         start = self._find(announced)
         if start is None and self._store.names()[:1] > [announced.checkpoint or ""]:
@@ -104,7 +104,7 @@ class StartProtocol:
         return start if start is not None and start.digest == announced.digest else announced.checkpoint
 
     def _find(self, announced: Announcement) -> StartPoint | None:
-        finished = self._standby and announced.kind == "finished"
+        finished = self._standby and announced.finished
         self.problem = None
         if announced.checkpoint is None:
             return StartPoint(finished=finished)
@@ -132,7 +132,7 @@ class StartProtocol:
 
     def _is_the_end(self, announced: Announcement) -> bool:
         """Whether the run has finished while we waited; whoever said so may have left by now."""
-        return announced.kind == "finished" and self._is_live(announced.term)
+        return announced.finished and self._is_live(announced.term)
 
     def _is_live(self, term: int) -> bool:
         return term in self._live_terms or (self._first_term is not None and term > self._first_term)

@@ -21,7 +21,7 @@ from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
-from distributed_backup.coordination.base import AnnouncementKind, ClusterView, Coordinator, Hint
+from distributed_backup.coordination.base import ClusterView, Coordinator, Hint
 from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.observability.events import Reporter
@@ -364,7 +364,7 @@ class Worker:
         term = self._elector.term
         if term is not None:
             with _logged("announcing the end"):
-                self._announcer.note("finished", term)
+                self._announcer.note(term, finished=True)
                 self._announcer.say(term)
         self._elector.stop()
         self._training = False
@@ -598,11 +598,10 @@ class Worker:
             self._commits_fail = False
         self._announcer.newest = newest
         answers = self._notices.mark_served(served)
-        kind: AnnouncementKind = "restored" if newest is None or newest.term != term else "committed"
         # Before our own start there is nothing to say but that a checkpoint is there.
         if self._training or (answers and newest is not None):
             # Said by the elector's thread: a coordinator that hangs must not hold up the next commit.
-            self._announcer.note(kind, term)
+            self._announcer.note(term)
             self._elector.wake()
         self._cut_off_if_answered()
         self._notify_all()

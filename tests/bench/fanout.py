@@ -125,7 +125,7 @@ def measure(server: RedisServer, count: int) -> list[str]:
 
 def announced(leader: RedisCoordinator, term: int, number: int, crowd: list[Contender]) -> float:
     """Seconds until the last follower has seen an announcement."""
-    made = Announcement(term=term, worker_id="leader", kind="committed", position=Position(number + 1), checkpoint="c")
+    made = Announcement(term=term, worker_id="leader", position=Position(number + 1), checkpoint="c")
     began = SystemClock().now()
     assert leader.announce(made)
     return float(max(contender.expect("seen") for contender in crowd) - began)

@@ -41,7 +41,6 @@ def announcement(term: int, worker_id: str, batch: int = 1) -> Announcement:
     return Announcement(
         term=term,
         worker_id=worker_id,
-        kind="committed",
         position=Position(2, batch),
         checkpoint=f"{term:010d}-00000002-{batch:08d}.ckpt",
         digest="d" * 64,
@@ -269,7 +268,15 @@ def test_all_workers_see_what_the_holder_announced(harness: Harness) -> None:
 def test_a_fresh_start_is_announced_without_a_checkpoint(harness: Harness) -> None:
     """None stays None on its way."""
     a, b = harness.connect(), harness.connect()
-    made = Announcement(term=beat(a, "a").term, worker_id="a", kind="fresh", position=Position(0))
+    made = Announcement(term=beat(a, "a").term, worker_id="a", position=Position(0))
+    assert a.announce(made)
+    assert b.view().announcement == made
+
+
+def test_the_announcement_of_a_finished_run_arrives_as_finished(harness: Harness) -> None:
+    """Workers that wait learn from it that the run is complete."""
+    a, b = harness.connect(), harness.connect()
+    made = replace(announcement(beat(a, "a").term, "a"), finished=True)
     assert a.announce(made)
     assert b.view().announcement == made
 

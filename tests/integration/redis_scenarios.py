@@ -345,7 +345,6 @@ def committed(term: int, worker_id: str, batch: int = 1) -> Announcement:
     return Announcement(
         term=term,
         worker_id=worker_id,
-        kind="committed",
         position=Position(0, batch),
         checkpoint=f"{term:010d}-00000000-{batch:08d}.ckpt",
         digest="d" * 16,

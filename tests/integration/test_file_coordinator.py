@@ -146,7 +146,7 @@ def lead_and_fork(pipe: Connection, root: Path, worker_id: str) -> None:
     """Take the lock, then fork a child that stays; the child also tries what its copy of the lock allows."""
     coordinator = FileCoordinator(root)
     term = beat(coordinator, worker_id).term
-    made = Announcement(term=term, worker_id=worker_id, kind="fresh", position=Position(0))
+    made = Announcement(term=term, worker_id=worker_id, position=Position(0))
     child = os.fork()
     if child == 0:
         announced = coordinator.announce(made)
@@ -339,7 +339,7 @@ def test_a_refused_announcement_does_not_swallow_the_reason_of_the_loss(tmp_path
     """The next heartbeat still says that the lock file was removed."""
     term = beat(a, "a").term
     (tmp_path / "leader.lock").unlink()
-    assert not a.announce(Announcement(term=term, worker_id="a", kind="fresh", position=Position(0)))
+    assert not a.announce(Announcement(term=term, worker_id="a", position=Position(0)))
     assert "was removed" in beat(a, "a").reason
 
 
@@ -377,6 +377,27 @@ def test_a_claim_that_a_newer_one_passed_is_made_again(tmp_path: Path, seen: lis
 
 
 # ---------------------------------------------------------------- records that others touched
+
+
+@pytest.mark.parametrize(
+    ("kind", "finished"), [("fresh", False), ("restored", False), ("committed", False), ("finished", True)]
+)
+def test_an_announcement_of_version_0_3_is_read(tmp_path: Path, a: FileCoordinator, kind: str, finished: bool) -> None:
+    """A job may be upgraded while its records are in the directory."""
+    announcement = f'{{"kind":"{kind}","position":[2,3],"checkpoint":"c.ckpt","digest":"d","answers":["n"]}}'
+    terms = tmp_path / "terms"
+    terms.mkdir(parents=True)
+    record = f'{{"worker_id":"old","resigned":false,"announcement":{announcement}}}'
+    (terms / "0000000007.json").write_text(record)
+    assert a.view().announcement == Announcement(
+        term=7,
+        worker_id="old",
+        position=Position(2, 3),
+        checkpoint="c.ckpt",
+        digest="d",
+        answers=("n",),
+        finished=finished,
+    )
 
 
 @pytest.mark.parametrize("garbage", [b"{}", b'{"worker_id": 1}', b'{"resigned": false}'])
@@ -582,7 +603,7 @@ def test_all_files_are_for_their_owner_only(tmp_path: Path, a: FileCoordinator) 
     """Whatever the umask says."""
     with permissive_umask():
         term = beat(a, "a").term
-        assert a.announce(Announcement(term=term, worker_id="a", kind="fresh", position=Position(0)))
+        assert a.announce(Announcement(term=term, worker_id="a", position=Position(0)))
         a.notify(notice("n"))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 4

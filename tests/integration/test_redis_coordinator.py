@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import redis
 
-from distributed_backup.coordination.base import ClusterView, Heartbeat
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
+from distributed_backup.position import Position
 from tests.support.servers import HOST, RedisServer, binaries, free_port, wait_for
 
 CALM = LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=5.0)
 HOUR_MS = 3_600_000
 LEASE = "distributed-backup:{run}:lease"
+ANNOUNCEMENT = "distributed-backup:{run}:announcement"
 
 
 @pytest.fixture(params=sorted(binaries()))
@@ -50,6 +52,30 @@ def set_clock_back(server: RedisServer) -> None:
         for worker_id, record in members.items():
             seen, _, rest = record.partition(" ")
             client.hset("distributed-backup:{run}:members", worker_id, f"{int(seen) + HOUR_MS} {rest}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "finished"), [("fresh", False), ("restored", False), ("committed", False), ("finished", True)]
+)
+def test_an_announcement_of_version_0_3_is_read(
+    server: RedisServer, coordinator: RedisCoordinator, kind: str, finished: bool
+) -> None:
+    """A job may be upgraded while its records are on the server."""
+    record = (
+        f'{{"term":7,"worker_id":"old","kind":"{kind}","position":[2,3],'
+        '"checkpoint":"c.ckpt","digest":"d","answers":["n"]}'
+    )
+    with server.client() as client:
+        client.set(ANNOUNCEMENT, record)
+    assert coordinator.view().announcement == Announcement(
+        term=7,
+        worker_id="old",
+        position=Position(2, 3),
+        checkpoint="c.ckpt",
+        digest="d",
+        answers=("n",),
+        finished=finished,
+    )
 
 
 def test_a_clock_that_was_set_back_keeps_no_dead_leader_alive(

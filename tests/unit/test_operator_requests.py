@@ -62,7 +62,6 @@ class Run(MemoryCoordinator):
         made = Announcement(
             term=view.term,
             worker_id=view.holder,
-            kind="fresh" if checkpoint is None else "committed",
             position=Position(2, 3) if checkpoint else Position(0),
             checkpoint=checkpoint,
             answers=answers,

@@ -40,7 +40,7 @@ def test_the_leader_restores_the_newest_checkpoint_and_announces_it(team: Team) 
     start = team.result(team.begin(worker.await_start))
     assert start.checkpoint.header == newest
     made = team.announcement
-    assert (made.kind, made.term, made.worker_id) == ("restored", 2, "a")
+    assert (made.finished, made.term, made.worker_id) == (False, 2, "a")
     assert (made.checkpoint, made.digest, made.position) == (newest.name, newest.digest, Position(2, 3))
 
 
@@ -49,7 +49,7 @@ def test_a_run_without_checkpoints_starts_afresh_and_says_so(team: Team) -> None
     workers = [team.worker("a"), team.worker("b")]
     starts = [team.result(team.begin(worker.await_start)) for worker in workers]
     assert starts == [StartPoint(), StartPoint()]
-    assert (team.announcement.kind, team.announcement.checkpoint) == ("fresh", None)
+    assert (team.announcement.finished, team.announcement.checkpoint) == (False, None)
 
 
 def test_all_workers_start_from_one_checkpoint(team: Team) -> None:
@@ -78,9 +78,7 @@ def test_the_announcement_of_a_dead_incarnation_is_ignored(team: Team) -> None:
     old = team.commit(1)
     team.coordinator.heartbeat(Heartbeat(worker_id="dead", campaign=True, floor=1, duration=15.0))
     assert team.coordinator.announce(
-        Announcement(
-            term=2, worker_id="dead", kind="restored", position=old.position, checkpoint=old.name, digest=old.digest
-        )
+        Announcement(term=2, worker_id="dead", position=old.position, checkpoint=old.name, digest=old.digest)
     )
     newest = team.commit(5, term=2)
     team.clock.advance(1.0)
@@ -97,7 +95,7 @@ def test_a_late_joiner_takes_the_newest_announced_commit(team: Team) -> None:
     team.commit(1)
     leader = team.started("a")
     leader.boundary(snapshot(2), due=True)
-    team.until(lambda: team.announcement.kind == "committed")
+    team.until(lambda: team.announcement.position == Position(2))
     late = team.worker("b")
     assert team.result(team.begin(late.await_start)).checkpoint.position == Position(2)
 
@@ -174,7 +172,7 @@ def test_only_the_leader_commits_and_announces_what_is_due(team: Team) -> None:
     follower.boundary(snapshot(9), due=True)
     leader.boundary(snapshot(1), due=False)
     leader.boundary(snapshot(2), due=True)
-    team.until(lambda: team.announcement.kind == "committed")
+    team.until(lambda: team.announcement.checkpoint is not None)
     team.steps(2.0)
     assert team.positions() == [Position(2)]
     assert (team.announcement.worker_id, team.announcement.position) == ("a", Position(2))
@@ -184,14 +182,14 @@ def test_a_new_leader_announces_the_newest_and_commits_what_is_due(team: Team) -
     """Its own term speaks, so that late joiners know where to start."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1), due=True)
-    team.until(lambda: team.announcement.kind == "committed")
+    team.until(lambda: team.announcement.checkpoint is not None)
     follower.boundary(snapshot(0, 5), due=True)
     team.kill(leader)
     team.until(lambda: team.announcement.worker_id == "b")
-    assert (team.announcement.kind, team.announcement.position) == ("restored", Position(1))
+    assert (team.announcement.finished, team.announcement.position) == (False, Position(1))
     assert team.positions() == [Position(1)]
     follower.boundary(snapshot(1, 1), due=True)
-    team.until(lambda: team.announcement.kind == "committed")
+    team.until(lambda: team.announcement.position == Position(1, 1))
     assert team.positions() == [Position(1, 1), Position(1)]
 
 
@@ -212,9 +210,9 @@ def test_an_announcement_that_was_lost_is_made_again(team: Team) -> None:
     leader.boundary(snapshot(1), due=True)
     team.until(lambda: team.positions() == [Position(1)])
     team.steps(1.0)
-    assert team.announcement.kind == "fresh"
+    assert team.announcement.checkpoint is None
     coordinator.deaf = False
-    team.until(lambda: team.announcement.kind == "committed", limit=1.0)
+    team.until(lambda: team.announcement.checkpoint is not None, limit=1.0)
 
 
 def test_a_failed_commit_is_raised_at_the_next_boundary_if_asked_for(team: Team) -> None:
@@ -417,7 +415,7 @@ def test_a_backup_that_is_to_be_kept_is_kept(team: Team) -> None:
     worker.boundary(snapshot(2), due=True)
     team.result(team.begin(worker.finish))
     assert team.positions() == [Position(2)]
-    assert team.announcement.kind == "finished"
+    assert team.announcement.finished
 
 
 def test_a_backup_that_is_kept_ends_with_the_final_state(team: Team) -> None:
@@ -522,7 +520,7 @@ def test_a_standby_takes_over_from_the_newest_checkpoint(team: Team) -> None:
     leader = team.started("a", standby=True)
     waiting = team.begin(team.worker("b", standby=True).await_start)
     leader.boundary(snapshot(3), due=True)
-    team.until(lambda: team.announcement.kind == "committed")
+    team.until(lambda: team.announcement.checkpoint is not None)
     team.kill(leader)
     start = team.result(waiting)
     assert (start.checkpoint.position, start.finished) == (Position(3), False)

@@ -57,7 +57,7 @@ class Hinting(MemoryCoordinator):
 
     def announce(self, announcement: Announcement) -> bool:
         made = super().announce(announcement)
-        self.hint("finished" if announcement.kind == "finished" else "announced")
+        self.hint("finished" if announcement.finished else "announced")
         return made
 
     def notify(self, notice: Notice) -> None:
@@ -493,7 +493,6 @@ def test_an_announced_checkpoint_that_was_pruned_since_is_waited_past(team: Team
     announced = Announcement(
         term=2,
         worker_id="cut-off",
-        kind="restored",
         position=first.position,
         checkpoint=first.name,
         digest=first.digest,
@@ -563,7 +562,7 @@ def test_a_run_that_was_started_over_on_purpose_is(team: Team) -> None:
     first = team.commit(3)
     team.coordinator.heartbeat(Heartbeat(worker_id="dead", campaign=True, floor=0, duration=15.0))
     announced = Announcement(
-        term=1, worker_id="dead", kind="committed", position=first.position, checkpoint=first.name, digest=first.digest
+        term=1, worker_id="dead", position=first.position, checkpoint=first.name, digest=first.digest
     )
     assert team.coordinator.announce(announced)
     team.clock.advance(1.0)

@@ -137,7 +137,7 @@ def test_the_end_stays_announced_whatever_is_asked_for_meanwhile(team: Team) -> 
 
     elector_of(leader).stop = tick_once_more  # type: ignore[method-assign]
     team.result(team.begin(leader.finish))
-    assert (team.announcement.kind, team.announcement.answers) == ("finished", ("n",))
+    assert (team.announcement.finished, team.announcement.answers) == (True, ("n",))
 
 
 def test_answers_are_forgotten_when_their_notices_are_over(team: Team) -> None:
