@@ -1,14 +1,15 @@
-"""Positions, snapshots and checkpoints: values and their bytes.
+"""Snapshots and checkpoints: values, their bytes and their names.
 
-A checkpoint is two lines: a header and the body it describes. The header's digest covers the rest of the
-header and the body, so a changed bit anywhere is found. Nothing here touches a disk. A digest proves that
-bytes are the ones that were written, not who wrote them: it is no signature.
+A checkpoint is two lines: a header, and the body it describes. The header's digest covers the rest of the header and
+the body, so any changed bit is found. A digest proves that the bytes are the ones that were written. It is no
+signature: it does not prove which worker wrote them. Nothing here does I/O.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -20,8 +21,8 @@ from distributed_backup.position import Position
 
 FORMAT: Final = 1
 SUFFIX: Final = ".ckpt"
+MAX_TERM: Final = 10**10 - 1
 _NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})\.ckpt")
-_MAX_TERM: Final = 10**10 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class Snapshot:
     Args:
         position: The boundary.
         body: One line of JSON, without the newline.
-        data: Fingerprint of the data pipeline; None if it has none.
+        data: Fingerprint of the data pipeline, None if it has none.
     """
 
     position: Position
@@ -41,18 +42,22 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointHeader:
-    """What a checkpoint says of itself.
+    """The first line of a checkpoint.
 
     Args:
         run_id: The run it belongs to.
-        term: The term it was committed under; orders checkpoints before the position does.
+        term: The term it was committed under. Checkpoints are ordered by term first, then by position.
         epoch: Epochs completed.
         batch: Batches completed in the current epoch.
-        worker_id: Who wrote it.
-        created_at: ISO 8601, UTC, by the writer's wall clock; for people, never compared.
-        data: Fingerprint of the data pipeline, or None.
+        worker_id: The worker that wrote it.
+        created_at: ISO 8601, UTC, by the writer's wall clock. For people: no code compares it.
+        data: Fingerprint of the data pipeline, None if it has none.
         length: Bytes of the body.
         digest: SHA-256 over the other fields and the body, in hex.
+        format: Version of this layout.
+
+    Raises:
+        ConfigError: A field has a wrong value.
     """
 
     run_id: str
@@ -103,29 +108,43 @@ class Checkpoint:
 
 
 def checkpoint_name(term: int, position: Position) -> str:
-    """The file name of a checkpoint; the lexical order of names is the order of (term, position).
+    """Return the file name of a checkpoint. Names sort as (term, position) does.
+
+    Raises:
+        ConfigError: `term` is no whole number from 1 to `MAX_TERM`.
 
     Example:
         >>> checkpoint_name(7, Position(2, 3))
         '0000000007-00000002-00000003.ckpt'
     """
-    if not is_whole(term) or not 0 < term <= _MAX_TERM:
-        raise ConfigError(f"want a whole number 0 < term <= {_MAX_TERM}, got {term!r}")
+    if not is_whole(term) or not 0 < term <= MAX_TERM:
+        raise ConfigError(f"want a whole number 0 < term <= {MAX_TERM}, got {term!r}")
     return f"{term:010d}-{position.epoch:08d}-{position.batch:08d}{SUFFIX}"
 
 
 def parse_name(name: str) -> tuple[int, Position] | None:
-    """Term and position in the name of a checkpoint; None if it isn't such a name."""
+    """Return term and position in the name of a checkpoint, None for any other name."""
     match = _NAME.fullmatch(name)
     if match is None or not int(match[1]):
         return None
     return int(match[1]), Position(int(match[2]), int(match[3]))
 
 
+def term_of(name: str) -> int:
+    """Return the term in the name of a checkpoint, 0 for any other name."""
+    parsed = parse_name(name)
+    return 0 if parsed is None else parsed[0]
+
+
+def checkpoints_among(names: Iterable[str]) -> list[str]:
+    """Return those of `names` that are names of checkpoints, newest first."""
+    return sorted(set(filter(parse_name, names)), reverse=True)
+
+
 def encode(
     snapshot: Snapshot, *, run_id: str, term: int, worker_id: str, created_at: str
 ) -> tuple[CheckpointHeader, bytes]:
-    """Header and header line of the checkpoint that holds `snapshot`; the body follows it as the second line."""
+    """Return the header of the checkpoint that holds `snapshot`, and its line. The body is the second line."""
     fields: dict[str, Any] = {
         "run_id": run_id,
         "term": term,
@@ -142,14 +161,12 @@ def encode(
 
 
 def decode(raw: bytes, *, path: str) -> Checkpoint:
-    """The checkpoint in `raw`, verified.
+    """Verify all bytes of a file and return the checkpoint in them.
 
-    Args:
-        raw: All bytes of the file.
-        path: Where they came from; its last part must be the name the header gives itself.
+    The last part of `path` must be the name that the header gives.
 
     Raises:
-        CorruptCheckpointError: Empty, cut off, changed, renamed, or of a format this version doesn't know.
+        CorruptCheckpointError: Empty, cut off, changed, renamed, or of a format that this version does not read.
     """
     head, _, body = raw.partition(b"\n")
     header = _decode_header(head, path=path)
@@ -194,7 +211,7 @@ def _line(fields: dict[str, Any]) -> bytes:
 
 
 def _digest(fields: dict[str, Any], body: bytes) -> str:
-    # With the instructions that processors have for it, twice as fast as BLAKE2b; it bounds how soon a save is durable.
+    # SHA-256, because processors have instructions for it: twice as fast as BLAKE2b. A save waits for this.
     state = hashlib.sha256(_line(fields) + b"\n")
     state.update(body)
     return state.hexdigest()

@@ -1,20 +1,21 @@
-"""The checkpoints of a run, read: which there are, which is the newest, and which are damaged.
+"""Read the checkpoints of a run: find the newest, list all, name the damaged ones.
 
-A checkpoint counts if it verifies and is of this run; the newest is the one with the greatest name that counts. One
-that is damaged or gone is passed over. One that can't be read just now is not: what is older would be taken for the
-newest, trained on, and written over it. Looking changes nothing. What a name promises is not believed before the bytes
-were read once; checkpoints never change, so once is enough, and what is damaged later shows when it is loaded.
+The newest checkpoint is the greatest name that verifies and belongs to this run: see `fencing`. A damaged or removed
+one is skipped. One that can't be read at the moment is an error: if it were skipped, an older one would count as the
+newest, training would start from it, and its next commits would replace newer work.
+
+Each checkpoint is verified once and its header cached, because checkpoints never change. Later damage is found on load.
+Reading changes nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import override
 
-from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader, decode, parse_name
-from distributed_backup.checkpoints.run_identity import RunDirectory
+from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader, checkpoints_among, decode, parse_name
+from distributed_backup.checkpoints.run_identity import RunIdentity
 from distributed_backup.errors import CorruptCheckpointError, NoUsableCheckpointError, RunMismatchError, StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Names, Storage
@@ -32,7 +33,7 @@ class CheckpointInfo:
         position: Position in the name.
         bytes: Size of the file.
         header: The header if the checkpoint verifies, else None.
-        problem: What is wrong if it doesn't, else None.
+        problem: Why it does not verify, None if it does.
     """
 
     name: str
@@ -51,58 +52,69 @@ class CheckpointInfo:
 Rows = list[CheckpointInfo]
 
 
-class CheckpointReader(RunDirectory):
-    """The checkpoints of one run in one place, for looking at.
-
-    Args:
-        storage: Where they are.
-        run_id: Id of the run; None to take the place's.
-    """
+class CheckpointReader:
+    """The checkpoints of one run in one storage, read-only."""
 
     def __init__(self, storage: Storage, *, run_id: str | None = None) -> None:
-        super().__init__(storage, run_id=run_id)
+        self._storage = storage
+        self._identity = RunIdentity(storage, run_id)
         self._verified: dict[str, CheckpointHeader] = {}
 
-    @override
+    @property
+    def storage(self) -> Storage:
+        """The storage that holds the files."""
+        return self._storage
+
+    @property
+    def location(self) -> str:
+        """The path or URL of the files, for people. It contains no credentials."""
+        return self._storage.location
+
+    def read_run_id(self) -> str | None:
+        """Return the run id in `run.json`, None if there is no such file.
+
+        Raises:
+            StoreError: The file can't be read, or is damaged.
+        """
+        return self._identity.read()
+
     def forget(self) -> None:
-        super().forget()
+        """Drop the run's id and all cached headers, for a process that starts another fit in the same place.
+
+        Since the earlier fit, another worker may have deleted the run, and a new one have begun.
+        """
+        self._identity.forget()
         self._verified.clear()
 
-    def _run_id_of_checkpoints(self) -> str | None:
-        newest = self.latest()
-        return None if newest is None else newest.header.run_id
-
     def names(self) -> Names:
-        """Names of all checkpoints, newest first, verified or not; other files are passed over."""
+        """Return the names of all checkpoints, newest first, verified or not.
+
+        Raises:
+            StoreError: The directory can't be read.
+        """
         return checkpoints_among(self._storage.names())
 
-    def _highest_committed(self, found: Iterable[str]) -> int:
-        return max(map(term_of, found), default=0)
-
     def load(self, name: str) -> Checkpoint:
-        """Read and verify one checkpoint.
-
-        Args:
-            name: As `names` gives it.
+        """Read and verify the checkpoint called `name`.
 
         Raises:
             CorruptCheckpointError: It does not verify.
-            RunMismatchError: It verifies and belongs to another run.
-            StoreError: It is not there, or can't be read.
+            RunMismatchError: It belongs to another run.
+            StoreError: It does not exist, or can't be read.
         """
         if parse_name(name) is None:
             raise StoreError(f"{name!r} is not the name of a checkpoint", path=self.location)
         checkpoint = decode(self._storage.read(name), path=self._storage.path_of(name))
-        self._check_run(checkpoint.header)
+        self._identity.check(checkpoint.header.run_id)
         return checkpoint
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; None if there are no checkpoints at all.
+        """Return the newest checkpoint that verifies, None if there are no checkpoints at all.
 
-        Each unusable one that is passed over is named in a warning of the log.
+        Each unusable one that is skipped is named in a warning of the log.
 
         Raises:
-            NoUsableCheckpointError: There are checkpoints and none verifies.
+            NoUsableCheckpointError: There are checkpoints, and none verifies.
             RunMismatchError: The newest one belongs to another run.
             StoreError: The directory can't be read.
         """
@@ -112,7 +124,7 @@ class CheckpointReader(RunDirectory):
         return checkpoint
 
     def newest_header(self) -> CheckpointHeader | None:
-        """Header of the newest checkpoint that verified when it was first seen; cheap when asked again.
+        """Return the header of the newest checkpoint that verifies, None if none does. Repeated calls are cheap.
 
         Raises:
             RunMismatchError: The newest one belongs to another run.
@@ -121,10 +133,10 @@ class CheckpointReader(RunDirectory):
         return self._newest(self._header)[0]
 
     def _newest[T](self, read: Callable[[str], T], among: Names | None = None) -> tuple[T | None, tuple[str, ...]]:
-        """What `read` makes of the newest checkpoint that it accepts, and what was wrong with those above it.
+        """Return what `read` gives for the newest checkpoint it accepts, and the problems of those above it.
 
-        A checkpoint that has gone since the listing was pruned, so there is a newer one: look again. A name that
-        can't be opened in an unchanged listing (a dangling link, a stale directory cache) is a problem like others.
+        If a checkpoint was removed since the listing, a newer one has been committed: list again. If the listing is
+        unchanged, the name can't be opened (a dangling link, a stale directory cache). That is a problem like others.
         """
         names = self.names() if among is None else checkpoints_among(among)
         while True:
@@ -145,13 +157,13 @@ class CheckpointReader(RunDirectory):
             except RunMismatchError:
                 raise
             except StoreError as error:
-                if not self._is_lost(error):
+                if not self._is_permanent(error):
                     raise
                 problems[name] = error
         return None, problems
 
-    def _is_lost(self, error: StoreError) -> bool:
-        """Whether trying again is vain: the bytes are wrong, or gone, or the medium says that it has lost them."""
+    def _is_permanent(self, error: StoreError) -> bool:
+        """Whether a retry is useless: the bytes are wrong or removed, or the medium reports that they are lost."""
         cause = error.__cause__
         lost = isinstance(cause, OSError) and cause.errno in self._storage.permanent_errnos
         return lost or isinstance(error, CorruptCheckpointError) or isinstance(cause, FileNotFoundError)
@@ -159,13 +171,13 @@ class CheckpointReader(RunDirectory):
     def _header(self, name: str) -> CheckpointHeader:
         header = self._verified.get(name)
         if header is None:
-            # Only what verified is kept in mind: a read that failed once may succeed the next time.
+            # Failures are not cached: a read that failed once may succeed the next time.
             header = self._verified[name] = self.load(name).header
-        self._check_run(header)
+        self._identity.check(header.run_id)
         return header
 
     def list(self) -> Rows:
-        """All checkpoints, newest first, each verified now.
+        """Return a row for each checkpoint, newest first, each verified now.
 
         Raises:
             StoreError: The directory can't be read.
@@ -174,7 +186,11 @@ class CheckpointReader(RunDirectory):
         return [row for row in rows if row is not None]
 
     def verify(self) -> Rows:
-        """The checkpoints that do not verify, newest first."""
+        """Return the rows of the checkpoints that do not verify, newest first.
+
+        Raises:
+            StoreError: The directory can't be read.
+        """
         return [row for row in self.list() if not row.valid]
 
     def _info(self, name: str) -> CheckpointInfo | None:
@@ -186,24 +202,8 @@ class CheckpointReader(RunDirectory):
             problem = _reason(error)
         size = self._storage.size(name)
         if size is None:
-            return None  # pruned while we looked
+            return None  # removed since the listing
         return CheckpointInfo(name=name, term=term, position=position, bytes=size, header=header, problem=problem)
-
-    def _check_run(self, header: CheckpointHeader) -> None:
-        run_id = self._run_id or self._wanted_run_id
-        if run_id not in (None, header.run_id):
-            raise RunMismatchError(path=self.location, expected=str(run_id), found=header.run_id)
-
-
-def checkpoints_among(found: Iterable[str]) -> Names:
-    """The names of checkpoints among all, newest first."""
-    return sorted(set(filter(parse_name, found)), reverse=True)
-
-
-def term_of(name: str) -> int:
-    """The term in the name of a checkpoint; 0 if it is none."""
-    parsed = parse_name(name)
-    return 0 if parsed is None else parsed[0]
 
 
 def _reason(error: StoreError) -> str:

@@ -1,17 +1,15 @@
-"""The checkpoints of a run: immutable files whose names order them.
+"""Write the checkpoints of a run: commit, prune, delete.
 
-The newest checkpoint is the one with the greatest (term, position) that verifies. A writer that wakes up late
-commits under its old term, and so below everything that newer terms have committed: the order fences, no
-lock is needed. That holds for readers that go by this order, not for somebody who goes by file times.
-`keep` bounds what stays; what is durable is what the storage says is.
+Checkpoints are immutable files whose names order them. The order decides which one counts: see `fencing`. A committed
+checkpoint is as durable as its storage promises.
 
     DIRECTORY/
-      run.json                               the run's id, made once, exclusively
-      0000000007.term                        claimed by the leader of term 7, exclusively
-      0000000007-00000002-00000003.ckpt      term 7, epoch 2, batch 3
-      events-TIME-WORKER.jsonl               what a worker went through, see `event_log`
-      .partial-0000000007-…                  being staged, or left by a crash; on disks only
-      .probe-…                               made to see whether conditions are heeded; in buckets only
+      run.json                               the run's id, see `run_identity`
+      0000000007.term                        the claim of term 7, see `fencing`
+      0000000007-00000002-00000003.ckpt      the checkpoint of term 7, epoch 2, batch 3
+      events-TIME-WORKER.jsonl               a worker's events, see `observability/event_log.py`
+      .partial-0000000007-…                  being written, or left by a crash (on disks only)
+      .probe-…                               a test for conditional writes (in buckets only)
 """
 
 from __future__ import annotations
@@ -26,10 +24,18 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
-from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, checkpoint_name, encode
-from distributed_backup.checkpoints.reader import CheckpointReader, checkpoints_among, term_of
-from distributed_backup.checkpoints.run_identity import RUN_FILE, is_claim
-from distributed_backup.errors import ConfigError, RunMismatchError, StaleTermError, StoreError
+from distributed_backup.checkpoints.fencing import TermClaims, check_writer, is_claim
+from distributed_backup.checkpoints.format import (
+    CheckpointHeader,
+    Snapshot,
+    checkpoint_name,
+    checkpoints_among,
+    encode,
+    term_of,
+)
+from distributed_backup.checkpoints.reader import CheckpointReader
+from distributed_backup.checkpoints.run_identity import RUN_FILE
+from distributed_backup.errors import ConfigError, RunMismatchError, StoreError
 from distributed_backup.observability.events import is_event_log
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.base import PARTIAL, PROBE, Chunks, Names, Storage
@@ -42,13 +48,16 @@ _PARTIAL_RUN: Final = PARTIAL + RUN_FILE
 class CheckpointStore(CheckpointReader):
     """The checkpoints of one run in one place.
 
-    Making one touches nothing. One process may share an instance between threads.
+    The constructor does no I/O. Threads may share an instance.
 
     Args:
-        place: A directory, the URL of a place in an object store or on a Redis server (see `storage_from_url`), or a
-            `Storage`; made at the first write.
-        run_id: Id of the run; None to take the directory's, or to make a new one.
-        keep: How many checkpoints stay after a commit.
+        place: A directory, a URL in an object store or on a Redis server (see `storage_from_url`), or a `Storage`. The
+            first write creates it.
+        run_id: Id of the run, None to take the directory's or to create one.
+        keep: Number of checkpoints that stay after a commit.
+
+    Attributes:
+        terms: The claims of the run's terms.
 
     Raises:
         ConfigError: A wrong place or run id, or `keep` < 1.
@@ -69,19 +78,54 @@ class CheckpointStore(CheckpointReader):
             raise ConfigError(f"keep must be a whole number of at least 1, got {keep!r}")
         storage = place if isinstance(place, Storage) else storage_from_url(place, run_id=run_id)
         super().__init__(storage, run_id=run_id)
+        self.terms = TermClaims(storage)
         self._keep = keep
         self._lock = threading.Lock()
+
+    def open_run(self) -> str:
+        """Create the directory and return the run's id. All workers of a run get the same id.
+
+        Raises:
+            RunMismatchError: The directory belongs to another run.
+            NoUsableCheckpointError: `run.json` is lost, and no checkpoint verifies that contains the id.
+            StoreError: The directory can't be created or written.
+        """
+        if self._identity.run_id is not None:
+            return self._identity.run_id
+        self._storage.prepare()
+        run_id = self._identity.read()
+        if run_id is None:
+            newest = self.latest()
+            run_id = self._identity.claim(None if newest is None else newest.header.run_id)
+        return self._identity.adopt(run_id)
+
+    def highest_term(self) -> int:
+        """Return the highest term that was claimed or committed under, 0 if there is none.
+
+        Raises:
+            StoreError: The directory can't be read.
+        """
+        return self.terms.highest_term()
+
+    def claim_term(self, term: int) -> bool:
+        """Claim `term`: see `TermClaims.claim_term`."""
+        return self.terms.claim_term(term)
+
+    def was_led_before(self, term: int) -> bool:
+        """Whether a term below `term` was claimed: see `TermClaims.was_led_before`."""
+        return self.terms.was_led_before(term)
 
     def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
         """Make `snapshot` the checkpoint of (term, position).
 
-        Order: the bytes, in one step to the eyes of readers; then prune. Older checkpoints go only once the newer one
-        is durable. On a disk: a partial file, fsync; the rename; fsync of the directory. A crash before the rename
-        leaves a partial file, after it a checkpoint. What crashed writers left goes last, for one of them may be alive,
-        an older leader that is saving before its preemption; on a full disk it goes at once, and we try again.
+        Order: make the new checkpoint durable, then prune older ones. On a disk: a partial file, fsync, the rename,
+        fsync of the directory. A crash before the rename leaves a partial file, after it a checkpoint.
+
+        Other writers' partial files are deleted last, because one of those writers may still be running. If the disk is
+        full, they are deleted first and the write is retried.
 
         Args:
-            snapshot: What to keep.
+            snapshot: The state to keep.
             term: The writer's term, from the election.
             worker_id: The writer.
 
@@ -89,14 +133,14 @@ class CheckpointStore(CheckpointReader):
             The header of the checkpoint.
 
         Raises:
-            StaleTermError: The directory holds a checkpoint of a newer term, or another worker's of this one.
+            StaleTermError: The directory contains a checkpoint of a newer term, or another worker's of this one.
             RunMismatchError: The directory belongs to another run.
-            StoreError: The bytes could not be made durable; earlier checkpoints are as they were.
+            StoreError: The bytes could not be made durable. Earlier checkpoints are intact.
         """
-        checkpoint_name(term, snapshot.position)  # refuses what is no term
+        checkpoint_name(term, snapshot.position)  # refuses a wrong term before anything is written
         with self._lock:
             run_id = self.open_run()
-            # Listed before the fsync of the directory, so that all of it is durable when we prune.
+            # List before the fsync of the directory: what the prune relies on is durable then.
             found = self._storage.names()
             self._newest(self._header, found)  # refuses a directory whose newest checkpoint is another run's
             header, line = encode(
@@ -128,41 +172,32 @@ class CheckpointStore(CheckpointReader):
         except StoreError as error:
             if not isinstance(error.__cause__, FileExistsError | FileNotFoundError):
                 raise
-            # A newer writer was here since we looked; or we were, and did not hear of it.
+            # A newer writer has committed since the listing, or our own write succeeded and its reply was lost.
             seen = self._storage.names()
-            self._check_writer(header, seen, error)
+            self._check_writer(header, seen)
             if header.name not in seen:
                 raise
             self._storage.put(header.name, chunks, below=newer)
 
-    def _check_writer(self, header: CheckpointHeader, found: Names, cause: StoreError | None = None) -> None:
-        """Whether it is ours to write, as far as can be told from what is there.
-
-        Committed, not claimed: until a newer leader has saved something, an older one's save is worth having.
-        """
-        newest = self._highest_committed(found)
-        if newest > header.term:
-            raise StaleTermError(path=self.location, term=header.term, newest=newest) from cause
-        if header.name in found and self._is_ours(header.name):
-            writer = self._header(header.name).worker_id
-            if writer != header.worker_id:
-                raise StaleTermError(path=self.location, term=header.term, newest=newest, writer=writer) from cause
+    def _check_writer(self, header: CheckpointHeader, found: Names) -> None:
+        present = self._header(header.name) if header.name in found and self._is_ours(header.name) else None
+        check_writer(header, found, present=present, location=self.location)
 
     def prune(self, *, term: int, keep: int | None = None) -> Names:
-        """Remove what is no longer needed, from beside the writer of `term`.
+        """Delete old checkpoints and leftovers. Safe while the writer of `term` is running.
 
-        That is all but the newest checkpoints that verify, and what crashed writers of earlier terms left. Nothing of a
-        newer term or of another run is touched, nor what the writer of `term` may be writing just now.
+        Old checkpoints are all but the newest `keep` that verify. Leftovers are partial files of earlier terms. Files
+        of newer terms and of other runs stay.
 
         Args:
-            term: The highest that is removed from.
-            keep: How many checkpoints stay; None for the store's own number.
+            term: The highest term whose checkpoints may be deleted.
+            keep: Number of checkpoints that stay, None for the store's own number.
 
         Returns:
-            The names of what was removed.
+            The names of the deleted files.
 
         Raises:
-            StoreError: A file could not be removed.
+            StoreError: A file could not be deleted.
         """
         with self._lock:
             found = self._storage.names()
@@ -173,10 +208,13 @@ class CheckpointStore(CheckpointReader):
         return unneeded
 
     def _unneeded(self, found: Iterable[str], term: int, keep: int | None = None) -> Names:
+        """Return the checkpoints that may be deleted, oldest first.
+
+        In this order, a reader never finds an older checkpoint where a newer one was deleted. A damaged one above the
+        oldest kept one stays, for inspection.
+        """
         names = checkpoints_among(found)
         kept = [*islice((name for name in names if self._is_ours(name)), keep or self._keep)]
-        # A corrupt one above the oldest that is kept stays too: somebody may want to look at it. Oldest first,
-        # so that nobody finds an older one where a newer one has gone.
         return [
             name
             for name in reversed(names)
@@ -184,7 +222,7 @@ class CheckpointStore(CheckpointReader):
         ]
 
     def _is_ours(self, name: str) -> bool | None:
-        """Whether it verifies and is of this run; False: it is of another; None: it does not verify."""
+        """Whether the checkpoint verifies and is of this run. False if it is another run's, None if it is damaged."""
         try:
             self._header(name)
         except RunMismatchError:
@@ -194,13 +232,13 @@ class CheckpointStore(CheckpointReader):
         return True
 
     def delete(self) -> None:
-        """Remove everything of ours from the directory, and the directory itself if nothing else is in it.
+        """Delete all files of the run, and the directory if nothing else is in it.
 
-        The checkpoints go oldest first and the run's id last, so that a crash in between leaves a run
-        that can still be resumed, or none.
+        Checkpoints are deleted oldest first and `run.json` last. So a crash in between leaves a run that can be resumed
+        from its newest checkpoint, or no run.
 
         Raises:
-            StoreError: A file could not be removed.
+            StoreError: A file could not be deleted.
         """
         with self._lock:
             found = self._storage.names()
@@ -210,12 +248,11 @@ class CheckpointStore(CheckpointReader):
             litter = (PARTIAL, PROBE)
             self._remove_all(name for name in found if name.startswith(litter) or is_claim(name) or is_event_log(name))
             self._storage.remove(RUN_FILE)
-            self._verified.clear()
-            self._run_id = None
+            self.forget()
             self._storage.remove_if_empty()
 
     def _remove_all(self, names: Iterable[str]) -> None:
-        """Remove each; one that can't be removed does not save the others."""
+        """Remove each file, also after one could not be removed. Then raise the first error."""
         errors = []
         for name in names:
             try:
@@ -231,12 +268,12 @@ class CheckpointStore(CheckpointReader):
         try:
             yield
         except StoreError as error:
-            # The commit stands; a file too many loses nothing.
+            # The commit stands. A file that was not removed does no harm.
             logger.warning("prune failed path=%s reason=%s", error.path, error)
 
 
 def _partials(found: Iterable[str], term: int) -> Names:
-    """What crashed writers of `term` and older ones left."""
+    """Return the partial files that writers of `term` and earlier terms left."""
     names = [name for name in found if name.startswith(PARTIAL)]
     return [
         name

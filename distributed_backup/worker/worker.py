@@ -87,7 +87,7 @@ class Worker:
             timings=options.timings,
             clock=clock,
             listener=self,
-            terms=store,
+            terms=store.terms,
             idle_role="standby" if options.standby else "follower",
             report=self._report,
         )

@@ -141,7 +141,7 @@ def ours(report: Report, url: str, directory: Path, timings: LeaseTimings) -> No
         timings=timings,
         clock=SystemClock(),
         listener=Told(report),
-        terms=store,
+        terms=store.terms,
     )
     deaf = coordinator.subscribe(lambda hint: elector.wake() if hint == "free" else None)
     elector.start()

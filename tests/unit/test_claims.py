@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import threading
 from multiprocessing.queues import Queue
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import override
 
 import pytest
 
+from distributed_backup.checkpoints import fencing
 from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.reader import CheckpointReader
 from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import StaleTermError, StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Names
@@ -31,6 +37,16 @@ def commit(store: CheckpointStore, term: int, epoch: int = 1) -> None:
 
 def claims(root: Path) -> list[int]:
     return sorted(int(name[:10]) for name in os.listdir(root) if name.endswith(".term"))
+
+
+def test_the_page_on_fencing_names_places_that_exist() -> None:
+    """Each place that enforces the rule is found under the name in the docstring of `fencing`."""
+    places = re.findall(r"^    \w+(?: \w+)? +`([\w.]+)`", str(fencing.__doc__), re.MULTILINE)
+    classes = {kind.__name__: kind for kind in (CheckpointReader, CheckpointStore, Elector)}
+    known = SimpleNamespace(**vars(fencing), **classes)
+    assert len(places) == 6
+    for place in places:
+        assert attrgetter(place)(known)
 
 
 def test_a_term_is_claimed_once(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ class Promises(RuleBasedStateMachine):
             timings=TIMINGS,
             clock=self.clock,
             listener=observer,
-            terms=store,
+            terms=store.terms,
         )
         saver = Saver(store=store, worker_id=worker_id, clock=self.clock, term=lambda: elector.term, listener=observer)
         newest = store.latest()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from distributed_backup.checkpoints.fencing import TermClaims
 from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Hint, Notice
 from distributed_backup.coordination.memory import MemoryCoordinator
@@ -441,11 +442,13 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
 def test_a_start_that_can_not_lead_says_why(team: Team) -> None:
     """Not that somebody else is stopped."""
 
-    class Unclaimable(FaultyStore):
+    class Unclaimable(TermClaims):
         def claim_term(self, term: int) -> bool:
-            raise StoreError(f"can't claim the term {self.location}/x: Read-only file system", path=self.location)
+            raise StoreError("can't claim the term x: Read-only file system", path="x")
 
-    worker = team.worker("a", store=Unclaimable(team.root), restore_timeout=20.0)
+    store = FaultyStore(team.root)
+    store.terms = Unclaimable(store.storage)
+    worker = team.worker("a", store=store, restore_timeout=20.0)
     with pytest.raises(RestoreTimeoutError, match=r"we can't lead: can't claim the term .*Read-only"):
         team.result(team.begin(worker.await_start))
 
