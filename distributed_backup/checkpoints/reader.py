@@ -78,6 +78,21 @@ class CheckpointReader:
         """
         return self._identity.read()
 
+    def find_run_id(self) -> str | None:
+        """Return the run's id without writing anything, for looking at a run.
+
+        The id is taken from `run.json`, or without that file from the newest checkpoint that verifies. None if neither
+        has it. A worker calls `open_run` instead, which creates the file.
+
+        Raises:
+            RunMismatchError: The newest checkpoint belongs to another run than the one named.
+            StoreError: The file is damaged, or the directory can't be read.
+        """
+        run_id = self._identity.read()
+        if run_id is None and (newest := self.newest_header()) is not None:
+            run_id = newest.run_id
+        return run_id
+
     def forget(self) -> None:
         """Drop the run's id and all cached headers, for a process that starts another fit in the same place.
 

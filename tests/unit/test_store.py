@@ -1230,7 +1230,7 @@ def test_a_damaged_run_file_is_a_clear_error(tmp_path: Path, raw: bytes) -> None
     """It names the file and says what to do; nothing is overwritten."""
     store = CheckpointStore(tmp_path, run_id="run")
     (tmp_path / RUN_FILE).write_bytes(raw)
-    for operation in (store.read_run_id, store.open_run):
+    for operation in (store.read_run_id, store.find_run_id, store.open_run):
         with pytest.raises(StoreError, match="is damaged: remove it") as caught:
             operation()
         assert caught.value.path == str(tmp_path / RUN_FILE)
@@ -1253,6 +1253,22 @@ def test_a_lost_run_file_is_made_again_from_the_checkpoints(tmp_path: Path) -> N
     (tmp_path / RUN_FILE).unlink()
     assert CheckpointStore(tmp_path).open_run() == "run"
     assert CheckpointStore(tmp_path).read_run_id() == "run"
+
+
+def test_the_run_id_is_found_without_writing(tmp_path: Path) -> None:
+    """`find_run_id` takes it from `run.json`, else from the newest checkpoint that verifies, and creates no file."""
+    assert CheckpointStore(tmp_path / "missing").find_run_id() is None
+    store = CheckpointStore(tmp_path, run_id="run", keep=2)
+    store.open_run()
+    assert CheckpointStore(tmp_path).find_run_id() == "run"
+    commit(store, 1)
+    damage(tmp_path / commit(store, 2).name)
+    (tmp_path / RUN_FILE).unlink()
+    before = files(tmp_path)
+    assert CheckpointStore(tmp_path).find_run_id() == "run"
+    damage(tmp_path / checkpoint_name(1, Position(1)))
+    assert CheckpointStore(tmp_path).find_run_id() is None
+    assert files(tmp_path) == before
 
 
 def test_a_lost_run_file_does_not_hide_that_the_run_is_another(tmp_path: Path) -> None:
