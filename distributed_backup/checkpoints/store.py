@@ -166,9 +166,8 @@ class CheckpointStore(CheckpointReader):
 
     def _put(self, header: CheckpointHeader, chunks: Chunks, found: Names) -> None:
         self._check_writer(header, found)
-        newer = f"{header.term + 1:010d}"
         try:
-            self._storage.put(header.name, chunks, new=header.name not in found, below=newer)
+            self._storage.put(header.name, chunks, new=header.name not in found)
         except StoreError as error:
             if not isinstance(error.__cause__, FileExistsError | FileNotFoundError):
                 raise
@@ -177,7 +176,7 @@ class CheckpointStore(CheckpointReader):
             self._check_writer(header, seen)
             if header.name not in seen:
                 raise
-            self._storage.put(header.name, chunks, below=newer)
+            self._storage.put(header.name, chunks)
 
     def _check_writer(self, header: CheckpointHeader, found: Names) -> None:
         present = self._header(header.name) if header.name in found and self._is_ours(header.name) else None

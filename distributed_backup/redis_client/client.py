@@ -59,9 +59,6 @@ class RedisDriver(Protocol):
     def execute_command(self, *arguments: Any) -> Any:
         """Run a command."""
 
-    def script_load(self, script: str) -> Any:
-        """Have the server know a script."""
-
     def scan_iter(self, match: str, count: int) -> Iterator[str]:
         """Names of keys."""
 
@@ -129,11 +126,6 @@ class RedisClient:
                 told = client.eval(script.text, len(keys), *keys, *arguments)
             self._reached = True
             return told
-
-    def load(self, script: Script) -> None:
-        """Have the server know a script, lest its arguments be sent twice at the first use; raises as `run` does."""
-        with self._translated():
-            self._connected().script_load(script.text)
 
     def command(self, *arguments: str | bytes) -> Any:
         """Run one command that may be repeated; what it returned; raises as `run` does."""

@@ -75,17 +75,13 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def put(
-        self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
-    ) -> None:
+    def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
         """Make a file or replace it, in one step: whoever reads finds the old bytes or the new ones.
 
         Args:
             name: Of the file.
             chunks: Its bytes.
             new: Refuse if it is there, where the medium can tell in the same step.
-            below: Refuse if there is a file of this name or one that sorts after it, where the medium can tell in the
-                same step. Only names that begin with a digit and end as `name` does count.
             durable: Whether the bytes must outlive a power cut when this returns.
         """
 

@@ -116,9 +116,7 @@ class LocalStorage(Storage):
             partial.unlink(missing_ok=True)
 
     @override
-    def put(
-        self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
-    ) -> None:
+    def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
         path = self._root / name
         partial = self._root / f"{PARTIAL}{name}-{secrets.token_hex(4)}"
         with self._translated("write", path):

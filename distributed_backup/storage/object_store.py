@@ -148,9 +148,7 @@ class ObjectStorage(Storage):
             )
 
     @override
-    def put(
-        self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
-    ) -> None:
+    def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
         data = b"".join(chunks)
         with self._translated("write", self.path_of(name), self._limit_for(len(data))):
             self._write(name, data, new=new)

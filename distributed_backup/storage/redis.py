@@ -4,7 +4,7 @@ All files of a run are in one hash, zlib-compressed, beside the keys of its leas
 
     distributed-backup:{RUN}:files     hash     file name -> bytes
 
-It does not expire. A late writer is refused by the script that writes, in the same step. What is durable is what the
+It does not expire. What is durable is what the
 server makes so: with `appendonly yes` and its usual fsync each second, a power cut of the server's machine takes the
 last second with it; without, a restart takes the newest checkpoints or all of them, and a warning says so. A server
 that is emptied, or a replica that takes over too early, forgets checkpoints and claims alike: terms that were used may
@@ -28,7 +28,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from distributed_backup.checks import checked_name
 from distributed_backup.errors import ConfigError, CoordinatorError, CoordinatorUnavailableError, StoreError
 from distributed_backup.redis_client.address import RedisAddress
-from distributed_backup.redis_client.client import RedisClient, Script, script
+from distributed_backup.redis_client.client import RedisClient
 from distributed_backup.storage.base import Chunks, Names, Storage
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,6 @@ def runs_at(url: str) -> tuple[str, ...]:
         raise StoreError(f"can't list {address}: {error}", path=str(address), retryable=_retryable(error)) from error
     finally:
         link.close()
-
-
-def _put_script() -> Script:
-    return script("put", package="distributed_backup.storage")
 
 
 class RedisStorage(Storage):
@@ -99,7 +95,6 @@ class RedisStorage(Storage):
     @override
     def prepare(self) -> None:
         with self._translated("use", self.location):
-            self._link.load(_put_script())
             if not self._link.persists():
                 logger.warning(
                     "the server at %s keeps no append-only file: checkpoints are lost when it restarts; set appendonly "
@@ -138,14 +133,13 @@ class RedisStorage(Storage):
             return bool(self._link.command("HSETNX", self._key, name, _packed([data])))
 
     @override
-    def put(
-        self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
-    ) -> None:
+    def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
         path = self.path_of(name)
         with self._translated("write", path):
             packed = _packed(chunks)
-            if not self._link.run(_put_script(), (self._key,), (name, packed, int(new), below or "")):
-                raise FileExistsError(f"{path} is there, or a newer one")
+            written = self._link.command("HSETNX" if new else "HSET", self._key, name, packed)
+            if new and not written:
+                raise FileExistsError("the file exists")
 
     @override
     def remove(self, name: str) -> None:

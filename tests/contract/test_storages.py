@@ -96,25 +96,6 @@ def test_a_file_that_must_be_new_does_not_replace_one(place: Place, storage: Sto
     assert storage.read("a") == b"old"
 
 
-def test_a_file_below_a_later_one_is_refused(place: Place, storage: Storage) -> None:
-    """Where the medium can tell in the same step; other files don't count, nor does a claim: see `CheckpointStore`."""
-    storage.put("events-x.jsonl", [b""])
-    storage.create("0000000003.term")
-    storage.put("0000000001-x.ckpt", [b"1"], below="0000000002")
-    storage.put("0000000002-x.ckpt", [b"2"], below="0000000003")
-    if not place.refuses_older_terms:
-        place.connect().put("0000000001-y.ckpt", [b"late"], below="0000000002")
-        assert storage.read("0000000001-y.ckpt") == b"late"
-        return
-    with pytest.raises(StoreError) as caught:
-        place.connect().put("0000000001-y.ckpt", [b"late"], below="0000000002")
-    assert isinstance(caught.value.__cause__, FileExistsError)
-    assert sorted(name for name in storage.names() if name.endswith(".ckpt")) == [
-        "0000000001-x.ckpt",
-        "0000000002-x.ckpt",
-    ]
-
-
 def test_runs_side_by_side_do_not_see_each_other(place: Place, storage: Storage) -> None:
     """Not even if the name of one begins as that of the other."""
     storage.put("a", [b"1"])

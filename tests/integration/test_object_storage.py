@@ -31,7 +31,6 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
-from distributed_backup.redis_client.client import script
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.fsspec_client import make_client
 from distributed_backup.storage.object_store import ObjectStorage
@@ -575,15 +574,6 @@ def test_a_fit_resumes_exactly_from_a_server_and_is_led_over_it(redis_server: Re
     assert_exact(found)
     assert found["led"] == ("job-42",)
     assert redis_server.client().keys() == []
-
-
-def test_a_server_knows_the_script_before_the_first_commit(redis_server: RedisServer) -> None:
-    """Else the first commit sends its bytes twice, and that may be the one before a kill."""
-    client = redis_server.client()
-    client.script_flush()
-    storage = storage_from_url(redis_server.url, run_id="job-43")
-    storage.prepare()
-    assert client.script_exists(script("put", package="distributed_backup.storage").sha) == [True]
 
 
 def test_a_callback_fits_its_limits_to_the_grace_period(tmp_path: Path) -> None:

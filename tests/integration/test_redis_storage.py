@@ -111,11 +111,13 @@ def test_an_empty_value_is_a_file_of_no_bytes(server: RedisServer, storage: Redi
 # -------------------------------------------------------------------- what is refused
 
 
-def test_a_writer_with_a_stale_listing_is_refused_by_the_server(server: RedisServer, storage: RedisStorage) -> None:
-    """It looked before a newer leader committed; the script that writes looks again, in the same step."""
+def test_a_writer_with_a_stale_listing_commits_below_the_newest_and_is_refused_then(
+    server: RedisServer, storage: RedisStorage
+) -> None:
+    """It listed the files before a newer leader committed: its checkpoint is never the newest."""
 
     class Stale(RedisStorage):
-        """Answers first with what is in `earlier`."""
+        """Returns the listings in `earlier` first."""
 
         earlier: list[Names]
 
@@ -130,25 +132,18 @@ def test_a_writer_with_a_stale_listing_is_refused_by_the_server(server: RedisSer
     earlier = slow.names()
     newer = commit(CheckpointStore(storage), 1, term=5)
     slow.earlier.append(earlier)
-    with pytest.raises(StaleTermError) as caught:
-        commit(store, 2)
+    late = commit(store, 2)
     assert slow.earlier == []
+    assert late.name < newer.name
+    assert late.position > newer.position
+    latest = CheckpointStore(storage).latest()
+    assert latest is not None
+    assert latest.header == newer
+    with pytest.raises(StaleTermError) as caught:
+        commit(store, 3)
     assert (caught.value.term, caught.value.newest) == (1, 5)
-    assert CheckpointStore(storage).names() == [newer.name]
-
-
-def test_a_file_below_a_name_is_refused_by_that_name_itself(storage: RedisStorage) -> None:
-    """And by later ones; not by one that begins with a letter, nor by one that ends in another way."""
-    storage.put("0000000003", [b""])
-    storage.put("0000000009-x.term", [b""])
-    storage.put("x-0000000009.ckpt", [b""])
-    storage.put("0000000002-x.ckpt", [b"2"], below="0000000003.ckpt")
-    storage.put("0000000003.ckpt", [b"3"])
-    with pytest.raises(StoreError) as caught:
-        storage.put("0000000002-y.ckpt", [b"late"], below="0000000003.ckpt")
-    assert isinstance(caught.value.__cause__, FileExistsError)
-    assert not caught.value.retryable
-    assert storage.size("0000000002-y.ckpt") is None
+    commit(CheckpointStore(storage), 2, term=5)
+    assert late.name not in storage.names()
 
 
 def test_a_user_who_may_look_and_not_write_is_told_at_once(server: RedisServer, storage: RedisStorage) -> None:

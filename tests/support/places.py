@@ -28,9 +28,6 @@ class Place(ABC):
     refuses_what_is_there = True
     """Whether `put` can tell in one step that a file is there."""
 
-    refuses_older_terms = False
-    """Whether `put` can tell in one step that a later name is there."""
-
     def connect(self) -> Storage:
         """A storage for one more process."""
         return self.beside("run-42")
@@ -75,8 +72,6 @@ class GcsPlace(UrlPlace):
 
 
 class RedisPlace(Place):
-    refuses_older_terms = True
-
     def __init__(self, kind: str, root: Path) -> None:
         self._url = shared_server(kind).url
         self._run = secrets.token_hex(4)

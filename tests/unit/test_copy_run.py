@@ -219,9 +219,7 @@ def test_a_target_that_lies_about_what_was_written_is_found_out(source: Checkpoi
 
     class Liar(LocalStorage):
         @override
-        def put(
-            self, name: str, chunks: Chunks, *, new: bool = False, below: str | None = None, durable: bool = True
-        ) -> None:
+        def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
             super().put(name, [b"".join(chunks)[:-1]], durable=durable)
 
     with pytest.raises(StoreError) as caught:
