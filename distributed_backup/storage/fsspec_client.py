@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -105,12 +104,10 @@ class FsspecClient:
     Args:
         fs: The `fsspec.AbstractFileSystem`.
         path: Of the prefix.
-        pid: Of the process that made it.
     """
 
     fs: Any
     path: str
-    pid: int
 
     @property
     def bounded(self) -> bool:
@@ -184,7 +181,7 @@ def make_client(url: str) -> FsspecClient:
         fs.service_client._config.max_single_put_size = _LARGEST_BLOB  # noqa: SLF001
     if fs.async_impl:
         fs.loop.call_soon_threadsafe(fs.loop.set_default_executor, DaemonThreadExecutor())
-    return FsspecClient(fs=fs, path=path, pid=os.getpid())
+    return FsspecClient(fs=fs, path=path)
 
 
 def _isolate_rng(fs: Any) -> None:

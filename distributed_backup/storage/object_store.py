@@ -17,7 +17,6 @@ and have no limit in time.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import threading
 import time
@@ -26,6 +25,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, override
 
 from distributed_backup.errors import BackupError, StoreError
+from distributed_backup.per_process import PerProcess
 from distributed_backup.storage.base import PARTIAL, PROBE, Chunks, Names, Storage
 from distributed_backup.storage.fsspec_client import FsspecClient, check_url, make_client
 from distributed_backup.storage.fsspec_errors import is_conflict, reason_of, retryable
@@ -63,9 +63,7 @@ class ObjectStorage(Storage):
         self._shown = check_url(url)
         self._url = url.rstrip("/")
         self._limit = limit
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._opened: FsspecClient | None = None
+        self._client = PerProcess(self._make_client)
         # Of the files at the last listing and those written since: a download is given the time that it may take.
         self._sizes: dict[str, int] = {}
         self._conditional: bool | None = None
@@ -77,7 +75,7 @@ class ObjectStorage(Storage):
 
     @override
     def prepare(self) -> None:
-        client = self._client
+        client = self._client.get()
         # Buckets have no directories to be made, and to make a bucket is not ours; on a file server they must be there.
         if not client.bounded:
             with self._translated("create", self._shown):
@@ -89,7 +87,7 @@ class ObjectStorage(Storage):
 
     @override
     def names(self) -> Names:
-        client = self._client
+        client = self._client.get()
         with self._translated("list", self._shown):
             found = client.sizes(self._limit)
         self._sizes = dict(found)
@@ -97,7 +95,7 @@ class ObjectStorage(Storage):
 
     @override
     def read(self, name: str) -> bytes:
-        client = self._client
+        client = self._client.get()
         limit = self._limit_for(self._sizes.get(name, 0))
         with self._translated("read", self.path_of(name), limit):
             raw: bytes = client.fs.cat_file(f"{client.path}/{name}", **client.within(limit))
@@ -105,7 +103,7 @@ class ObjectStorage(Storage):
 
     @override
     def size(self, name: str) -> int | None:
-        client = self._client
+        client = self._client.get()
         with self._translated("read", self.path_of(name)):
             try:
                 return int(client.fs.info(f"{client.path}/{name}", **client.within(self._limit))["size"])
@@ -154,7 +152,7 @@ class ObjectStorage(Storage):
             self._write(name, data, new=new)
 
     def _write(self, name: str, data: bytes, *, new: bool) -> None:
-        client = self._client
+        client = self._client.get()
         path = f"{client.path}/{name}"
         if client.bounded:
             self._write_alone(client, path, data, new=new)
@@ -192,14 +190,14 @@ class ObjectStorage(Storage):
 
     @override
     def remove(self, name: str) -> None:
-        client = self._client
+        client = self._client.get()
         with self._translated("remove", self.path_of(name)), suppress(FileNotFoundError):
             client.fs.rm_file(f"{client.path}/{name}", **client.within(self._limit))
         self._sizes.pop(name, None)
 
     @override
     def remove_if_empty(self) -> None:
-        client = self._client
+        client = self._client.get()
         if not client.bounded:
             with suppress(Exception):  # something else is in it, or it is gone
                 client.fs.rmdir(client.path)
@@ -207,18 +205,9 @@ class ObjectStorage(Storage):
     def _limit_for(self, size: int) -> float:
         return self._limit + size / _SLOWEST
 
-    @property
-    def _client(self) -> FsspecClient:
-        """Made at the first use, and anew in a forked child, where its thread is missing."""
-        if self._pid != os.getpid():
-            # The thread that held it when the child was forked is not there to release it. Two threads of the child may
-            # both make one, and a client each: the first is of no more use, and does no harm.
-            self._lock, self._pid = threading.Lock(), os.getpid()
-        with self._lock:
-            if self._opened is None or self._opened.pid != os.getpid():
-                with self._translated("use", self._shown):
-                    self._opened = make_client(self._url)
-            return self._opened
+    def _make_client(self) -> FsspecClient:
+        with self._translated("use", self._shown):
+            return make_client(self._url)
 
     @contextmanager
     def _translated(self, verb: str, path: str, limit: float | None = None) -> Iterator[None]:

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from distributed_backup.checks import checked_name
 from distributed_backup.errors import ConfigError, CoordinatorError, CoordinatorUnavailableError, StoreError
+from distributed_backup.per_process import PerProcess
 from distributed_backup.redis_client.address import RedisAddress
 from distributed_backup.redis_client.client import RedisClient
 from distributed_backup.storage.base import Chunks, Names, Storage
@@ -83,9 +82,7 @@ class RedisStorage(Storage):
         self._key = f"distributed-backup:{{{run_id}}}:files"
         # A call is several steps, of which a server that hangs may delay each.
         self._limit = limit / 2
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._opened: tuple[RedisClient, int] | None = None
+        self._client = PerProcess(self._make_client)
 
     @property
     @override
@@ -95,7 +92,7 @@ class RedisStorage(Storage):
     @override
     def prepare(self) -> None:
         with self._translated("use", self.location):
-            if not self._link.persists():
+            if not self._client.get().persists():
                 logger.warning(
                     "the server at %s keeps no append-only file: checkpoints are lost when it restarts; set appendonly "
                     "yes",
@@ -109,13 +106,13 @@ class RedisStorage(Storage):
     @override
     def names(self) -> Names:
         with self._translated("list", self.location):
-            return [name.decode() for name in self._link.command("HKEYS", self._key)]
+            return [name.decode() for name in self._client.get().command("HKEYS", self._key)]
 
     @override
     def read(self, name: str) -> bytes:
         path = self.path_of(name)
         with self._translated("read", path):
-            stored = self._link.command("HGET", self._key, name)
+            stored = self._client.get().command("HGET", self._key, name)
             if stored is None:
                 raise FileNotFoundError(f"{path} is not there")
             return _unpacked(stored)
@@ -124,44 +121,36 @@ class RedisStorage(Storage):
     def size(self, name: str) -> int | None:
         with self._translated("read", self.path_of(name)):
             # No bytes are those of a file that somebody emptied, or of none.
-            length = int(self._link.command("HSTRLEN", self._key, name))
-            return length if length or self._link.command("HEXISTS", self._key, name) else None
+            length = int(self._client.get().command("HSTRLEN", self._key, name))
+            return length if length or self._client.get().command("HEXISTS", self._key, name) else None
 
     @override
     def create(self, name: str, data: bytes = b"") -> bool:
         with self._translated("write", self.path_of(name)):
-            return bool(self._link.command("HSETNX", self._key, name, _packed([data])))
+            return bool(self._client.get().command("HSETNX", self._key, name, _packed([data])))
 
     @override
     def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
         path = self.path_of(name)
         with self._translated("write", path):
             packed = _packed(chunks)
-            written = self._link.command("HSETNX" if new else "HSET", self._key, name, packed)
+            written = self._client.get().command("HSETNX" if new else "HSET", self._key, name, packed)
             if new and not written:
                 raise FileExistsError("the file exists")
 
     @override
     def remove(self, name: str) -> None:
         with self._translated("remove", self.path_of(name)):
-            self._link.command("HDEL", self._key, name)
+            self._client.get().command("HDEL", self._key, name)
 
     @override
     def close(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None and opened[1] == os.getpid():
-            opened[0].close()
+        client = self._client.take()
+        if client is not None:
+            client.close()
 
-    @property
-    def _link(self) -> RedisClient:
-        if self._pid != os.getpid():
-            # The thread that held it when this child was forked is not there to release it.
-            self._lock, self._pid = threading.Lock(), os.getpid()
-        # Anew in a forked child: two processes on one connection would read each other's replies.
-        with self._lock:
-            if self._opened is None or self._opened[1] != os.getpid():
-                self._opened = (RedisClient(self._address, self._limit, text=False), os.getpid())
-            return self._opened[0]
+    def _make_client(self) -> RedisClient:
+        return RedisClient(self._address, self._limit, text=False)
 
     @contextmanager
     def _translated(self, verb: str, path: str) -> Iterator[None]:

@@ -23,12 +23,12 @@ class Recorded:
         self.storage = ObjectStorage("s3://bucket/run", limit=5.0)
         self.storage._conditional = True
         self.limits: list[float] = []
-        fs = self.storage._client.fs
+        fs = self.storage._client.get().fs
         monkeypatch.setattr(fs, "pipe_file", self._note)
         monkeypatch.setattr(fs, "cat_file", self._note)
         monkeypatch.setattr(fs, "rm_file", lambda *_, **__: None)
         found = [{"name": f"bucket/run/{name}", "size": size, "type": "file"} for name, size in listed.items()]
-        monkeypatch.setattr(type(self.storage._client), "_entries", lambda *_: found)
+        monkeypatch.setattr(type(self.storage._client.get()), "_entries", lambda *_: found)
 
     def _note(self, *_: Any, timeout: float, **__: Any) -> bytes:
         self.limits.append(timeout)

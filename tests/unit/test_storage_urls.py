@@ -8,11 +8,8 @@ from __future__ import annotations
 import errno
 import importlib.util
 import logging
-import os
-import signal
 import subprocess
 import sys
-import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -331,30 +328,6 @@ def test_credentials_in_a_bucket_s_url_are_refused_and_not_shown(url: str) -> No
         storage_from_url(url)
     assert "s3cr3t" not in str(caught.value)
     assert "t0ken" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("storage", "used"),
-    [
-        (ObjectStorage("memory://forked", limit=5.0), "_client"),
-        (RedisStorage("redis://redis", run_id="forked", limit=5.0), "_link"),
-    ],
-    ids=["bucket", "server"],
-)
-def test_a_child_that_is_forked_during_the_first_use_has_a_lock_of_its_own(storage: Any, used: str) -> None:
-    """The thread that holds the parent's is not in the child, where nobody would ever release it."""
-    with warnings.catch_warnings(), storage._lock:
-        warnings.simplefilter("ignore", DeprecationWarning)  # that threads are gone in the child is the point
-        child = os.fork()
-        if child == 0:
-            signal.alarm(20)
-            code = 1
-            try:
-                code = 0 if getattr(storage, used) is getattr(storage, used) else 2
-            finally:
-                os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert getattr(storage, used) is not None
 
 
 class FileServer(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
