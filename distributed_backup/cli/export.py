@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
+from distributed_backup.atomic import atomic_write
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.cli.atomic_write import atomic_write
 from distributed_backup.cli.copy_run import _EXPORT_SUFFIX, _GROUPS, _is_run, _json, _nested
 from distributed_backup.errors import BackupError, ConfigError
 

@@ -77,7 +77,7 @@ def timeline(
     Exit code: 0 it is drawn, 1 no worker left an event there, or they can't be read, or FILE can't be written, 2 there
     is no such run, or it is not clear which is meant, or FILE has another ending.
     """
-    from distributed_backup.cli.atomic_write import atomic_write
+    from distributed_backup.atomic import atomic_write
     from distributed_backup.timeline.history import history_of
     from distributed_backup.timeline.incidents import costs_of
     from distributed_backup.timeline.json_report import document

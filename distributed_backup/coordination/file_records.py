@@ -7,11 +7,12 @@ fsynced: what is kept this way is about living processes, and none of them survi
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+from distributed_backup.atomic import replace_file
 
 
 def inode(status: os.stat_result) -> tuple[int, int]:
@@ -37,19 +38,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def replace_record(path: Path, fields: dict[str, Any]) -> None:
-    """Write an object in one step; readers see the old one or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    """Write an object in one step. The folder is made if it is missing."""
+    data = orjson.dumps(fields)
     try:
-        descriptor = os.open(aside, flags, 0o600)
+        replace_file(path, data, mode=0o600)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(aside, flags, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(orjson.dumps(fields))
-        aside.rename(path)
-    except BaseException:
-        # On a full disk each tick would leave one.
-        aside.unlink(missing_ok=True)
-        raise
+        replace_file(path, data, mode=0o600)

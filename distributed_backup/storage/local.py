@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import override
 
+from distributed_backup.atomic import temporary
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
 
@@ -107,28 +108,20 @@ class LocalStorage(Storage):
 
     def _link(self, path: Path, data: bytes) -> None:
         """Written aside and linked into place, so that nobody ever reads half of it (link(2) fails if it exists)."""
-        partial = self._root / f"{PARTIAL}{path.name}-{secrets.token_hex(8)}"
-        try:
+        with temporary(self._root / f"{PARTIAL}{path.name}-{secrets.token_hex(8)}") as partial:
             self._stage(partial, [data], durable=True)
             os.link(partial, path)
             self._sync_directory()
-        finally:
-            partial.unlink(missing_ok=True)
 
     @override
     def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
         path = self._root / name
         partial = self._root / f"{PARTIAL}{name}-{secrets.token_hex(4)}"
-        with self._translated("write", path):
-            try:
-                self._stage(partial, chunks, durable=durable)
-                self._publish(partial, path)
-                if durable:
-                    self._sync_directory()
-            except BaseException:
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
-                raise
+        with self._translated("write", path), temporary(partial):
+            self._stage(partial, chunks, durable=durable)
+            self._publish(partial, path)
+            if durable:
+                self._sync_directory()
 
     @override
     def remove(self, name: str) -> None:

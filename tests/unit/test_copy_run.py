@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, override
 
@@ -15,7 +15,6 @@ import pytest
 from distributed_backup.checkpoints.format import Checkpoint, Snapshot
 from distributed_backup.checkpoints.reader import Rows
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.cli.atomic_write import atomic_write
 from distributed_backup.cli.copy_run import Copied, copy_run, run_id_of
 from distributed_backup.cli.export import export_variables, state_tree
 from distributed_backup.errors import BackupError, ConfigError, CorruptCheckpointError, RunMismatchError, StoreError
@@ -436,49 +435,3 @@ def test_what_is_no_training_state_is_not_exported(body: bytes) -> None:
     with pytest.raises(BackupError) as caught:
         state_tree(made)
     assert str(caught.value) == f"{made.name} verifies, but holds no training state as this version writes it"
-
-
-# -------------------------------------------------------------------- files that are written for the user
-
-
-def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    for data in (b"longer", b"new"):
-        atomic_write(path, data)
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def _fail_half_way(path: Path, data: bytes) -> int:
-    with path.open("wb") as file:
-        file.write(data[:1])
-    raise OSError(28, "No space left on device")
-
-
-def _refuse(path: Path, other: Path) -> Path:
-    raise OSError(13, "Permission denied")
-
-
-@pytest.mark.parametrize(
-    ("method", "fault", "reason"),
-    [("write_bytes", _fail_half_way, "No space left on device"), ("replace", _refuse, "Permission denied")],
-)
-def test_a_file_that_can_not_be_written_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[..., Any], reason: str
-) -> None:
-    """And nothing besides."""
-    path = tmp_path / "x"
-    path.write_bytes(b"before")
-    monkeypatch.setattr(Path, method, fault)
-    with pytest.raises(StoreError) as caught:
-        atomic_write(path, b"after")
-    assert str(caught.value) == f"can't write {path}: {reason}"
-    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"before", [path])
-
-
-def test_a_directory_that_is_missing_is_not_made(tmp_path: Path) -> None:
-    """A mistyped path is told."""
-    path = tmp_path / "nowhere" / "x"
-    with pytest.raises(StoreError, match=f"can't write {path}: No such file or directory"):
-        atomic_write(path, b"1")
-    assert list(tmp_path.iterdir()) == []
