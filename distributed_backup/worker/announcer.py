@@ -1,9 +1,8 @@
-"""What one worker says for the run while it leads: where it stands, and which notices were answered.
+"""Announce one worker's position and acknowledgements while it leads.
 
-What was said under our term must be on record for as long as we lead: a worker may join at any time, and the reply to
-an announcement may have been lost, or the record with the coordinator's data. To take note of what is to be said never
-blocks; to say it may, as long as the coordinator does. Who is entitled to speak is the
-coordinator's business.
+What was noted under a term must be on record for as long as the worker leads. Workers may join at any time, the reply
+to an announcement may be lost, and so may the coordinator's data. `note` never blocks. `publish` blocks while the
+coordinator call does. The coordinator checks that the caller holds the lease.
 """
 
 from __future__ import annotations
@@ -19,29 +18,25 @@ from distributed_backup.worker.start_point import StartPoint
 
 
 class Announcer:
-    """Announces for one worker.
+    """Announces for one worker. `acknowledged` returns the ids of acknowledged notices."""
 
-    Args:
-        coordinator: Keeps the announcement.
-        worker_id: Who speaks.
-        answers: Gives the ids of the notices that were answered.
-    """
-
-    def __init__(self, coordinator: Coordinator, worker_id: str, *, answers: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(
+        self, coordinator: Coordinator, worker_id: str, *, acknowledged: Callable[[], tuple[str, ...]]
+    ) -> None:
         self._coordinator = coordinator
         self._worker_id = worker_id
-        self._answers = answers
+        self._acknowledged = acknowledged
         self._lock = threading.Lock()
-        # Held while announcing, so that an announcement made again never follows and undoes a newer one.
-        self._saying = threading.Lock()
+        # Held during the call, so that a repeated announcement never follows and undoes a newer one.
+        self._publishing = threading.Lock()
         self._last: Announcement | None = None
         self.newest: CheckpointHeader | None = None
-        """The newest checkpoint that we know to be durable."""
+        """The newest checkpoint that this worker knows to be durable."""
         self.start_position = Position(0)
         """Where a run without a checkpoint began."""
 
     def newest_known(self, on_record: Announcement | None) -> tuple[Position | None, str | None]:
-        """Position and name of the newest checkpoint, by our own commits or by what is `on_record`."""
+        """Return position and name of the newest checkpoint: of `newest`, or of the announcement `on_record`."""
         newest = self.newest
         name = None if on_record is None else on_record.checkpoint
         # The order of names is the order of (term, position).
@@ -49,11 +44,11 @@ class Announcer:
             return on_record.position, name
         return (None, None) if newest is None else (newest.position, newest.name)
 
-    def start(self, start: StartPoint, term: int) -> bool:
-        """Announce what we restore; False if we don't lead under `term` any more.
+    def announce_start(self, start: StartPoint, term: int) -> bool:
+        """Announce the restored position. Return False if this worker no longer leads under `term`.
 
         Raises:
-            CoordinatorError: It can't be told.
+            CoordinatorError: The coordinator can't be reached.
         """
         self._note(
             Announcement(
@@ -64,10 +59,10 @@ class Announcer:
                 digest=start.digest,
             )
         )
-        return self.say(term)
+        return self.publish(term)
 
     def note(self, term: int, *, finished: bool = False) -> None:
-        """Take note of the newest checkpoint, or that there is none, as what is to be said next; says nothing."""
+        """Note the newest checkpoint, or that there is none, as the next announcement."""
         newest = self.newest
         self._note(
             Announcement(
@@ -85,18 +80,18 @@ class Announcer:
             last = self._last
             if last is not None and last.term == announcement.term and last.finished:
                 announcement = replace(announcement, finished=True)
-            self._last = replace(announcement, answers=self._answers())
+            self._last = replace(announcement, answers=self._acknowledged())
 
-    def say(self, term: int, on_record: Announcement | None = None) -> bool:
-        """Announce what was noted last, unless it is what is `on_record`.
+    def publish(self, term: int, on_record: Announcement | None = None) -> bool:
+        """Announce what was noted last, unless it is `on_record` already.
 
         Returns:
-            Whether it is on record; False if nothing was noted under `term`, or we don't lead under it any more.
+            Whether it is on record. False if nothing was noted under `term`, or this worker no longer leads under it.
 
         Raises:
-            CoordinatorError: It can't be told.
+            CoordinatorError: The coordinator can't be reached.
         """
-        with self._saying:
+        with self._publishing:
             last = self._last
             if last is None or last.term != term:
                 return False

@@ -1,7 +1,10 @@
-"""The notices that one worker knows of: its own and others', asked for and answered.
+"""Preemption notices and operators' requests: what one worker knows of them, and how it publishes its own.
 
-A notice is answered once a commit has started after it was known and become durable: the saver's ticket tells. An
-answer is a fact and stays one, whoever leads by then; the ids are unique.
+A notice is acknowledged once a commit that began after the notice was known is durable. The saver's tickets tell. An
+acknowledgement stays true whichever worker leads later, and notice ids are unique.
+
+A notice concerns the whole run: the leader saves for it. A published notice may be lost with the coordinator's data, so
+it is published again when the term changes. Nothing here waits. An error of the coordinator is a line in the log.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Notice
@@ -18,52 +22,50 @@ from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import BackupError
 from distributed_backup.preemption.grace import shutdown_reserve
 
+logger = logging.getLogger(__name__)
+
+# Seconds for which a request for a save waits for a leader.
+_REQUEST_LIFETIME: Final = 300.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNotice:
-    """This worker is being preempted.
-
-    Args:
-        notice_id: Unique to the notice.
-        reason: What told it.
-        given: When it came, by our clock.
-        deadline: When the kill comes, by our clock.
-        reserve: Seconds kept before the deadline for the last commit, for leaving, and for the interpreter's exit.
-    """
+    """The preemption of this worker. Instants are those of its own clock."""
 
     notice_id: str
     reason: str
     given: float
     deadline: float
+    """When the kill comes."""
     reserve: float
+    """Seconds kept before the deadline for the last commit, for leaving, and for the interpreter's exit."""
 
 
 def new_notice_id() -> str:
-    """An id that no other notice has."""
+    """Return an id that no other notice has."""
     return f"notice-{secrets.token_hex(8)}"
 
 
 class Notices:
-    """Keeps track of notices. Thread-safe; calls `save_now` with its lock held, which must not call back.
+    """The notices that one worker knows, each with the ticket of the save that acknowledges it.
 
-    Args:
-        save_now: Asks the saver; returns its ticket.
+    Thread-safe. `request_save` returns a ticket. It is called with a lock held and must not call back.
     """
 
     def __init__(self, request_save: Callable[[], int]) -> None:
-        self._save_now = request_save
+        self._request_save = request_save
         self._lock = threading.Lock()
         self._own: OwnNotice | None = None
-        self._asked: dict[str, int] = {}
-        self._answered: set[str] = set()
+        self._tickets: dict[str, int] = {}
+        self._acknowledged: set[str] = set()
 
     @property
     def own(self) -> OwnNotice | None:
-        """Our own notice; None while there is none."""
+        """The preemption of this worker. None while there is none."""
         return self._own
 
     def give(self, reason: str, *, now: float, remaining: float) -> OwnNotice | None:
-        """Take note of our own preemption; None if it was known, see `hasten`."""
+        """Register the preemption of this worker. None if there was a notice already, see `shorten_deadline`."""
         with self._lock:
             if self._own is not None:
                 return None
@@ -77,72 +79,58 @@ class Notices:
             return self._own
 
     def shorten_deadline(self, *, now: float, remaining: float) -> OwnNotice | None:
-        """Another notice of our preemption: the earlier deadline counts; None if that is the one that was known."""
+        """Register another notice of the same preemption. None unless its deadline is earlier than the known one."""
         with self._lock:
             if self._own is None or now + remaining >= self._own.deadline:
                 return None
             self._own = replace(self._own, deadline=now + remaining, reserve=shutdown_reserve(remaining))
             return self._own
 
-    def ask(self, notice_id: str) -> None:
-        """Ask for the save that answers a notice, again if it was asked for."""
-        # Under the lock, so that the ticket is on record before its commit can be reported.
+    def request_save(self, notice_id: str) -> None:
+        """Request the save that acknowledges a notice. May be repeated."""
+        # Under the lock: the ticket must be on record before its commit is reported.
         with self._lock:
-            ticket = self._save_now()
-            # What answers the first time of asking answers the notice.
-            self._asked.setdefault(notice_id, ticket)
+            ticket = self._request_save()
+            # The save that was requested first acknowledges the notice.
+            self._tickets.setdefault(notice_id, ticket)
 
     def pending(self, view: ClusterView) -> list[str]:
-        """The notices in `view` that nobody here has asked for; those that are over are forgotten."""
+        """Return the ids in `view` that no save was requested for. Notices that are over are forgotten."""
         with self._lock:
             current = {notice.notice_id for notice in view.notices}
             if self._own is not None:
                 current.add(self._own.notice_id)
-            self._asked = {notice_id: ticket for notice_id, ticket in self._asked.items() if notice_id in current}
-            self._answered &= current
-            return [notice.notice_id for notice in view.notices if notice.notice_id not in self._asked]
+            self._tickets = {notice_id: ticket for notice_id, ticket in self._tickets.items() if notice_id in current}
+            self._acknowledged &= current
+            return [notice.notice_id for notice in view.notices if notice.notice_id not in self._tickets]
 
     def mark_served(self, ticket: int) -> bool:
-        """All that was asked for up to `ticket` is durable; whether that answers anything."""
+        """Acknowledge all notices up to `ticket`. Return whether one was acknowledged for the first time."""
         with self._lock:
-            served = {notice_id for notice_id, asked in self._asked.items() if asked <= ticket}
-            new = served - self._answered
-            self._answered |= served
+            served = {notice_id for notice_id, asked in self._tickets.items() if asked <= ticket}
+            new = served - self._acknowledged
+            self._acknowledged |= served
             return bool(new)
 
-    def add_acknowledged(self, answers: Iterable[str]) -> None:
-        """Others have announced these answers."""
+    def add_acknowledged(self, notice_ids: Iterable[str]) -> None:
+        """Register acknowledgements that another worker has announced."""
         with self._lock:
-            self._answered.update(answers)
+            self._acknowledged.update(notice_ids)
 
     @property
-    def own_is_answered(self) -> bool:
-        """Whether our own notice was answered."""
-        return self._own is not None and self._own.notice_id in self._answered
+    def own_is_acknowledged(self) -> bool:
+        """Whether a save for this worker's own preemption is durable."""
+        return self._own is not None and self._own.notice_id in self._acknowledged
 
     @property
-    def answers(self) -> tuple[str, ...]:
-        """Ids of the notices that were answered here."""
+    def acknowledged(self) -> tuple[str, ...]:
+        """Ids of the notices that saves of this worker have acknowledged."""
         with self._lock:
-            return tuple(sorted(self._answered & self._asked.keys()))
-
-
-logger = logging.getLogger(__name__)
-
-# Seconds for which a request for a save waits for somebody to lead.
-_REQUEST_LASTS = 300.0
+            return tuple(sorted(self._acknowledged & self._tickets.keys()))
 
 
 class NoticePublisher:
-    """One worker's messages about notices. Thread-safe as far as the coordinator is.
-
-    Args:
-        coordinator: The run's coordinator.
-        notices: Those that the worker knows of.
-        elector: Of the worker.
-        worker_id: Of the worker.
-        clock: Where time comes from.
-    """
+    """Publishes one worker's notices and acts on operators' requests. Thread-safe as far as the coordinator is."""
 
     def __init__(
         self, coordinator: Coordinator, notices: Notices, *, elector: Elector, worker_id: str, clock: Clock
@@ -152,62 +140,57 @@ class NoticePublisher:
         self._elector = elector
         self._worker_id = worker_id
         self._clock = clock
-        # The term at which the others were told of our notice; None while they were not.
-        self._told_at: int | None = None
-        self._told = threading.Event()
-        # The request to let another lead that we have obeyed.
-        self._obeyed = ""
+        # The term at which the notice was published last.
+        self._published_at: int | None = None
+        self._was_published = threading.Event()
+        # The last request to resign that was acted on.
+        self._handled = ""
 
     def publish(self, notice: OwnNotice, view: ClusterView | None) -> None:
-        """Tell the others that this worker is going to be killed; from then on, again where that may be lost."""
+        """Publish the preemption of this worker. From then on `republish` repeats it."""
         self._publish(notice, 0 if view is None else view.term)
-        self._told.set()
+        self._was_published.set()
 
     def republish(self, view: ClusterView) -> None:
-        """The coordinator was away when we told the others, or may have lost its data since."""
+        """Publish the notice again if the term has changed: the coordinator may have lost its data, or never got it."""
         notice = self._notices.own
-        if notice is None or self._notices.own_is_answered or view.term == self._told_at:
+        if notice is None or self._notices.own_is_acknowledged or view.term == self._published_at:
             return
-        if self._told.is_set() and notice.deadline > self._clock.now():
+        if self._was_published.is_set() and notice.deadline > self._clock.now():
             self._publish(notice, view.term)
 
     def _publish(self, notice: OwnNotice, term: int) -> None:
         remaining = notice.deadline - self._clock.now()
-        if self._notify(notice.notice_id, notice.reason, remaining, what="telling the others of the notice"):
-            self._told_at = term
+        if self._notify(notice.notice_id, notice.reason, remaining, what="publishing the notice"):
+            self._published_at = term
 
-    def ask_for_save(self, reason: str) -> bool:
-        """Ask whoever leads for a save, as an operator does; nobody leaves.
-
-        Returns:
-            Whether the request is on record, or is our own to obey.
-        """
+    def request_save(self, reason: str) -> bool:
+        """Request a save of the leader, as an operator does. Return whether a leader will see the request."""
         notice_id = new_notice_id()
         leads = self._elector.is_leader
         if leads:
-            # At once; the coordinator may not answer, and shows it to ourselves at the next tick only.
-            self._notices.ask(notice_id)
-        return self._notify(notice_id, reason, _REQUEST_LASTS, what="asking for a save") or leads
+            # Now, because the coordinator may not answer, and would show the request at the next tick only.
+            self._notices.request_save(notice_id)
+        return self._notify(notice_id, reason, _REQUEST_LIFETIME, what="requesting a save") or leads
 
     def _notify(self, notice_id: str, reason: str, remaining: float, *, what: str) -> bool:
         notice = Notice(notice_id=notice_id, worker_id=self._worker_id, reason=reason, remaining=remaining)
         try:
             self._coordinator.notify(notice)
         except BackupError as error:
-            logger.warning("%s failed: %s", what, error)
+            logger.warning("%s failed worker=%s reason=%s", what, self._worker_id, error)
             return False
         return True
 
     def handle_resign_requests(self, view: ClusterView, longest: float) -> None:
-        """An operator wants another worker to lead: once our last boundary is durable, let one; once, if in vain.
+        """Resign for an operator once the last boundary is durable.
 
-        Args:
-            view: The newest one.
-            longest: Seconds to stand back at most: that the request was taken back is told to the leader only.
+        Each request is handled once. The leader campaigns again after `longest` seconds, because only the leader would
+        see that the request was withdrawn.
         """
         for notice in view.notices:
             asked = notice.action == "resign" and notice.worker_id == self._worker_id
-            if asked and notice.notice_id in self._notices.answers and notice.notice_id != self._obeyed:
-                self._obeyed = notice.notice_id
+            if asked and notice.notice_id in self._notices.acknowledged and notice.notice_id != self._handled:
+                self._handled = notice.notice_id
                 if self._notices.own is None:
                     self._elector.pause_campaign(min(notice.remaining, longest))

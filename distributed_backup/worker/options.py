@@ -20,7 +20,7 @@ OnSaveError = Literal["warn", "raise"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """How a worker behaves; see `BackupAndRestore` for each."""
+    """How a worker behaves. `BackupAndRestore` documents each option."""
 
     timings: LeaseTimings = field(default_factory=LeaseTimings)
     standby: bool = False
@@ -32,7 +32,7 @@ class WorkerOptions:
 
     @property
     def keeps_final_state(self) -> bool:
-        """Whether the state at the end is committed whatever the schedule."""
+        """Whether the final state is committed whatever the schedule."""
         return self.standby or not self.delete_checkpoint
 
     @property
@@ -42,13 +42,10 @@ class WorkerOptions:
 
 
 def new_worker_id(name: str | None) -> str:
-    """The id of one incarnation of a worker: its name and a random suffix.
+    """Return the id of one incarnation of a worker: its name and a random suffix.
 
-    A worker that restarts quickly under the same name is thereby a new member, and never takes the lease or
-    the announcement of its predecessor for its own.
-
-    Args:
-        name: Name of the pod or machine; None for host name and process id.
+    With the suffix, a worker that restarts under the same name is a new member. It never takes the lease or the
+    announcement of its predecessor for its own. Without a name, host name and process id are used.
     """
     if name is None:
         host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:96] or "host"

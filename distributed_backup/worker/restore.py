@@ -1,21 +1,26 @@
-"""Where a worker starts: the restore protocol, as far as it is a decision.
+"""Decide which checkpoint a worker starts from, and load it.
 
-The leader takes the newest checkpoint that verifies. Everybody else takes what the leader of *this* incarnation of the
-run announced: a record of workers that were killed may still be there, and their lease may not have run out. It decides
-from what it is shown; waiting and announcing are `arrival`'s.
+The leader restores the newest checkpoint that verifies, and announces it. A follower restores what the current holder
+announced, so that all workers start from one checkpoint. A standby waits until it leads or the run has finished.
+
+`next_step` decides, from what is known and without I/O. `Restore` takes the steps: it loads, announces, and retries
+until `restore_timeout`. A standby retries without limit.
+
+The limit: the record may hold an announcement of workers that were killed, and their lease may not have run out. So
+only terms of this incarnation of the run count, see `LiveTerms`.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from typing import Final
 
 from distributed_backup.checkpoints.format import parse_name
-from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.checkpoints.synalinks_backup import find_synalinks_backup
-from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Announcement, ClusterView
-from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import (
+    BackupError,
     ConfigError,
     CoordinatorUnavailableError,
     CorruptCheckpointError,
@@ -25,241 +30,252 @@ from distributed_backup.errors import (
     RunMismatchError,
     StoreError,
 )
-from distributed_backup.worker.announcer import Announcer
-from distributed_backup.worker.options import WorkerOptions
+from distributed_backup.once import OnceLogger
+from distributed_backup.worker.context import WorkerContext
 from distributed_backup.worker.start_point import StartPoint
 
 logger = logging.getLogger(__name__)
 
+# Seconds for which an announced checkpoint may be invisible before the directory counts as not shared. A network file
+# system shows a new name at the next lookup. Its attribute cache (nfs(5), acdirmax: 60 s) delays listings only.
+_VISIBILITY_LIMIT: Final = 5.0
 
-class StartProtocol:
-    """Decides where one worker starts.
+_NOT_SHARED: Final = "which is not in {location} here: is the directory shared by all workers?"
 
-    Args:
-        store: The run's checkpoints.
-        worker_id: Id of this incarnation.
-        standby: Whether the worker only waits while another leads.
+
+class LiveTerms:
+    """The terms of this incarnation of the run.
+
+    A term is live if it was granted, or its holder sent a heartbeat, after this worker joined.
     """
 
-    def __init__(self, store: CheckpointStore, *, worker_id: str, standby: bool) -> None:
-        self._store = store
+    def __init__(self, worker_id: str) -> None:
         self._worker_id = worker_id
-        self._standby = standby
-        self._first_term: int | None = None
-        self._live_terms: set[int] = set()
-        self.problem: StoreError | None = None
-        """Why the announced checkpoint could not be read at the last try."""
+        self._first: int | None = None
+        self._live: set[int] = set()
 
     def observe(self, view: ClusterView, *, since_joined: float) -> None:
-        """Learn which terms are of this incarnation: granted, or their holder heard of, since we joined.
-
-        Args:
-            view: What the coordinator says.
-            since_joined: Seconds since we joined the run.
-        """
-        if self._first_term is None:
-            self._first_term = view.term if view.holder != self._worker_id else view.term - 1
+        """Learn from a view of the cluster, taken `since_joined` seconds after this worker joined."""
+        if self._first is None:
+            self._first = view.term if view.holder != self._worker_id else view.term - 1
         if view.holder_age is not None and view.holder_age < since_joined:
-            self._live_terms.add(view.term)
+            self._live.add(view.term)
 
-    def as_leader(self, view: ClusterView) -> StartPoint:
-        """The newest checkpoint that verifies, or a backup of synalinks' callback, or a fresh start.
+    def __contains__(self, term: int) -> bool:
+        return term in self._live or (self._first is not None and term > self._first)
 
-        Raises:
-            NotSharedError: A leader that was alive when we joined announced a checkpoint that is not here.
-            StoreError: No checkpoint is usable, or the directory can't be read.
-        """
-        checkpoint = self._store.latest()
-        synalinks_backup = None if checkpoint is not None else find_synalinks_backup(self._store.storage)
-        announced = view.announcement
-        if announced is not None and self._is_elsewhere(announced):
-            raise NotSharedError(
-                f"{announced.worker_id} announced {announced.checkpoint}, which is not in {self._store.location} here: "
-                "is the directory shared by all workers?"
-            )
-        finished = self._standby and announced is not None and self._is_the_end(announced)
-        if checkpoint is None and synalinks_backup is None and self._store.was_led_before(view.term):
-            logger.warning(
-                "%s was led before and has no checkpoint: nothing was saved, or it was removed; "
-                "starting from the beginning",
-                self._store.location,
-            )
-        return StartPoint(checkpoint=checkpoint, synalinks_backup=synalinks_backup, finished=finished)
 
-    def as_follower(self, view: ClusterView) -> StartPoint | str | None:
-        """What the leader announced; its name if it can't be found here; None if it is too early.
+# -------------------------------------------------------------------- the decision
 
-        Raises:
-            StoreError: The directory can't be read.
-        """
-        announced = view.announcement
-        if announced is None or not self._is_current(announced, view):
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreStatus:
+    """What a worker knows while it waits for its start position. `term` is the term that it leads under."""
+
+    worker_id: str
+    standby: bool
+    term: int | None
+    view: ClusterView | None
+    live_terms: LiveTerms
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreNewest:
+    """As the leader of `term`: restore the newest checkpoint and announce it. `finished`: the run is complete."""
+
+    term: int
+    announced: Announcement | None
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreAnnounced:
+    """As a follower: restore what the leader announced. `finished`: the run is complete."""
+
+    announced: Announcement
+    finished: bool
+
+
+RestoreStep = RestoreNewest | RestoreAnnounced | None
+
+
+def next_step(status: RestoreStatus) -> RestoreStep:
+    """Return what a worker does next. None: wait for another view."""
+    view, term = status.view, status.term
+    if view is None:
+        return None
+    announced = view.announcement
+    has_ended = announced is not None and announced.finished and announced.term in status.live_terms
+    if term is not None:
+        # The elector learns of a term before its view arrives here. Only a view of that very term counts.
+        if (view.term, view.holder) != (term, status.worker_id):
             return None
-        if self._standby and not announced.finished:
-            return None
-        start = self._find(announced)
-        if start is None and self._store.names()[:1] > [announced.checkpoint or ""]:
-            return None  # pruned after a newer commit, which will be announced
-        # It may have been pruned since: then there is a newer announcement, or will be.
-        return start if start is not None and start.digest == announced.digest else announced.checkpoint
-
-    def _find(self, announced: Announcement) -> StartPoint | None:
-        finished = self._standby and announced.finished
-        self.problem = None
-        if announced.checkpoint is None:
-            return StartPoint(finished=finished)
-        if parse_name(announced.checkpoint) is None:
-            return StartPoint(synalinks_backup=find_synalinks_backup(self._store.storage), finished=finished)
-        try:
-            return StartPoint(checkpoint=self._store.load(announced.checkpoint), finished=finished)
-        except RunMismatchError:
-            raise
-        except StoreError as error:
-            self.problem = error
-            return None
-
-    def _is_elsewhere(self, announced: Announcement) -> bool:
-        """Whether the run has come further than our directory: to start from what is here would pay for it again."""
-        name = announced.checkpoint
-        if name is None or parse_name(name) is None or not self._is_live(announced.term):
-            return False
-        return self._store.names()[:1] < [name]
-
-    def _is_current(self, announced: Announcement, view: ClusterView) -> bool:
-        if self._is_the_end(announced):
-            return True
-        return view.holder is not None and announced.term == view.term and self._is_live(announced.term)
-
-    def _is_the_end(self, announced: Announcement) -> bool:
-        """Whether the run has finished while we waited; whoever said so may have left by now."""
-        return announced.finished and self._is_live(announced.term)
-
-    def _is_live(self, term: int) -> bool:
-        return term in self._live_terms or (self._first_term is not None and term > self._first_term)
+        return RestoreNewest(term, announced, finished=status.standby and has_ended)
+    if announced is None:
+        return None
+    # The leader that announced the end may have left by now.
+    is_current = view.holder is not None and announced.term == view.term and announced.term in status.live_terms
+    if not (is_current or has_ended) or (status.standby and not announced.finished):
+        return None
+    return RestoreAnnounced(announced, finished=status.standby and announced.finished)
 
 
-logger = logging.getLogger(__name__)
-
-# How long an announced checkpoint may stay invisible before we say that the directory is not shared: longer
-# than the attribute cache of a network file system holds on to a listing (nfs(5): acdirmax, 60 s, is for
-# entries that don't change; a lookup of a new name goes to the server).
-_VISIBILITY_LIMIT = 5.0
+# -------------------------------------------------------------------- taking the steps
 
 
-class Arrival:
-    """One worker's wait for its start; it begins now.
+class Restore:
+    """The wait of one worker for its start position. It begins when this is made."""
 
-    Args:
-        protocol: Decides where to start.
-        elector: Tells whether we lead, and why not.
-        announcer: Announces what we restore, if we lead.
-        worker_id: Who waits.
-        place: Where the run is, for messages.
-        options: How long to wait, and whether as a standby.
-        clock: Where time comes from.
-    """
-
-    def __init__(
-        self,
-        *,
-        protocol: StartProtocol,
-        elector: Elector,
-        announcer: Announcer,
-        worker_id: str,
-        place: str,
-        options: WorkerOptions,
-        clock: Clock,
-    ) -> None:
-        self._protocol = protocol
-        self._elector = elector
-        self._announcer = announcer
-        self._worker_id = worker_id
-        self._place = place
-        self._options = options
-        self._clock = clock
-        self._deadline = clock.now() + options.restore_timeout
-        self._last_warning = ""
-        # Since when what is announced is missing here, whatever its name.
+    def __init__(self, context: WorkerContext, live_terms: LiveTerms) -> None:
+        self._context = context
+        self._live_terms = live_terms
+        self._deadline = context.clock.now() + context.options.restore_timeout
+        self._warnings = OnceLogger(logger)
         self._missing_since: float | None = None
+        self._load_error: StoreError | None = None
 
-    def attempt(self, view: ClusterView | None) -> StartPoint | None:
-        """Where to start; None if it is too early to tell.
-
-        Args:
-            view: The newest one; None before the first.
+    def attempt(self) -> StartPoint | None:
+        """Return where to start. None: retry after the next change.
 
         Raises:
-            RestoreTimeoutError: Nobody announced anything in time.
-            NotSharedError: The announced checkpoint can't be seen in our directory.
+            RestoreTimeoutError: No position was announced in time.
+            NotSharedError: The announced checkpoint is not in this worker's directory.
             CorruptCheckpointError: The announced checkpoint is damaged.
-            StoreError: No checkpoint is usable, or the directory can't be read, all the time.
-            ConfigError: The coordinator refuses us, and always will.
+            StoreError: No checkpoint is usable, or the directory can't be read until the timeout.
+            ConfigError: The coordinator refuses this worker, and a retry can't help.
         """
-        if isinstance(self._elector.coordinator_error, ConfigError):
-            raise self._elector.coordinator_error
+        if isinstance(error := self._context.elector.coordinator_error, ConfigError):
+            raise error
+        status = RestoreStatus(
+            worker_id=self._context.worker_id,
+            standby=self._context.options.standby,
+            term=self._context.elector.term,
+            view=self._context.state.view,
+            live_terms=self._live_terms,
+        )
+        step = next_step(status)
         try:
-            start = self._try(view)
+            start = self._take(step)
         except StoreError as error:
             self._retry_or_raise(error)
             return None
         if isinstance(start, StartPoint):
             return start
-        now = self._clock.now()
-        if start is None:
+        self._raise_if_missing(start)
+        if self._is_late:
+            raise RestoreTimeoutError(self._timeout_message(status.view))
+        return None
+
+    def _take(self, step: RestoreStep) -> StartPoint | str | None:
+        """Return the start point, or the name of an announced checkpoint that is missing, or None to wait."""
+        match step:
+            case None:
+                return None
+            case RestoreNewest():
+                start = self._newest(step)
+            case RestoreAnnounced():
+                found = self._announced(step)
+                if not isinstance(found, StartPoint):
+                    return found
+                start = found
+        self._context.announcer.newest = None if start.checkpoint is None else start.checkpoint.header
+        if isinstance(step, RestoreNewest) and not self._announce(start, step.term):
+            return None
+        return start
+
+    def _newest(self, step: RestoreNewest) -> StartPoint:
+        store = self._context.store
+        checkpoint = store.latest()
+        backup = None if checkpoint is not None else find_synalinks_backup(store.storage)
+        if step.announced is not None and self._is_ahead(step.announced):
+            announced = f"{step.announced.worker_id} announced {step.announced.checkpoint}"
+            raise NotSharedError(f"{announced}, {_NOT_SHARED.format(location=store.location)}")
+        if checkpoint is None and backup is None and store.terms.was_led_before(step.term):
+            logger.warning(
+                "%s was led before and has no checkpoint: nothing was saved, or it was removed; "
+                "starting from the beginning",
+                store.location,
+            )
+        return StartPoint(checkpoint=checkpoint, synalinks_backup=backup, finished=step.finished)
+
+    def _is_ahead(self, announced: Announcement) -> bool:
+        """Whether the run has come further than this directory. Starting from here would pay again for the rest."""
+        name = announced.checkpoint
+        if name is None or parse_name(name) is None or announced.term not in self._live_terms:
+            return False
+        return self._context.store.names()[:1] < [name]
+
+    def _announced(self, step: RestoreAnnounced) -> StartPoint | str | None:
+        announced = step.announced
+        start = self._find(announced, finished=step.finished)
+        if start is not None and start.digest == announced.digest:
+            return start
+        if start is None and self._context.store.names()[:1] > [announced.checkpoint or ""]:
+            # It was pruned after a newer commit, whose announcement follows.
+            return None
+        return announced.checkpoint
+
+    def _find(self, announced: Announcement, *, finished: bool) -> StartPoint | None:
+        self._load_error = None
+        store = self._context.store
+        if announced.checkpoint is None:
+            return StartPoint(finished=finished)
+        if parse_name(announced.checkpoint) is None:
+            return StartPoint(synalinks_backup=find_synalinks_backup(store.storage), finished=finished)
+        try:
+            return StartPoint(checkpoint=store.load(announced.checkpoint), finished=finished)
+        except RunMismatchError:
+            raise
+        except StoreError as error:
+            self._load_error = error
+            return None
+
+    def _announce(self, start: StartPoint, term: int) -> bool:
+        try:
+            return self._context.announcer.announce_start(start, term)
+        except CoordinatorUnavailableError as error:
+            self._warnings.warning(
+                "could not announce the start position, retrying worker=%s reason=%s", self._context.worker_id, error
+            )
+            return False
+
+    # ---------------------------------------------------------------- giving up
+
+    @property
+    def _is_late(self) -> bool:
+        return not self._context.options.standby and self._context.clock.now() > self._deadline
+
+    def _retry_or_raise(self, error: StoreError) -> None:
+        """Retry where the next read may succeed: a store that is busy, a mount that comes back."""
+        if self._is_late or isinstance(error, NoUsableCheckpointError | RunMismatchError | CorruptCheckpointError):
+            raise error
+        self._warnings.warning("can't restore yet, retrying worker=%s reason=%s", self._context.worker_id, error)
+
+    def _raise_if_missing(self, name: str | None) -> None:
+        now = self._context.clock.now()
+        if name is None:
             self._missing_since = None
         elif self._missing_since is None:
             self._missing_since = now
         elif now - self._missing_since > _VISIBILITY_LIMIT:
-            if isinstance(self._protocol.problem, CorruptCheckpointError):
-                raise self._protocol.problem
-            raise NotSharedError(
-                f"the leader announced {start}, which is not in {self._place} here: is the directory shared by all "
-                "workers?"
-            )
-        if now > self._deadline and not self._options.standby:
-            raise RestoreTimeoutError(self._timeout_message(view))
-        return None
-
-    def _retry_or_raise(self, error: StoreError) -> None:
-        """What can't be read just now may be read in a moment: a store that is busy, a mount that comes back."""
-        final = isinstance(error, NoUsableCheckpointError | RunMismatchError | CorruptCheckpointError)
-        if final or (self._clock.now() > self._deadline and not self._options.standby):
-            raise error
-        if str(error) != self._last_warning:
-            self._last_warning = str(error)
-            logger.warning("can't restore yet, trying again worker=%s reason=%s", self._worker_id, error)
-
-    def _try(self, view: ClusterView | None) -> StartPoint | str | None:
-        """The start point; or the name of an announced checkpoint that is missing; or None if it is too early."""
-        term = self._elector.term
-        # What we see must be of the term we lead under: the elector knows of it a moment before the view is here.
-        leads = term is not None and view is not None and (view.term, view.holder) == (term, self._worker_id)
-        if view is None or (term is not None and not leads):
-            return None
-        start = self._protocol.as_leader(view) if leads else self._protocol.as_follower(view)
-        if not isinstance(start, StartPoint):
-            return start
-        self._announcer.newest = None if start.checkpoint is None else start.checkpoint.header
-        if term is not None and not self._announce(start, term):
-            return None
-        return start
-
-    def _announce(self, start: StartPoint, term: int) -> bool:
-        try:
-            return self._announcer.start(start, term)
-        except CoordinatorUnavailableError as error:
-            logger.warning("announcing the start failed, trying again worker=%s reason=%s", self._worker_id, error)
-            return False
+            if isinstance(self._load_error, CorruptCheckpointError):
+                raise self._load_error
+            location = self._context.store.location
+            raise NotSharedError(f"the leader announced {name}, {_NOT_SHARED.format(location=location)}")
 
     def _timeout_message(self, view: ClusterView | None) -> str:
-        nothing = f"no position was announced within {self._options.restore_timeout:g} s"
-        if self._elector.campaign_error is not None:
-            return f"{nothing}, and we can't lead: {self._elector.campaign_error}"
-        if self._elector.coordinator_error is not None:
-            return f"{nothing}, and the coordinator does not answer: {self._elector.coordinator_error}"
+        nothing = f"no position was announced within {self._context.options.restore_timeout:g} s"
+        elector = self._context.elector
+        reasons: tuple[tuple[str, BackupError | None], ...] = (
+            ("this worker can't lead", elector.campaign_error),
+            ("the coordinator does not answer", elector.coordinator_error),
+        )
+        for text, error in reasons:
+            if error is not None:
+                return f"{nothing}, and {text}: {error}"
         if view is None:
             return f"{nothing}, and the coordinator has not answered yet; is it reachable from here?"
         return (
-            f"{nothing}: term {view.term} is held by {view.holder or 'nobody'}; is that worker stopped, or still "
+            f"{nothing}: term {view.term} is held by {view.holder or 'no worker'}; is that worker stopped, or still "
             "restoring? raise restore_timeout if so"
         )

@@ -1,130 +1,279 @@
-"""How a worker goes: what is still to be saved, whether it is the last one out, and that it is gone in time.
+"""Shut a worker down: commit what is due, find out whether it is the last one out, leave the run in time.
 
-A member that died without a word counts until its membership expires; until then nobody is the last one out.
+A run that has finished is deleted by its last worker, and never by a worker that is being preempted. `flush_step` and
+`deletion_step` decide, from what is known and without I/O. `Shutdown` takes the steps.
+
+The limit: a member that died silently counts until its membership expires. Until then no worker is the last one out. A
+worker that is away when the run is deleted finds nothing when it comes back.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
-from distributed_backup.checkpoints.saver import Saver
-from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.checkpoints.synalinks_backup import remove_synalinks_backup
-from distributed_backup.clock import Clock
-from distributed_backup.coordination.base import Coordinator
 from distributed_backup.errors import CoordinatorError, StoreError
+from distributed_backup.preemption.exit import Preempted
+from distributed_backup.worker.context import WAIT_SLICE, WorkerContext, errors_logged, position_fields
+from distributed_backup.worker.preemption import OwnPreemption
 
 logger = logging.getLogger(__name__)
 
-# More than a tick with its jitter, and the time that it may take.
+# A worker is the last one out if it saw no other member for this many ticks: more than one tick with its jitter.
 QUIET_TICKS_BEFORE_DELETE: Final = 1.5
-# Seconds for which a worker that has finished tries to save what is due, when the disk refuses it.
+# Seconds for which a finished worker retries a commit that the storage refuses.
 _FINISH_LIMIT: Final = 30.0
-_WAIT_SLICE: Final = 0.5
+# Seconds that a leaving worker waits for its last events to be written.
+EVENT_LOG_FLUSH_TIMEOUT: Final = 2.0
 
 
-def flush_pending(
-    saver: Saver,
-    store: CheckpointStore,
-    *,
-    clock: Clock,
-    is_ours: Callable[[], bool],
-    wait: Callable[[], None],
-    give_up: Callable[[], bool],
-) -> StoreError | None:
-    """See to it that what is due is committed, though a disk refuses it for a while.
+# -------------------------------------------------------------------- the decisions
 
-    Args:
-        saver: Has it.
-        store: Where it is to go.
-        clock: Where time comes from.
-        is_ours: Whether something is due that nobody else will save.
-        wait: Waits between two tries.
-        give_up: Whether the answer does not matter any more.
+
+def flush_step(*, is_pending: bool, gives_up: bool, seconds_left: float) -> Literal["done", "failed", "drain"]:
+    """Return what a finished worker does about its pending commits.
+
+    `is_pending`: a commit is due that no other worker will make. `gives_up`: the result no longer matters.
+    """
+    if not is_pending or gives_up:
+        return "done"
+    return "failed" if seconds_left < 0 else "drain"
+
+
+def deletion_step(
+    ages: Sequence[float], *, now: float, left_at: float, quiet_since: float, quiet_period: float
+) -> Literal["keep", "delete", "wait"]:
+    """Return what a finished worker does about the backup.
+
+    `ages` are the seconds since the last heartbeat of each other member, as seen at `now`. A member that sent one after
+    `left_at` goes on, so the backup stays. With no other member since `quiet_since`, for `quiet_period` seconds, the
+    worker is the last one out.
+    """
+    if any(now - age > left_at for age in ages):
+        return "keep"
+    if not ages and now - quiet_since > quiet_period:
+        return "delete"
+    return "wait"
+
+
+# -------------------------------------------------------------------- taking the steps
+
+
+class Shutdown:
+    """The end of one worker's part in a run. `stop_listening` ends its subscription to hints."""
+
+    def __init__(self, context: WorkerContext, preemption: OwnPreemption) -> None:
+        self._context = context
+        self._preemption = preemption
+        self._closing = threading.Lock()
+        self.stop_listening: Callable[[], None] = lambda: None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether this worker is leaving the run, or has left it."""
+        return self._closing.locked()
+
+    def is_too_late_for_notice(self) -> bool:
+        """Whether a notice that comes now must write nothing: this worker is leaving, or deletes the run."""
+        return self.has_begun or self._context.state.phase == "deleting"
+
+    # ---------------------------------------------------------------- after a notice
+
+    def preempt(self) -> Preempted:
+        """Serve the notice, then leave. Return the exit to raise out of `fit`."""
+        context = self._context
+        is_saved = self._preemption.wait_until_saved()
+        position, name = context.newest_known()
+        context.report(
+            "preempted",
+            saved=None if context.saver.last is None else is_saved,
+            checkpoint=name,
+            **position_fields(position),
+            seconds=round(self._preemption.seconds_since_notice, 3),
+        )
+        self.close(timeout=0.0)
+        return self.preempted(self._preemption.seconds_since_notice)
+
+    def preempted(self, seconds: float) -> Preempted:
+        """Return the exit of a preempted worker, `seconds` after its notice."""
+        position, name = self._context.newest_known()
+        return Preempted(self._context.options.exit_code, position=position, checkpoint=name, seconds=seconds)
+
+    # ---------------------------------------------------------------- after the fit
+
+    def finish(self) -> None:
+        """End a complete fit: commit what is due, announce the end, leave. The last one out deletes if asked to.
+
+        Raises:
+            Preempted: A notice came before anything was deleted. Then nothing is.
+            StoreError: A commit failed and `on_save_error` is "raise".
+        """
+        context, state = self._context, self._context.state
+        self._flush()
+        self._raise_if_noticed()
+        context.report("finished", **position_fields(context.elector.position))
+        term = context.elector.term
+        if term is not None:
+            with errors_logged("announcing the end"):
+                context.announcer.note(term, finished=True)
+                context.announcer.publish(term)
+        context.elector.stop()
+        state.phase = "finished"
+        if context.options.delete_checkpoint:
+            # Other workers may delete the run from now on. No write of this worker may follow.
+            context.report.close(EVENT_LOG_FLUSH_TIMEOUT)
+            is_last = self._leave_and_check_last()
+            with state.condition:
+                if is_last and not self._preemption.is_noticed:
+                    state.phase = "deleting"
+            self._raise_if_noticed()
+            if state.phase == "deleting":
+                with errors_logged("deleting the backup"):
+                    self._delete_run()
+        self.close(timeout=0.0)
+
+    def _raise_if_noticed(self) -> None:
+        if self._preemption.is_noticed:
+            raise self.preempt()
+
+    def _flush(self) -> None:
+        context, state = self._context, self._context.state
+        if context.options.keeps_final_state:
+            # Other workers return with the final state, or come back to it, so it is committed whatever the schedule.
+            context.saver.request_save()
+        state.phase = "finishing"
+        context.saver.wake()
+        deadline = context.clock.now() + _FINISH_LIMIT
+        while True:
+            step = flush_step(
+                is_pending=self._has_pending_commit(),
+                gives_up=self._preemption.is_noticed or state.commit_error is not None,
+                seconds_left=deadline - context.clock.now(),
+            )
+            if step != "drain":
+                break
+            if not context.saver.drain(WAIT_SLICE) or context.saver.unsaved:
+                state.wait(context.elector.period)
+        if step == "failed":
+            self._final_state_failed()
+        if state.commit_error is not None:
+            raise state.commit_error
+
+    def _has_pending_commit(self) -> bool:
+        """Whether a commit is due that no other worker will make: this worker leads, or led last and no other does."""
+        context = self._context
+        holder = None if context.state.view is None else context.state.view.holder
+        led_last = context.elector.last_term is not None and holder in {None, context.worker_id}
+        return (context.elector.is_leader or led_last) and context.saver.unsaved
+
+    def _final_state_failed(self) -> None:
+        location = self._context.store.location
+        error = StoreError(
+            f"the final state could not be saved in {location} within {_FINISH_LIMIT:g} s", path=location
+        )
+        logger.error("%s worker=%s", error, self._context.worker_id)
+        if self._context.options.on_save_error == "raise":
+            self._context.state.commit_error = error
+
+    def _leave_and_check_last(self) -> bool:
+        """Leave the run, then return whether no other worker goes on or is about to finish."""
+        context = self._context
+        left_at = quiet_since = context.clock.now()
+        quiet_period = QUIET_TICKS_BEFORE_DELETE * context.elector.period
+        try:
+            context.coordinator.leave(context.worker_id)
+            while not self._preemption.is_noticed:
+                # Before the call: a reply that was long on its way must not make a member look alive.
+                now = context.clock.now()
+                ages = [m.age for m in context.coordinator.members() if m.worker_id != context.worker_id]
+                step = deletion_step(ages, now=now, left_at=left_at, quiet_since=quiet_since, quiet_period=quiet_period)
+                if step == "keep":
+                    logger.info("backup kept for other workers worker=%s others=%d", context.worker_id, len(ages))
+                if step != "wait":
+                    return step == "delete"
+                if ages:
+                    quiet_since = now
+                context.state.wait(context.elector.period)
+        except CoordinatorError as error:
+            logger.warning("backup kept, the coordinator failed worker=%s reason=%s", context.worker_id, error)
+        return False
+
+    def _delete_run(self) -> None:
+        """Delete the backup of a finished run. The lease goes last: a worker that joins meanwhile waits for it."""
+        store = self._context.store
+        remove_synalinks_backup(store.storage)
+        store.delete()
+        self._context.coordinator.erase()
+        # Only an empty directory: a new run may have begun here since.
+        store.storage.remove_if_empty()
+        self._context.report("deleted")
+
+    # ---------------------------------------------------------------- leaving
+
+    def close(self, *, timeout: float) -> None:
+        """Commit what is pending within `timeout` seconds, resign, leave, stop the threads. May be called again.
+
+        After a notice it takes no longer than the grace period allows, whatever hangs.
+        """
+        with self._context.state.condition:  # a notice comes before this point, or is too late
+            if not self._closing.acquire(blocking=False):
+                return
+        try:
+            if timeout > 0 and not self._context.saver.drain(timeout):
+                logger.warning("left with a commit pending worker=%s", self._context.worker_id)
+        finally:
+            # Also after Ctrl-C: a worker that stays would renew its lease for ever, and no other could lead.
+            self._leave_in_time()
+
+    def _leave_in_time(self) -> None:
+        self.stop_listening()
+        limit = self._preemption.time_left(keep=1 / 4) if self._preemption.is_noticed else None
+        self._context.report("left")
+        if not run_with_timeout(lambda: self._leave(limit), limit):
+            logger.warning(
+                "could not leave cleanly: the coordinator or the disk does not respond worker=%s",
+                self._context.worker_id,
+            )
+
+    def _leave(self, limit: float | None) -> None:
+        context = self._context
+        context.elector.stop()
+        # A worker that never opened the coordinator is no member and leads nothing.
+        is_member = context.state.phase != "new"
+        if is_member:
+            self._resign()
+        # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
+        context.report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
+        if is_member:
+            with errors_logged("leaving"):
+                context.coordinator.leave(context.worker_id)
+        context.saver.stop()
+        context.store.storage.close()
+        if is_member:
+            context.coordinator.close()
+
+    def _resign(self) -> None:
+        term, view = self._context.elector.term, self._context.state.view
+        if term is not None:
+            with errors_logged("announcing"):
+                self._context.announcer.publish(term, on_record=None if view is None else view.announcement)
+        with errors_logged("resigning"):
+            self._context.elector.resign()
+
+
+def run_with_timeout(work: Callable[[], None], timeout: float | None) -> bool:
+    """Run work that may hang, and continue after `timeout` seconds without it. None waits for its end.
 
     Returns:
-        What to say if it could not be.
+        Whether it has ended. If not, it goes on in a thread that ends with the process.
     """
-    limit = clock.now() + _FINISH_LIMIT
-    while is_ours() and not give_up():
-        if clock.now() > limit:
-            text = f"the final state could not be saved in {store.location} within {_FINISH_LIMIT:g} s"
-            return StoreError(text, path=store.location)
-        if not saver.drain(_WAIT_SLICE) or saver.unsaved:
-            wait()
-    return None
-
-
-def delete_run(store: CheckpointStore, coordinator: Coordinator) -> None:
-    """Delete the backup of a run that has finished.
-
-    The lock goes last: whoever joins meanwhile waits for us, and finds nothing.
-
-    Raises:
-        BackupError: Something could not be removed.
-    """
-    remove_synalinks_backup(store.storage)
-    store.delete()
-    coordinator.erase()
-    # Only what is empty: a new run may have begun here since.
-    store.storage.remove_if_empty()
-
-
-def leave_and_check_last(
-    coordinator: Coordinator,
-    worker_id: str,
-    *,
-    clock: Clock,
-    period: float,
-    wait: Callable[[], None],
-    give_up: Callable[[], bool],
-) -> bool:
-    """Leave, and tell whether no other member is left.
-
-    One that was heard of after we left is there; one that was not may have died just before, so it is waited for until
-    it is heard of or its membership expires. That there is none must hold for longer than a tick: a server that has
-    just lost its data knows nobody before they are heard of again.
-
-    Args:
-        coordinator: The run's coordinator.
-        worker_id: Who leaves.
-        clock: Where time comes from.
-        period: Seconds between two heartbeats of a member.
-        wait: Waits between two looks.
-        give_up: Whether the answer does not matter any more.
-    """
-    left = alone_since = clock.now()
-    try:
-        coordinator.leave(worker_id)
-        while not give_up():
-            now = clock.now()  # before asking: an answer that was long on its way must not make a member look alive
-            others = [member for member in coordinator.members() if member.worker_id != worker_id]
-            if any(now - member.age > left for member in others):
-                logger.info("backup kept for others that go on worker=%s others=%d", worker_id, len(others))
-                return False
-            if others:
-                alone_since = now
-            elif now - alone_since > QUIET_TICKS_BEFORE_DELETE * period:
-                return True
-            wait()
-    except CoordinatorError as error:
-        logger.warning("backup kept worker=%s reason=%s", worker_id, error)
-    return False
-
-
-def run_with_timeout(limit: float | None, work: Callable[[], None]) -> bool:
-    """Do something that may hang, and go on after `limit` seconds without it; None to wait for its end.
-
-    Returns:
-        Whether it was done. Else it goes on in a thread that ends with the process.
-    """
-    if limit is None:
+    if timeout is None:
         work()
         return True
     thread = threading.Thread(target=work, name="distributed-backup-leaving", daemon=True)
     thread.start()
-    thread.join(max(limit, 0.0))
+    thread.join(max(timeout, 0.0))
     return not thread.is_alive()

@@ -528,7 +528,10 @@ def test_a_leader_that_can_not_save_does_not_hand_over(team: Crew) -> None:
     store.open.clear()
     result = inside("resign", *team.place, "--timeout", "0.5")
     assert_refused(result, 1, "no other worker took over from a within 0.5 s: a leads under term 1, last heard of ")
-    wait_for(lambda: leader._view is not None and not leader._view.notices, "the leader knows that it is over")
+    wait_for(
+        lambda: leader._context.state.view is not None and not leader._context.state.view.notices,
+        "the leader knows that it is over",
+    )
     store.open.set()
     wait_for(team.kept, "the save comes late")
     assert asked("preempt", *team.place)["leader"] == "a"

@@ -191,7 +191,7 @@ def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
 
     team.reporter = reporter
     worker = team.started("a", delete_checkpoint=False)
-    run = worker._store.open_run()
+    run = worker._context.store.open_run()
     worker.boundary(snapshot(2), due=True)
     assert saver_of(worker).drain(PATIENCE)
     shown = endpoint.scrape(run)

@@ -142,7 +142,7 @@ def test_a_notice_is_told_once_while_nothing_was_forgotten(team: Team) -> None:
     team.kill(leader)
     follower.give_notice("SIGTERM")
     team.steps(3.0)
-    assert not follower._notices.own_is_answered
+    assert not follower._context.notices.own_is_acknowledged
     assert coordinator.notified == 1
 
 
@@ -159,7 +159,7 @@ def test_a_warning_to_the_leader_saves_though_the_coordinator_does_not_answer(
     leader.boundary(snapshot(1), due=False)
     assert leader.ask_for_save("gce:MIGRATE_ON_HOST_MAINTENANCE")
     team.until(lambda: team.positions() == [Position(1)])
-    assert "asking for a save failed: connection refused" in caplog.text
+    assert "requesting a save failed worker=a reason=connection refused" in caplog.text
 
 
 class Away(MemoryCoordinator):
@@ -189,7 +189,7 @@ def test_a_warning_that_can_not_be_told_is_to_be_told_again(team: Team, caplog: 
     assert not follower.ask_for_save("aws:rebalance")
     team.steps(3.0)
     assert not follower.ask_for_save("aws:rebalance")
-    assert caplog.text.count("asking for a save failed") == 1
+    assert caplog.text.count("requesting a save failed") == 1
     coordinator.away = False
     team.steps(3.0)
     assert follower.ask_for_save("aws:rebalance")

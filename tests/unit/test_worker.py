@@ -473,7 +473,7 @@ def test_a_worker_that_leaves_closes_its_storage(team: Team) -> None:
     worker = team.started("a")
     with mock.patch.object(LocalStorage, "close", autospec=True) as close:
         worker.close(timeout=0.0)
-    close.assert_called_once_with(worker._store.storage)
+    close.assert_called_once_with(worker._context.store.storage)
 
 
 def test_a_close_that_is_interrupted_leaves_the_run_all_the_same(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from distributed_backup.checkpoints.format import CheckpointHeader
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import ClusterView, Heartbeat, Notice
 from distributed_backup.coordination.memory import MemoryCoordinator
-from distributed_backup.errors import CoordinatorUnavailableError, StoreError
+from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.errors import CoordinatorError, CoordinatorUnavailableError, RunMismatchError, StoreError
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage.local import LocalStorage
@@ -48,7 +49,7 @@ def test_a_store_that_is_away_when_a_worker_joins_is_waited_for(team: Team, capl
     bucket.away = busy()
     joining = team.begin(lambda: team.worker("a", store=CheckpointStore(bucket)))
     team.until(lambda: bucket.tries >= 3)
-    assert caplog.text.count("can't join yet, trying again worker=a reason=can't read s3://bucket/run") == 1
+    assert caplog.text.count("can't join yet, retrying worker=a reason=can't read s3://bucket/run") == 1
     bucket.away = None
     worker: Worker = team.result(joining)
     assert team.result(team.begin(worker.await_start)).checkpoint is None
@@ -234,3 +235,29 @@ def test_a_term_that_none_can_follow_is_named(tmp_path: Path) -> None:
     (tmp_path / "9999999999.term").touch()
     with pytest.raises(StoreError, match=r"^no term is left in .*: remove what is named 9999999999$"):
         store.claim_term(10_000_000_000)
+
+
+class Unopened(MemoryCoordinator):
+    """Can't be used before it is opened, as a coordinator over a server."""
+
+    opened = False
+
+    def open(self, run_id: str, timings: LeaseTimings) -> None:
+        self.opened = True
+
+    def leave(self, worker_id: str) -> None:
+        if not self.opened:
+            raise CoordinatorError("open() names the run, and comes before everything else")
+        super().leave(worker_id)
+
+
+def test_a_worker_that_could_not_join_leaves_without_a_warning(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """It is no member, so there is nothing to leave: the error of `join` is all that the user sees."""
+    team.commit(1)
+    coordinator = Unopened(team.clock)
+    worker = team.unjoined("a", store=FaultyStore(team.root, run_id="another"), coordinator=coordinator)
+    with pytest.raises(RunMismatchError):
+        worker.join()
+    worker.close(timeout=0.0)
+    assert not coordinator.opened
+    assert caplog.text == ""

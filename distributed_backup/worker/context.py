@@ -1,0 +1,117 @@
+"""What the parts of one worker share: store, coordinator, threads, and how far the worker has come.
+
+Each part owns its own state. Here is only what several parts read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from distributed_backup.checkpoints.saver import Saver
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.clock import Clock
+from distributed_backup.coordination.base import ClusterView, Coordinator
+from distributed_backup.coordination.election import Elector
+from distributed_backup.errors import BackupError, StoreError
+from distributed_backup.observability.events import Reporter
+from distributed_backup.position import Position
+from distributed_backup.worker.announcer import Announcer
+from distributed_backup.worker.notices import NoticePublisher, Notices
+from distributed_backup.worker.options import WorkerOptions
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks of a wait. A notification ends the wait earlier.
+WAIT_SLICE: Final = 0.5
+
+Phase = Literal["new", "joined", "training", "finishing", "finished", "deleting"]
+"""How far a worker has come.
+
+"joined": it waits for its start position. "finishing": the fit is complete, the last commits are under way. "finished":
+all is committed, the worker finds out whether it is the last one out. "deleting": it is. Leaving the run is no phase: a
+worker may leave in each of them.
+"""
+
+
+class WorkerState:
+    """The phase of one worker, its newest view of the cluster, and a condition that each change notifies."""
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.phase: Phase = "new"
+        self.view: ClusterView | None = None
+        self.commit_error: StoreError | None = None
+        """The failed commit that ends the fit, with `on_save_error="raise"`."""
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the worker has started from a position and may have boundaries that must be saved."""
+        return self.phase in {"training", "finishing"}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the fit has reached its end."""
+        return self.phase in {"finishing", "finished", "deleting"}
+
+    def wait(self, timeout: float) -> None:
+        """Wait for a notification, at most `timeout` seconds."""
+        with self.condition:
+            self.condition.wait(timeout)
+
+    def notify_all(self) -> None:
+        """End all waits."""
+        with self.condition:
+            self.condition.notify_all()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerContext:
+    """The parts of one worker, for each other."""
+
+    worker_id: str
+    store: CheckpointStore
+    coordinator: Coordinator
+    clock: Clock
+    options: WorkerOptions
+    report: Reporter
+    elector: Elector
+    saver: Saver
+    notices: Notices
+    announcer: Announcer
+    publisher: NoticePublisher
+    state: WorkerState = field(default_factory=WorkerState)
+
+    def term_to_write_under(self) -> int | None:
+        """Return the term that commits are made under. None if this worker may not commit.
+
+        Coordination may fail, saving must not. With the coordinator out of reach, a preempted or complete worker
+        commits under the last term it led under. See `checkpoints.fencing`.
+        """
+        term = self.elector.term
+        if term is None and (self.notices.own is not None or self.state.is_complete):
+            term = self.elector.term_of_last_resort
+        return term
+
+    def newest_known(self) -> tuple[Position | None, str | None]:
+        """Return position and name of the newest checkpoint that this worker knows to be durable."""
+        view = self.state.view
+        return self.announcer.newest_known(None if view is None else view.announcement)
+
+
+def position_fields(position: Position | None) -> dict[str, int | None]:
+    """Return a position as fields of an event."""
+    return {"epoch": None, "batch": None} if position is None else {"epoch": position.epoch, "batch": position.batch}
+
+
+@contextmanager
+def errors_logged(what: str) -> Iterator[None]:
+    """Continue after an error of store or coordinator: saving and shutting down must not depend on coordination."""
+    try:
+        yield
+    except BackupError as error:
+        logger.warning("%s failed: %s", what, error)
