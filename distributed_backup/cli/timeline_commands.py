@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distributed_backup.checkpoints.store import CheckpointStore
     from distributed_backup.observability.events import Event
     from distributed_backup.timeline.history import History
-    from distributed_backup.timeline.incidents import Cost
+    from distributed_backup.timeline.incidents import IncidentCost
 
 _SUFFIXES: Final = (".svg", ".html")
 
@@ -97,14 +97,14 @@ def timeline(
             typer.echo(f"Drawn: {output}")
 
 
-def _drawn(history: History, costs: list[Cost], kind: str) -> str:
+def _drawn(history: History, costs: list[IncidentCost], kind: str) -> str:
     from distributed_backup.timeline.chart import draw
     from distributed_backup.timeline.html_page import page
 
     return page(history, costs) if kind == ".html" else draw(history, costs)
 
 
-def _print_summary(history: History, costs: list[Cost]) -> None:
+def _print_summary(history: History, costs: list[IncidentCost]) -> None:
     from distributed_backup.cli.tables import table
     from distributed_backup.timeline.labels import HEADINGS, cells, summary, title
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incidents import Cost, costliest
+from distributed_backup.timeline.incidents import IncidentCost, costliest
 from distributed_backup.timeline.labels import CLOCKS, HEADINGS, NO_COST, cells, leaders, summary, title
 from distributed_backup.timeline.layout import (
     BOLD_LETTER,
@@ -41,7 +41,7 @@ _FREE: Final = (HEADINGS.index("Worker"), HEADINGS.index("What happened"))
 MIN_COLUMN_WIDTH: Final = 170.0
 
 
-def draw(history: History, costs: Sequence[Cost], *, with_table: bool = True) -> str:
+def draw(history: History, costs: Sequence[IncidentCost], *, with_table: bool = True) -> str:
     """The SVG.
 
     Args:
@@ -74,14 +74,16 @@ def draw(history: History, costs: Sequence[Cost], *, with_table: bool = True) ->
 def _scale(history: History) -> TimeScale:
     """From edge to edge; with some room where somebody is gone at the end."""
     scale = TimeScale(start=history.start, end=history.end, left=LEFT, right=RIGHT)
-    last = max((scale.x(life.end) for life in history.lives if life.ending == "gone"), default=0.0)
+    last = max(
+        (scale.x(incarnation.end) for incarnation in history.incarnations if incarnation.ending == "gone"), default=0.0
+    )
     return replace(scale, right=RIGHT - TAIL) if last > RIGHT - TAIL else scale
 
 
 # -------------------------------------------------------------------- head
 
 
-def _draw_head(canvas: Canvas, history: History, costs: Sequence[Cost]) -> None:
+def _draw_head(canvas: Canvas, history: History, costs: Sequence[IncidentCost]) -> None:
     canvas.text(MARGIN, 30, fitted(title(history), WIDTH - 2 * MARGIN, HEAD_LETTER), "head")
     for number, line in enumerate(summary(history, costs)):
         canvas.text(MARGIN, 50 + 18 * number, line, "muted" if number == 0 else "ink")
@@ -106,9 +108,9 @@ def _draw_axis(canvas: Canvas, scale: TimeScale, layout: Layout) -> None:
         canvas.line(x, layout.leaders, x, foot + 5, "grid")
         anchor = "end" if x > RIGHT - 30 else "middle" if x > LEFT + 30 else "start"
         canvas.text(x, foot + 17, duration(tick - scale.start) if tick > scale.start else "0", "small", anchor=anchor)
-        told, day = day, date(tick)
+        shown, day = day, date(tick)
         when = clock_time(tick, step=scale.step)
-        canvas.text(x, foot + 32, when if day == told else f"{day[5:]} {when}", "small", anchor=anchor)
+        canvas.text(x, foot + 32, when if day == shown else f"{day[5:]} {when}", "small", anchor=anchor)
 
 
 # -------------------------------------------------------------------- table
@@ -118,7 +120,7 @@ def _table_height(rows: int) -> float:
     return (rows + 2) * _ROW_HEIGHT + MARGIN
 
 
-def _draw_table(canvas: Canvas, top: float, history: History, costs: Sequence[Cost], *, more: int) -> None:
+def _draw_table(canvas: Canvas, top: float, history: History, costs: Sequence[IncidentCost], *, more: int) -> None:
     rows = [cells(history, cost) for cost in costs]
     columns = list(_columns(rows))
     for (x, _), heading in zip(columns, HEADINGS, strict=True):

@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Final
 
 from distributed_backup.observability.events import FINAL_KINDS, Event
-from distributed_backup.timeline.incarnation_builder import life_of
-from distributed_backup.timeline.incarnations import Lead, Life, incarnations_of, name_of
+from distributed_backup.timeline.incarnation_builder import build_incarnation
+from distributed_backup.timeline.incarnations import Incarnation, Leadership, lane_name, without_incarnation
 
 # Seconds after which a worker that says nothing counts as gone, unless it was lately quiet for longer.
 _PATIENCE: Final = 60.0
@@ -28,7 +28,7 @@ class Lane:
     """Lives that follow each other, of one worker."""
 
     name: str
-    lives: tuple[Life, ...]
+    incarnations: tuple[Incarnation, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,13 @@ class History:
     end: float
     going_on: bool
     lanes: tuple[Lane, ...]
-    leads: tuple[Lead, ...]
+    leaderships: tuple[Leadership, ...]
     epoch_size: int
 
     @property
-    def lives(self) -> list[Life]:
+    def incarnations(self) -> list[Incarnation]:
         """All of them."""
-        return [life for lane in self.lanes for life in lane.lives]
+        return [incarnation for lane in self.lanes for incarnation in lane.incarnations]
 
 
 def history_of(events: Sequence[Event], *, now: float) -> History:
@@ -67,19 +67,29 @@ def history_of(events: Sequence[Event], *, now: float) -> History:
         events: At least one; those of one worker in the order in which they happened.
         now: Seconds since 1970. Who was heard of recently is taken to be still there.
     """
-    said: dict[str, list[Event]] = {}
+    by_worker: dict[str, list[Event]] = {}
     for event in events:
-        said.setdefault(event.worker, []).append(event)
-    there = _still_there(said, now)
-    lives = [life_of(words, now=now if worker in there else None) for worker, words in said.items()]
+        by_worker.setdefault(event.worker, []).append(event)
+    running = _running_workers(by_worker, now)
+    incarnations = [
+        build_incarnation(its_events, now=now if worker in running else None)
+        for worker, its_events in by_worker.items()
+    ]
     return History(
         run_id=_run_id(events),
-        start=min(life.start for life in lives),
-        end=max(life.end for life in lives),
-        going_on=bool(there),
-        lanes=tuple(_lanes(lives)),
-        leads=tuple(sorted((lead for life in lives for lead in life.leads), key=lambda lead: (lead.term, lead.start))),
-        epoch_size=max((position.batch for life in lives for _, position in life.track), default=0),
+        start=min(incarnation.start for incarnation in incarnations),
+        end=max(incarnation.end for incarnation in incarnations),
+        going_on=bool(running),
+        lanes=tuple(_lanes(incarnations)),
+        leaderships=tuple(
+            sorted(
+                (leadership for incarnation in incarnations for leadership in incarnation.leaderships),
+                key=lambda leadership: (leadership.term, leadership.start),
+            )
+        ),
+        epoch_size=max(
+            (position.batch for incarnation in incarnations for _, position in incarnation.track), default=0
+        ),
     )
 
 
@@ -87,14 +97,14 @@ def _run_id(events: Iterable[Event]) -> str:
     return next((str(event.fields["run"]) for event in events if "run" in event.fields), "")
 
 
-def _still_there(said: dict[str, list[Event]], now: float) -> set[str]:
+def _running_workers(by_worker: dict[str, list[Event]], now: float) -> set[str]:
     newest: dict[str, str] = {}
-    for worker in sorted(said, key=lambda worker: said[worker][0].at):
-        newest[incarnations_of(worker)] = worker
-    silent = {worker for worker in newest.values() if not any(event.kind in FINAL_KINDS for event in said[worker])}
-    heard = {worker for worker in silent if now - said[worker][-1].at.timestamp() <= _patience(said[worker])}
+    for worker in sorted(by_worker, key=lambda worker: by_worker[worker][0].at):
+        newest[without_incarnation(worker)] = worker
+    silent = {worker for worker in newest.values() if not any(event.kind in FINAL_KINDS for event in by_worker[worker])}
+    heard = {worker for worker in silent if now - by_worker[worker][-1].at.timestamp() <= _patience(by_worker[worker])}
     # A standby worker says nothing while it waits, for as long as somebody trains.
-    waiting = {worker for worker in silent if all(event.kind == "joined" for event in said[worker])}
+    waiting = {worker for worker in silent if all(event.kind == "joined" for event in by_worker[worker])}
     return heard | waiting if heard else set()
 
 
@@ -103,17 +113,17 @@ def _patience(words: Sequence[Event]) -> float:
     return max(_PATIENCE, 2 * max(gaps, default=0.0))
 
 
-def _lanes(lives: Iterable[Life]) -> list[Lane]:
-    rows: dict[str, list[list[Life]]] = {}
-    for life in sorted(lives, key=lambda life: (life.start, life.worker_id)):
-        of_name = rows.setdefault(name_of(life.worker_id), [])
-        free = next((row for row in of_name if row[-1].end <= life.start), None)
+def _lanes(incarnations: Iterable[Incarnation]) -> list[Lane]:
+    rows: dict[str, list[list[Incarnation]]] = {}
+    for incarnation in sorted(incarnations, key=lambda incarnation: (incarnation.start, incarnation.worker_id)):
+        of_name = rows.setdefault(lane_name(incarnation.worker_id), [])
+        free = next((row for row in of_name if row[-1].end <= incarnation.start), None)
         if free is None:
-            of_name.append([life])
+            of_name.append([incarnation])
         else:
-            free.append(life)
+            free.append(incarnation)
     return [
-        Lane(name=name if number == 1 else f"{name} ({number})", lives=tuple(row))
+        Lane(name=name if number == 1 else f"{name} ({number})", incarnations=tuple(row))
         for name, of_name in sorted(rows.items(), key=lambda item: _naturally(item[0]))
         for number, row in enumerate(of_name, 1)
     ]

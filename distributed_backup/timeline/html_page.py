@@ -8,7 +8,7 @@ from typing import Final
 
 from distributed_backup.timeline.chart import draw
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incidents import Cost
+from distributed_backup.timeline.incidents import IncidentCost
 from distributed_backup.timeline.labels import HEADINGS, NO_COST, cells, title
 from distributed_backup.timeline.svg import clean
 
@@ -23,7 +23,7 @@ td.none { opacity: 0.6 }
 """
 
 
-def page(history: History, costs: Sequence[Cost]) -> str:
+def page(history: History, costs: Sequence[IncidentCost]) -> str:
     """The page."""
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -39,7 +39,7 @@ def page(history: History, costs: Sequence[Cost]) -> str:
 """
 
 
-def _table(history: History, costs: Sequence[Cost]) -> str:
+def _table(history: History, costs: Sequence[IncidentCost]) -> str:
     head = "".join(f'<th scope="col">{_safe(heading)}</th>' for heading in HEADINGS)
     body = "\n".join(_row(cells(history, cost)) for cost in costs)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"

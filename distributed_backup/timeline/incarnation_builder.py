@@ -11,26 +11,33 @@ from typing import TYPE_CHECKING
 
 from distributed_backup.errors import ConfigError
 from distributed_backup.position import Position
-from distributed_backup.timeline.incarnations import Ending, HowItEnded, Lead, Life, Mark, MarkKind, Span, SpanKind
+from distributed_backup.timeline.incarnations import (
+    Ending,
+    Incarnation,
+    Leadership,
+    LeadershipEnd,
+    Mark,
+    MarkKind,
+    Span,
+    SpanKind,
+)
 
 if TYPE_CHECKING:
     from distributed_backup.observability.events import Event
 
 
-def life_of(said: Sequence[Event], *, now: float | None) -> Life:
-    """The life of the worker that said this, in this order.
+def build_incarnation(events: Sequence[Event], *, now: float | None) -> Incarnation:
+    """Build the incarnation of one worker from its events, at least one, in order.
 
-    Args:
-        said: Its events, at least one.
-        now: The end of what is known, if it is still there.
+    `now` is the end of what is known of a worker that is still running.
     """
-    biographer = _Biographer(said[0])
-    for event in said:
-        biographer.hear(event)
-    return biographer.life(now)
+    builder = IncarnationBuilder(events[0])
+    for event in events:
+        builder.add(event)
+    return builder.build(now)
 
 
-class _Biographer:
+class IncarnationBuilder:
     """Listens to one worker; a method for each kind of event."""
 
     def __init__(self, first: Event) -> None:
@@ -43,23 +50,25 @@ class _Biographer:
         self._notice_ends = 0.0
         self._spans: list[Span] = []
         self._marks: list[Mark] = []
-        self._leads: list[Lead] = []
+        self._leaderships: list[Leadership] = []
         self._track: list[tuple[float, Position]] = []
 
-    def hear(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
+        """Take in the next event."""
         if self._ending:
             return  # what it says after its farewell is how it hands over
         self._now = max(self._now, event.at.timestamp())
         # A kind that a newer version adds says nothing to us.
         getattr(self, f"_{event.kind}", lambda _: None)(event)
 
-    def life(self, now: float | None) -> Life:
+    def build(self, now: float | None) -> Incarnation:
+        """Close what is still open and return the result."""
         if not self._ending and now is None:
             self._ending = "gone"
         self._now = self._now if now is None or self._ending else max(now, self._now)
         noticed = self._open.get("leaving")
         self._end_all()
-        return Life(
+        return Incarnation(
             worker_id=self._worker_id,
             start=self._start,
             end=self._now,
@@ -68,7 +77,7 @@ class _Biographer:
             noticed=None if noticed is None else noticed[0],
             spans=tuple(self._spans),
             marks=tuple(self._marks),
-            leads=tuple(self._leads),
+            leaderships=tuple(self._leaderships),
             track=tuple(self._track),
         )
 
@@ -83,15 +92,17 @@ class _Biographer:
             self._spans.append(Span(kind=kind, start=start, end=self._now, about=about))
 
     def _end_all(self) -> None:
-        self._end_lead(self._ending)
+        self._end_leadership(self._ending)
         for kind in tuple(self._open):
             self._end(kind)
 
-    def _end_lead(self, how: HowItEnded, reason: str = "") -> None:
+    def _end_leadership(self, how: LeadershipEnd, reason: str = "") -> None:
         if "leading" in self._open:
             start, _ = self._open["leading"]
-            self._leads.append(
-                Lead(worker_id=self._worker_id, term=self._term, start=start, end=self._now, how=how, reason=reason)
+            self._leaderships.append(
+                Leadership(
+                    worker_id=self._worker_id, term=self._term, start=start, end=self._now, how=how, reason=reason
+                )
             )
             self._end("leading")
 
@@ -122,25 +133,25 @@ class _Biographer:
         self._reached(event)
 
     def _elected(self, event: Event) -> None:
-        self._end_lead("lost")
-        self._lead(_whole(event, "term"), since=self._now)
+        self._end_leadership("lost")
+        self._begin_leadership(_whole(event, "term"), since=self._now)
 
-    def _lead(self, term: int, *, since: float) -> None:
+    def _begin_leadership(self, term: int, *, since: float) -> None:
         self._term = term
         self._begin("leading", f"leads, term {term}", since=since)
 
     def _lost(self, event: Event) -> None:
         reason = _text(event, "reason")
         self._mark("failure", f"lost the lead: {reason}")
-        self._end_lead("lost", reason)
+        self._end_leadership("lost", reason)
 
     def _resigned(self, _: Event) -> None:
-        self._end_lead("resigned")
+        self._end_leadership("resigned")
 
     def _committed(self, event: Event) -> None:
         start, term = max(self._start, self._now - _seconds(event)), _whole(event, "term")
         if term > self._term:  # its election is no longer in the log
-            self._lead(term, since=start)
+            self._begin_leadership(term, since=start)
         about = f"{_text(event, 'checkpoint')}, in {_seconds(event):.3g} s"
         self._spans.append(Span(kind="saving", start=start, end=self._now, about=f"saves {about}"))
         self._mark("commit", f"committed {about}")

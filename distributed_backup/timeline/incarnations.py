@@ -14,7 +14,7 @@ from distributed_backup.position import Position
 type SpanKind = Literal["waiting", "training", "leading", "saving", "leaving", "unreachable"]
 type MarkKind = Literal["commit", "restore", "notice", "failure"]
 type Ending = Literal["preempted", "finished", "left", "gone", ""]
-type HowItEnded = Literal["lost", "resigned"] | Ending
+type LeadershipEnd = Literal["lost", "resigned"] | Ending
 
 _INCARNATION: Final = re.compile(r"-[0-9a-f]{8}$")
 # What Kubernetes adds to the name of a pod: the pod that replaces one is the same worker of the job. Digits alone are
@@ -42,7 +42,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lead:
+class Leadership:
     """A term and who held it.
 
     Args:
@@ -58,12 +58,12 @@ class Lead:
     term: int
     start: float
     end: float
-    how: HowItEnded
+    how: LeadershipEnd
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
+class Incarnation:
     """One incarnation of a worker.
 
     Args:
@@ -87,7 +87,7 @@ class Life:
     noticed: float | None
     spans: tuple[Span, ...]
     marks: tuple[Mark, ...]
-    leads: tuple[Lead, ...]
+    leaderships: tuple[Leadership, ...]
     track: tuple[tuple[float, Position], ...]
 
     @property
@@ -100,16 +100,16 @@ class Life:
         return [span for span in self.spans if span.kind == kind]
 
 
-def name_of(worker_id: str) -> str:
+def lane_name(worker_id: str) -> str:
     """What a worker is called in all its lives: its id without what tells its incarnations, and pods, apart.
 
     Example:
         >>> name_of("train-0-x7k2p-0123abcd")
         'train-0'
     """
-    return _POD.sub("", incarnations_of(worker_id))
+    return _POD.sub("", without_incarnation(worker_id))
 
 
-def incarnations_of(worker_id: str) -> str:
+def without_incarnation(worker_id: str) -> str:
     """What all lives of one pod or process name share."""
     return _INCARNATION.sub("", worker_id)

@@ -14,13 +14,13 @@ from typing import Literal
 
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incarnations import Lead, Life
+from distributed_backup.timeline.incarnations import Incarnation, Leadership
 
-type What = Literal["preempted", "gone", "left", "lost", "resigned"]
+type IncidentKind = Literal["preempted", "gone", "left", "lost", "resigned"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class IncidentCost:
     """What happened to a worker, and what it cost the run.
 
     Args:
@@ -40,7 +40,7 @@ class Cost:
     """
 
     number: int
-    what: What
+    kind: IncidentKind
     at: float
     worker_id: str
     term: int | None
@@ -61,28 +61,29 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Blow:
+class Incident:
     """What happened, before it is known what it cost."""
 
-    what: What
+    kind: IncidentKind
     at: float
-    life: Life
-    lead: Lead | None
+    incarnation: Incarnation
+    leadership: Leadership | None
     reason: str = ""
 
 
-def costs_of(history: History) -> list[Cost]:
+def costs_of(history: History) -> list[IncidentCost]:
     """What each preemption, each death and each loss of the lead cost, by time."""
-    blows = sorted(
-        (blow for life in history.lives for blow in _blows(life)), key=lambda blow: (blow.at, blow.life.worker_id)
+    incidents = sorted(
+        (incident for incarnation in history.incarnations for incident in _incidents(incarnation)),
+        key=lambda incident: (incident.at, incident.incarnation.worker_id),
     )
-    return [_cost(history, number, blow) for number, blow in enumerate(blows, 1)]
+    return [_cost(history, number, incident) for number, incident in enumerate(incidents, 1)]
 
 
-def costliest(history: History, costs: Sequence[Cost], count: int) -> list[Cost]:
+def costliest(history: History, costs: Sequence[IncidentCost], count: int) -> list[IncidentCost]:
     """As many as that, by time: those that cost the most time, and of equal ones the most batches."""
 
-    def weight(cost: Cost) -> tuple[float, int]:
+    def weight(cost: IncidentCost) -> tuple[float, int]:
         so_far = history.end - cost.at
         lost = (so_far if seconds is None else seconds for seconds in (cost.without_leader, cost.without_training))
         return sum(lost), cost.batches or 0
@@ -92,7 +93,7 @@ def costliest(history: History, costs: Sequence[Cost], count: int) -> list[Cost]
 
 def leaderless(history: History) -> list[tuple[float, float]]:
     """When nobody led, from the first election to the last lead's end; what follows a finish is not missed."""
-    return _gaps((lead.start, lead.end, lead.how == "finished") for lead in history.leads)
+    return _gaps((leadership.start, leadership.end, leadership.how == "finished") for leadership in history.leaderships)
 
 
 def without_leader(history: History) -> float:
@@ -107,36 +108,44 @@ def without_training(history: History) -> float:
 
 def _trainings(history: History) -> Iterator[tuple[float, float, bool]]:
     return (
-        (span.start, span.end, life.ending == "finished" and span.end == life.end)
-        for life in history.lives
-        for span in life.trainings
+        (span.start, span.end, incarnation.ending == "finished" and span.end == incarnation.end)
+        for incarnation in history.incarnations
+        for span in incarnation.trainings
     )
 
 
-def _blows(life: Life) -> Iterator[_Blow]:
-    for lead in life.leads:
-        if lead.how in {"lost", "resigned"}:
-            yield _Blow(what=lead.how, at=lead.end, life=life, lead=lead, reason=lead.reason)
-    if life.ending in {"preempted", "gone", "left"}:
-        held = next((lead for lead in life.leads if lead.how == life.ending), None)
-        at = life.end if life.noticed is None else life.noticed
-        yield _Blow(what=life.ending, at=at, life=life, lead=held)
+def _incidents(incarnation: Incarnation) -> Iterator[Incident]:
+    for leadership in incarnation.leaderships:
+        if leadership.how in {"lost", "resigned"}:
+            yield Incident(
+                kind=leadership.how,
+                at=leadership.end,
+                incarnation=incarnation,
+                leadership=leadership,
+                reason=leadership.reason,
+            )
+    if incarnation.ending in {"preempted", "gone", "left"}:
+        held = next(
+            (leadership for leadership in incarnation.leaderships if leadership.how == incarnation.ending), None
+        )
+        at = incarnation.end if incarnation.noticed is None else incarnation.noticed
+        yield Incident(kind=incarnation.ending, at=at, incarnation=incarnation, leadership=held)
 
 
-def _cost(history: History, number: int, blow: _Blow) -> Cost:
-    stopped = blow.what in {"preempted", "gone", "left"}
-    reached = blow.life.track[-1][1] if blow.life.track and stopped else None
-    resumed_at, resumed = (_resumption(history, blow.life) if stopped else None) or (None, None)
-    return Cost(
+def _cost(history: History, number: int, incident: Incident) -> IncidentCost:
+    stopped = incident.kind in {"preempted", "gone", "left"}
+    reached = incident.incarnation.track[-1][1] if incident.incarnation.track and stopped else None
+    resumed_at, resumed = (_resumption(history, incident.incarnation) if stopped else None) or (None, None)
+    return IncidentCost(
         number=number,
-        what=blow.what,
-        at=blow.at,
-        worker_id=blow.life.worker_id,
-        term=None if blow.lead is None else blow.lead.term,
-        saved=blow.life.saved if blow.what == "preempted" else None,
-        reason=blow.reason,
-        without_leader=0.0 if blow.lead is None else _until_next_lead(history, blow.lead),
-        without_training=_until_next_training(history, blow.life) if stopped else 0.0,
+        kind=incident.kind,
+        at=incident.at,
+        worker_id=incident.incarnation.worker_id,
+        term=None if incident.leadership is None else incident.leadership.term,
+        saved=incident.incarnation.saved if incident.kind == "preempted" else None,
+        reason=incident.reason,
+        without_leader=0.0 if incident.leadership is None else _until_next_lead(history, incident.leadership),
+        without_training=_until_next_training(history, incident.incarnation) if stopped else 0.0,
         reached=reached,
         resumed=resumed,
         resumed_at=resumed_at,
@@ -144,26 +153,45 @@ def _cost(history: History, number: int, blow: _Blow) -> Cost:
     )
 
 
-def _until_next_lead(history: History, lead: Lead) -> float | None:
+def _until_next_lead(history: History, leadership: Leadership) -> float | None:
     # By terms: the clock of who led next may be behind.
-    later = next((other for other in history.leads if other.term > lead.term), None)
-    return None if later is None else max(0.0, later.start - lead.end)
+    later = next((other for other in history.leaderships if other.term > leadership.term), None)
+    return None if later is None else max(0.0, later.start - leadership.end)
 
 
-def _until_next_training(history: History, gone: Life) -> float | None:
+def _until_next_training(history: History, gone: Incarnation) -> float | None:
     if not gone.trainings:
         return 0.0
-    ends = [span.start for life in history.lives if life is not gone for span in life.trainings if span.end > gone.end]
+    ends = [
+        span.start
+        for incarnation in history.incarnations
+        if incarnation is not gone
+        for span in incarnation.trainings
+        if span.end > gone.end
+    ]
     return max(0.0, min(ends) - gone.end) if ends else None
 
 
-def _resumption(history: History, gone: Life) -> tuple[float, Position] | None:
+def _resumption(history: History, gone: Incarnation) -> tuple[float, Position] | None:
     """When and where its next life went on; that of any, if nobody trained when it was gone."""
-    others = [life for life in history.lives if life is not gone and life.trainings and life.track]
-    if not any(life.trainings[0].start <= gone.end < life.trainings[-1].end for life in others):
-        return min((life.track[0] for life in others if life.trainings[0].start > gone.end), default=None)
-    lane = next(lane for lane in history.lanes if any(life is gone for life in lane.lives))
-    return next((life.track[0] for life in lane.lives if life.start >= gone.end and life.track), None)
+    others = [
+        incarnation
+        for incarnation in history.incarnations
+        if incarnation is not gone and incarnation.trainings and incarnation.track
+    ]
+    if not any(incarnation.trainings[0].start <= gone.end < incarnation.trainings[-1].end for incarnation in others):
+        return min(
+            (incarnation.track[0] for incarnation in others if incarnation.trainings[0].start > gone.end), default=None
+        )
+    lane = next(lane for lane in history.lanes if any(incarnation is gone for incarnation in lane.incarnations))
+    return next(
+        (
+            incarnation.track[0]
+            for incarnation in lane.incarnations
+            if incarnation.start >= gone.end and incarnation.track
+        ),
+        None,
+    )
 
 
 def _batches(history: History, reached: Position | None, resumed: Position | None) -> int | None:

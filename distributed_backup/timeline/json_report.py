@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from distributed_backup.position import Position
 from distributed_backup.timeline.history import History, Lane
-from distributed_backup.timeline.incarnations import Lead
-from distributed_backup.timeline.incidents import Cost, without_leader, without_training
+from distributed_backup.timeline.incarnations import Leadership
+from distributed_backup.timeline.incidents import IncidentCost, without_leader, without_training
 
 
-def document(history: History, costs: Sequence[Cost]) -> dict[str, Any]:
+def document(history: History, costs: Sequence[IncidentCost]) -> dict[str, Any]:
     """All of it but what each worker did in between."""
     return {
         "run_id": history.run_id or None,
@@ -20,7 +20,7 @@ def document(history: History, costs: Sequence[Cost]) -> dict[str, Any]:
         "end": _instant(history.end),
         "going_on": history.going_on,
         "workers": [_worker(lane) for lane in history.lanes],
-        "leaders": [_lead(lead) for lead in history.leads],
+        "leaders": [_leadership(leadership) for leadership in history.leaderships],
         "costs": [_cost(cost) for cost in costs],
         "without_leader": _seconds(without_leader(history)),
         "without_training": _seconds(without_training(history)),
@@ -29,39 +29,50 @@ def document(history: History, costs: Sequence[Cost]) -> dict[str, Any]:
 
 
 def _worker(lane: Lane) -> dict[str, Any]:
-    lives = [
+    incarnations = [
         {
-            "worker_id": life.worker_id,
-            "start": _instant(life.start),
-            "end": _instant(life.end),
-            "ending": life.ending or None,
+            "worker_id": incarnation.worker_id,
+            "start": _instant(incarnation.start),
+            "end": _instant(incarnation.end),
+            "ending": incarnation.ending or None,
         }
-        for life in lane.lives
+        for incarnation in lane.incarnations
     ]
-    return {"name": lane.name, "lives": lives}
+    return {"name": lane.name, "lives": incarnations}
 
 
-def _lead(lead: Lead) -> dict[str, Any]:
+def _leadership(leadership: Leadership) -> dict[str, Any]:
     return {
-        "worker_id": lead.worker_id,
-        "term": lead.term,
-        "start": _instant(lead.start),
-        "end": _instant(lead.end),
-        "how": lead.how or None,
-        "reason": lead.reason or None,
+        "worker_id": leadership.worker_id,
+        "term": leadership.term,
+        "start": _instant(leadership.start),
+        "end": _instant(leadership.end),
+        "how": leadership.how or None,
+        "reason": leadership.reason or None,
     }
 
 
-def _cost(cost: Cost) -> dict[str, Any]:
+def _cost(cost: IncidentCost) -> dict[str, Any]:
     return {
-        **asdict(cost),
-        "more": cost.more,
+        "number": cost.number,
+        "what": cost.kind,
         "at": _instant(cost.at),
+        "worker_id": cost.worker_id,
+        "term": cost.term,
+        "saved": cost.saved,
         "reason": cost.reason or None,
         "without_leader": _seconds(cost.without_leader),
         "without_training": _seconds(cost.without_training),
+        "reached": _position(cost.reached),
+        "resumed": _position(cost.resumed),
         "resumed_at": None if cost.resumed_at is None else _instant(cost.resumed_at),
+        "batches": cost.batches,
+        "more": cost.more,
     }
+
+
+def _position(position: Position | None) -> dict[str, int] | None:
+    return None if position is None else {"epoch": position.epoch, "batch": position.batch}
 
 
 def _instant(seconds: float) -> str:

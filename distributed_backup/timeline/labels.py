@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incarnations import name_of
-from distributed_backup.timeline.incidents import Cost, without_leader, without_training
+from distributed_backup.timeline.incarnations import lane_name
+from distributed_backup.timeline.incidents import IncidentCost, without_leader, without_training
 from distributed_backup.timeline.time_scale import clock_time, date, duration
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ CLOCKS: Final = (
 _SENTENCES: Final = 50
 _UNITS: Final = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("PB", 1e15), ("EB", 1e18))
 _LONGEST: Final = 1e12
-_WHAT: Final = {
+_KIND_LABELS: Final = {
     "preempted": "preempted",
     "gone": "gone without a word",
     "left": "left with an error",
@@ -47,16 +47,19 @@ def title(history: History) -> str:
     return f"Run {history.run_id or '(no id)'}"
 
 
-def summary(history: History, costs: Sequence[Cost]) -> list[str]:
+def summary(history: History, costs: Sequence[IncidentCost]) -> list[str]:
     """The run in two lines: what it was, and what it suffered."""
-    lives, leaders = history.lives, {name_of(lead.worker_id) for lead in history.leads}
+    incarnations, leaders = (
+        history.incarnations,
+        {lane_name(leadership.worker_id) for leadership in history.leaderships},
+    )
     length = duration(history.end - history.start) + (" so far" if history.going_on else "")
-    blows = Counter(cost.what for cost in costs)
+    incidents = Counter(cost.kind for cost in costs)
     return [
         f"{date(history.start)} {clock_time(history.start)} UTC, {length}: "
-        f"{_count(len(history.lanes), 'worker')}, {_count(len(lives), 'start')}, "
-        f"{_count(len(leaders), 'leader')}, {_count(len(history.leads), 'term')}",
-        ", ".join(f"{count} {_WHAT[what]}" for what, count in blows.items()) + f": {_toll(history, costs)}"
+        f"{_count(len(history.lanes), 'worker')}, {_count(len(incarnations), 'start')}, "
+        f"{_count(len(leaders), 'leader')}, {_count(len(history.leaderships), 'term')}",
+        ", ".join(f"{count} {_KIND_LABELS[kind]}" for kind, count in incidents.items()) + f": {_totals(history, costs)}"
         if costs
         else "nothing was preempted or lost",
     ]
@@ -65,13 +68,13 @@ def summary(history: History, costs: Sequence[Cost]) -> list[str]:
 def leaders(history: History) -> list[str]:
     """Who led when, a sentence each; of very many the first."""
     return [
-        f"{lead.worker_id} led term {lead.term} from {duration(lead.start - history.start)} "
-        f"to {duration(lead.end - history.start)}."
-        for lead in history.leads[:_SENTENCES]
+        f"{leadership.worker_id} led term {leadership.term} from {duration(leadership.start - history.start)} "
+        f"to {duration(leadership.end - history.start)}."
+        for leadership in history.leaderships[:_SENTENCES]
     ]
 
 
-def _toll(history: History, costs: Sequence[Cost]) -> str:
+def _totals(history: History, costs: Sequence[IncidentCost]) -> str:
     repeated = _count(sum(cost.batches or 0 for cost in costs), "batch", "batches")
     least = "at least " if any(cost.more for cost in costs) else ""
     return (
@@ -84,7 +87,7 @@ def _count(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def cells(history: History, cost: Cost) -> tuple[str, ...]:
+def cells(history: History, cost: IncidentCost) -> tuple[str, ...]:
     """A row of the table of costs, for `HEADINGS`."""
     return (
         str(cost.number),
@@ -98,14 +101,14 @@ def cells(history: History, cost: Cost) -> tuple[str, ...]:
     )
 
 
-def what_happened(cost: Cost) -> str:
+def what_happened(cost: IncidentCost) -> str:
     """A cost's cause."""
     led = "" if cost.term is None else f", led term {cost.term}"
     saved = ", not saved" if cost.saved is False else ""
-    return f"{_WHAT[cost.what]}{led}{saved}" + (f": {cost.reason}" if cost.reason else "")
+    return f"{_KIND_LABELS[cost.kind]}{led}{saved}" + (f": {cost.reason}" if cost.reason else "")
 
 
-def _repeated(cost: Cost) -> str:
+def _repeated(cost: IncidentCost) -> str:
     if cost.reached is None or cost.batches == 0:
         return "0"
     if cost.resumed is None:

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incarnations import Life
-from distributed_backup.timeline.incidents import Cost
+from distributed_backup.timeline.incarnations import Incarnation
+from distributed_backup.timeline.incidents import IncidentCost
 from distributed_backup.timeline.layout import LEFT, RIGHT, Layout
 from distributed_backup.timeline.svg import Canvas
 from distributed_backup.timeline.time_scale import TimeScale
@@ -44,7 +44,9 @@ class _Heights:
         return range(math.ceil(self.low / step) * step, self.high + 1, step)
 
 
-def draw_course(canvas: Canvas, scale: TimeScale, layout: Layout, history: History, costs: Sequence[Cost]) -> None:
+def draw_course(
+    canvas: Canvas, scale: TimeScale, layout: Layout, history: History, costs: Sequence[IncidentCost]
+) -> None:
     """Everybody's progress, the leaders' above it, and what was lost."""
     heights = _heights(history, layout)
     canvas.text(LEFT - 10, layout.course - 14, "Epochs done", "bold", anchor="end")
@@ -52,26 +54,32 @@ def draw_course(canvas: Canvas, scale: TimeScale, layout: Layout, history: Histo
         y = heights.level(epoch)
         canvas.line(LEFT, y, RIGHT, y, "grid")
         canvas.text(LEFT - 10, y + 4, str(epoch), "small", anchor="end")
-    tracks = [(life, _points(life, scale, heights)) for life in history.lives if life.track]
-    for life, points in tracks:
-        canvas.polyline(points, "track", about=f"progress of {life.worker_id}")
-    for life, points in tracks:
-        for lead in life.leads:
-            part = _between(points, scale.x(lead.start), scale.x(lead.end))
-            canvas.polyline(part, "course", about=f"{life.worker_id} leads, term {lead.term}")
+    tracks = [
+        (incarnation, _points(incarnation, scale, heights)) for incarnation in history.incarnations if incarnation.track
+    ]
+    for incarnation, points in tracks:
+        canvas.polyline(points, "track", about=f"progress of {incarnation.worker_id}")
+    for incarnation, points in tracks:
+        for leadership in incarnation.leaderships:
+            part = _between(points, scale.x(leadership.start), scale.x(leadership.end))
+            canvas.polyline(part, "course", about=f"{incarnation.worker_id} leads, term {leadership.term}")
     _draw_drops(canvas, scale, heights, costs)
 
 
 def _heights(history: History, layout: Layout) -> _Heights:
-    epochs = [position.epoch + bool(position.batch) for life in history.lives for _, position in life.track]
-    low = min((position.epoch for life in history.lives for _, position in life.track), default=0)
+    epochs = [
+        position.epoch + bool(position.batch)
+        for incarnation in history.incarnations
+        for _, position in incarnation.track
+    ]
+    low = min((position.epoch for incarnation in history.incarnations for _, position in incarnation.track), default=0)
     high = max(max(epochs, default=1), low + 1)
     return _Heights(low=low, high=high, size=history.epoch_size, top=layout.course, foot=layout.axis)
 
 
-def _points(life: Life, scale: TimeScale, heights: _Heights) -> Points:
+def _points(incarnation: Incarnation, scale: TimeScale, heights: _Heights) -> Points:
     """One for each pixel, the last on it."""
-    places = {round(scale.x(at)): (scale.x(at), heights.y(position)) for at, position in life.track}
+    places = {round(scale.x(at)): (scale.x(at), heights.y(position)) for at, position in incarnation.track}
     return list(places.values())
 
 
@@ -87,7 +95,7 @@ def _between(points: Points, left: float, right: float) -> Points:
     return sorted([*inside, *crossings], key=lambda point: point[0])
 
 
-def _draw_drops(canvas: Canvas, scale: TimeScale, heights: _Heights, costs: Iterable[Cost]) -> None:
+def _draw_drops(canvas: Canvas, scale: TimeScale, heights: _Heights, costs: Iterable[IncidentCost]) -> None:
     """Where nobody trained, and how far the run was thrown back."""
     free = LEFT
     for cost in costs:

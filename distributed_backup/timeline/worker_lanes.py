@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from distributed_backup.timeline.history import History, Lane
-from distributed_backup.timeline.incarnations import Lead, Life, Mark, MarkKind, Span, SpanKind, name_of
-from distributed_backup.timeline.incidents import Cost, leaderless
+from distributed_backup.timeline.incarnations import Incarnation, Leadership, Mark, MarkKind, Span, SpanKind, lane_name
+from distributed_backup.timeline.incidents import IncidentCost, leaderless
 from distributed_backup.timeline.labels import what_happened
 from distributed_backup.timeline.layout import LEFT, LETTER, MARGIN, RIGHT, SMALL_LETTER, TAIL, Layout, fitted, width_of
 from distributed_backup.timeline.legend import draw_arrow, draw_cross, draw_notice
@@ -27,7 +27,7 @@ _SPANS: Final[tuple[SpanKind, ...]] = ("waiting", "training", "leading", "leavin
 _MARKS: Final[tuple[MarkKind, ...]] = ("restore", "notice", "failure")
 
 
-def draw_numbers(canvas: Canvas, scale: TimeScale, layout: Layout, costs: Sequence[Cost]) -> None:
+def draw_numbers(canvas: Canvas, scale: TimeScale, layout: Layout, costs: Sequence[IncidentCost]) -> None:
     """The numbers of the costs over the instants at which they arose; those too close to be told apart share a box."""
     for box in _boxes(scale, costs):
         x, label = scale.x(box[0].at), _numbers(box)
@@ -40,8 +40,8 @@ def draw_numbers(canvas: Canvas, scale: TimeScale, layout: Layout, costs: Sequen
         canvas.text(left + width / 2, layout.numbers + 11.5, label, "digit", anchor="middle")
 
 
-def _boxes(scale: TimeScale, costs: Iterable[Cost]) -> list[list[Cost]]:
-    boxes: list[list[Cost]] = []
+def _boxes(scale: TimeScale, costs: Iterable[IncidentCost]) -> list[list[IncidentCost]]:
+    boxes: list[list[IncidentCost]] = []
     for cost in costs:
         if boxes and scale.x(cost.at) - scale.x(boxes[-1][0].at) < 12 + 7 * len(_numbers([*boxes[-1], cost])):
             boxes[-1].append(cost)
@@ -50,11 +50,11 @@ def _boxes(scale: TimeScale, costs: Iterable[Cost]) -> list[list[Cost]]:
     return boxes
 
 
-def _is_costly(cost: Cost) -> bool:
+def _is_costly(cost: IncidentCost) -> bool:
     return cost.term is not None or cost.without_training != 0 or bool(cost.batches)
 
 
-def _numbers(box: Sequence[Cost]) -> str:
+def _numbers(box: Sequence[IncidentCost]) -> str:
     first, last = box[0].number, box[-1].number
     return str(first) if first == last else f"{first}-{last}"
 
@@ -71,20 +71,24 @@ def draw_leaders(canvas: Canvas, scale: TimeScale, layout: Layout, history: Hist
         lasted = duration(end - start)
         canvas.rect(x, top, width, height, "leaderless", about=f"nobody led for {lasted}")
         _label(canvas, x, width, top + 17, (f"nobody, {lasted}", lasted), look="loss")
-    for lead in history.leads:
-        x, width = _extent(scale, lead.start, lead.end)
-        canvas.rect(x, top, max(width - 1, 1), height, "leading", about=_about_lead(lead, history))
-        name = name_of(lead.worker_id)
-        short = fitted(name, width - width_of(f" · {lead.term}", SMALL_LETTER) - LABEL_PADDING, SMALL_LETTER)
-        texts = (f"{name} · term {lead.term}", *([f"{short} · {lead.term}"] if len(short) >= MIN_LABEL_CHARS else []))
-        _label(canvas, x, width, top + 17, (*texts, str(lead.term)))
+    for leadership in history.leaderships:
+        x, width = _extent(scale, leadership.start, leadership.end)
+        canvas.rect(x, top, max(width - 1, 1), height, "leading", about=_about_leadership(leadership, history))
+        name = lane_name(leadership.worker_id)
+        short = fitted(name, width - width_of(f" · {leadership.term}", SMALL_LETTER) - LABEL_PADDING, SMALL_LETTER)
+        texts = (
+            f"{name} · term {leadership.term}",
+            *([f"{short} · {leadership.term}"] if len(short) >= MIN_LABEL_CHARS else []),
+        )
+        _label(canvas, x, width, top + 17, (*texts, str(leadership.term)))
 
 
-def _about_lead(lead: Lead, history: History) -> str:
-    how = f", {lead.how}" if lead.how else ", leads still"
+def _about_leadership(leadership: Leadership, history: History) -> str:
+    how = f", {leadership.how}" if leadership.how else ", leads still"
     return (
-        f"{lead.worker_id} led term {lead.term}\n{clock_time(lead.start)} to {clock_time(lead.end)} UTC, "
-        f"{duration(lead.end - lead.start)} from {duration(lead.start - history.start)} on{how}"
+        f"{leadership.worker_id} led term {leadership.term}\n"
+        f"{clock_time(leadership.start)} to {clock_time(leadership.end)} UTC, "
+        f"{duration(leadership.end - leadership.start)} from {duration(leadership.start - history.start)} on{how}"
     )
 
 
@@ -115,13 +119,13 @@ def _extent(scale: TimeScale, start: float, end: float, least: float = _LEAST_WI
 
 def draw_lane(canvas: Canvas, scale: TimeScale, lane: Lane, *, top: float, height: float) -> None:
     """One worker, in all its lives."""
-    ids = "\n".join(f"{life.worker_id}: {life.ending or 'goes on'}" for life in lane.lives)
+    ids = "\n".join(f"{incarnation.worker_id}: {incarnation.ending or 'goes on'}" for incarnation in lane.incarnations)
     name = fitted(lane.name, LEFT - 10 - MARGIN, LETTER)
     canvas.text(LEFT - 10, top + height / 2 + 4, name, "ink", anchor="end", about=ids)
     box = _Box(canvas, scale, top=top + 2, height=height - 8)
-    ends = [*(scale.x(following.start) for following in lane.lives[1:]), RIGHT]
-    for life, end in zip(lane.lives, ends, strict=True):
-        box.draw(life, end=end)
+    ends = [*(scale.x(following.start) for following in lane.incarnations[1:]), RIGHT]
+    for incarnation, end in zip(lane.incarnations, ends, strict=True):
+        box.draw(incarnation, end=end)
 
 
 class _Box:
@@ -135,25 +139,25 @@ class _Box:
         self._middle = top + height / 2
         self._foot = top + height
 
-    def draw(self, life: Life, *, end: float) -> None:
+    def draw(self, incarnation: Incarnation, *, end: float) -> None:
         """Draw a life; nothing of it right of `end`, where its next one begins."""
         for kind in _SPANS:
-            for span in life.of(kind):
-                getattr(self, f"_{kind}")(span, self._about(life, span))
-        self._labels(life)
-        self._saves(life)
+            for span in incarnation.of(kind):
+                getattr(self, f"_{kind}")(span, self._about(incarnation, span))
+        self._labels(incarnation)
+        self._saves(incarnation)
         for sort in _MARKS:
-            for mark, count in self._thinned(mark for mark in life.marks if mark.kind == sort):
-                getattr(self, f"_{sort}")(self._scale.x(mark.at), self._about_mark(life, mark, count))
-        self._end(life, end)
+            for mark, count in self._thinned(mark for mark in incarnation.marks if mark.kind == sort):
+                getattr(self, f"_{sort}")(self._scale.x(mark.at), self._about_mark(incarnation, mark, count))
+        self._end(incarnation, end)
 
-    def _about(self, life: Life, span: Span) -> str:
+    def _about(self, incarnation: Incarnation, span: Span) -> str:
         times = f"{clock_time(span.start)} to {clock_time(span.end)} UTC, {duration(span.end - span.start)}"
-        return f"{life.worker_id} {span.about}\n{times}"
+        return f"{incarnation.worker_id} {span.about}\n{times}"
 
-    def _about_mark(self, life: Life, mark: Mark, count: int) -> str:
+    def _about_mark(self, incarnation: Incarnation, mark: Mark, count: int) -> str:
         more = f" (the last of {count})" if count > 1 else ""
-        return f"{life.worker_id} {mark.about}{more}\n{clock_time(mark.at)} UTC"
+        return f"{incarnation.worker_id} {mark.about}{more}\n{clock_time(mark.at)} UTC"
 
     def _thinned(self, marks: Iterable[Mark]) -> list[tuple[Mark, int]]:
         places: dict[int, list[Mark]] = {}
@@ -176,19 +180,19 @@ class _Box:
         x, width = _extent(self._scale, span.start, span.end)
         self._canvas.rect(x, self._top, width, self._height, "leading", about=about)
 
-    def _labels(self, life: Life) -> None:
-        taken = sorted(self._taken(life))
-        for span in life.of("leading") if self._height >= 12 else ():
+    def _labels(self, incarnation: Incarnation) -> None:
+        taken = sorted(self._taken(incarnation))
+        for span in incarnation.of("leading") if self._height >= 12 else ():
             x, width = _extent(self._scale, span.start, span.end)
             free, length = _widest_gap(x, x + width, taken)
             _label(self._canvas, free, length, self._middle + 4, (span.about, "leads"))
 
-    def _taken(self, life: Life) -> Iterator[tuple[float, float]]:
+    def _taken(self, incarnation: Incarnation) -> Iterator[tuple[float, float]]:
         """Where marks and hatchings are, over which no text can be read."""
-        for span in life.of("leaving"):
+        for span in incarnation.of("leaving"):
             x, width = _extent(self._scale, span.start, span.end)
             yield x, x + width
-        for mark in life.marks:
+        for mark in incarnation.marks:
             if mark.kind in _MARKS:
                 x = self._scale.x(mark.at)
                 yield x - 6, x + 8
@@ -204,15 +208,17 @@ class _Box:
 
     # ---------------------------------------------------------------- marks
 
-    def _saves(self, life: Life) -> None:
-        spans = {round(self._scale.x(span.end)): span for span in life.of("saving")}
+    def _saves(self, incarnation: Incarnation) -> None:
+        spans = {round(self._scale.x(span.end)): span for span in incarnation.of("saving")}
         for span in spans.values():
             x, width = _extent(self._scale, span.start, span.end, 0)
             if width >= 2:
-                self._canvas.rect(x, self._foot + 1, width, 4, "saving", about=self._about(life, span))
-        for mark, count in self._thinned(mark for mark in life.marks if mark.kind == "commit"):
+                self._canvas.rect(x, self._foot + 1, width, 4, "saving", about=self._about(incarnation, span))
+        for mark, count in self._thinned(mark for mark in incarnation.marks if mark.kind == "commit"):
             x = self._scale.x(mark.at)
-            self._canvas.line(x, self._foot, x, self._foot + 5, "commit", about=self._about_mark(life, mark, count))
+            self._canvas.line(
+                x, self._foot, x, self._foot + 5, "commit", about=self._about_mark(incarnation, mark, count)
+            )
 
     def _restore(self, x: float, about: str) -> None:
         draw_arrow(self._canvas, x, self._middle, about)
@@ -225,14 +231,14 @@ class _Box:
 
     # ---------------------------------------------------------------- ends
 
-    def _end(self, life: Life, end: float) -> None:
-        x = self._scale.x(life.end)
-        if life.ending == "gone":
+    def _end(self, incarnation: Incarnation, end: float) -> None:
+        x = self._scale.x(incarnation.end)
+        if incarnation.ending == "gone":
             # How long it lived on is not known: the tail has a length of its own.
             width = min(TAIL, max(end - x, _LEAST_WIDTH))
-            about = f"{life.worker_id} was not heard of again\nlast word {clock_time(life.end)} UTC"
+            about = f"{incarnation.worker_id} was not heard of again\nlast word {clock_time(incarnation.end)} UTC"
             self._canvas.rect(x, self._top, width, self._height, "gone", about=about)
             draw_cross(self._canvas, x, self._middle, about)
-        elif life.ending == "finished":
-            about = f"{life.worker_id} finished\n{clock_time(life.end)} UTC"
+        elif incarnation.ending == "finished":
+            about = f"{incarnation.worker_id} finished\n{clock_time(incarnation.end)} UTC"
             self._canvas.line(x + 1, self._top, x + 1, self._foot, "finish", about=about)

@@ -192,7 +192,7 @@ def three_days() -> Story:
     return story
 
 
-TALES = {
+STORIES = {
     "three_workers": three_workers,
     "five_preemptions": one_worker_five_preemptions,
     "many_workers": many_workers,

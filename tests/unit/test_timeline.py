@@ -14,8 +14,8 @@ from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.timeline.chart import draw
 from distributed_backup.timeline.history import History, history_of
-from distributed_backup.timeline.incarnations import Life, name_of
-from distributed_backup.timeline.incidents import Cost, costs_of, without_leader, without_training
+from distributed_backup.timeline.incarnations import Incarnation, lane_name
+from distributed_backup.timeline.incidents import IncidentCost, costs_of, without_leader, without_training
 from distributed_backup.timeline.json_report import document
 from distributed_backup.timeline.labels import cells, describe, summary
 from distributed_backup.timeline.log_reader import parse_events, read_events
@@ -26,19 +26,19 @@ LONG_AFTER = START + 10**7
 A, B, C = "a-00000001", "b-00000002", "c-00000003"
 
 
-def told(story: Story, *, now: float = LONG_AFTER) -> History:
+def history_from(story: Story, *, now: float = LONG_AFTER) -> History:
     return history_of(story.in_order, now=now)
 
 
-def life(history: History, worker: str) -> Life:
-    return next(life for life in history.lives if life.worker_id == worker)
+def incarnation(history: History, worker: str) -> Incarnation:
+    return next(incarnation for incarnation in history.incarnations if incarnation.worker_id == worker)
 
 
 def spans(history: History, worker: str) -> list[tuple[str, float, float]]:
     """What a worker did, from when to when, in seconds after the beginning; saves aside."""
     return [
         (span.kind, round(span.start - START, 3), round(span.end - START, 3))
-        for span in sorted(life(history, worker).spans, key=lambda span: (span.start, span.kind))
+        for span in sorted(incarnation(history, worker).spans, key=lambda span: (span.start, span.kind))
         if span.kind != "saving"
     ]
 
@@ -126,14 +126,14 @@ def test_a_place_that_can_not_be_read_is_an_error(storage: Disappearing, monkeyp
 
 
 def test_a_preempted_leader_waits_trains_leads_and_leaves() -> None:
-    history = told(three_workers())
+    history = history_from(three_workers())
     assert spans(history, "train-0-aaaa0000") == [
         ("waiting", 0.0, 2.0),
         ("leading", 1.0, 105.0),
         ("training", 2.0, 105.0),
         ("leaving", 101.0, 105.0),
     ]
-    found = life(history, "train-0-aaaa0000")
+    found = incarnation(history, "train-0-aaaa0000")
     assert (found.ending, found.saved, found.noticed) == ("preempted", True, START + 101)
     assert [(mark.kind, mark.at - START) for mark in found.marks if mark.kind != "commit"] == [
         ("restore", 2.0),
@@ -146,15 +146,15 @@ def test_each_commit_is_a_mark_at_the_end_of_a_save() -> None:
     story.start(0, A)
     story.tell(0.2, A, "elected", term=1)
     story.commit(10, A, 1, Position(1), seconds=2.5)
-    found = life(told(story), A)
+    found = incarnation(history_from(story), A)
     assert [(span.start - START, span.end - START) for span in found.of("saving")] == [(7.5, 10.0)]
     assert [mark.at - START for mark in found.marks if mark.kind == "commit"] == [10.0]
 
 
 def test_who_says_nothing_more_is_gone_since_its_last_word() -> None:
-    found = life(told(three_workers()), "train-1-aaaa0001")
+    found = incarnation(history_from(three_workers()), "train-1-aaaa0001")
     assert (found.ending, found.end - START) == ("gone", 182.0)
-    assert [lead.how for lead in found.leads] == ["gone"]
+    assert [leadership.how for leadership in found.leaderships] == ["gone"]
 
 
 def test_what_follows_a_farewell_is_not_life() -> None:
@@ -164,9 +164,9 @@ def test_what_follows_a_farewell_is_not_life() -> None:
     story.tell(0.1, A, "elected", term=1)
     story.tell(5, A, "finished", epoch=1, batch=0)
     story.tell(6, A, "resigned", term=1)
-    found = life(told(story), A)
+    found = incarnation(history_from(story), A)
     assert (found.ending, found.end - START) == ("finished", 5.0)
-    assert [(lead.how, lead.end - START) for lead in found.leads] == [("finished", 5.0)]
+    assert [(leadership.how, leadership.end - START) for leadership in found.leaderships] == [("finished", 5.0)]
 
 
 def test_a_lead_that_was_lost_has_a_reason_and_the_worker_goes_on() -> None:
@@ -179,14 +179,17 @@ def test_a_lead_that_was_lost_has_a_reason_and_the_worker_goes_on() -> None:
     story.tell(8, A, "elected", term=4)
     story.tell(9, A, "resigned", term=4)
     story.tell(10, A, "progress", epoch=0, batch=1)
-    found = told(story)
-    assert [(lead.term, lead.start - START, lead.end - START, lead.how, lead.reason) for lead in found.leads] == [
+    found = history_from(story)
+    assert [
+        (leadership.term, leadership.start - START, leadership.end - START, leadership.how, leadership.reason)
+        for leadership in found.leaderships
+    ] == [
         (1, 1.0, 5.0, "lost", "not renewed"),
         (4, 8.0, 9.0, "resigned", ""),
     ]
     assert [cost[0] for cost in rows(found)] == ["lost", "resigned", "gone"]
     assert ("unreachable", 4.0, 7.0) in spans(found, A)
-    assert [mark.kind for mark in life(found, A).marks] == ["restore", "failure", "failure"]
+    assert [mark.kind for mark in incarnation(found, A).marks] == ["restore", "failure", "failure"]
 
 
 def test_a_clock_that_goes_backwards_makes_no_negative_span() -> None:
@@ -207,9 +210,9 @@ def test_a_notice_that_came_to_nothing_is_no_leaving() -> None:
     story.tell(100, A, "notice", remaining=30.0)
     story.tell(101, A, "notice", remaining=30.0)
     story.tell(110, A, "preempted", saved=True, seconds=10.0)
-    history = told(story)
+    history = history_from(story)
     assert ("leaving", 100.0, 110.0) in spans(history, A)
-    assert life(history, A).noticed == START + 100
+    assert incarnation(history, A).noticed == START + 100
 
 
 def test_where_the_oldest_lines_are_gone_a_commit_tells_who_leads() -> None:
@@ -217,7 +220,7 @@ def test_where_the_oldest_lines_are_gone_a_commit_tells_who_leads() -> None:
     story.tell(0, A, "joined")
     story.commit(50, A, 7, Position(3), seconds=1.0)
     story.tell(60, A, "progress", epoch=3, batch=4)
-    assert spans(told(story), A) == [("waiting", 0.0, 60.0), ("leading", 49.0, 60.0), ("training", 60.0, 60.0)]
+    assert spans(history_from(story), A) == [("waiting", 0.0, 60.0), ("leading", 49.0, 60.0), ("training", 60.0, 60.0)]
 
 
 def test_a_save_under_a_term_that_was_lost_is_no_new_lead() -> None:
@@ -230,8 +233,11 @@ def test_a_save_under_a_term_that_was_lost_is_no_new_lead() -> None:
     story.tell(7, A, "lost", term=4, reason="not renewed")
     story.commit(7.5, A, 1, Position(0, 3))
     story.preempt(8, A, Position(0, 3), term=4)
-    assert [(lead.term, lead.how) for lead in told(story).leads] == [(1, "lost"), (4, "lost")]
-    assert [cost[:3] for cost in rows(told(story))] == [("lost", A, 1), ("lost", A, 4), ("preempted", A, None)]
+    assert [(leadership.term, leadership.how) for leadership in history_from(story).leaderships] == [
+        (1, "lost"),
+        (4, "lost"),
+    ]
+    assert [cost[:3] for cost in rows(history_from(story))] == [("lost", A, 1), ("lost", A, 4), ("preempted", A, None)]
 
 
 def test_what_lasted_longer_than_its_worker_lived_began_with_it() -> None:
@@ -240,7 +246,7 @@ def test_what_lasted_longer_than_its_worker_lived_began_with_it() -> None:
     story.start(100, A, after=0.0)
     story.commit(101, A, 1, Position(0, 3), seconds=60.0)
     story.tell(102, A, "preempted", saved=True, seconds=60.0)
-    found = life(told(story), A)
+    found = incarnation(history_from(story), A)
     assert [span.start - START for span in (*found.of("saving"), *found.of("leaving"))] == [100.0, 100.0]
 
 
@@ -248,7 +254,7 @@ def test_where_the_notice_is_missing_a_preemption_tells_how_long_it_took() -> No
     story = Story()
     story.start(0, A)
     story.tell(50, A, "preempted", saved=True, seconds=4.0)
-    assert ("leaving", 46.0, 50.0) in spans(told(story), A)
+    assert ("leaving", 46.0, 50.0) in spans(history_from(story), A)
 
 
 def test_progress_goes_back_only_where_a_checkpoint_was_restored() -> None:
@@ -257,7 +263,7 @@ def test_progress_goes_back_only_where_a_checkpoint_was_restored() -> None:
     story.start(0, A, position=Position(2))
     story.tell(1, A, "progress", epoch=2, batch=5)
     story.commit(2, A, 1, Position(2, 4))
-    assert [position for _, position in life(told(story), A).track] == [Position(2), Position(2, 5)]
+    assert [position for _, position in incarnation(history_from(story), A).track] == [Position(2), Position(2, 5)]
 
 
 # -------------------------------------------------------------------- lanes
@@ -276,7 +282,7 @@ def test_progress_goes_back_only_where_a_checkpoint_was_restored() -> None:
     ],
 )
 def test_a_worker_is_called_by_what_its_incarnations_share(worker: str, name: str) -> None:
-    assert name_of(worker) == name
+    assert lane_name(worker) == name
 
 
 def test_the_lives_of_a_worker_share_a_lane_unless_they_overlap() -> None:
@@ -284,7 +290,9 @@ def test_the_lives_of_a_worker_share_a_lane_unless_they_overlap() -> None:
     for start, end, worker in ((0, 10, "w-00000001"), (10, 20, "w-00000002"), (15, 30, "w-00000003")):
         story.start(start, worker)
         story.tell(end, worker, "left")
-    lanes = [(lane.name, [life.worker_id for life in lane.lives]) for lane in told(story).lanes]
+    lanes = [
+        (lane.name, [incarnation.worker_id for incarnation in lane.incarnations]) for lane in history_from(story).lanes
+    ]
     assert lanes == [("w", ["w-00000001", "w-00000002"]), ("w (2)", ["w-00000003"])]
 
 
@@ -292,7 +300,7 @@ def test_lanes_are_in_the_order_in_which_people_count() -> None:
     story = Story()
     for name in ("w-10", "w-9", "v", "w-x"):
         story.start(0, f"{name}-0000000a")
-    assert [lane.name for lane in told(story).lanes] == ["v", "w-9", "w-10", "w-x"]
+    assert [lane.name for lane in history_from(story).lanes] == ["v", "w-9", "w-10", "w-x"]
 
 
 def test_a_number_may_be_longer_than_python_reads() -> None:
@@ -300,7 +308,7 @@ def test_a_number_may_be_longer_than_python_reads() -> None:
     story = Story()
     for name in ("w-" + "9" * 5000, "w-1"):
         story.start(0, name)
-    assert [len(lane.name) for lane in told(story).lanes] == [3, 5002]
+    assert [len(lane.name) for lane in history_from(story).lanes] == [3, 5002]
 
 
 # -------------------------------------------------------------------- who is still there
@@ -311,15 +319,15 @@ def test_who_was_heard_of_recently_is_still_there() -> None:
     story.start(0, A)
     story.tell(1, A, "elected", term=1)
     story.tell(20, A, "progress", epoch=0, batch=1)
-    going = told(story, now=START + 79)
-    assert (going.going_on, going.end - START, life(going, A).ending) == (True, 79.0, "")
-    assert [lead.how for lead in going.leads] == [""]
+    going = history_from(story, now=START + 79)
+    assert (going.going_on, going.end - START, incarnation(going, A).ending) == (True, 79.0, "")
+    assert [leadership.how for leadership in going.leaderships] == [""]
     assert ("training", 0.5, 79.0) in spans(going, A)
     assert "1 min 19 s so far: 1 worker" in summary(going, [])[0]
     assert document(going, [])["workers"][0]["lives"][0]["ending"] is None
     assert document(going, [])["leaders"][0]["how"] is None
-    over = told(story, now=START + 81)
-    assert (over.going_on, over.end - START, life(over, A).ending) == (False, 20.0, "gone")
+    over = history_from(story, now=START + 81)
+    assert (over.going_on, over.end - START, incarnation(over, A).ending) == (False, 20.0, "gone")
 
 
 def test_who_is_quiet_for_long_is_waited_for_longer() -> None:
@@ -328,11 +336,11 @@ def test_who_is_quiet_for_long_is_waited_for_longer() -> None:
     story.start(0, A)
     for at in (1000, 2000, 3000):
         story.tell(at, A, "progress", epoch=0, batch=at // 1000)
-    assert told(story, now=START + 4999).going_on
-    assert not told(story, now=START + 5001).going_on
+    assert history_from(story, now=START + 4999).going_on
+    assert not history_from(story, now=START + 5001).going_on
     for at in range(3001, 3011):
         story.tell(at, A, "progress", epoch=0, batch=at)
-    assert not told(story, now=START + 3080).going_on
+    assert not history_from(story, now=START + 3080).going_on
 
 
 def test_a_standby_worker_says_nothing_and_is_there_as_long_as_somebody_is() -> None:
@@ -340,22 +348,25 @@ def test_a_standby_worker_says_nothing_and_is_there_as_long_as_somebody_is() -> 
     story.tell(0, B, "joined", standby=True)
     story.start(0, A)
     story.tell(5000, A, "progress", epoch=1, batch=0)
-    assert life(told(story, now=START + 5001), B).ending == ""
-    assert life(told(story, now=START + 50_001), B).ending == "gone"
+    assert incarnation(history_from(story, now=START + 5001), B).ending == ""
+    assert incarnation(history_from(story, now=START + 50_001), B).ending == "gone"
 
 
 def test_who_has_started_again_is_no_longer_there_as_before() -> None:
     story = Story()
     story.start(0, "w-0000000a")
     story.start(5, "w-0000000b")
-    history = told(story, now=START + 6)
-    assert [(life.worker_id, life.ending) for life in history.lives] == [("w-0000000a", "gone"), ("w-0000000b", "")]
+    history = history_from(story, now=START + 6)
+    assert [(incarnation.worker_id, incarnation.ending) for incarnation in history.incarnations] == [
+        ("w-0000000a", "gone"),
+        ("w-0000000b", ""),
+    ]
 
 
 def test_the_clock_of_who_looks_may_be_behind() -> None:
     story = Story()
     story.start(0, A)
-    history = told(story, now=START - 100)
+    history = history_from(story, now=START - 100)
     assert (history.going_on, history.end - START) == (True, 0.5)
 
 
@@ -364,18 +375,18 @@ def test_the_clock_of_who_looks_may_be_behind() -> None:
 
 def rows(history: History) -> list[tuple[Any, ...]]:
     return [
-        (cost.what, cost.worker_id, cost.term, cost.without_leader, cost.without_training, cost.batches)
+        (cost.kind, cost.worker_id, cost.term, cost.without_leader, cost.without_training, cost.batches)
         for cost in costs_of(history)
     ]
 
 
-def only(story: Story, worker: str) -> Cost:
-    (cost,) = [cost for cost in costs_of(told(story)) if cost.worker_id == worker]
+def only(story: Story, worker: str) -> IncidentCost:
+    (cost,) = [cost for cost in costs_of(history_from(story)) if cost.worker_id == worker]
     return cost
 
 
 def test_what_each_blow_to_three_workers_cost() -> None:
-    history = told(three_workers())
+    history = history_from(three_workers())
     assert rows(history) == [
         ("preempted", "train-0-aaaa0000", 1, 2.0, 0.0, 0),
         ("gone", "train-1-aaaa0001", 2, 18.0, 0.0, 0),
@@ -393,7 +404,7 @@ def test_what_each_blow_to_three_workers_cost() -> None:
 
 
 def test_who_could_not_save_repeats_batches() -> None:
-    history = told(one_worker_five_preemptions())
+    history = history_from(one_worker_five_preemptions())
     costs = costs_of(history)
     assert [cost.batches for cost in costs] == [0, 6, 0, 6, 0]
     assert [cost.saved for cost in costs] == [True, False, True, False, True]
@@ -411,7 +422,7 @@ def killed(reached: Position, resumed: Position, *, size: int) -> History:
         story.tell(batch, "w-0000000a", "progress", epoch=0, batch=batch)
     story.tell(50, "w-0000000a", "progress", epoch=reached.epoch, batch=reached.batch)
     story.start(60, "w-0000000b", position=resumed)
-    return told(story)
+    return history_from(story)
 
 
 def test_batches_are_counted_across_epochs_by_the_size_that_was_seen() -> None:
@@ -443,7 +454,7 @@ def test_what_follows_a_finish_is_not_missed() -> None:
     story.start(7260, B, position=Position(4))
     story.tell(7261, B, "elected", term=2)
     story.tell(7262, B, "finished", epoch=4, batch=0)
-    history = told(story)
+    history = history_from(story)
     assert (without_leader(history), without_training(history), costs_of(history)) == (0.0, 0.0, [])
 
 
@@ -471,8 +482,8 @@ def test_who_hands_over_goes_on_training() -> None:
     for worker in (A, B):
         story.tell(20, worker, "finished", epoch=1, batch=0)
     cost = only(story, A)
-    assert (cost.what, cost.without_leader, cost.without_training, cost.batches) == ("resigned", 0.5, 0.0, 0)
-    assert cells(told(story), cost)[4] == "gave the lead back, led term 1"
+    assert (cost.kind, cost.without_leader, cost.without_training, cost.batches) == ("resigned", 0.5, 0.0, 0)
+    assert cells(history_from(story), cost)[4] == "gave the lead back, led term 1"
 
 
 def test_the_next_leader_is_the_next_by_term_for_clocks_may_differ() -> None:
@@ -483,7 +494,7 @@ def test_the_next_leader_is_the_next_by_term_for_clocks_may_differ() -> None:
     for term, worker, begin, end in ((1, A, 1, 30), (2, B, 25, 40), (3, A, 43, 50), (4, C, 41, 60)):
         story.tell(begin, worker, "elected", term=term)
         story.tell(end, worker, "lost", term=term, reason="lease lost")
-    found = [(cost.term, cost.without_leader) for cost in costs_of(told(story)) if cost.what == "lost"]
+    found = [(cost.term, cost.without_leader) for cost in costs_of(history_from(story)) if cost.kind == "lost"]
     assert found == [(1, 0.0), (2, 3.0), (3, 0.0), (4, None)]
 
 
@@ -495,7 +506,7 @@ def test_time_without_a_leader_is_what_no_lead_covers() -> None:
     for term, worker, begin, end in ((1, A, 1, 50), (2, B, 10, 20), (3, B, 30, 40), (4, A, 55, 60)):
         story.tell(begin, worker, "elected", term=term)
         story.tell(end, worker, "lost", term=term, reason="lease lost")
-    assert without_leader(told(story)) == 5.0
+    assert without_leader(history_from(story)) == 5.0
 
 
 def test_what_nobody_has_made_good_yet_is_not_known() -> None:
@@ -504,8 +515,8 @@ def test_what_nobody_has_made_good_yet_is_not_known() -> None:
     story.tell(1, A, "elected", term=1)
     story.tell(9, A, "left")
     cost = only(story, A)
-    assert (cost.what, cost.without_leader, cost.without_training, cost.batches) == ("left", None, None, None)
-    assert cells(told(story), cost)[-3:] == ("not since", "not since", "not resumed")
+    assert (cost.kind, cost.without_leader, cost.without_training, cost.batches) == ("left", None, None, None)
+    assert cells(history_from(story), cost)[-3:] == ("not since", "not since", "not resumed")
 
 
 def test_who_takes_over_from_standby_resumes_in_the_other_s_stead() -> None:
@@ -537,7 +548,7 @@ def test_who_dies_among_others_resumes_in_its_own_next_life() -> None:
 def test_who_dies_before_it_trained_costs_nothing() -> None:
     story = Story()
     story.tell(0, A, "joined")
-    assert rows(told(story)) == [("gone", A, None, 0.0, 0.0, 0)]
+    assert rows(history_from(story)) == [("gone", A, None, 0.0, 0.0, 0)]
 
 
 def test_who_finishes_costs_nothing() -> None:
@@ -545,7 +556,7 @@ def test_who_finishes_costs_nothing() -> None:
     story.start(0, A)
     story.tell(0.1, A, "elected", term=1)
     story.tell(5, A, "finished", epoch=1, batch=0)
-    history = told(story)
+    history = history_from(story)
     assert rows(history) == []
     assert summary(history, [])[1] == "nothing was preempted or lost"
 
@@ -564,7 +575,7 @@ def test_fields_that_are_not_as_agreed_are_taken_as_not_told(kind: Any, value: A
     events, passed_over = parse_events(event.line() for event in story.events)
     history = history_of(events, now=LONG_AFTER)
     assert "</svg>" in draw(history, costs_of(history))
-    assert all(START <= span.start <= span.end for span in life(history, A).spans)
+    assert all(START <= span.start <= span.end for span in incarnation(history, A).spans)
     assert passed_over == 0
     assert all("\n" not in describe(event) for event in events)
 

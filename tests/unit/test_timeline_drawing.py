@@ -22,7 +22,7 @@ from distributed_backup.timeline.styles import style
 from distributed_backup.timeline.time_scale import TimeScale
 from tests.support.stories import (
     START,
-    TALES,
+    STORIES,
     Story,
     many_workers,
     one_worker_five_preemptions,
@@ -35,7 +35,7 @@ LONG_AFTER = START + 10**7
 EVIL = "</text><script>alert('&\"')</script>\x00\x1b\ud800"
 
 
-def told(story: Story, *, now: float = LONG_AFTER) -> History:
+def history_from(story: Story, *, now: float = LONG_AFTER) -> History:
     return history_of(story.in_order, now=now)
 
 
@@ -57,7 +57,7 @@ def title(shape: Element) -> str:
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, str]:
-    return {name: drawn(told(tale())) for name, tale in TALES.items()}
+    return {name: drawn(history_from(story_of())) for name, story_of in STORIES.items()}
 
 
 def test_a_picture_is_an_image_with_a_title_and_a_description(pictures: dict[str, str]) -> None:
@@ -86,7 +86,7 @@ def test_a_picture_loads_nothing_and_runs_nothing(pictures: dict[str, str]) -> N
 
 def test_the_same_events_make_the_same_picture() -> None:
     """However late it is drawn, once the run is over."""
-    assert drawn(told(three_workers())) == drawn(told(three_workers(), now=LONG_AFTER + 3600))
+    assert drawn(history_from(three_workers())) == drawn(history_from(three_workers(), now=LONG_AFTER + 3600))
 
 
 def test_all_of_it_is_inside_the_picture(pictures: dict[str, str]) -> None:
@@ -113,7 +113,7 @@ def test_every_look_is_used_and_has_a_colour_by_day_and_by_night(pictures: dict[
     slow.commit(9, "w-00000001", 1, Position(1), seconds=3.0)
     used = {
         shape.get("class")
-        for picture in (*pictures.values(), drawn(told(slow)))
+        for picture in (*pictures.values(), drawn(history_from(slow)))
         for shape in fromstring(picture).iter()
     }
     by_day, by_night = style().split("@media (prefers-color-scheme: dark)")
@@ -150,7 +150,7 @@ def test_text_is_escaped_and_what_xml_lacks_is_replaced() -> None:
     story.tell(0, f"w{EVIL}", "joined", run=EVIL)
     story.tell(1, f"w{EVIL}", "elected", term=1)
     story.tell(2, f"w{EVIL}", "lost", term=1, reason=EVIL)
-    history = told(story)
+    history = history_from(story)
     for text in (drawn(history), page(history, costs_of(history))):
         assert "<script" not in text
         assert "�" in text
@@ -162,7 +162,7 @@ def test_text_is_escaped_and_what_xml_lacks_is_replaced() -> None:
 
 
 def test_the_strip_of_leaders_names_who_led_when(pictures: dict[str, str]) -> None:
-    history, picture = told(three_workers()), pictures["three_workers"]
+    history, picture = history_from(three_workers()), pictures["three_workers"]
     scale = TimeScale(start=history.start, end=history.end, left=LEFT, right=RIGHT)
     top = shapes(picture, "leading")[1].get("y")  # the first is the legend's
     strip = [shape for shape in shapes(picture, "leading") if shape.get("y") == top]
@@ -182,13 +182,13 @@ def test_the_strip_of_leaders_names_who_led_when(pictures: dict[str, str]) -> No
     assert gaps == [f"nobody led for {time}" for time in ("2 s", "18 s", "42 s")]
     assert texts(picture, "loss") == ["18 s", "nobody, 42 s"]
     # In its lane, the third has the mark of a failure, and less room beside it.
-    leads = [text for text in texts(picture, "led") if "leads" in text]
-    assert leads == [*(f"leads, term {term}" for term in (1, 4, 2)), "leads"]
+    leaderships = [text for text in texts(picture, "led") if "leads" in text]
+    assert leaderships == [*(f"leads, term {term}" for term in (1, 4, 2)), "leads"]
 
 
 def test_nothing_that_matters_is_too_short_to_be_seen() -> None:
     """In three days, an election of minutes is less than a pixel wide."""
-    picture = drawn(told(three_days()))
+    picture = drawn(history_from(three_days()))
     for look in ("leaderless", "leaving"):
         found = shapes(picture, look)
         assert len(found) > 5
@@ -227,7 +227,7 @@ def test_there_is_one_mark_on_a_pixel_at_most() -> None:
     for number in range(1, 6001):
         story.commit(number, "w-00000001", 1, Position(number))
     story.tell(6001, "w-00000001", "finished", epoch=6000, batch=0)
-    commits = shapes(drawn(told(story)), "commit")[1:]
+    commits = shapes(drawn(history_from(story)), "commit")[1:]
     assert RIGHT - LEFT - 3 < len(commits) <= RIGHT - LEFT + 1
     assert "(the last of 6)" in title(commits[100])
 
@@ -240,7 +240,7 @@ def test_the_tail_of_who_is_gone_ends_where_its_next_life_begins() -> None:
     story.tell(1000, "w-00000002", "finished", epoch=2, batch=0)
     story.start(0, "x-00000001")
     story.tell(500, "x-00000001", "progress", epoch=1, batch=0)
-    (tail, free) = shapes(drawn(told(story)), "gone")[1:]
+    (tail, free) = shapes(drawn(history_from(story)), "gone")[1:]
     assert float(tail.get("width", "0")) == pytest.approx((RIGHT - LEFT) / 100, abs=0.1)
     assert float(free.get("width", "0")) == 36
 
@@ -250,7 +250,7 @@ def test_many_lanes_are_low_ones(lanes: int, height: float) -> None:
     story = Story()
     for number in range(lanes):
         story.start(0, f"w{number}-00000001")
-    stripes = shapes(drawn(told(story)), "stripe")
+    stripes = shapes(drawn(history_from(story)), "stripe")
     assert len(stripes) == (lanes + 1) // 2
     assert {float(stripe.get("height", "0")) for stripe in stripes} == {height}
 
@@ -259,7 +259,7 @@ def test_many_lanes_are_low_ones(lanes: int, height: float) -> None:
 
 
 def test_the_curve_goes_up_by_epochs_and_falls_where_batches_are_repeated() -> None:
-    picture = drawn(told(one_worker_five_preemptions()))
+    picture = drawn(history_from(one_worker_five_preemptions()))
     assert [text for text in texts(picture, "small") if text.isdecimal()][1:] == ["0", "5", "10", "15"]
     assert [text for text in texts(picture, "loss") if text.startswith("-")] == ["-6", "-6"]
     levels = [line for line in shapes(picture, "blow") if line.get("y1") == line.get("y2")]
@@ -275,7 +275,7 @@ def points(shape: Element) -> list[tuple[float, float]]:
 
 
 def test_the_curve_of_who_leads_is_strong_from_its_election_on(pictures: dict[str, str]) -> None:
-    history = told(three_workers())
+    history = history_from(three_workers())
     scale = TimeScale(start=history.start, end=history.end, left=LEFT, right=RIGHT)
     courses = shapes(pictures["three_workers"], "course")
     assert [title(course) for course in courses] == [
@@ -299,8 +299,8 @@ def test_between_two_words_of_the_leader_its_curve_is_straight() -> None:
     story.tell(100, "w-00000001", "progress", epoch=1, batch=0)
     story.tell(125, "w-00000001", "lost", term=1, reason="lease lost")
     story.tell(200, "w-00000001", "progress", epoch=2, batch=0)
-    (course,) = shapes(drawn(told(story)), "course")
-    (track,) = shapes(drawn(told(story)), "track")
+    (course,) = shapes(drawn(history_from(story)), "course")
+    (track,) = shapes(drawn(history_from(story)), "track")
     (left, foot), _, (right, top) = points(track)
     width, height = right - left, foot - top
     expected = [(left + width * at, foot - height * at) for at in (0.25, 0.5, 0.625)]
@@ -310,7 +310,7 @@ def test_between_two_words_of_the_leader_its_curve_is_straight() -> None:
 
 
 def test_each_cost_has_a_number_over_its_instant_and_a_row_of_the_table(pictures: dict[str, str]) -> None:
-    history = told(three_workers())
+    history = history_from(three_workers())
     assert texts(pictures["three_workers"], "digit") == ["1", "2", "3-4"]
     written = {*texts(pictures["three_workers"], "ink"), *texts(pictures["three_workers"], "muted")}
     for cost in costs_of(history):
@@ -335,10 +335,10 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     story = Story()
     for number in range(43):
         story.start(number, f"w{number}-00000001")
-    picture = drawn(told(story))
+    picture = drawn(history_from(story))
     assert "3 more, which cost no more than these" in texts(picture, "muted")
     assert len(shapes(picture, "number")) < 43
-    history = told(story)
+    history = history_from(story)
     assert "more, which cost" not in page(history, costs_of(history))
 
 
@@ -354,7 +354,7 @@ def test_a_long_table_keeps_what_cost_most_in_order_of_time() -> None:
     story.tell(5, "w45-00000001", "elected", term=1)
     story.tell(447, "w3-00000002", "elected", term=2)
     story.tell(448, "w3-00000002", "lost", term=2, reason="lease lost")
-    history = told(story)
+    history = history_from(story)
     costs = costs_of(history)
     most = costliest(history, costs, 4)
     assert [(cost.worker_id, cost.without_leader, cost.without_training, cost.batches) for cost in most] == [
@@ -373,7 +373,7 @@ def test_nothing_lost_nothing_to_table() -> None:
     story = Story()
     story.start(0, "w-00000001")
     story.tell(5, "w-00000001", "finished", epoch=1, batch=0)
-    picture = drawn(told(story))
+    picture = drawn(history_from(story))
     assert "nothing was preempted or lost" in texts(picture, "ink")
     assert "What happened" not in picture
 
@@ -395,7 +395,7 @@ def test_the_description_of_a_long_run_has_an_end() -> None:
     story.start(0, "w-00000001")
     for term in range(1, 100):
         story.tell(term, "w-00000001", "elected", term=term)
-    description = fromstring(drawn(told(story))).findtext(f"{SVG}desc") or ""
+    description = fromstring(drawn(history_from(story))).findtext(f"{SVG}desc") or ""
     assert description.count("led term") == 50
 
 
@@ -443,10 +443,10 @@ def height(shape: Element) -> float:
     return sum(y for _, y in points(shape)) / len(points(shape))
 
 
-@pytest.mark.parametrize("tale", [*TALES.values(), tight])
-def test_a_label_is_within_its_bar_and_under_nothing(tale: Callable[[], Story]) -> None:
+@pytest.mark.parametrize("story_of", [*STORIES.values(), tight])
+def test_a_label_is_within_its_bar_and_under_nothing(story_of: Callable[[], Story]) -> None:
     """White letters on a hatching, or beneath a mark, can't be read."""
-    picture = drawn(told(tale()))
+    picture = drawn(history_from(story_of()))
     labels = shapes(picture, "led")
     assert labels
     bars = shapes(picture, "leading")
@@ -461,11 +461,11 @@ def test_a_label_is_within_its_bar_and_under_nothing(tale: Callable[[], Story]) 
 
 def test_what_is_not_known_of_who_is_gone_is_drawn_left_of_the_edge() -> None:
     """Even where nobody was heard of later."""
-    for tale in (three_days, many_workers, tight):
-        tails = shapes(drawn(told(tale())), "gone")[1:]
+    for story_of in (three_days, many_workers, tight):
+        tails = shapes(drawn(history_from(story_of())), "gone")[1:]
         assert tails
         assert all(extent(tail)[1] <= RIGHT + 0.1 for tail in tails)
-    (last, *_) = sorted(shapes(drawn(told(three_days())), "gone"), key=extent, reverse=True)
+    (last, *_) = sorted(shapes(drawn(history_from(three_days())), "gone"), key=extent, reverse=True)
     assert float(last.get("width", "0")) == 36
 
 
@@ -476,9 +476,9 @@ def test_a_cell_is_cut_only_where_there_is_no_room_for_it() -> None:
     story.tell(50, "w-00000001", "progress", epoch=13, batch=4)
     story.start(100, "w-00000002", position=Position(12, 3))
     story.tell(150, "w-00000002", "finished", epoch=14, batch=0)
-    assert "5 or more, back to epoch 12, batch 3" in texts(drawn(told(story)), "ink")
-    picture = drawn(told(tight()))
-    cells_of_tight = {cell for cost in costs_of(told(tight())) for cell in cells(told(tight()), cost)}
+    assert "5 or more, back to epoch 12, batch 3" in texts(drawn(history_from(story)), "ink")
+    picture = drawn(history_from(tight()))
+    cells_of_tight = {cell for cost in costs_of(history_from(tight())) for cell in cells(history_from(tight()), cost)}
     cut = {text for text in texts(picture, "ink") if "…" in text}
     assert {text for text in texts(picture, "ink") if "back to" in text} <= cells_of_tight
     assert any(text.startswith("lost the lea") for text in cut)
@@ -513,13 +513,13 @@ def test_what_does_not_fit_is_cut_in_the_middle(letters: int, text: str) -> None
 def test_who_told_of_no_progress_has_no_curve() -> None:
     story = Story()
     story.tell(0, "w-00000001", "joined")
-    assert shapes(drawn(told(story)), "track") == []
+    assert shapes(drawn(history_from(story)), "track") == []
 
 
 def test_positions_at_their_limits_can_be_drawn() -> None:
     story = Story()
     story.start(0, "w-00000001", position=Position(10**8 - 1, 10**8 - 1))
-    assert "</svg>" in drawn(told(story))
+    assert "</svg>" in drawn(history_from(story))
 
 
 # -------------------------------------------------------------------- page
@@ -557,7 +557,7 @@ class Reader(HTMLParser):
 
 
 def test_a_page_holds_the_picture_and_all_costs_as_a_table() -> None:
-    history = told(many_workers())
+    history = history_from(many_workers())
     costs = costs_of(history)
     found = Reader(page(history, costs))
     assert (found.tags["svg"], found.tags["table"], found.tags["script"]) == (1, 1, 0)
@@ -569,4 +569,4 @@ def test_a_page_without_costs_has_no_table() -> None:
     story = Story()
     story.start(0, "w-00000001")
     story.tell(5, "w-00000001", "finished", epoch=1, batch=0)
-    assert Reader(page(told(story), [])).tags["table"] == 0
+    assert Reader(page(history_from(story), [])).tags["table"] == 0
