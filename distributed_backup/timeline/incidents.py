@@ -1,8 +1,11 @@
-"""What each preemption and each loss of a leader cost: time without a leader, time without training, batches.
+"""Find the incidents of a run and count their cost: time without a leader, time without training, batches to repeat.
 
-Batches are counted from the last position that a worker told of to the one that was restored after it. A worker tells
-at each epoch's end, with each commit, and else every ten seconds, at a batch's end: one that was killed may have come
-further, and times that count from its last word are the most that they can have been.
+An incident is a preemption, a worker that stopped reporting, a fit that an error ended, or a lease that a worker lost
+or resigned while it trained on.
+
+Limits: a worker reports its progress at each epoch's end, with each commit, and otherwise every ten seconds. A killed
+worker may have run on after its last event, so a time that begins there is an upper bound. Batches are counted from the
+last position reported, so the number is a lower bound.
 """
 
 from __future__ import annotations
@@ -21,22 +24,23 @@ type IncidentKind = Literal["preempted", "gone", "left", "lost", "resigned"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentCost:
-    """What happened to a worker, and what it cost the run.
+    """An incident and what it cost the run.
 
     Args:
         number: From 1, in order of time.
-        what: "preempted"; "gone" without a word; "left" with an error; "lost" or "resigned": the lead, it trains on.
-        at: When: the notice, the last word, or the end of its lead.
-        worker_id: To whom.
-        term: The one it held; None if it did not lead.
-        saved: Whether a preempted one saved; None if there was nothing to save, or it was not preempted.
-        reason: As the worker tells it; empty if it does not.
-        without_leader: Seconds until somebody led; None if nobody has since.
-        without_training: Seconds until somebody trained; None if nobody has since.
-        reached: The last position it told of.
-        resumed: The position from which it, or who trained in its stead, went on; None if nobody has yet.
-        resumed_at: When it did.
-        batches: Those to be done again, as far as is known, see `more`; None if that is not known at all.
+        kind: "gone" is a worker that stopped reporting, "left" a fit that an error ended. A worker whose lease was
+            "lost" or "resigned" trains on.
+        at: The notice, the last event, or the end of the leadership. Seconds since 1970.
+        worker_id: The worker it happened to.
+        term: The term this worker led. None for a follower.
+        saved: Whether a preempted worker saved. None if there was nothing to save, and for other incidents.
+        reason: The reason in the worker's event, or "".
+        without_leader: Seconds until the next election. None if there was none.
+        without_training: Seconds until a worker trained again. None if none did.
+        reached: The last position it reported.
+        resumed: The position from which it, or the worker that replaced it, continued. None if none did.
+        resumed_at: The time of that.
+        batches: Batches to train again. None if the number can't be known.
     """
 
     number: int
@@ -54,15 +58,29 @@ class IncidentCost:
     batches: int | None
 
     @property
+    def is_upper_bound(self) -> bool:
+        """Whether its times begin with the last event of a worker that may have run on, and so are upper bounds."""
+        return self.kind == "gone"
+
+    @property
     def more(self) -> bool:
-        """Whether more batches may have to be done again: nobody tells how long an epoch is."""
+        """Whether `batches` may be too low: no event contains the size of an epoch."""
         over = self.reached is not None and self.resumed is not None and self.reached.epoch != self.resumed.epoch
         return over and bool(self.batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A time without a leader, or without training. An upper bound if it begins with a killed worker's last event."""
+
+    start: float
+    end: float
+    is_upper_bound: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """What happened, before it is known what it cost."""
+    """An incident before its cost is known."""
 
     kind: IncidentKind
     at: float
@@ -72,11 +90,9 @@ class Incident:
 
 
 def costs_of(history: History) -> list[IncidentCost]:
-    """What each preemption, each death and each loss of the lead cost, by time."""
-    incidents = sorted(
-        (incident for incarnation in history.incarnations for incident in _incidents(incarnation)),
-        key=lambda incident: (incident.at, incident.incarnation.worker_id),
-    )
+    """Return all incidents of a run and their costs, in order of time."""
+    incidents = [incident for incarnation in history.incarnations for incident in _incidents(incarnation)]
+    incidents.sort(key=lambda incident: (incident.at, incident.incarnation.worker_id))
     return [_cost(history, number, incident) for number, incident in enumerate(incidents, 1)]
 
 
@@ -91,61 +107,64 @@ def costliest(history: History, costs: Sequence[IncidentCost], count: int) -> li
     return sorted(sorted(costs, key=weight, reverse=True)[:count], key=lambda cost: cost.number)
 
 
-def leaderless(history: History) -> list[tuple[float, float]]:
-    """When nobody led, from the first election to the last lead's end; what follows a finish is not missed."""
-    return _gaps((leadership.start, leadership.end, leadership.how == "finished") for leadership in history.leaderships)
+def leader_gaps(history: History) -> list[Gap]:
+    """Return the times without a leader between the first election and the end of the last leadership.
+
+    The time after a leader that finished is not one: a finished run needs no leader.
+    """
+    return _gaps((leadership.start, leadership.end, leadership.how) for leadership in history.leaderships)
 
 
-def without_leader(history: History) -> float:
-    """Seconds of it."""
-    return sum(end - start for start, end in leaderless(history))
-
-
-def without_training(history: History) -> float:
-    """Seconds in which nobody trained, from the first start to the last end; what follows a finish is not missed."""
-    return sum(end - start for start, end in _gaps(_trainings(history)))
-
-
-def _trainings(history: History) -> Iterator[tuple[float, float, bool]]:
-    return (
-        (span.start, span.end, incarnation.ending == "finished" and span.end == incarnation.end)
+def training_gaps(history: History) -> list[Gap]:
+    """Return the times without training between the first start and the last end, except after a finish."""
+    return _gaps(
+        (span.start, span.end, incarnation.ending)
         for incarnation in history.incarnations
         for span in incarnation.trainings
     )
 
 
+def total(gaps: Iterable[Gap]) -> float:
+    """Return the seconds of all gaps together."""
+    return sum(gap.end - gap.start for gap in gaps)
+
+
+def _gaps(spans: Iterable[tuple[float, float, str]]) -> list[Gap]:
+    """Return what these spans leave uncovered. A span is a start, an end, and how it ended."""
+    in_time = sorted((start, (end, how == "finished", how == "gone")) for start, end, how in spans)
+    covered = accumulate((end for _, end in in_time), max)
+    return [
+        Gap(start=end, end=start, is_upper_bound=is_gone)
+        for (end, is_finished, is_gone), (start, _) in zip(covered, in_time[1:], strict=False)
+        if start > end and not is_finished
+    ]
+
+
 def _incidents(incarnation: Incarnation) -> Iterator[Incident]:
-    for leadership in incarnation.leaderships:
-        if leadership.how in {"lost", "resigned"}:
-            yield Incident(
-                kind=leadership.how,
-                at=leadership.end,
-                incarnation=incarnation,
-                leadership=leadership,
-                reason=leadership.reason,
-            )
+    for held in incarnation.leaderships:
+        if held.how in {"lost", "resigned"}:
+            yield Incident(kind=held.how, at=held.end, incarnation=incarnation, leadership=held, reason=held.reason)
     if incarnation.ending in {"preempted", "gone", "left"}:
-        held = next(
-            (leadership for leadership in incarnation.leaderships if leadership.how == incarnation.ending), None
-        )
+        last = next((held for held in incarnation.leaderships if held.how == incarnation.ending), None)
         at = incarnation.end if incarnation.noticed is None else incarnation.noticed
-        yield Incident(kind=incarnation.ending, at=at, incarnation=incarnation, leadership=held)
+        yield Incident(kind=incarnation.ending, at=at, incarnation=incarnation, leadership=last)
 
 
 def _cost(history: History, number: int, incident: Incident) -> IncidentCost:
+    ended, held = incident.incarnation, incident.leadership
     stopped = incident.kind in {"preempted", "gone", "left"}
-    reached = incident.incarnation.track[-1][1] if incident.incarnation.track and stopped else None
-    resumed_at, resumed = (_resumption(history, incident.incarnation) if stopped else None) or (None, None)
+    reached = ended.track[-1][1] if ended.track and stopped else None
+    resumed_at, resumed = (_resumption(history, ended) if stopped else None) or (None, None)
     return IncidentCost(
         number=number,
         kind=incident.kind,
         at=incident.at,
-        worker_id=incident.incarnation.worker_id,
-        term=None if incident.leadership is None else incident.leadership.term,
-        saved=incident.incarnation.saved if incident.kind == "preempted" else None,
+        worker_id=ended.worker_id,
+        term=None if held is None else held.term,
+        saved=ended.saved if incident.kind == "preempted" else None,
         reason=incident.reason,
-        without_leader=0.0 if incident.leadership is None else _until_next_lead(history, incident.leadership),
-        without_training=_until_next_training(history, incident.incarnation) if stopped else 0.0,
+        without_leader=0.0 if held is None else _until_next_leader(history, held),
+        without_training=_until_next_training(history, ended) if stopped else 0.0,
         reached=reached,
         resumed=resumed,
         resumed_at=resumed_at,
@@ -153,45 +172,27 @@ def _cost(history: History, number: int, incident: Incident) -> IncidentCost:
     )
 
 
-def _until_next_lead(history: History, leadership: Leadership) -> float | None:
-    # By terms: the clock of who led next may be behind.
-    later = next((other for other in history.leaderships if other.term > leadership.term), None)
-    return None if later is None else max(0.0, later.start - leadership.end)
+def _until_next_leader(history: History, held: Leadership) -> float | None:
+    # Compare terms, not times: the next leader's clock may be behind.
+    later = next((other for other in history.leaderships if other.term > held.term), None)
+    return None if later is None else max(0.0, later.start - held.end)
 
 
-def _until_next_training(history: History, gone: Incarnation) -> float | None:
-    if not gone.trainings:
+def _until_next_training(history: History, ended: Incarnation) -> float | None:
+    if not ended.trainings:
         return 0.0
-    ends = [
-        span.start
-        for incarnation in history.incarnations
-        if incarnation is not gone
-        for span in incarnation.trainings
-        if span.end > gone.end
-    ]
-    return max(0.0, min(ends) - gone.end) if ends else None
+    others = (other for other in history.incarnations if other is not ended)
+    starts = [span.start for other in others for span in other.trainings if span.end > ended.end]
+    return max(0.0, min(starts) - ended.end) if starts else None
 
 
-def _resumption(history: History, gone: Incarnation) -> tuple[float, Position] | None:
-    """When and where its next life went on; that of any, if nobody trained when it was gone."""
-    others = [
-        incarnation
-        for incarnation in history.incarnations
-        if incarnation is not gone and incarnation.trainings and incarnation.track
-    ]
-    if not any(incarnation.trainings[0].start <= gone.end < incarnation.trainings[-1].end for incarnation in others):
-        return min(
-            (incarnation.track[0] for incarnation in others if incarnation.trainings[0].start > gone.end), default=None
-        )
-    lane = next(lane for lane in history.lanes if any(incarnation is gone for incarnation in lane.incarnations))
-    return next(
-        (
-            incarnation.track[0]
-            for incarnation in lane.incarnations
-            if incarnation.start >= gone.end and incarnation.track
-        ),
-        None,
-    )
+def _resumption(history: History, ended: Incarnation) -> tuple[float, Position] | None:
+    """Return when and where training continued: in the same lane, or in any lane if no other worker was training."""
+    others = [other for other in history.incarnations if other is not ended and other.trainings and other.track]
+    if not any(other.trainings[0].start <= ended.end < other.trainings[-1].end for other in others):
+        return min((other.track[0] for other in others if other.trainings[0].start > ended.end), default=None)
+    lane = next(lane for lane in history.lanes if any(other is ended for other in lane.incarnations))
+    return next((other.track[0] for other in lane.incarnations if other.start >= ended.end and other.track), None)
 
 
 def _batches(history: History, reached: Position | None, resumed: Position | None) -> int | None:
@@ -200,11 +201,3 @@ def _batches(history: History, reached: Position | None, resumed: Position | Non
     if resumed is None or (reached.epoch != resumed.epoch and not history.epoch_size):
         return None
     return (reached.epoch - resumed.epoch) * history.epoch_size + reached.batch - resumed.batch
-
-
-def _gaps(spans: Iterable[tuple[float, float, bool]]) -> list[tuple[float, float]]:
-    """What none of them covers, between the first and the last, and which does not follow a last one."""
-    in_time = sorted(spans)
-    covered = accumulate(((end, is_last) for _, end, is_last in in_time), max)
-    pairs = zip(covered, in_time[1:], strict=False)
-    return [(end, start) for (end, is_last), (start, *_) in pairs if start > end and not is_last]

@@ -9,11 +9,12 @@ from typing import Any
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History, Lane
 from distributed_backup.timeline.incarnations import Leadership
-from distributed_backup.timeline.incidents import IncidentCost, without_leader, without_training
+from distributed_backup.timeline.incidents import IncidentCost, leader_gaps, total, training_gaps
 
 
 def document(history: History, costs: Sequence[IncidentCost]) -> dict[str, Any]:
     """All of it but what each worker did in between."""
+    no_leader, no_training = leader_gaps(history), training_gaps(history)
     return {
         "run_id": history.run_id or None,
         "start": _instant(history.start),
@@ -22,8 +23,10 @@ def document(history: History, costs: Sequence[IncidentCost]) -> dict[str, Any]:
         "workers": [_worker(lane) for lane in history.lanes],
         "leaders": [_leadership(leadership) for leadership in history.leaderships],
         "costs": [_cost(cost) for cost in costs],
-        "without_leader": _seconds(without_leader(history)),
-        "without_training": _seconds(without_training(history)),
+        "without_leader": _seconds(total(no_leader)),
+        "without_leader_is_upper_bound": any(gap.is_upper_bound for gap in no_leader),
+        "without_training": _seconds(total(no_training)),
+        "without_training_is_upper_bound": any(gap.is_upper_bound for gap in no_training),
         "batches": sum(cost.batches or 0 for cost in costs),
     }
 
@@ -62,7 +65,9 @@ def _cost(cost: IncidentCost) -> dict[str, Any]:
         "saved": cost.saved,
         "reason": cost.reason or None,
         "without_leader": _seconds(cost.without_leader),
+        "without_leader_is_upper_bound": cost.is_upper_bound and bool(cost.without_leader),
         "without_training": _seconds(cost.without_training),
+        "without_training_is_upper_bound": cost.is_upper_bound and bool(cost.without_training),
         "reached": _position(cost.reached),
         "resumed": _position(cost.resumed),
         "resumed_at": None if cost.resumed_at is None else _instant(cost.resumed_at),

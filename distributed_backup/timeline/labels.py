@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
 from distributed_backup.timeline.incarnations import lane_name
-from distributed_backup.timeline.incidents import IncidentCost, without_leader, without_training
+from distributed_backup.timeline.incidents import Gap, IncidentCost, leader_gaps, total, training_gaps
 from distributed_backup.timeline.time_scale import clock_time, date, duration
 
 if TYPE_CHECKING:
@@ -78,9 +78,18 @@ def _totals(history: History, costs: Sequence[IncidentCost]) -> str:
     repeated = _count(sum(cost.batches or 0 for cost in costs), "batch", "batches")
     least = "at least " if any(cost.more for cost in costs) else ""
     return (
-        f"in all {duration(without_leader(history))} without a leader, "
-        f"{duration(without_training(history))} without training, {least}{repeated} to repeat"
+        f"in all {_total(leader_gaps(history))} without a leader, "
+        f"{_total(training_gaps(history))} without training, {least}{repeated} to repeat"
     )
+
+
+def _total(gaps: Sequence[Gap]) -> str:
+    return at_most(total(gaps), is_upper_bound=any(gap.is_upper_bound for gap in gaps))
+
+
+def at_most(seconds: float, *, is_upper_bound: bool) -> str:
+    """Return a duration, marked as an upper bound if it is one."""
+    return f"at most {duration(seconds)}" if is_upper_bound and seconds else duration(seconds)
 
 
 def _count(count: int, one: str, many: str = "") -> str:
@@ -95,8 +104,8 @@ def cells(history: History, cost: IncidentCost) -> tuple[str, ...]:
         f"{date(cost.at)[5:]} {clock_time(cost.at)}",
         cost.worker_id,
         what_happened(cost),
-        "not since" if cost.without_leader is None else duration(cost.without_leader),
-        "not since" if cost.without_training is None else duration(cost.without_training),
+        _lost(cost.without_leader, cost),
+        _lost(cost.without_training, cost),
         _repeated(cost),
     )
 
@@ -106,6 +115,10 @@ def what_happened(cost: IncidentCost) -> str:
     led = "" if cost.term is None else f", led term {cost.term}"
     saved = ", not saved" if cost.saved is False else ""
     return f"{_KIND_LABELS[cost.kind]}{led}{saved}" + (f": {cost.reason}" if cost.reason else "")
+
+
+def _lost(seconds: float | None, cost: IncidentCost) -> str:
+    return "to the end" if seconds is None else at_most(seconds, is_upper_bound=cost.is_upper_bound)
 
 
 def _repeated(cost: IncidentCost) -> str:

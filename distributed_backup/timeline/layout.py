@@ -22,6 +22,7 @@ _PROPORTIONS: Final = {
     **dict.fromkeys(" .,:;|!'·ijlI", 0.53),
     **dict.fromkeys("-()[]/frt", 0.68),
     **dict.fromkeys("mwMW%@…", 1.5),
+    "≤": 1.2,
 }
 
 _LEADERS: Final = 122.0

@@ -10,8 +10,8 @@ from typing import Final
 
 from distributed_backup.timeline.history import History, Lane
 from distributed_backup.timeline.incarnations import Incarnation, Leadership, Mark, MarkKind, Span, SpanKind, lane_name
-from distributed_backup.timeline.incidents import IncidentCost, leaderless
-from distributed_backup.timeline.labels import what_happened
+from distributed_backup.timeline.incidents import Gap, IncidentCost, leader_gaps
+from distributed_backup.timeline.labels import at_most, what_happened
 from distributed_backup.timeline.layout import LEFT, LETTER, MARGIN, RIGHT, SMALL_LETTER, TAIL, Layout, fitted, width_of
 from distributed_backup.timeline.legend import draw_arrow, draw_cross, draw_notice
 from distributed_backup.timeline.svg import Canvas
@@ -66,11 +66,13 @@ def draw_leaders(canvas: Canvas, scale: TimeScale, layout: Layout, history: Hist
     """Who led when, and when nobody did."""
     top, height = layout.leaders, layout.leaders_height
     canvas.text(LEFT - 10, top + 17, "Leader", "bold", anchor="end")
-    for start, end in leaderless(history):
-        x, width = _extent(scale, start, end)
-        lasted = duration(end - start)
-        canvas.rect(x, top, width, height, "leaderless", about=f"nobody led for {lasted}")
-        _label(canvas, x, width, top + 17, (f"nobody, {lasted}", lasted), look="loss")
+    for gap in leader_gaps(history):
+        x, width = _extent(scale, gap.start, gap.end)
+        lasted = at_most(gap.end - gap.start, is_upper_bound=gap.is_upper_bound)
+        canvas.rect(x, top, width, height, "leaderless", about=_about_gap(gap, lasted))
+        _label(
+            canvas, x, width, top + 17, (f"no leader, {lasted}", lasted, lasted.replace("at most ", "≤")), look="loss"
+        )
     for leadership in history.leaderships:
         x, width = _extent(scale, leadership.start, leadership.end)
         canvas.rect(x, top, max(width - 1, 1), height, "leading", about=_about_leadership(leadership, history))
@@ -81,6 +83,10 @@ def draw_leaders(canvas: Canvas, scale: TimeScale, layout: Layout, history: Hist
             *([f"{short} · {leadership.term}"] if len(short) >= MIN_LABEL_CHARS else []),
         )
         _label(canvas, x, width, top + 17, (*texts, str(leadership.term)))
+
+
+def _about_gap(gap: Gap, lasted: str) -> str:
+    return f"no leader for {lasted}" + (": last event to next election" if gap.is_upper_bound else "")
 
 
 def _about_leadership(leadership: Leadership, history: History) -> str:

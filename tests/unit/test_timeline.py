@@ -15,7 +15,7 @@ from distributed_backup.storage.local import LocalStorage
 from distributed_backup.timeline.chart import draw
 from distributed_backup.timeline.history import History, history_of
 from distributed_backup.timeline.incarnations import Incarnation, lane_name
-from distributed_backup.timeline.incidents import IncidentCost, costs_of, without_leader, without_training
+from distributed_backup.timeline.incidents import IncidentCost, costs_of, leader_gaps, total, training_gaps
 from distributed_backup.timeline.json_report import document
 from distributed_backup.timeline.labels import cells, describe, summary
 from distributed_backup.timeline.log_reader import parse_events, read_events
@@ -395,12 +395,58 @@ def test_what_each_blow_to_three_workers_cost() -> None:
     ]
     assert [cost.number for cost in costs_of(history)] == [1, 2, 3, 4]
     assert [cost.at - START for cost in costs_of(history)] == [101.0, 182.0, 247.0, 247.5]
-    assert (without_leader(history), without_training(history)) == (62.0, 43.0)
+    assert (total(leader_gaps(history)), total(training_gaps(history))) == (62.0, 43.0)
     assert summary(history, costs_of(history)) == [
         "2026-11-23 10:00:00 UTC, 6 min 44 s: 3 workers, 7 starts, 3 leaders, 4 terms",
-        "3 preempted, 1 gone without a word: in all 1 min 2 s without a leader, 43 s without training, "
+        "3 preempted, 1 gone without a word: in all at most 1 min 2 s without a leader, 43 s without training, "
         "0 batches to repeat",
     ]
+
+
+def test_a_time_that_begins_with_the_last_event_of_a_killed_worker_is_an_upper_bound() -> None:
+    """The second leader was killed: it may have led for up to ten seconds longer. The first resigned: that is exact."""
+    history = history_from(three_workers())
+    costs = costs_of(history)
+    assert [cells(history, cost)[-3] for cost in costs] == ["2 s", "at most 18 s", "42 s", "0 s"]
+    report = document(history, costs)
+    assert [(cost["without_leader"], cost["without_leader_is_upper_bound"]) for cost in report["costs"]] == [
+        (2.0, False),
+        (18.0, True),
+        (42.0, False),
+        (0.0, False),
+    ]
+    assert (report["without_leader"], report["without_leader_is_upper_bound"]) == (62.0, True)
+    assert (report["without_training"], report["without_training_is_upper_bound"]) == (43.0, False)
+    assert "no leader for at most 18 s: last event to next election" in draw(history, costs)
+    assert "no leader for 42 s<" in draw(history, costs)
+
+
+def test_a_time_without_training_is_an_upper_bound_after_a_kill_only() -> None:
+    for killed in (True, False):
+        story = Story()
+        story.start(0, A)
+        story.tell(20, A, "progress", epoch=0, batch=3)
+        if not killed:
+            story.tell(20, A, "left")
+        story.start(80, "a-0000000f", after=0.0)
+        story.tell(90, "a-0000000f", "finished", epoch=1, batch=0)
+        history = history_from(story)
+        (cost,) = document(history, costs_of(history))["costs"]
+        assert (cost["without_training"], cost["without_training_is_upper_bound"]) == (60.0, killed)
+        assert cells(history, only(story, A))[-2] == ("at most 1 min" if killed else "1 min")
+        assert document(history, [])["without_training_is_upper_bound"] is killed
+
+
+def test_a_killed_worker_that_did_not_lead_costs_exactly_no_time_without_a_leader() -> None:
+    story = Story()
+    story.start(0, A)
+    story.start(0, B)
+    story.tell(9, A, "progress", epoch=0, batch=3)
+    story.tell(99, B, "finished", epoch=1, batch=0)
+    history = history_from(story)
+    (cost,) = document(history, costs_of(history))["costs"]
+    assert (cost["without_leader"], cost["without_leader_is_upper_bound"]) == (0.0, False)
+    assert cells(history, only(story, A))[-3:-1] == ("0 s", "0 s")
 
 
 def test_who_could_not_save_repeats_batches() -> None:
@@ -455,7 +501,7 @@ def test_what_follows_a_finish_is_not_missed() -> None:
     story.tell(7261, B, "elected", term=2)
     story.tell(7262, B, "finished", epoch=4, batch=0)
     history = history_from(story)
-    assert (without_leader(history), without_training(history), costs_of(history)) == (0.0, 0.0, [])
+    assert (leader_gaps(history), training_gaps(history), costs_of(history)) == ([], [], [])
 
 
 def test_logs_of_another_run_in_the_place_are_left_out(tmp_path: Any) -> None:
@@ -506,7 +552,7 @@ def test_time_without_a_leader_is_what_no_lead_covers() -> None:
     for term, worker, begin, end in ((1, A, 1, 50), (2, B, 10, 20), (3, B, 30, 40), (4, A, 55, 60)):
         story.tell(begin, worker, "elected", term=term)
         story.tell(end, worker, "lost", term=term, reason="lease lost")
-    assert without_leader(history_from(story)) == 5.0
+    assert total(leader_gaps(history_from(story))) == 5.0
 
 
 def test_what_nobody_has_made_good_yet_is_not_known() -> None:
@@ -516,7 +562,7 @@ def test_what_nobody_has_made_good_yet_is_not_known() -> None:
     story.tell(9, A, "left")
     cost = only(story, A)
     assert (cost.kind, cost.without_leader, cost.without_training, cost.batches) == ("left", None, None, None)
-    assert cells(history_from(story), cost)[-3:] == ("not since", "not since", "not resumed")
+    assert cells(history_from(story), cost)[-3:] == ("to the end", "to the end", "not resumed")
 
 
 def test_who_takes_over_from_standby_resumes_in_the_other_s_stead() -> None:

@@ -70,7 +70,7 @@ def test_a_picture_is_an_image_with_a_title_and_a_description(pictures: dict[str
         assert named["title"] == "Run job-42"
     description = fromstring(pictures["three_workers"]).findtext(f"{SVG}desc") or ""
     assert "train-1-aaaa0001 led term 2 from 1 min 47 s to 3 min 2 s." in description
-    assert "in all 1 min 2 s without a leader" in description
+    assert "in all at most 1 min 2 s without a leader" in description
 
 
 def test_a_picture_loads_nothing_and_runs_nothing(pictures: dict[str, str]) -> None:
@@ -179,8 +179,12 @@ def test_the_strip_of_leaders_names_who_led_when(pictures: dict[str, str]) -> No
         "train-0 · term 4",
     ]
     gaps = [title(shape) for shape in shapes(picture, "leaderless")][1:]
-    assert gaps == [f"nobody led for {time}" for time in ("2 s", "18 s", "42 s")]
-    assert texts(picture, "loss") == ["18 s", "nobody, 42 s"]
+    assert gaps == [
+        "no leader for 2 s",
+        "no leader for at most 18 s: last event to next election",
+        "no leader for 42 s",
+    ]
+    assert texts(picture, "loss") == ["≤18 s", "no leader, 42 s"]
     # In its lane, the third has the mark of a failure, and less room beside it.
     leaderships = [text for text in texts(picture, "led") if "leads" in text]
     assert leaderships == [*(f"leads, term {term}" for term in (1, 4, 2)), "leads"]
