@@ -1,4 +1,4 @@
-"""A drawing of a run from the events of its workers: who led when, and what each preemption cost.
+"""Draw a run from the events of its workers: who led when, and what each incident cost.
 
-`history` makes a model of the run, `costs` counts what was lost, `drawing` and `page` show both.
+`history` models the run, `incidents` counts the costs, `chart` and `html_page` show both.
 """

@@ -34,7 +34,7 @@ def page(history: History, costs: Sequence[IncidentCost]) -> str:
 <style>{_STYLE}</style>
 </head>
 <body>
-{draw(history, costs, with_table=False)}{_table(history, costs) if costs else ""}</body>
+{draw(history, costs)}{_table(history, costs) if costs else ""}</body>
 </html>
 """
 

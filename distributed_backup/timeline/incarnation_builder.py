@@ -1,7 +1,7 @@
-"""The life of one worker, from what it said.
+"""Build the incarnation of one worker from its events.
 
-A worker is taken at its word: one that was killed has no last word, and may have lived on for some seconds after the
-last that is known of it. Where its clock went backwards, it is taken to have stood still.
+Limit: a killed worker has no final event, and may have run for seconds after its last one. A clock that was set back
+counts as stopped until it catches up.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from distributed_backup.errors import ConfigError
 from distributed_backup.position import Position
 from distributed_backup.timeline.incarnations import (
+    LONGEST,
     Ending,
     Incarnation,
     Leadership,
@@ -21,6 +22,7 @@ from distributed_backup.timeline.incarnations import (
     Span,
     SpanKind,
 )
+from distributed_backup.timeline.time_scale import duration
 
 if TYPE_CHECKING:
     from distributed_backup.observability.events import Event
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 def build_incarnation(events: Sequence[Event], *, now: float | None) -> Incarnation:
     """Build the incarnation of one worker from its events, at least one, in order.
 
-    `now` is the end of what is known of a worker that is still running.
+    `now` is the end of an incarnation that is running. None if it has ended.
     """
     builder = IncarnationBuilder(events[0])
     for event in events:
@@ -38,7 +40,7 @@ def build_incarnation(events: Sequence[Event], *, now: float | None) -> Incarnat
 
 
 class IncarnationBuilder:
-    """Listens to one worker; a method for each kind of event."""
+    """Collects the events of one worker. Each kind of event has a method, `_KIND`."""
 
     def __init__(self, first: Event) -> None:
         self._worker_id = first.worker
@@ -54,19 +56,19 @@ class IncarnationBuilder:
         self._track: list[tuple[float, Position]] = []
 
     def add(self, event: Event) -> None:
-        """Take in the next event."""
+        """Add the next event."""
         if self._ending:
-            return  # what it says after its farewell is how it hands over
+            return  # after its final event, a worker only resigns its lease
         self._now = max(self._now, event.at.timestamp())
-        # A kind that a newer version adds says nothing to us.
+        # Ignore kinds without a method: they change nothing in the picture.
         getattr(self, f"_{event.kind}", lambda _: None)(event)
 
     def build(self, now: float | None) -> Incarnation:
-        """Close what is still open and return the result."""
+        """End all open spans and return the incarnation."""
         if not self._ending and now is None:
             self._ending = "gone"
         self._now = self._now if now is None or self._ending else max(now, self._now)
-        noticed = self._open.get("leaving")
+        exiting = self._open.get("exiting")
         self._end_all()
         return Incarnation(
             worker_id=self._worker_id,
@@ -74,7 +76,7 @@ class IncarnationBuilder:
             end=self._now,
             ending=self._ending,
             saved=self._saved,
-            noticed=None if noticed is None else noticed[0],
+            noticed=None if exiting is None else exiting[0],
             spans=tuple(self._spans),
             marks=tuple(self._marks),
             leaderships=tuple(self._leaderships),
@@ -111,21 +113,21 @@ class IncarnationBuilder:
 
     def _reached(self, event: Event) -> None:
         position = _position(event)
-        # A commit is told when it is durable: training may be ahead of it.
+        # A commit is reported when it is durable. Training may be ahead by then.
         if position is not None and (not self._track or self._track[-1][1] <= position):
             self._track.append((self._now, position))
 
     # ---------------------------------------------------------------- events
 
     def _joined(self, _: Event) -> None:
-        self._begin("waiting", "waits for the position to start from")
+        self._begin("waiting", "waits for its start position")
 
     def _restored(self, event: Event) -> None:
         self._end("waiting")
         self._begin("training", "trains")
         position = _position(event) or Position(0)
         name = event.fields.get("checkpoint")
-        self._mark("restore", f"starts from {name}: {position}" if name else "starts from the beginning")
+        self._mark("restore", f"restored {name}: {position}" if name else "started from the beginning")
         self._track.append((self._now, position))
 
     def _progress(self, event: Event) -> None:
@@ -142,7 +144,7 @@ class IncarnationBuilder:
 
     def _lost(self, event: Event) -> None:
         reason = _text(event, "reason")
-        self._mark("failure", f"lost the lead: {reason}")
+        self._mark("failure", f"lost the lease: {reason}")
         self._end_leadership("lost", reason)
 
     def _resigned(self, _: Event) -> None:
@@ -150,9 +152,9 @@ class IncarnationBuilder:
 
     def _committed(self, event: Event) -> None:
         start, term = max(self._start, self._now - _seconds(event)), _whole(event, "term")
-        if term > self._term:  # its election is no longer in the log
+        if term > self._term:  # the log no longer contains the election
             self._begin_leadership(term, since=start)
-        about = f"{_text(event, 'checkpoint')}, in {_seconds(event):.3g} s"
+        about = f"{_text(event, 'checkpoint')}, in {duration(_seconds(event))}"
         self._spans.append(Span(kind="saving", start=start, end=self._now, about=f"saves {about}"))
         self._mark("commit", f"committed {about}")
         self._reached(event)
@@ -162,16 +164,16 @@ class IncarnationBuilder:
 
     def _notice(self, event: Event) -> None:
         reason, remaining = _text(event, "reason"), _seconds(event, "remaining")
-        self._mark("notice", f"notice: {reason}, {remaining:.3g} s left")
-        if self._now > self._notice_ends:  # an earlier one came to nothing
-            self._open.pop("leaving", None)
+        self._mark("notice", f"notice: {reason}, {duration(remaining)} left")
+        if self._now > self._notice_ends:  # the preemption of an earlier notice did not happen
+            self._open.pop("exiting", None)
         self._notice_ends = self._now + remaining
-        self._begin("leaving", f"saves and leaves: {reason}")
+        self._begin("exiting", f"saves and exits: {reason}")
 
     def _preempted(self, event: Event) -> None:
         saved = event.fields.get("saved")
         self._saved = saved if isinstance(saved, bool) else None
-        self._begin("leaving", "saves and leaves", since=max(self._start, self._now - _seconds(event)))
+        self._begin("exiting", "saves and exits", since=max(self._start, self._now - _seconds(event)))
         self._reached(event)
         self._ending = "preempted"
 
@@ -180,7 +182,7 @@ class IncarnationBuilder:
         self._ending = "finished"
 
     def _left(self, _: Event) -> None:
-        self._mark("failure", "left: an error ended the fit")
+        self._mark("failure", "an error ended the fit")
         self._ending = "left"
 
     def _unreachable(self, event: Event) -> None:
@@ -191,7 +193,7 @@ class IncarnationBuilder:
         self._end("unreachable")
 
 
-# Fields are what another version, or another program, may have written: what is not as agreed is taken as not told.
+# Another version may have written the fields, so a value of the wrong type counts as missing.
 
 
 def _position(event: Event) -> Position | None:
@@ -208,7 +210,7 @@ def _whole(event: Event, field: str) -> int:
 
 def _seconds(event: Event, field: str = "seconds") -> float:
     value = event.fields.get(field)
-    return float(value) if isinstance(value, int | float) and value >= 0 else 0.0
+    return float(value) if isinstance(value, int | float) and 0 <= value < LONGEST else 0.0
 
 
 def _text(event: Event, field: str) -> str:

@@ -1,6 +1,6 @@
-"""The life of one worker, as values: what it did when, what happened to it, how far it came.
+"""One incarnation of a worker as values: what it did when, and how far it trained.
 
-Times are seconds since 1970, of the worker's own wall clock.
+Times are seconds since 1970, from the worker's own wall clock.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from typing import Final, Literal
 
 from distributed_backup.position import Position
 
-type SpanKind = Literal["waiting", "training", "leading", "saving", "leaving", "unreachable"]
+type SpanKind = Literal["waiting", "training", "leading", "saving", "exiting", "unreachable"]
 type MarkKind = Literal["commit", "restore", "notice", "failure"]
 type Ending = Literal["preempted", "finished", "left", "gone", ""]
 type LeadershipEnd = Literal["lost", "resigned"] | Ending
 
+LONGEST: Final = 1e12
+"""Seconds. A longer duration in an event is not believed."""
+
 _INCARNATION: Final = re.compile(r"-[0-9a-f]{8}$")
-# What Kubernetes adds to the name of a pod: the pod that replaces one is the same worker of the job. Digits alone are
-# rather the id of a process.
+# The suffix that Kubernetes adds to a pod's name. The manifests in `deploy/` use that name as the worker id, and a pod
+# that replaces another is the same worker. Five digits are rather a process id.
 _POD: Final = re.compile(r"-(?![0-9]{5}$)[bcdfghjklmnpqrstvwxz2456789]{5}$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Something that lasted; `about` is for people."""
+    """An activity with a duration. `about` is its text in the picture."""
 
     kind: SpanKind
     start: float
@@ -34,7 +37,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """Something that happened; `about` is for people."""
+    """An activity without a duration. `about` is its text in the picture."""
 
     kind: MarkKind
     at: float
@@ -43,15 +46,15 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leadership:
-    """A term and who held it.
+    """A term and the worker that led it.
 
     Args:
-        worker_id: Who led.
+        worker_id: The leader.
         term: Its term.
-        start: When it was elected.
-        end: When it knew that it leads no more, or when it was heard of last.
-        how: "lost" and "resigned" if it lived on, else its ending; empty if it leads still.
-        reason: Why it was lost.
+        start: The election.
+        end: The time at which the worker stopped leading, or its last event.
+        how: "lost" or "resigned" if the worker continued, otherwise the incarnation's ending. "" while it leads.
+        reason: Why it was lost, or "".
     """
 
     worker_id: str
@@ -64,19 +67,19 @@ class Leadership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incarnation:
-    """One incarnation of a worker.
+    """One process of a worker.
 
     Args:
         worker_id: Its id.
-        start: Its first word.
-        end: Its last; now, if it goes on.
-        ending: "gone" if it ended without a word; empty if it goes on.
-        saved: What a preempted one says of its save: False if there was none, None if there was nothing to save.
-        noticed: When the notice came that it was preempted by.
-        spans: What it did.
-        marks: What happened to it.
-        leads: When it led.
-        track: How far it had come, when; it only goes back where a checkpoint was restored.
+        start: Its first event.
+        end: Its last event, or now if it is running.
+        ending: "gone" if it stopped reporting, "left" if an error ended the fit, "" if it is running.
+        saved: Whether a preempted worker saved. None if there was nothing to save.
+        noticed: The time of the notice that it was preempted by.
+        spans: Activities with a duration.
+        marks: Activities without one.
+        leaderships: The terms that it led.
+        track: Times and positions. A position is lower than the one before only after a restore.
     """
 
     worker_id: str
@@ -92,24 +95,24 @@ class Incarnation:
 
     @property
     def trainings(self) -> list[Span]:
-        """When it trained."""
+        """The times in which it trained."""
         return self.of("training")
 
     def of(self, kind: SpanKind) -> list[Span]:
-        """When it did this."""
+        """Return the spans of this kind."""
         return [span for span in self.spans if span.kind == kind]
 
 
 def lane_name(worker_id: str) -> str:
-    """What a worker is called in all its lives: its id without what tells its incarnations, and pods, apart.
+    """Return the name that all incarnations of a worker share: its id without the suffixes of process and pod.
 
     Example:
-        >>> name_of("train-0-x7k2p-0123abcd")
+        >>> lane_name("train-0-x7k2p-0123abcd")
         'train-0'
     """
     return _POD.sub("", without_incarnation(worker_id))
 
 
 def without_incarnation(worker_id: str) -> str:
-    """What all lives of one pod or process name share."""
+    """Return the worker id without the random suffix of its process."""
     return _INCARNATION.sub("", worker_id)

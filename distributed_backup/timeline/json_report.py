@@ -1,4 +1,4 @@
-"""The history of a run as JSON, for programs: what `timeline --json` prints."""
+"""Write the history of a run as JSON: the output of `timeline --json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distributed_backup.timeline.incidents import IncidentCost, leader_gaps, tot
 
 
 def document(history: History, costs: Sequence[IncidentCost]) -> dict[str, Any]:
-    """All of it but what each worker did in between."""
+    """Return workers, leaders, incidents and totals. What a worker did between its start and its end is left out."""
     no_leader, no_training = leader_gaps(history), training_gaps(history)
     return {
         "run_id": history.run_id or None,

@@ -1,14 +1,17 @@
-"""The history of a run in words, for people: the same in the drawing, on the page and on the terminal."""
+"""Describe a run, its incidents and its events in words. Picture, page and terminal share these texts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
+
+from rich.filesize import decimal
 
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incarnations import lane_name
+from distributed_backup.timeline.incarnations import LONGEST, Leadership, lane_name
 from distributed_backup.timeline.incidents import Gap, IncidentCost, leader_gaps, total, training_gaps
 from distributed_backup.timeline.time_scale import clock_time, date, duration
 
@@ -19,59 +22,56 @@ HEADINGS: Final = (
     *("#", "After", "At, UTC", "Worker", "What happened"),
     *("No leader for", "No training for", "Batches to repeat"),
 )
-"""Of the table of costs."""
+"""The columns of the table of incidents."""
 
 NO_COST: Final = frozenset({"0", "0 s"})
-"""Cells of it that are nothing to worry about."""
+"""Cells of this table that mean no cost."""
 
 CLOCKS: Final = (
-    "Times are of the workers' own clocks, which may differ. "
-    "A worker that was killed may have gone on for up to a batch, or ten seconds, after its last word."
+    'Times are from each worker\'s own clock, and clocks may differ. "At most": a worker that stopped reporting '
+    "may have run for up to one batch, or ten seconds, after its last event."
 )
-"""What a reader must know."""
+"""The note below the picture."""
 
-_SENTENCES: Final = 50
-_UNITS: Final = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("PB", 1e15), ("EB", 1e18))
-_LONGEST: Final = 1e12
-_KIND_LABELS: Final = {
+_MAX_SENTENCES: Final = 50
+_KINDS: Final = {
     "preempted": "preempted",
-    "gone": "gone without a word",
-    "left": "left with an error",
-    "lost": "lost the lead",
-    "resigned": "gave the lead back",
+    "gone": "stopped reporting",
+    "left": "ended with an error",
+    "lost": "lost the lease",
+    "resigned": "resigned the lease",
 }
 
 
 def title(history: History) -> str:
-    """What the run is called."""
+    """Return the name of the run."""
     return f"Run {history.run_id or '(no id)'}"
 
 
 def summary(history: History, costs: Sequence[IncidentCost]) -> list[str]:
-    """The run in two lines: what it was, and what it suffered."""
-    incarnations, leaders = (
-        history.incarnations,
-        {lane_name(leadership.worker_id) for leadership in history.leaderships},
-    )
+    """Return two lines: the size of the run, and its incidents."""
+    leaders = {lane_name(leadership.worker_id) for leadership in history.leaderships}
     length = duration(history.end - history.start) + (" so far" if history.going_on else "")
-    incidents = Counter(cost.kind for cost in costs)
+    kinds = Counter(cost.kind for cost in costs)
     return [
         f"{date(history.start)} {clock_time(history.start)} UTC, {length}: "
-        f"{_count(len(history.lanes), 'worker')}, {_count(len(incarnations), 'start')}, "
+        f"{_count(len(history.lanes), 'worker')}, {_count(len(history.incarnations), 'start')}, "
         f"{_count(len(leaders), 'leader')}, {_count(len(history.leaderships), 'term')}",
-        ", ".join(f"{count} {_KIND_LABELS[kind]}" for kind, count in incidents.items()) + f": {_totals(history, costs)}"
+        ", ".join(f"{count} {_KINDS[kind]}" for kind, count in kinds.items()) + f": {_totals(history, costs)}"
         if costs
-        else "nothing was preempted or lost",
+        else "no incidents",
     ]
 
 
-def leaders(history: History) -> list[str]:
-    """Who led when, a sentence each; of very many the first."""
-    return [
-        f"{leadership.worker_id} led term {leadership.term} from {duration(leadership.start - history.start)} "
-        f"to {duration(leadership.end - history.start)}."
-        for leadership in history.leaderships[:_SENTENCES]
-    ]
+def first(sentences: Iterable[str]) -> list[str]:
+    """Return the first 50 sentences: enough for a description that is read aloud."""
+    return list(islice(sentences, _MAX_SENTENCES))
+
+
+def describe_leadership(history: History, leadership: Leadership) -> str:
+    """Return a sentence."""
+    begin, end = leadership.start - history.start, leadership.end - history.start
+    return f"{leadership.worker_id} led term {leadership.term} from {duration(begin)} to {duration(end)}."
 
 
 def _totals(history: History, costs: Sequence[IncidentCost]) -> str:
@@ -96,29 +96,39 @@ def _count(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
+# -------------------------------------------------------------------- incidents
+
+
 def cells(history: History, cost: IncidentCost) -> tuple[str, ...]:
-    """A row of the table of costs, for `HEADINGS`."""
+    """Return a row of the table of incidents, in the order of `HEADINGS`."""
     return (
         str(cost.number),
         duration(cost.at - history.start),
         f"{date(cost.at)[5:]} {clock_time(cost.at)}",
         cost.worker_id,
-        what_happened(cost),
+        _what_happened(cost),
         _lost(cost.without_leader, cost),
         _lost(cost.without_training, cost),
         _repeated(cost),
     )
 
 
-def what_happened(cost: IncidentCost) -> str:
-    """A cost's cause."""
+def describe_incident(cost: IncidentCost) -> str:
+    """Return the row of an incident as sentences."""
+    return (
+        f"{cost.number}: {cost.worker_id} {_what_happened(cost)}. No leader for {_lost(cost.without_leader, cost)}, "
+        f"no training for {_lost(cost.without_training, cost)}, batches to repeat: {_repeated(cost)}."
+    )
+
+
+def _what_happened(cost: IncidentCost) -> str:
     led = "" if cost.term is None else f", led term {cost.term}"
     saved = ", not saved" if cost.saved is False else ""
-    return f"{_KIND_LABELS[cost.kind]}{led}{saved}" + (f": {cost.reason}" if cost.reason else "")
+    return f"{_KINDS[cost.kind]}{led}{saved}" + (f": {cost.reason}" if cost.reason else "")
 
 
 def _lost(seconds: float | None, cost: IncidentCost) -> str:
-    return "to the end" if seconds is None else at_most(seconds, is_upper_bound=cost.is_upper_bound)
+    return "the rest of the run" if seconds is None else at_most(seconds, is_upper_bound=cost.is_upper_bound)
 
 
 def _repeated(cost: IncidentCost) -> str:
@@ -138,9 +148,9 @@ def _short(position: Position) -> str:
 
 
 def describe(event: Event) -> str:
-    """What an event tells, beyond its kind."""
-    tell = _TELL.get(event.kind)
-    return "" if tell is None else tell(event.fields)
+    """Return what an event says beyond its kind, or "" if that is nothing."""
+    text = _TEXTS.get(event.kind)
+    return "" if text is None else text(event.fields)
 
 
 def _where(fields: Mapping[str, Any]) -> str:
@@ -157,31 +167,22 @@ def _committed(fields: Mapping[str, Any]) -> str:
 
 def _preempted(fields: Mapping[str, Any]) -> str:
     saved = f"saved {fields['checkpoint']}, {_where(fields)}" if fields["saved"] else "not saved"
-    return f"{'nothing to save' if fields['saved'] is None else saved}; {_time(fields['seconds'])} after the notice"
+    return f"{'nothing to save' if fields['saved'] is None else saved}, {_time(fields['seconds'])} after the notice"
 
 
-# Fields are what another version may have written: what is no number is shown as it is.
+# Another version may have written the fields, so a value that is not a number is shown as it is.
 
 
 def _size(count: Any) -> str:
-    if not isinstance(count, int) or not 1000 <= count < 10**18:
-        return f"{count} bytes"
-    unit, amount = next((unit, count / size) for unit, size in _UNITS if count < 999.5 * size)
-    return f"{_figures(amount)} {unit}"
+    return decimal(count) if isinstance(count, int) and count >= 0 else f"{count} bytes"
 
 
 def _time(seconds: Any) -> str:
-    if not isinstance(seconds, int | float) or not 0 <= seconds < _LONGEST:
-        return f"{seconds} s"
-    return f"{_figures(seconds * 1000)} ms" if 0 < seconds < 0.9995 else duration(seconds)
+    is_duration = isinstance(seconds, int | float) and 0 <= seconds < LONGEST
+    return duration(seconds) if is_duration else f"{seconds} s"
 
 
-def _figures(value: float) -> str:
-    """Two, or those before the point."""
-    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
-
-
-_TELL: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+_TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "joined": lambda fields: f"run {fields['run']}" + (", standby" if fields["standby"] else ""),
     "restored": _restored,
     "elected": lambda fields: f"term {fields['term']}",

@@ -1,4 +1,7 @@
-"""Where the parts of the drawing are, in pixels, and what fits there."""
+"""Place the parts of the picture, in pixels, and cut text to the width it has.
+
+Limit: text widths are estimates for DejaVu Sans, one of the widest fonts a viewer may use.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,21 @@ WIDTH: Final = 1200.0
 LEFT: Final = 184.0
 RIGHT: Final = 1180.0
 MARGIN: Final = 20.0
-# What is drawn of a worker after its last word: how long it lived on is not known.
+# Drawn after the last event of a worker that stopped reporting. How long it ran on is unknown.
 TAIL: Final = 36.0
-# An ordinary letter of bold text of 11 pixels, of text of 13, and of bold text of 13 and 20, in DejaVu Sans: it is
-# among the widest of the fonts that a viewer may have.
+
+NUMBERS_TOP: Final = 102.0
+LEADERS_TOP: Final = 122.0
+LEADERS_HEIGHT: Final = 26.0
+LANE_HEIGHT: Final = 26.0
+_LANES_TOP: Final = LEADERS_TOP + LEADERS_HEIGHT + 10
+_PROGRESS_HEIGHT: Final = 130.0
+
+# Width of an ordinary letter: bold of 11 pixels, normal of 13, bold of 20.
 SMALL_LETTER: Final = 7.8
 LETTER: Final = 8.3
-BOLD_LETTER: Final = 9.2
 HEAD_LETTER: Final = 14.2
-# Others in proportion to these.
+# Widths of other characters in proportion to these.
 _PROPORTIONS: Final = {
     **dict.fromkeys(" .,:;|!'·ijlI", 0.53),
     **dict.fromkeys("-()[]/frt", 0.68),
@@ -25,63 +34,35 @@ _PROPORTIONS: Final = {
     "≤": 1.2,
 }
 
-_LEADERS: Final = 122.0
-_LEADERS_HEIGHT: Final = 26.0
-_COURSE_HEIGHT: Final = 130.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """From top to bottom: numbers, leaders, lanes, course, axis, table.
-
-    Args:
-        lanes: How many.
-    """
+    """From top to bottom: incident numbers, leaders, one lane per worker, progress, axis, a note on the clocks."""
 
     lanes: int
 
-    @property
-    def numbers(self) -> float:
-        """Top of the numbers of the costs."""
-        return _LEADERS - 20
+    def lane_top(self, number: int) -> float:
+        """Return the top of a lane, counted from 0."""
+        return _LANES_TOP + number * LANE_HEIGHT
 
     @property
-    def leaders(self) -> float:
-        """Top of the strip of leaders."""
-        return _LEADERS
-
-    @property
-    def leaders_height(self) -> float:
-        """Its height."""
-        return _LEADERS_HEIGHT
-
-    @property
-    def lane_height(self) -> float:
-        """Many lanes are low ones."""
-        return 28.0 if self.lanes <= 12 else 20.0 if self.lanes <= 32 else 15.0
-
-    def lane(self, number: int) -> float:
-        """Top of a lane, counted from 0."""
-        return _LEADERS + _LEADERS_HEIGHT + 10 + number * self.lane_height
-
-    @property
-    def course(self) -> float:
-        """Top of the curve of progress."""
-        return self.lane(self.lanes) + 36
+    def progress_top(self) -> float:
+        """The top of the progress chart. Its foot is the axis."""
+        return self.lane_top(self.lanes) + 36
 
     @property
     def axis(self) -> float:
-        """The axis of time, at the foot of the curve."""
-        return self.course + _COURSE_HEIGHT
+        """The time axis."""
+        return self.progress_top + _PROGRESS_HEIGHT
 
     @property
-    def table(self) -> float:
-        """Top of the table of costs."""
+    def height(self) -> float:
+        """The height of the picture."""
         return self.axis + 62
 
 
 def width_of(text: str, letter: float) -> float:
-    """About how wide a text is, rather too much than too little; `letter` is the width of an ordinary letter."""
+    """Return an upper estimate of a text's width. `letter` is the width of an ordinary letter."""
     return letter * sum(_proportion(char) for char in text)
 
 
@@ -91,16 +72,12 @@ def _proportion(char: str) -> float:
 
 
 def fitted(text: str, width: float, letter: float) -> str:
-    """As much of a text as fits into `width`."""
-    letters = min(len(text), max(0, int(width / letter * 2)))
-    while letters and width_of(shortened(text, letters), letter) > width:
-        letters -= 1
-    return shortened(text, letters)
-
-
-def shortened(text: str, letters: int) -> str:
-    """Text of at most so many letters; what is left out is in the middle, for ids differ at their ends."""
-    if len(text) <= letters:
+    """Return the text, or as much of it as fits. Cut the middle, because ids differ at their ends."""
+    if width_of(text, letter) <= width:
         return text
-    head = (letters - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (letters - 1 - head) :]}" if letters > 2 else text[:letters]
+    # Half an ordinary letter is the narrowest, so more characters than this can't fit.
+    for kept in range(min(len(text), int(width / letter * 2)), 1, -1):
+        cut = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+        if width_of(cut, letter) <= width:
+            return cut
+    return ""

@@ -1,4 +1,4 @@
-"""What the looks of the drawing mean: a sample of each, and a word."""
+"""Draw the legend, and the marks that the lanes share with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distributed_backup.timeline.svg import Canvas
 
 
 def draw_legend(canvas: Canvas, foot: float) -> None:
-    """One line of samples."""
+    """Draw one line of samples, each followed by its meaning."""
     x = MARGIN
     for width, sample, word in _SAMPLES:
         sample(canvas, x, foot)
@@ -19,19 +19,19 @@ def draw_legend(canvas: Canvas, foot: float) -> None:
 
 
 def draw_cross(canvas: Canvas, x: float, y: float, about: str = "") -> None:
-    """The mark of a failure, around this place."""
-    for look in ("halo", "failure"):
-        for slope in (-4, 4):
-            canvas.line(x - 4, y - slope, x + 4, y + slope, look, about=about)
+    """Draw the mark of a failure around this point."""
+    cross = [(x - 4, y - 4), (x + 4, y + 4), (x, y), (x - 4, y + 4), (x + 4, y - 4)]
+    canvas.polyline(cross, "halo")
+    canvas.polyline(cross, "failure", about=about)
 
 
 def draw_arrow(canvas: Canvas, x: float, y: float, about: str = "") -> None:
-    """The mark of a restore, right of this place."""
+    """Draw the mark of a restore to the right of this point."""
     canvas.polygon([(x, y - 5), (x + 7, y), (x, y + 5)], "restore", about=about)
 
 
 def draw_notice(canvas: Canvas, x: float, y: float, about: str = "") -> None:
-    """The mark of a notice, its tip at this place."""
+    """Draw the mark of a notice with its tip at this point."""
     canvas.polygon([(x - 5, y - 8), (x + 5, y - 8), (x, y)], "notice", about=about)
 
 
@@ -51,13 +51,13 @@ _SAMPLES: Final[tuple[tuple[float, Callable[[Canvas, float, float], None], str],
     (18, _bar("leading"), "leads"),
     (18, _bar("training", 6), "trains"),
     (18, _across("waiting"), "waits"),
-    (8, lambda canvas, x, foot: draw_arrow(canvas, x, foot - 4), "restores"),
+    (8, lambda canvas, x, foot: draw_arrow(canvas, x, foot - 4), "restore"),
     (2, _upright("commit"), "commit"),
     (10, lambda canvas, x, foot: draw_notice(canvas, x + 5, foot), "notice"),
-    (18, _bar("leaving"), "saves, leaves"),
+    (18, _bar("exiting"), "saves, exits"),
     (2, _upright("finish"), "finished"),
-    (18, _bar("gone"), "gone without a word"),
+    (18, _bar("gone"), "stopped reporting"),
     (9, lambda canvas, x, foot: draw_cross(canvas, x + 4, foot - 4), "failure"),
     (18, _across("unreachable"), "no coordinator"),
-    (18, _bar("leaderless"), "nobody leads"),
+    (18, _bar("leaderless"), "no leader"),
 )

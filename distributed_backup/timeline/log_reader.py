@@ -1,7 +1,7 @@
-"""The events of a run, from the logs that its workers left beside the checkpoints.
+"""Read the events of a run from the logs that its workers keep beside the checkpoints.
 
-What is no event as this version knows them, a torn line, a kind that a newer version adds, another program's file, is
-passed over and counted: to look at a run must not fail because of one line.
+A line that is not a known event is skipped and counted, because one bad line must not hide a run. Examples are a torn
+line, a kind that a newer version added, and a file of another program.
 """
 
 from __future__ import annotations
@@ -15,36 +15,35 @@ from distributed_backup.storage.base import Storage
 
 
 def read_events(storage: Storage, run_id: str | None = None) -> tuple[list[Event], int]:
-    """All events of a run, and how many lines were passed over.
+    """Return all events of a run in order of time, and the number of skipped lines.
+
+    Events of one worker stay in the order in which it wrote them.
 
     Args:
-        storage: Where they are.
-        run_id: The run: logs of another are left out, which a killed worker may have left there; None for all.
-
-    Returns:
-        The events by time; those of one worker stay in the order in which it wrote them.
+        storage: The storage of the run's checkpoints.
+        run_id: Skip the logs of other runs, which a killed worker may have left. None reads all logs.
 
     Raises:
-        StoreError: The place can't be read.
+        StoreError: The storage can't be read.
     """
     return parse_events(_lines(storage, run_id))
 
 
 def parse_events(lines: Iterable[bytes]) -> tuple[list[Event], int]:
-    """The events that these lines tell, the lines of a worker in its order, and how many tell none."""
-    found, passed_over = [], 0
+    """Return the events in these lines in order of time, and the number of lines that are not an event."""
+    found, skipped = [], 0
     for line in lines:
         try:
             found.append(_event(line))
         except ValueError:
-            passed_over += 1
-    return _merged(found), passed_over
+            skipped += 1
+    return _merged(found), skipped
 
 
 def _event(line: bytes) -> Event:
     event = Event.from_line(line)
     if not 1970 <= event.at.year < 9999:
-        raise ValueError(f"a time that can't be shown: {event.at}")
+        raise ValueError(f"the year can't be shown: {event.at}")
     return event
 
 
@@ -54,12 +53,12 @@ def _lines(storage: Storage, run_id: str | None) -> Iterator[bytes]:
             lines = storage.read(name).splitlines()
             yield from lines if run_id is None or _run_of(lines) in {None, run_id} else ()
         except StoreError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):  # an old log was tidied away while we look
+            if not isinstance(error.__cause__, FileNotFoundError):  # an old log was removed after the listing
                 raise
 
 
 def _run_of(lines: Sequence[bytes]) -> str | None:
-    """The run that a log belongs to, by its first line; None if that is damaged."""
+    """Return the run that the first line of a log names. None if that line is damaged."""
     with suppress(ValueError, IndexError):
         run: str | None = Event.from_line(lines[0]).fields.get("run")
         return run
@@ -67,7 +66,7 @@ def _run_of(lines: Sequence[bytes]) -> str | None:
 
 
 def _merged(events: Iterable[Event]) -> list[Event]:
-    """By time; where the clock of a worker went backwards, it is taken to have stood still."""
+    """Order events by time. A clock that was set back counts as stopped until it catches up."""
     latest: dict[str, float] = {}
     keyed = []
     for event in events:

@@ -1,4 +1,4 @@
-"""The lower part of the drawing: how far the run had come, when, and where it had to go back."""
+"""Draw the lower part of the picture: the progress of the run over time, and where it was set back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ type Points = list[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Heights:
-    """Where a position is drawn: epochs from `low` to `high`, between `foot` and `top`."""
+    """Maps positions to heights: epochs from `low` to `high`, in pixels from `foot` to `top`."""
 
     low: int
     high: int
@@ -44,25 +44,25 @@ class _Heights:
         return range(math.ceil(self.low / step) * step, self.high + 1, step)
 
 
-def draw_course(
+def draw_progress(
     canvas: Canvas, scale: TimeScale, layout: Layout, history: History, costs: Sequence[IncidentCost]
 ) -> None:
-    """Everybody's progress, the leaders' above it, and what was lost."""
+    """Draw a curve for each worker, a strong one for each leader, and a drop for batches to repeat."""
     heights = _heights(history, layout)
-    canvas.text(LEFT - 10, layout.course - 14, "Epochs done", "bold", anchor="end")
+    canvas.text(LEFT - 10, layout.progress_top - 14, "Epochs done", "bold", anchor="end")
     for epoch in heights.ticks():
         y = heights.level(epoch)
         canvas.line(LEFT, y, RIGHT, y, "grid")
         canvas.text(LEFT - 10, y + 4, str(epoch), "small", anchor="end")
-    tracks = [
-        (incarnation, _points(incarnation, scale, heights)) for incarnation in history.incarnations if incarnation.track
-    ]
+    tracks = [(trained, _points(trained, scale, heights)) for trained in history.incarnations if trained.track]
     for incarnation, points in tracks:
         canvas.polyline(points, "track", about=f"progress of {incarnation.worker_id}")
     for incarnation, points in tracks:
-        for leadership in incarnation.leaderships:
-            part = _between(points, scale.x(leadership.start), scale.x(leadership.end))
-            canvas.polyline(part, "course", about=f"{incarnation.worker_id} leads, term {leadership.term}")
+        for held in incarnation.leaderships:
+            part = _between(points, scale.x(held.start), scale.x(held.end))
+            if part:
+                about = f"progress of {incarnation.worker_id} as the leader of term {held.term}"
+                canvas.polyline(part, "leader-track", about=about)
     _draw_drops(canvas, scale, heights, costs)
 
 
@@ -74,17 +74,17 @@ def _heights(history: History, layout: Layout) -> _Heights:
     ]
     low = min((position.epoch for incarnation in history.incarnations for _, position in incarnation.track), default=0)
     high = max(max(epochs, default=1), low + 1)
-    return _Heights(low=low, high=high, size=history.epoch_size, top=layout.course, foot=layout.axis)
+    return _Heights(low=low, high=high, size=history.epoch_size, top=layout.progress_top, foot=layout.axis)
 
 
 def _points(incarnation: Incarnation, scale: TimeScale, heights: _Heights) -> Points:
-    """One for each pixel, the last on it."""
+    """Return one point per pixel, the last one on it."""
     places = {round(scale.x(at)): (scale.x(at), heights.y(position)) for at, position in incarnation.track}
     return list(places.values())
 
 
 def _between(points: Points, left: float, right: float) -> Points:
-    """The part of a line between two upright ones."""
+    """Return the part of a line between two vertical ones."""
     inside = [point for point in points if left <= point[0] <= right]
     crossings = [
         (edge, y1 + (y2 - y1) * (edge - x1) / (x2 - x1))
@@ -96,17 +96,17 @@ def _between(points: Points, left: float, right: float) -> Points:
 
 
 def _draw_drops(canvas: Canvas, scale: TimeScale, heights: _Heights, costs: Iterable[IncidentCost]) -> None:
-    """Where nobody trained, and how far the run was thrown back."""
+    """Draw the times without training, and how far each restore set the run back."""
     free = LEFT
     for cost in costs:
         if cost.resumed_at is None or cost.reached is None or cost.resumed is None:
             continue
         x, high, low = scale.x(cost.resumed_at), heights.y(cost.reached), heights.y(cost.resumed)
         if cost.without_training:
-            canvas.line(scale.x(cost.resumed_at - cost.without_training), high, x, high, "blow")
+            canvas.line(scale.x(cost.resumed_at - cost.without_training), high, x, high, "incident")
         if cost.batches == 0:
             continue
-        about = f"{cost.worker_id} had come to {cost.reached}; {cost.resumed} was restored"
+        about = f"{cost.worker_id} had reached {cost.reached}, training resumed from {cost.resumed}"
         canvas.line(x, high, x, low, "drop", about=about)
         if x > free:
             label = "?" if cost.batches is None else f"-{cost.batches}{'+' if cost.more else ''}"

@@ -1,12 +1,11 @@
-"""How each part of the drawing looks, by day and by night: one table, from which the style sheet is made.
+"""Define how each part of the picture looks, in light and in dark mode, and make the style sheet of it.
 
-No state is told by colour alone: leading is tall, waiting is a dashed line, leaving and gone are hatched each in its
-way, and each mark has a shape of its own.
+No state depends on colour alone: leading is a high bar, waiting a dashed line, exiting a hatched bar, and a worker that
+stopped reporting an empty one. Each mark has its own shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement
 
@@ -21,7 +20,9 @@ _SAVED: Final = ("#1a7f37", "#3fb950")
 _NOTICE: Final = ("#b45309", "#f0a33a")
 _BAD: Final = ("#c4222e", "#ff7b72")
 
-# Class: its properties, each with a colour by day and one by night, and what holds for both.
+_ON_LINES: Final = "font-size:11px;paint-order:stroke;stroke-width:4px"
+
+# Class: its properties, each with a colour for light and one for dark mode, and the rules for both.
 _LOOKS: Final[dict[str, tuple[dict[str, tuple[str, str]], str]]] = {
     "paper": ({"fill": _PAPER}, ""),
     "stripe": ({"fill": ("#f6f8fa", "#141a22")}, ""),
@@ -35,44 +36,37 @@ _LOOKS: Final[dict[str, tuple[dict[str, tuple[str, str]], str]]] = {
     "waiting": ({"stroke": _MUTED}, "stroke-width:2;stroke-dasharray:2 4"),
     "training": ({"fill": _SOFT}, ""),
     "leading": ({"fill": _STRONG}, ""),
-    "led": ({"fill": _ON_STRONG}, "font-size:11px;font-weight:600"),
-    "leaderless": ({"stroke": _BAD}, "fill:url(#bars);stroke-width:1"),
-    "leaving": ({"stroke": _NOTICE}, "fill:url(#rising);stroke-width:1"),
-    "gone": ({"stroke": _MUTED}, "fill:url(#falling);stroke-width:1;stroke-dasharray:3 3"),
+    "label": ({"fill": _ON_STRONG}, "font-size:11px;font-weight:600"),
+    "leaderless": ({"stroke": _BAD}, "fill:none;stroke-width:1.5"),
+    "exiting": ({"stroke": _NOTICE}, "fill:url(#hatching);stroke-width:1"),
+    "gone": ({"stroke": _MUTED}, "fill:none;stroke-width:1;stroke-dasharray:3 3"),
     "saving": ({"fill": _SAVED}, ""),
     "commit": ({"stroke": _SAVED}, "stroke-width:1.5"),
     "restore": ({"fill": _INK, "stroke": _PAPER}, "stroke-width:1"),
     "notice": ({"fill": _NOTICE, "stroke": _PAPER}, "stroke-width:1"),
-    "halo": ({"stroke": _PAPER}, "stroke-width:5"),
-    "failure": ({"stroke": _BAD}, "stroke-width:2"),
+    "halo": ({"stroke": _PAPER}, "fill:none;stroke-width:5"),
+    "failure": ({"stroke": _BAD}, "fill:none;stroke-width:2"),
     "unreachable": ({"stroke": _BAD}, "stroke-width:2;stroke-dasharray:1 3"),
     "finish": ({"stroke": _INK}, "stroke-width:2"),
     "number": ({"fill": _BAD}, ""),
     "digit": ({"fill": _PAPER}, "font-size:11px;font-weight:700"),
-    "blow": ({"stroke": _BAD}, "stroke-width:1;stroke-dasharray:2 3"),
+    "incident": ({"stroke": _BAD}, "stroke-width:1;stroke-dasharray:2 3"),
     "track": ({"stroke": _SOFT}, "fill:none;stroke-width:1.5"),
-    "course": ({"stroke": _STRONG}, "fill:none;stroke-width:2.5;stroke-linejoin:round"),
+    "leader-track": ({"stroke": _STRONG}, "fill:none;stroke-width:2.5;stroke-linejoin:round"),
     "drop": ({"stroke": _BAD}, "stroke-width:2"),
-    # With a rim, for it stands on lines.
-    "loss": ({"fill": _BAD, "stroke": _PAPER}, "font-size:11px;font-weight:600;paint-order:stroke;stroke-width:4px"),
-    "bars-ink": ({"stroke": _BAD}, "stroke-width:1.5"),
-    "rising-ink": ({"stroke": _NOTICE}, "stroke-width:3"),
-    "falling-ink": ({"stroke": _MUTED}, "stroke-width:1"),
-}
-# Where the hatching runs, within a tile of eight pixels.
-_HATCHES: Final = {
-    "bars": ((2, 0, 2, 8), (6, 0, 6, 8)),
-    "rising": ((-2, 10, 10, -2), (-2, 2, 2, -2), (6, 10, 10, 6)),
-    "falling": ((-2, -2, 10, 10), (-2, 6, 2, 10), (6, -2, 10, 2)),
+    # With a rim of paper, because these texts are drawn over lines.
+    "loss": ({"fill": _BAD, "stroke": _PAPER}, f"{_ON_LINES};font-weight:600"),
+    "hatching": ({"stroke": _NOTICE}, "stroke-width:3"),
 }
 
 
 def style() -> str:
-    """The style sheet."""
-    by_day, by_night = ("\n".join(f"svg .{name} {{{_rules(name, which)}}}" for name in _LOOKS) for which in (0, 1))
+    """Return the style sheet."""
+    light, dark = ("\n".join(f"svg .{name} {{{_rules(name, which)}}}" for name in _LOOKS) for which in (0, 1))
     return (
         "\nsvg text {font:13px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\n"
-        f"{by_day}\n@media (prefers-color-scheme: dark) {{\n{by_night}\n}}\n"
+        f"{light}\n"
+        f"@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
     )
 
 
@@ -82,11 +76,10 @@ def _rules(name: str, which: int) -> str:
     return ";".join(rules if which or not both else [*rules, both])
 
 
-def patterns() -> Iterator[Element]:
-    """The hatchings."""
-    for name, lines in _HATCHES.items():
-        pattern = Element("pattern", id=name, width="8", height="8", patternUnits="userSpaceOnUse")
-        for ends in lines:
-            places = dict(zip(("x1", "y1", "x2", "y2"), map(str, ends), strict=True))
-            SubElement(pattern, "line", {"class": f"{name}-ink", **places})
-        yield pattern
+def pattern() -> Element:
+    """Return the hatching of a worker that saves and exits."""
+    made = Element("pattern", id="hatching", width="8", height="8", patternUnits="userSpaceOnUse")
+    for ends in ((-2, 10, 10, -2), (-2, 2, 2, -2), (6, 10, 10, 6)):
+        places = dict(zip(("x1", "y1", "x2", "y2"), map(str, ends), strict=True))
+        SubElement(made, "line", {"class": "hatching", **places})
+    return made

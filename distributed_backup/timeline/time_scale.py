@@ -1,4 +1,4 @@
-"""Time on a line: where an instant is drawn, which instants are named, and how durations and instants read."""
+"""Map time to pixels, choose the ticks of the time axis, and write durations and instants as text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,7 @@ _MOST_TICKS: Final = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeScale:
-    """Maps instants from `start` to `end` to places from `left` to `right`.
-
-    Args:
-        start: Seconds since 1970.
-        end: The same; not before `start`.
-        left: Where `start` is drawn.
-        right: Where `end` is drawn.
-    """
+    """Maps instants from `start` to `end`, in seconds since 1970, to pixels from `left` to `right`."""
 
     start: float
     end: float
@@ -34,27 +27,29 @@ class TimeScale:
         return max(self.end - self.start, 0.001)
 
     def x(self, instant: float) -> float:
-        """Where an instant is drawn; what lies outside is drawn at the edge."""
+        """Return the place of an instant. Instants outside the scale are at its edges."""
         share = (instant - self.start) / self._length
         return self.left + min(max(share, 0.0), 1.0) * (self.right - self.left)
 
     @property
     def step(self) -> float:
-        """Seconds between two ticks: the least round duration that gives no more than nine."""
+        """Seconds between two ticks: the shortest round duration with at most nine ticks."""
         return next(step for step in (*_FINE, *_CLOCK, *_DAYS) if self._length / step < _MOST_TICKS)
 
     def ticks(self) -> list[float]:
-        """Instants that are round durations after the start."""
+        """Return instants that are multiples of `step` after the start."""
         return [self.start + number * self.step for number in range(math.floor(self._length / self.step) + 1)]
 
 
 def duration(seconds: float) -> str:
-    """A duration as people say it, to about three figures.
+    """Return a duration with about three digits.
 
     Example:
-        >>> duration(0.25), duration(83), duration(7380)
-        ('0.25 s', '1 min 23 s', '2 h 3 min')
+        >>> duration(0.02), duration(0.25), duration(83), duration(7380)
+        ('20 ms', '0.25 s', '1 min 23 s', '2 h 3 min')
     """
+    if 0 < seconds < 0.09995:
+        return f"{seconds * 1000:.3g} ms"
     if seconds < 59.95:
         return f"{seconds:.3g} s"
     if round(seconds) < 3600:
@@ -64,13 +59,13 @@ def duration(seconds: float) -> str:
     return _two(round(seconds / 3600), 24, "d", "h")
 
 
-def _two(count: int, base: int, great: str, small: str) -> str:
+def _two(count: int, base: int, large: str, small: str) -> str:
     whole, rest = divmod(count, base)
-    return f"{whole} {great} {rest} {small}" if rest else f"{whole} {great}"
+    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
 
 
 def clock_time(instant: float, *, step: float = 1.0) -> str:
-    """The time of day, UTC, as finely as ticks `step` seconds apart need it."""
+    """Return the UTC time of day, with the precision that ticks `step` seconds apart need."""
     at = datetime.fromtimestamp(instant, UTC)
     if step < 1.0:
         return f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
@@ -78,5 +73,5 @@ def clock_time(instant: float, *, step: float = 1.0) -> str:
 
 
 def date(instant: float) -> str:
-    """The day, UTC."""
+    """Return the UTC date."""
     return f"{datetime.fromtimestamp(instant, UTC):%Y-%m-%d}"

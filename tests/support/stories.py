@@ -1,4 +1,4 @@
-"""Runs that nobody ran: the events of workers, invented, with the fields that the library gives them."""
+"""Invented runs: the events that workers would have reported, with all the fields that the library gives them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,36 @@ from typing import Any
 from distributed_backup.checkpoints.format import checkpoint_name
 from distributed_backup.observability.events import KINDS, Event, Kind
 from distributed_backup.position import Position
+from distributed_backup.timeline.history import History, history_of
 
 BEGIN = datetime(2026, 11, 23, 10, 0, tzinfo=UTC)
 START = BEGIN.timestamp()
+LONG_AFTER = START + 10**7
+A, B, C = "a-00000001", "b-00000002", "c-00000003"
 BEGINNING = Position(0)
 _USUAL: dict[str, Any] = {"standby": False, "run": "job-42", "reason": "SIGTERM", "remaining": 30.0}
 
 
 @dataclass
 class Story:
-    """Collects events; times are seconds after the beginning, positions (epoch, batch).
-
-    Args:
-        size: Batches of an epoch.
-    """
+    """The events of a run whose epochs have `size` batches. Times are seconds after the beginning."""
 
     size: int = 10
     events: list[Event] = field(default_factory=list)
 
     @property
     def in_order(self) -> list[Event]:
-        """By time."""
+        """The events in order of time."""
         return sorted(self.events, key=lambda event: event.at)
 
     def tell(self, at: float, worker: str, kind: Kind, **fields: Any) -> None:
-        """One event; what is not said is as usual."""
+        """Add an event. Fields that are not given have their usual values."""
         usual = {name: _USUAL.get(name) for name in KINDS[kind]}
         when = BEGIN + timedelta(seconds=at)
         self.events.append(Event(at=when, worker=worker, kind=kind, fields={**usual, **fields}))
 
     def start(self, at: float, worker: str, *, position: Position = BEGINNING, after: float = 0.5) -> None:
-        """Joins, and trains from there."""
+        """Join, and start to train at this position."""
         self.tell(at, worker, "joined")
         name = checkpoint_name(1, position) if position > Position(0) else None
         self.tell(at + after, worker, "restored", checkpoint=name, epoch=position.epoch, batch=position.batch)
@@ -48,7 +47,7 @@ class Story:
     def train(
         self, worker: str, begin: float, end: float, *, position: Position, period: float, term: int = 0
     ) -> Position:
-        """Progress from batch to batch; the leader of `term` commits at the ends of epochs."""
+        """Report progress at each batch. The leader of `term` commits at the end of each epoch."""
         for at in _steps(begin, end, period):
             position = Position(position.epoch, position.batch + 1)
             if position.batch == self.size:
@@ -60,12 +59,12 @@ class Story:
         return position
 
     def commit(self, at: float, worker: str, term: int, position: Position, *, seconds: float = 0.01) -> None:
-        """A checkpoint is durable."""
+        """Report a commit."""
         where = {"epoch": position.epoch, "batch": position.batch, "checkpoint": checkpoint_name(term, position)}
         self.tell(at, worker, "committed", term=term, bytes=30_000, seconds=seconds, **where)
 
     def preempt(self, at: float, worker: str, position: Position, *, seconds: float = 2.0, term: int = 0) -> None:
-        """Gets a notice, saves and leaves; the leader of `term` commits first, and gives the lease back last."""
+        """Report a notice and a preemption. The leader of `term` commits before it and resigns after it."""
         where = {"epoch": position.epoch, "batch": position.batch, "checkpoint": checkpoint_name(term or 1, position)}
         self.tell(at, worker, "notice")
         if term:
@@ -83,7 +82,7 @@ def _steps(begin: float, end: float, period: float) -> Iterator[float]:
 
 
 def three_workers() -> Story:
-    """The leader is preempted, the next one killed, then all are drained; they resume, and one finishes."""
+    """Return a run with a preempted leader, a killed one, a preemption of all workers, and a finish."""
     story, zero = Story(), Position(0)
     first = [f"train-{index}-aaaa000{index}" for index in range(3)]
     for index, worker in enumerate(first):
@@ -115,7 +114,7 @@ def three_workers() -> Story:
 
 
 def one_worker_five_preemptions() -> Story:
-    """A single worker on a spot machine; twice it could not save in time."""
+    """Return a run of one worker on spot machines that could not save in time twice."""
     story, position, at = Story(size=20), Position(0), 0.0
     for turn in range(6):
         worker = f"solo-{turn:08x}"
@@ -137,7 +136,7 @@ def one_worker_five_preemptions() -> Story:
 
 
 def many_workers(count: int = 64) -> Story:
-    """A job of many pods, each with a random end; pods that are replaced have other names."""
+    """Return a run of many pods that end at different times. A third is preempted and some are killed."""
     story = Story(size=50)
     for index in range(count):
         worker = f"train-{index}-x7k2p-{index:08x}"
@@ -158,7 +157,7 @@ def many_workers(count: int = 64) -> Story:
 
 
 def three_seconds() -> Story:
-    """A test that is over at once."""
+    """Return a run of three seconds with one preemption."""
     story = Story(size=4)
     story.start(0.0, "quick-0a0a0a0a", after=0.2)
     story.tell(0.1, "quick-0a0a0a0a", "elected", term=1)
@@ -172,7 +171,7 @@ def three_seconds() -> Story:
 
 
 def three_days() -> Story:
-    """Two workers, one preemption or kill every few hours, thousands of commits."""
+    """Return a run of two workers that are preempted or killed every six hours."""
     story, position, hour = Story(size=30), BEGINNING, 3600.0
     for turn in range(12):
         term = turn + 1
@@ -192,10 +191,47 @@ def three_days() -> Story:
     return story
 
 
+def every_mark() -> Story:
+    """Return a run with each kind of mark, with long names and reasons, and with batches to repeat."""
+    story, first, second = Story(), "Worker-WITH-a-very-long-name-0-abcdef01", "w-00000002"
+    story.start(0, first)
+    story.tell(0.2, first, "elected", term=1)
+    reached = story.train(first, 1, 40, position=BEGINNING, period=2, term=1)
+    story.tell(41, first, "unreachable", reason="no answer from redis://host:6379 in ten seconds")
+    story.tell(46, first, "lost", term=1, reason="not renewed")
+    story.tell(50, first, "reachable")
+    story.tell(51, first, "elected", term=2)
+    story.tell(52, first, "commit_failed", reason="No space left on device")
+    story.tell(60, first, "commit_recovered")
+    story.commit(70, first, 2, Position(reached.epoch, reached.batch), seconds=8.0)
+    story.tell(75, first, "progress", epoch=2, batch=7)
+    story.start(80, second, position=Position(1, 4))
+    story.tell(81, second, "elected", term=3)
+    story.tell(90, second, "resigned", term=3)
+    story.tell(95, second, "elected", term=4)
+    for number in range(20):
+        story.commit(100 + number / 100, second, 4, Position(3, number))
+    story.tell(110, second, "notice")
+    story.tell(120, second, "preempted", saved=False, seconds=10.0)
+    story.start(130, "w-00000003", position=Position(2, 9))
+    story.tell(131, "w-00000003", "elected", term=5)
+    story.tell(140, "w-00000003", "left")
+    story.start(145, "w-00000004", position=Position(2, 9))
+    story.tell(146, "w-00000004", "elected", term=6)
+    story.tell(160, "w-00000004", "finished", epoch=3, batch=0)
+    return story
+
+
 STORIES = {
     "three_workers": three_workers,
     "five_preemptions": one_worker_five_preemptions,
     "many_workers": many_workers,
     "three_seconds": three_seconds,
     "three_days": three_days,
+    "every_mark": every_mark,
 }
+
+
+def history_from(story: Story, *, now: float = LONG_AFTER) -> History:
+    """Return the history that is drawn of a story, by default long after its end."""
+    return history_of(story.in_order, now=now)

@@ -1,0 +1,315 @@
+"""The picture of a run: well formed, self-contained, legible, and usable with a keyboard and a screen reader.
+
+The golden files in `test_timeline_golden` hold its texts and coordinates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import override
+from xml.etree.ElementTree import Element, fromstring
+
+import pytest
+
+from distributed_backup.position import Position
+from distributed_backup.timeline.chart import draw
+from distributed_backup.timeline.history import History
+from distributed_backup.timeline.html_page import page
+from distributed_backup.timeline.incidents import costs_of
+from distributed_backup.timeline.labels import cells
+from distributed_backup.timeline.layout import LEFT, RIGHT, SMALL_LETTER, WIDTH, fitted, width_of
+from distributed_backup.timeline.styles import style
+from tests.support.stories import (
+    LONG_AFTER,
+    STORIES,
+    Story,
+    every_mark,
+    history_from,
+    many_workers,
+    three_days,
+    three_workers,
+)
+
+SVG = "{http://www.w3.org/2000/svg}"
+EVIL = "</text><script>alert('&\"')</script>\x00\x1b\ud800"
+
+
+def drawn(history: History) -> str:
+    return draw(history, costs_of(history))
+
+
+def shapes(picture: str, look: str) -> list[Element]:
+    return [shape for shape in fromstring(picture).iter() if shape.get("class") == look]
+
+
+def texts(picture: str, look: str) -> list[str]:
+    return [shape.text or "" for shape in shapes(picture, look)]
+
+
+def title(shape: Element) -> str:
+    return shape.findtext(f"{SVG}title") or ""
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, str]:
+    return {name: drawn(history_from(story_of())) for name, story_of in STORIES.items()}
+
+
+def test_a_picture_has_a_title_and_a_description(pictures: dict[str, str]) -> None:
+    """The description says who led when, and what each incident cost."""
+    for picture in pictures.values():
+        root = fromstring(picture)
+        named = {child.get("id"): child.text for child in root}
+        assert (root.get("role"), root.get("aria-labelledby")) == ("img", "title description")
+        assert named["title"] == "Run job-42"
+    description = fromstring(pictures["three_workers"]).findtext(f"{SVG}desc") or ""
+    assert "train-1-aaaa0001 led term 2 from 1 min 47 s to 3 min 2 s." in description
+    assert "in all at most 1 min 2 s without a leader" in description
+    assert (
+        "2: train-1-aaaa0001 stopped reporting, led term 2. No leader for at most 18 s, no training for 0 s, "
+        "batches to repeat: 0."
+    ) in description
+
+
+def test_a_picture_loads_nothing_and_runs_nothing(pictures: dict[str, str]) -> None:
+    for picture in pictures.values():
+        assert {shape.tag.removeprefix(SVG) for shape in fromstring(picture).iter()} == {
+            *("svg", "title", "desc", "style", "defs", "pattern"),
+            *("rect", "line", "polyline", "polygon", "text"),
+        }
+        assert set(re.findall(r"url\([^)]*\)", picture)) == {"url(#hatching)"}
+        assert "href" not in picture
+        assert picture.count("http") == 1  # the namespace
+
+
+def test_the_same_events_make_the_same_picture() -> None:
+    """After the end of the run, the time of the drawing does not matter."""
+    assert drawn(history_from(three_workers())) == drawn(history_from(three_workers(), now=LONG_AFTER + 3600))
+
+
+def test_all_of_it_is_inside_the_picture(pictures: dict[str, str]) -> None:
+    for picture in pictures.values():
+        root = fromstring(picture)
+        height = float(root.get("height", "0"))
+        assert root.get("viewBox") == f"0 0 1200 {root.get('height')}"
+        outside = [
+            shape.attrib
+            for shape in root.iter()
+            if shape.get("class") and shape.get("class") != "hatching"
+            for name in ("x", "x1", "x2", "y", "y1", "y2")
+            if not 0 <= float(shape.get(name, "0")) <= (WIDTH if name[0] == "x" else height)
+        ]
+        assert outside == []
+        assert all(shape.get("points") for shape in root.iter() if shape.tag in {f"{SVG}polyline", f"{SVG}polygon"})
+        assert all(float(shape.get(name, "0")) >= 0 for shape in root.iter("rect") for name in ("width", "height"))
+
+
+def test_every_look_is_used_and_has_a_colour_by_day_and_by_night(pictures: dict[str, str]) -> None:
+    used = {shape.get("class") for picture in pictures.values() for shape in fromstring(picture).iter()}
+    by_day, by_night = style().split("@media (prefers-color-scheme: dark)")
+    defined = set(re.findall(r"svg \.([a-z-]+) \{", by_day))
+    assert used - {None} == defined
+    assert set(re.findall(r"svg \.([a-z-]+) \{(?:fill|stroke):#", by_night)) == defined
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2.1."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(
+    ("look", "ground"),
+    [
+        *((look, "paper") for look in ("head", "ink", "bold", "muted", "small", "loss")),
+        ("label", "leading"),
+        ("digit", "number"),
+    ],
+)
+def test_text_stands_out_by_day_and_by_night(look: str, ground: str) -> None:
+    """WCAG 2.1 AA asks for a contrast of 4.5 to 1."""
+    for sheet in style().split("@media (prefers-color-scheme: dark)"):
+        colours = dict(re.findall(r"svg \.([a-z-]+) \{fill:(#[0-9a-f]{6})", sheet))
+        light, dark = sorted((luminance(colours[look]), luminance(colours[ground])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def test_text_is_escaped_and_what_xml_lacks_is_replaced() -> None:
+    story = Story()
+    story.tell(0, f"w{EVIL}", "joined", run=EVIL)
+    story.tell(1, f"w{EVIL}", "elected", term=1)
+    story.tell(2, f"w{EVIL}", "lost", term=1, reason=EVIL)
+    history = history_from(story)
+    for text in (drawn(history), page(history, costs_of(history))):
+        assert "<script" not in text
+        assert "�" in text
+        assert not re.search("[\x00\x1b\ud800]", text)
+    assert "Run </text><script>alert('&\"')</script>���" in texts(drawn(history), "head")
+
+
+# -------------------------------------------------------------------- marks
+
+
+def test_nothing_that_matters_is_too_short_to_be_seen() -> None:
+    """In a run of three days, an election of minutes is less than a pixel wide."""
+    picture = drawn(history_from(three_days()))
+    for look in ("leaderless", "exiting"):
+        found = shapes(picture, look)
+        assert len(found) > 5
+        assert all(float(shape.get("width", "0")) >= 3 for shape in found)
+
+
+def test_there_is_one_mark_on_a_pixel_at_most() -> None:
+    story = Story()
+    story.start(0, "w-00000001")
+    story.tell(0, "w-00000001", "elected", term=1)
+    for number in range(1, 6001):
+        story.commit(number, "w-00000001", 1, Position(number))
+    story.tell(6001, "w-00000001", "finished", epoch=6000, batch=0)
+    commits = shapes(drawn(history_from(story)), "commit")[1:]
+    assert RIGHT - LEFT - 3 < len(commits) <= RIGHT - LEFT + 1
+    assert "(the last of 6)" in title(commits[100])
+
+
+def test_the_tail_after_the_last_event_ends_where_the_next_incarnation_begins() -> None:
+    story = Story()
+    story.start(0, "w-00000001")
+    story.tell(500, "w-00000001", "progress", epoch=1, batch=0)
+    story.start(510, "w-00000002")
+    story.tell(1000, "w-00000002", "finished", epoch=2, batch=0)
+    (tail,) = shapes(drawn(history_from(story)), "gone")[1:]
+    assert float(tail.get("width", "0")) == pytest.approx((RIGHT - LEFT) / 100, abs=0.1)
+
+
+@pytest.mark.parametrize("story_of", [three_days, many_workers, every_mark])
+def test_the_tail_after_the_last_event_stays_inside_the_picture(story_of: Callable[[], Story]) -> None:
+    tails = shapes(drawn(history_from(story_of())), "gone")[1:]
+    assert tails
+    assert all(extent(tail)[1] <= RIGHT + 0.1 for tail in tails)
+    assert max(float(tail.get("width", "0")) for tail in tails) == 36
+
+
+def extent(shape: Element) -> tuple[float, float]:
+    """Return the left and right edge of a bar, or of a text in DejaVu Sans."""
+    x = float(shape.get("x", "0"))
+    if shape.tag == f"{SVG}text":
+        width = width_of(shape.text or "", SMALL_LETTER)
+        return x - width / 2, x + width / 2
+    return x, x + float(shape.get("width", "0"))
+
+
+@pytest.mark.parametrize("story_of", STORIES.values())
+def test_a_label_is_within_its_bar(story_of: Callable[[], Story]) -> None:
+    picture = drawn(history_from(story_of()))
+    for look, bar_look in (("label", "leading"), ("loss", "leaderless")):
+        labels = [shape for shape in shapes(picture, look) if shape.get("text-anchor") == "middle"]
+        bars = [extent(bar) for bar in shapes(picture, bar_look)]
+        for left, right in map(extent, labels):
+            assert any(start <= left and right <= end for start, end in bars)
+    assert shapes(picture, "label")
+
+
+def test_only_costly_incidents_have_a_line_through_all_lanes(pictures: dict[str, str]) -> None:
+    """26 of 64 workers ended early, and one of them led."""
+    lines = Counter(line.get("y2") for line in shapes(pictures["many_workers"], "incident"))
+    assert lines.pop(str(round(max(map(float, filter(None, lines)))))) == 1
+    assert lines.total() > 20
+
+
+def test_losses_at_one_place_have_one_label(pictures: dict[str, str]) -> None:
+    """Both workers lost the same batches, three times."""
+    assert len(shapes(pictures["three_days"], "drop")) == 6
+    assert [text for text in texts(pictures["three_days"], "loss") if text.startswith("-")] == ["-6", "-6", "-6"]
+
+
+def test_the_description_of_a_long_run_has_an_end() -> None:
+    story = Story()
+    story.start(0, "w-00000001")
+    for term in range(1, 100):
+        story.tell(term, "w-00000001", "elected", term=term)
+    description = fromstring(drawn(history_from(story))).findtext(f"{SVG}desc") or ""
+    assert description.count("w-00000001 led term") == description.count("No leader for") == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "pixels"),
+    [
+        *(("leads, term 1", 82), ("0123456789", 76), ("nobody, 15 min 19 s", 124), ("Worker-WITH-MANY · 6", 142)),
+        *(("mwmwmw", 65), ("abcdef01", 57), ("2d 12h ffff rrtt", 91)),
+    ],
+)
+def test_the_estimated_width_of_a_text_is_a_little_too_high(text: str, pixels: float) -> None:
+    """The widths were measured with rsvg-convert 2.54, in DejaVu Sans bold of 11 pixels."""
+    assert pixels <= width_of(text, SMALL_LETTER) <= pixels * 1.1
+
+
+@pytest.mark.parametrize(("width", "text"), [(1000, "a-long-name-0123"), (70, "a-l…123"), (1, ""), (0, ""), (-9, "")])
+def test_a_text_is_cut_to_what_fits(width: float, text: str) -> None:
+    assert fitted("a-long-name-0123", width, 10.0) == text
+    assert fitted("x" * 10_000, 100, 10.0) == "xxxx…xxxx"
+
+
+def test_a_worker_without_progress_has_no_curve() -> None:
+    story = Story()
+    story.tell(0, "w-00000001", "joined")
+    assert shapes(drawn(history_from(story)), "track") == []
+
+
+def test_positions_at_their_limits_can_be_drawn() -> None:
+    story = Story()
+    story.start(0, "w-00000001", position=Position(10**8 - 1, 10**8 - 1))
+    assert "</svg>" in drawn(history_from(story))
+
+
+# -------------------------------------------------------------------- page
+
+
+class Reader(HTMLParser):
+    """Counts the tags of a page and collects its cells. Fails if a tag is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.cells: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    @override
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags[tag] += 1
+        if tag != "meta":
+            self._open.append(tag)
+
+    @override
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.tags[tag] += 1
+
+    @override
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    @override
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_a_page_holds_the_picture_and_all_costs_as_a_table() -> None:
+    history = history_from(many_workers())
+    costs = costs_of(history)
+    found = Reader(page(history, costs))
+    assert (found.tags["svg"], found.tags["table"], found.tags["script"]) == (1, 1, 0)
+    assert found.cells == [cell for cost in costs for cell in cells(history, cost)]
+    assert page(history, costs).count("What happened") == 1
+
+
+def test_a_page_without_costs_has_no_table() -> None:
+    story = Story()
+    story.start(0, "w-00000001")
+    story.tell(5, "w-00000001", "finished", epoch=1, batch=0)
+    assert Reader(page(history_from(story), [])).tags["table"] == 0
