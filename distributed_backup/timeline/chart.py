@@ -18,6 +18,7 @@ from distributed_backup.timeline.layout import (
     LANE_HEIGHT,
     LEADERS_TOP,
     LEFT,
+    LEGEND_FOOT,
     MARGIN,
     RIGHT,
     TAIL,
@@ -62,7 +63,7 @@ def _scale(history: History) -> TimeScale:
 
 def _description(history: History, costs: Sequence[IncidentCost]) -> str:
     sentences = (
-        *summary(history, costs),
+        *(f"{line}." for line in summary(history, costs)),
         *first(describe_leadership(history, leadership) for leadership in history.leaderships),
         *first(describe_incident(cost) for cost in costs),
     )
@@ -73,7 +74,7 @@ def _draw_head(canvas: Canvas, history: History, costs: Sequence[IncidentCost]) 
     canvas.text(MARGIN, 30, fitted(title(history), WIDTH - 2 * MARGIN, HEAD_LETTER), "head")
     for number, line in enumerate(summary(history, costs)):
         canvas.text(MARGIN, 50 + 18 * number, line, "muted" if number == 0 else "ink")
-    draw_legend(canvas, 92)
+    draw_legend(canvas, LEGEND_FOOT)
 
 
 def _draw_axis(canvas: Canvas, scale: TimeScale, layout: Layout) -> None:

@@ -1,8 +1,8 @@
-"""The drawing in a page of HTML, with the costs as a table that can be searched and copied. It loads nothing."""
+"""Write the picture and the table of incidents as one page of HTML that loads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Final
 
@@ -18,13 +18,26 @@ body { margin: 0 auto; max-width: 1200px; font: 14px system-ui, -apple-system, '
 svg { width: 100%; height: auto }
 table { border-collapse: collapse; margin: 0 20px 40px }
 th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid #8884; font-variant-numeric: tabular-nums }
-td.none { opacity: 0.6 }
-@media (prefers-color-scheme: dark) { :root { background: #0d1117; color: #e6edf3 } }
+caption { text-align: left; font-weight: 600; padding: 4px 0 }
+th[scope=row] { font-weight: normal }
+td.none { color: #59636e }
+.skip { position: absolute; left: -9999px }
+.skip:focus { left: 20px; top: 0; padding: 4px; background: Canvas }
+@media (prefers-color-scheme: dark) {
+:root { background: #0d1117; color: #e6edf3 }
+td.none { color: #9198a1 }
+a { color: #58a6ff }
+}
 """
 
 
+# The picture has a stop of the Tab key for each of its marks.
+_SKIP: Final = '<a class="skip" href="#incidents">Skip the picture</a>\n'
+_CAPTION: Final = "Incidents and their costs, in order of time"
+
+
 def page(history: History, costs: Sequence[IncidentCost]) -> str:
-    """The page."""
+    """Return the page."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -34,7 +47,9 @@ def page(history: History, costs: Sequence[IncidentCost]) -> str:
 <style>{_STYLE}</style>
 </head>
 <body>
-{draw(history, costs)}{_table(history, costs) if costs else ""}</body>
+{_SKIP if costs else ""}<main>
+{draw(history, costs)}{_table(history, costs) if costs else ""}</main>
+</body>
 </html>
 """
 
@@ -42,12 +57,16 @@ def page(history: History, costs: Sequence[IncidentCost]) -> str:
 def _table(history: History, costs: Sequence[IncidentCost]) -> str:
     head = "".join(f'<th scope="col">{_safe(heading)}</th>' for heading in HEADINGS)
     body = "\n".join(_row(cells(history, cost)) for cost in costs)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+    return (
+        f'<table id="incidents">\n<caption>{_CAPTION}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table>\n"
+    )
 
 
-def _row(texts: Iterable[str]) -> str:
-    marked = (f'<td class="none">{text}</td>' if text in NO_COST else f"<td>{_safe(text)}</td>" for text in texts)
-    return f"<tr>{''.join(marked)}</tr>"
+def _row(texts: Sequence[str]) -> str:
+    number, *rest = texts
+    marked = (f'<td class="none">{text}</td>' if text in NO_COST else f"<td>{_safe(text)}</td>" for text in rest)
+    return f'<tr><th scope="row">{number}</th>{"".join(marked)}</tr>'
 
 
 def _safe(text: str) -> str:

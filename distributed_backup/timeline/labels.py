@@ -49,18 +49,18 @@ def title(history: History) -> str:
 
 
 def summary(history: History, costs: Sequence[IncidentCost]) -> list[str]:
-    """Return two lines: the size of the run, and its incidents."""
+    """Return lines of text: the size of the run, its incidents, and their costs in all."""
     leaders = {lane_name(leadership.worker_id) for leadership in history.leaderships}
     length = duration(history.end - history.start) + (" so far" if history.going_on else "")
     kinds = Counter(cost.kind for cost in costs)
-    return [
+    size = (
         f"{date(history.start)} {clock_time(history.start)} UTC, {length}: "
         f"{_count(len(history.lanes), 'worker')}, {_count(len(history.incarnations), 'start')}, "
-        f"{_count(len(leaders), 'leader')}, {_count(len(history.leaderships), 'term')}",
-        ", ".join(f"{count} {_KINDS[kind]}" for kind, count in kinds.items()) + f": {_totals(history, costs)}"
-        if costs
-        else "no incidents",
-    ]
+        f"{_count(len(leaders), 'leader')}, {_count(len(history.leaderships), 'term')}"
+    )
+    if not costs:
+        return [size, "no incidents"]
+    return [size, ", ".join(f"{count} {_KINDS[kind]}" for kind, count in kinds.items()), _totals(history, costs)]
 
 
 def first(sentences: Iterable[str]) -> list[str]:
@@ -78,7 +78,7 @@ def _totals(history: History, costs: Sequence[IncidentCost]) -> str:
     repeated = _count(sum(cost.batches or 0 for cost in costs), "batch", "batches")
     least = "at least " if any(cost.more for cost in costs) else ""
     return (
-        f"in all {_total(leader_gaps(history))} without a leader, "
+        f"In all: {_total(leader_gaps(history))} without a leader, "
         f"{_total(training_gaps(history))} without training, {least}{repeated} to repeat"
     )
 

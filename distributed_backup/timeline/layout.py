@@ -15,8 +15,9 @@ MARGIN: Final = 20.0
 # Drawn after the last event of a worker that stopped reporting. How long it ran on is unknown.
 TAIL: Final = 36.0
 
-NUMBERS_TOP: Final = 102.0
-LEADERS_TOP: Final = 122.0
+LEGEND_FOOT: Final = 110.0
+NUMBERS_TOP: Final = 132.0
+LEADERS_TOP: Final = 152.0
 LEADERS_HEIGHT: Final = 26.0
 LANE_HEIGHT: Final = 26.0
 _LANES_TOP: Final = LEADERS_TOP + LEADERS_HEIGHT + 10

@@ -56,6 +56,10 @@ _LOOKS: Final[dict[str, tuple[dict[str, tuple[str, str]], str]]] = {
     "drop": ({"stroke": _BAD}, "stroke-width:2"),
     # With a rim of paper, because these texts are drawn over lines.
     "loss": ({"fill": _BAD, "stroke": _PAPER}, f"{_ON_LINES};font-weight:600"),
+    "hint": (
+        {"fill": _INK, "stroke": _PAPER},
+        "font-size:11px;paint-order:stroke;stroke-width:6px;visibility:hidden;pointer-events:none",
+    ),
     "hatching": ({"stroke": _NOTICE}, "stroke-width:3"),
 }
 
@@ -66,7 +70,8 @@ def style() -> str:
     return (
         "\nsvg text {font:13px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}\n"
         f"{light}\n"
-        f"@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+        f"svg :focus {{outline:2px solid {_INK[0]};outline-offset:2px}}\nsvg :focus + .hint {{visibility:visible}}\n"
+        f"@media (prefers-color-scheme: dark) {{\n{dark}\nsvg :focus {{outline-color:{_INK[1]}}}\n}}\n"
     )
 
 

@@ -2,6 +2,10 @@
 
 Text is escaped, and characters that XML can't hold are replaced. Numbers are rounded, so the same shapes give the same
 bytes.
+
+A shape with a description is a stop of the Tab key, and a screen reader reads the description. It is the shape's
+`<title>`, which browsers show under the pointer. A text beside the shape shows it while the shape has the focus.
+The picture has the role "group", because the shapes in a picture with the role "img" are hidden from screen readers.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring
+
+from distributed_backup.timeline.layout import MARGIN, SMALL_LETTER, width_of
 
 # Control characters, lone surrogates, and two code points that are not characters.
 _NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -24,8 +30,9 @@ class Canvas:
     """A picture of a fixed width in pixels."""
 
     def __init__(self, *, width: float, title: str, description: str) -> None:
-        self._root = Element("svg", xmlns="http://www.w3.org/2000/svg", role="img")
-        self._root.set("aria-labelledby", "title description")
+        self._root = Element("svg", xmlns="http://www.w3.org/2000/svg", role="group")
+        self._root.set("aria-labelledby", "title")
+        self._root.set("aria-describedby", "description")
         self._width = width
         self._add("title", title, id="title")
         self._add("desc", description, id="description")
@@ -38,12 +45,12 @@ class Canvas:
     def rect(self, x: float, y: float, width: float, height: float, look: str, *, about: str = "") -> None:
         """Draw a bar."""
         self._shape("rect", look, x=x, y=y, width=width, height=height)
-        self._describe(about)
+        self._describe(about, x, y)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, look: str, *, about: str = "") -> None:
         """Draw a straight line."""
         self._shape("line", look, x1=x1, y1=y1, x2=x2, y2=y2)
-        self._describe(about)
+        self._describe(about, x1, y1)
 
     def polyline(self, points: Sequence[tuple[float, float]], look: str, *, about: str = "") -> None:
         """Draw a line through these points."""
@@ -56,7 +63,7 @@ class Canvas:
     def text(self, x: float, y: float, text: str, look: str, *, anchor: str = "start", about: str = "") -> None:
         """Write a line of text with its foot at `y`."""
         self._shape("text", look, x=x, y=y, text_anchor=anchor).text = clean(text)
-        self._describe(about)
+        self._describe(about, x, y - 12)
 
     def source(self, height: float) -> str:
         """Return the picture as text. It is `height` pixels high."""
@@ -69,16 +76,21 @@ class Canvas:
 
     def _points(self, tag: str, points: Sequence[tuple[float, float]], look: str, about: str) -> None:
         self._shape(tag, look, points=" ".join(f"{number(x)},{number(y)}" for x, y in points))
-        self._describe(about)
+        self._describe(about, *min(points, default=(0.0, 0.0)))
 
     def _shape(self, tag: str, look: str, **attributes: float | str) -> Element:
         given = {name.replace("_", "-"): number(value) for name, value in attributes.items() if value != "start"}
         return SubElement(self._root, tag, {"class": look, **given})
 
-    def _describe(self, about: str) -> None:
-        """Describe the last shape."""
-        if about:
-            SubElement(self._root[-1], "title").text = clean(about)
+    def _describe(self, about: str, x: float, y: float) -> None:
+        """Describe the last shape, which begins at this point."""
+        if not about:
+            return
+        self._root[-1].attrib.update(tabindex="0", role="img")
+        SubElement(self._root[-1], "title").text = clean(about)
+        text = clean(about.replace("\n", ", "))
+        left = max(MARGIN, min(x, self._width - MARGIN - width_of(text, SMALL_LETTER)))
+        self._shape("text", "hint", x=left, y=y - 8).text = text
 
 
 def number(value: float | str) -> str:

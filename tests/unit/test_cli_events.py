@@ -198,9 +198,10 @@ def test_the_drawing_takes_the_place_of_an_older_one(run: Path, tmp_path: Path, 
 def test_what_it_cost_is_printed(run: Path, tmp_path: Path) -> None:
     lines = call("timeline", run, "--output", tmp_path / "run.svg").stdout.splitlines()
     assert lines[0] == "Run job-42"
-    assert lines[2].startswith("3 preempted, 1 stopped reporting: in all at most 1 min 2 s without a leader")
-    assert lines[3].split("  ")[0] == "#"
-    assert re.split(r" {2,}", lines[5].strip()) == [
+    assert lines[2] == "3 preempted, 1 stopped reporting"
+    assert lines[3].startswith("In all: at most 1 min 2 s without a leader, 43 s without training")
+    assert lines[4].split("  ")[0] == "#"
+    assert re.split(r" {2,}", lines[6].strip()) == [
         *("2", "3 min 2 s", "11-23 10:03:02", "train-1-aaaa0001", "stopped reporting, led term 2"),
         *("at most 18 s", "0 s", "0"),
     ]

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import override
 from xml.etree.ElementTree import Element, fromstring
 
@@ -19,7 +20,7 @@ from distributed_backup.timeline.chart import draw
 from distributed_backup.timeline.history import History
 from distributed_backup.timeline.html_page import page
 from distributed_backup.timeline.incidents import costs_of
-from distributed_backup.timeline.labels import cells
+from distributed_backup.timeline.labels import HEADINGS, cells
 from distributed_backup.timeline.layout import LEFT, RIGHT, SMALL_LETTER, WIDTH, fitted, width_of
 from distributed_backup.timeline.styles import style
 from tests.support.stories import (
@@ -63,11 +64,12 @@ def test_a_picture_has_a_title_and_a_description(pictures: dict[str, str]) -> No
     for picture in pictures.values():
         root = fromstring(picture)
         named = {child.get("id"): child.text for child in root}
-        assert (root.get("role"), root.get("aria-labelledby")) == ("img", "title description")
+        assert (root.get("role"), root.get("aria-labelledby")) == ("group", "title")
+        assert root.get("aria-describedby") == "description"
         assert named["title"] == "Run job-42"
     description = fromstring(pictures["three_workers"]).findtext(f"{SVG}desc") or ""
     assert "train-1-aaaa0001 led term 2 from 1 min 47 s to 3 min 2 s." in description
-    assert "in all at most 1 min 2 s without a leader" in description
+    assert "3 preempted, 1 stopped reporting. In all: at most 1 min 2 s without a leader" in description
     assert (
         "2: train-1-aaaa0001 stopped reporting, led term 2. No leader for at most 18 s, no training for 0 s, "
         "batches to repeat: 0."
@@ -122,10 +124,15 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def contrast(*colours: str) -> float:
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
 @pytest.mark.parametrize(
     ("look", "ground"),
     [
-        *((look, "paper") for look in ("head", "ink", "bold", "muted", "small", "loss")),
+        *((look, "paper") for look in ("head", "ink", "bold", "muted", "small", "loss", "hint")),
         ("label", "leading"),
         ("digit", "number"),
     ],
@@ -134,8 +141,7 @@ def test_text_stands_out_by_day_and_by_night(look: str, ground: str) -> None:
     """WCAG 2.1 AA asks for a contrast of 4.5 to 1."""
     for sheet in style().split("@media (prefers-color-scheme: dark)"):
         colours = dict(re.findall(r"svg \.([a-z-]+) \{fill:(#[0-9a-f]{6})", sheet))
-        light, dark = sorted((luminance(colours[look]), luminance(colours[ground])), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5
+        assert contrast(colours[look], colours[ground]) >= 4.5
 
 
 def test_text_is_escaped_and_what_xml_lacks_is_replaced() -> None:
@@ -149,6 +155,40 @@ def test_text_is_escaped_and_what_xml_lacks_is_replaced() -> None:
         assert "�" in text
         assert not re.search("[\x00\x1b\ud800]", text)
     assert "Run </text><script>alert('&\"')</script>���" in texts(drawn(history), "head")
+
+
+# -------------------------------------------------------------------- keyboard and screen reader
+
+
+def test_each_mark_is_a_tab_stop_with_a_title(pictures: dict[str, str]) -> None:
+    """Only the legend's samples, which come first, have no title."""
+    for picture in pictures.values():
+        root, *found = fromstring(picture).iter()
+        stops = [shape for shape in found if shape.get("tabindex") == "0"]
+        assert stops == [shape for shape in found if title(shape)]
+        assert title(root)
+        assert {shape.get("role") for shape in stops} == {"img"}
+        described = Counter(shape.get("class") for shape in stops)
+        for look, samples in (("number", 0), ("leading", 1), ("training", 1), ("commit", 1), ("notice", 1)):
+            assert described[look] == len(shapes(picture, look)) - samples
+    lanes = sum(len(lane.incarnations) for lane in history_from(three_workers()).lanes)
+    assert len(shapes(pictures["three_workers"], "training")) - 1 == lanes
+
+
+def test_a_mark_with_the_focus_shows_its_title_and_an_outline(pictures: dict[str, str]) -> None:
+    """The text follows its mark, and the style sheet shows it while the mark has the focus."""
+    for picture in pictures.values():
+        found = list(fromstring(picture))
+        for shape, following in pairwise(found):
+            assert (following.get("class") == "hint") == (shape.get("tabindex") == "0")
+            if following.get("class") == "hint":
+                assert following.text == title(shape).replace("\n", ", ")
+    by_day, by_night = style().split("@media (prefers-color-scheme: dark)")
+    assert "svg :focus + .hint {visibility:visible}" in by_day
+    assert re.search(r"svg \.hint \{[^}]*visibility:hidden", by_day)
+    for sheet, paper in ((by_day, "#ffffff"), (by_night, "#0d1117")):
+        (outline,) = re.findall(r"svg :focus \{outline[^}]*(#[0-9a-f]{6})", sheet)
+        assert contrast(outline, paper) >= 3
 
 
 # -------------------------------------------------------------------- marks
@@ -274,14 +314,21 @@ class Reader(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: Counter[str] = Counter()
-        self.cells: list[str] = []
+        self.texts: dict[str, list[str]] = {"td": [], "th": [], "caption": []}
+        self.scopes: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: list[str] = []
         self._open: list[str] = []
         self.feed(text)
         assert self._open == []
 
     @override
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
+        given = {name: value or "" for name, value in attrs}
+        self.scopes.update([given["scope"]] if tag == "th" else [])
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given["href"]] if "href" in given else []
         if tag != "meta":
             self._open.append(tag)
 
@@ -295,8 +342,8 @@ class Reader(HTMLParser):
 
     @override
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] == "td":
-            self.cells.append(data)
+        if (self._open and self._open[-1] in {"td", "caption"}) or self._open[-2:] == ["tr", "th"]:
+            self.texts[self._open[-1]].append(data)
 
 
 def test_a_page_holds_the_picture_and_all_costs_as_a_table() -> None:
@@ -304,8 +351,20 @@ def test_a_page_holds_the_picture_and_all_costs_as_a_table() -> None:
     costs = costs_of(history)
     found = Reader(page(history, costs))
     assert (found.tags["svg"], found.tags["table"], found.tags["script"]) == (1, 1, 0)
-    assert found.cells == [cell for cost in costs for cell in cells(history, cost)]
+    rows = [cells(history, cost) for cost in costs]
+    assert found.texts["td"] == [cell for row in rows for cell in row[1:]]
+    assert found.texts["th"] == [*HEADINGS, *(row[0] for row in rows)]
     assert page(history, costs).count("What happened") == 1
+
+
+def test_the_table_has_a_caption_and_scoped_headers_and_a_link_leads_to_it() -> None:
+    """Without the link, the Tab key would pass each mark of the picture first."""
+    history = history_from(three_workers())
+    found = Reader(page(history, costs_of(history)))
+    assert found.texts["caption"] == ["Incidents and their costs, in order of time"]
+    assert found.scopes == {"col": len(HEADINGS), "row": 4}
+    assert found.links == ["#incidents"]
+    assert "incidents" in found.ids
 
 
 def test_a_page_without_costs_has_no_table() -> None:
@@ -313,3 +372,4 @@ def test_a_page_without_costs_has_no_table() -> None:
     story.start(0, "w-00000001")
     story.tell(5, "w-00000001", "finished", epoch=1, batch=0)
     assert Reader(page(history_from(story), [])).tags["table"] == 0
+    assert Reader(page(history_from(story), [])).links == []

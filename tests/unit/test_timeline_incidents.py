@@ -38,8 +38,8 @@ def test_each_incident_of_three_workers_has_its_cost() -> None:
     assert (total(leader_gaps(history)), total(training_gaps(history))) == (62.0, 43.0)
     assert summary(history, costs_of(history)) == [
         "2026-11-23 10:00:00 UTC, 6 min 44 s: 3 workers, 7 starts, 3 leaders, 4 terms",
-        "3 preempted, 1 stopped reporting: in all at most 1 min 2 s without a leader, 43 s without training, "
-        "0 batches to repeat",
+        "3 preempted, 1 stopped reporting",
+        "In all: at most 1 min 2 s without a leader, 43 s without training, 0 batches to repeat",
     ]
 
 
