@@ -10,7 +10,7 @@ last position reported, so the number is a lower bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -94,17 +94,6 @@ def costs_of(history: History) -> list[IncidentCost]:
     incidents = [incident for incarnation in history.incarnations for incident in _incidents(incarnation)]
     incidents.sort(key=lambda incident: (incident.at, incident.incarnation.worker_id))
     return [_cost(history, number, incident) for number, incident in enumerate(incidents, 1)]
-
-
-def costliest(history: History, costs: Sequence[IncidentCost], count: int) -> list[IncidentCost]:
-    """As many as that, by time: those that cost the most time, and of equal ones the most batches."""
-
-    def weight(cost: IncidentCost) -> tuple[float, int]:
-        so_far = history.end - cost.at
-        lost = (so_far if seconds is None else seconds for seconds in (cost.without_leader, cost.without_training))
-        return sum(lost), cost.batches or 0
-
-    return sorted(sorted(costs, key=weight, reverse=True)[:count], key=lambda cost: cost.number)
 
 
 def leader_gaps(history: History) -> list[Gap]:

@@ -13,7 +13,7 @@ from distributed_backup.timeline.incidents import IncidentCost, leader_gaps, tot
 
 
 def document(history: History, costs: Sequence[IncidentCost]) -> dict[str, Any]:
-    """Return workers, leaders, incidents and totals. What a worker did between its start and its end is left out."""
+    """Return workers, leaders, incidents and totals, without the activities of each worker."""
     no_leader, no_training = leader_gaps(history), training_gaps(history)
     return {
         "run_id": history.run_id or None,

@@ -1,4 +1,4 @@
-"""Define how each part of the picture looks, in light and in dark mode, and make the style sheet of it.
+"""Define how each part of the picture looks, in light and in dark mode, and write the style sheet.
 
 No state depends on colour alone: leading is a high bar, waiting a dashed line, exiting a hatched bar, and a worker that
 stopped reporting an empty one. Each mark has its own shape.

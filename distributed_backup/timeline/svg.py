@@ -3,8 +3,8 @@
 Text is escaped, and characters that XML can't hold are replaced. Numbers are rounded, so the same shapes give the same
 bytes.
 
-A shape with a description is a stop of the Tab key, and a screen reader reads the description. It is the shape's
-`<title>`, which browsers show under the pointer. A text beside the shape shows it while the shape has the focus.
+A shape with a description is a stop of the Tab key. The description is the shape's `<title>`: a screen reader reads it,
+and a browser shows it under the pointer. A text beside the shape shows it while the shape has the focus.
 The picture has the role "group", because the shapes in a picture with the role "img" are hidden from screen readers.
 """
 

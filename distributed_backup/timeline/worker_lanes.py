@@ -138,7 +138,7 @@ class _Bar:
         self._foot = top + self._height
 
     def draw(self, end: float) -> None:
-        """Draw everything left of `end`, where the next incarnation begins. What is drawn later is on top."""
+        """Draw everything left of `end`, where the next incarnation begins. Later shapes are on top."""
         self._draw_spans()
         self._draw_saves()
         for x, about in self._marks("restore"):

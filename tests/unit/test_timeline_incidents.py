@@ -44,7 +44,7 @@ def test_each_incident_of_three_workers_has_its_cost() -> None:
 
 
 def test_a_time_that_begins_with_the_last_event_of_a_killed_worker_is_an_upper_bound() -> None:
-    """The second leader was killed: it may have led for up to ten seconds longer. The first resigned: that is exact."""
+    """The second leader was killed, and may have led for ten seconds more. The first was preempted at an exact time."""
     history = history_from(three_workers())
     costs = costs_of(history)
     assert [cells(history, cost)[-3] for cost in costs] == ["2 s", "at most 18 s", "42 s", "0 s"]

@@ -1,4 +1,4 @@
-"""Reading the event logs of a run."""
+"""The event logs of a run, read from its storage."""
 
 from __future__ import annotations
 
