@@ -1,8 +1,8 @@
-"""The background thread that owns all writing: newest snapshot in, commit out, only while leading.
+"""The background thread that writes all checkpoints: the newest snapshot in, a commit out, only while leading.
 
-Training hands over bytes and goes on; it is never held up by a disk. Work that waits is bounded: one commit
-running, one snapshot that is due, and the last boundary in case of a notice; the newest wins. What is handed
-over is not durable until `committed` says so.
+Training hands over bytes and goes on. It never waits for a disk. The waiting work is bounded: one commit runs, one
+snapshot is due, and the last boundary is kept for a notice. The newest wins. The limit: a snapshot that was handed over
+is durable only when `on_committed` says so.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from distributed_backup.checkpoints.fencing import is_superseded
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
@@ -22,38 +23,68 @@ from distributed_backup.observability.events import Report, no_report
 
 logger = logging.getLogger(__name__)
 
-# Between two tries of a save that a notice asked for: a full disk or a lost mount may come back in time.
-_RETRY_PERIOD = 0.2
+# Seconds between two tries of a requested save: a full disk or a lost mount may come back within the grace period.
+_RETRY_PERIOD: Final = 0.2
 
 
 class SaverListener(Protocol):
-    """Who wants to know what became of the snapshots. Called from the saver's thread."""
+    """The listener of a saver. Called from the saver's thread."""
 
     def on_committed(self, newest: CheckpointHeader | None, term: int, *, served: int) -> None:
         """`newest` is the newest durable checkpoint, as far as the writer of `term` knows.
 
-        It is at least as new as the last boundary before each `save_now` up to ticket `served`.
+        It is at least as new as the last boundary before each `request_save` up to ticket `served`.
         """
 
     def on_stale_term(self, term: int) -> None:
-        """The store holds checkpoints of a newer term: whoever believes to lead under `term` does not count."""
+        """A commit under `term` was refused: the store holds checkpoints of a newer term."""
 
     def on_commit_failed(self, error: StoreError) -> None:
-        """A commit failed; earlier checkpoints are intact."""
+        """A commit failed. Earlier checkpoints are intact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a saver has to do. What failed is retried at the next boundary, unless something newer is due by then."""
+
+    due: Snapshot | None = None
+    announce: bool = False
+    failed: Snapshot | None = None
+    announce_failed: bool = False
+
+    def at_boundary(self, snapshot: Snapshot, *, due: bool) -> Work:
+        """Return the work after a new boundary."""
+        return Work(due=snapshot if due else self.due or self.failed, announce=self.announce or self.announce_failed)
+
+    def retried(self) -> Work:
+        """Return the work with the failed snapshot due again."""
+        return replace(self, due=self.due or self.failed, failed=None)
+
+    def taken(self) -> Work:
+        """Return the work that is left once the thread has taken what is due."""
+        return replace(self, due=None, announce=False)
+
+    def after_failure(self, snapshot: Snapshot | None, *, announce: bool) -> Work:
+        """Return the work after a failed commit."""
+        return replace(self, failed=snapshot or self.failed, announce_failed=announce or self.announce_failed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitTask:
+    """One commit: up to which ticket it serves, and whether a notice waits for it."""
+
+    snapshot: Snapshot | None
+    term: int
+    ticket: int
+    is_urgent: bool
+    announce: bool
 
 
 class Saver:
     """Commits snapshots in a thread of its own.
 
-    A snapshot that is not past the newest checkpoint is not committed, whoever wrote that one; see `is_superseded`.
-
-    Args:
-        store: Where checkpoints go.
-        worker_id: Written into them.
-        clock: Where time comes from.
-        term: Gives the term to write under; None while we don't lead.
-        listener: Told of what happens.
-        report: Told of each commit, for people.
+    A snapshot that the newest checkpoint supersedes is not committed, see `is_superseded`. `term` returns the term to
+    write under. None while this worker may not write.
     """
 
     def __init__(
@@ -71,18 +102,15 @@ class Saver:
         self._clock = clock
         self._term = term
         self._listener = listener
-        self._reporter = report
+        self._report = report
         self._condition = threading.Condition()
         self._last: Snapshot | None = None
-        self._due: Snapshot | None = None
-        self._failed: Snapshot | None = None
-        self._asked = 0
+        self._pending = Work()
+        self._requested = 0
         self._served = 0
-        self._report = False
-        self._unreported = False
-        # The term under which a commit was refused: nothing is tried again before we lead under another.
-        self._refused: int | None = None
-        # The newest checkpoint that is durable for sure.
+        # The term under which a commit was refused. Nothing is retried before this worker leads under another.
+        self._stale_term: int | None = None
+        # The newest checkpoint that is certainly durable.
         self._durable = ""
         self._running = False
         self._stopped = False
@@ -95,7 +123,7 @@ class Saver:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread after the commit that is running; what waits is given up, see `drain`."""
+        """Stop the thread after the running commit. Pending work is dropped, see `drain`."""
         with self._condition:
             self._stopped = True
             self._pause.set()
@@ -104,64 +132,67 @@ class Saver:
             self._thread.join()
 
     def submit(self, snapshot: Snapshot, *, due: bool) -> None:
-        """Take over the snapshot of the newest boundary.
-
-        Args:
-            snapshot: Not changed any more by the caller.
-            due: Whether it is to be committed as soon as we lead; else only if a save is asked for.
-        """
+        """Take over the snapshot of the newest boundary. `due`: commit it as soon as this worker leads."""
         with self._condition:
             self._last = snapshot
-            # What failed is tried again at each boundary, until something newer is due.
-            self._due = snapshot if due else self._due or self._failed
-            self._failed = None
-            self._report, self._unreported = self._report or self._unreported, False
+            self._pending = self._pending.at_boundary(snapshot, due=due)
             self._condition.notify_all()
 
     def request_save(self) -> int:
-        """Ask for the newest boundary to be committed at once.
+        """Request a commit of the newest boundary now.
 
         Returns:
-            A ticket; the listener hears when it was served, and so the boundary is durable.
+            A ticket. The listener hears when it was served, and so the boundary is durable.
         """
         with self._condition:
-            self._asked += 1
+            self._requested += 1
             self._pause.set()
             self._condition.notify_all()
-            return self._asked
+            return self._requested
 
     def request_announcement(self) -> None:
-        """Tell the listener which checkpoint is the newest, as soon as we lead; commit what is due."""
+        """Report the newest checkpoint to the listener as soon as this worker leads. Commit what is due."""
         with self._condition:
-            self._report = True
+            self._pending = replace(self._pending, announce=True)
             self._condition.notify_all()
 
     def wake(self) -> None:
-        """Whether and under which term we may write has changed."""
+        """Look again whether this worker may write, and under which term."""
         with self._condition:
             self._condition.notify_all()
 
     def drain(self, timeout: float) -> bool:
-        """Try once more what failed, and wait until nothing runs or can be tried.
-
-        Args:
-            timeout: Seconds to wait at most.
+        """Retry once what failed, then wait until nothing runs and nothing can be tried.
 
         Returns:
-            Whether it came to rest; what failed again is `unsaved`.
+            Whether that was within `timeout` seconds. What failed again is `unsaved`.
         """
         with self._condition:
-            self._due, self._failed = self._due or self._failed, None
+            self._pending = self._pending.retried()
             self._condition.notify_all()
             return self._condition.wait_for(lambda: not self._running and not self._ready(), timeout)
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether a snapshot waits for its commit, or failed to be committed."""
+        with self._condition:
+            waits = self._pending.due is not None or self._pending.failed is not None
+            return waits or self._running or self._served < self._requested
+
+    @property
+    def last(self) -> Snapshot | None:
+        """The newest boundary that was handed over. None before the first."""
+        return self._last
+
+    # ---------------------------------------------------------------- the thread
+
     def _ready(self) -> bool:
-        wanted = self._due is not None or self._report or self._served < self._asked
+        wanted = self._pending.due is not None or self._pending.announce or self._served < self._requested
         return wanted and self._usable_term() is not None
 
     def _usable_term(self) -> int | None:
         term = self._term()
-        return None if term == self._refused else term
+        return None if term == self._stale_term else term
 
     def _run(self) -> None:
         while True:
@@ -171,54 +202,72 @@ class Saver:
                 self._condition.wait_for(lambda: self._stopped or self._ready())
                 if self._stopped:
                     return
-                term = self._usable_term()
-                if term is None:
-                    continue
-                asked, urgent = self._asked, self._served < self._asked
-                snapshot, report = self._last if urgent else self._due, self._report
-                self._due, self._report, self._running = None, False, True
-                # Here, not before the wait: whoever calls during the commit must be able to end the pause after it.
-                self._pause.clear()
-            if self._commit(snapshot, term, asked):
-                self._served = asked
+                task = self._take()
+            if task is None:
+                continue
+            if self._commit(task):
+                self._served = task.ticket
                 continue
             with self._condition:
-                # Not before the next boundary, lest a full disk be tried without end; what is urgent, soon.
-                self._failed, self._unreported = snapshot or self._failed, report or self._unreported
-                waits = urgent and term != self._refused
-            if waits:
+                # Retry at the next boundary, not in a loop: the disk may be full. A requested save is retried sooner.
+                self._pending = self._pending.after_failure(task.snapshot, announce=task.announce)
+            if task.is_urgent and task.term != self._stale_term:
                 self._clock.wait(self._pause, _RETRY_PERIOD)
 
-    def _commit(self, snapshot: Snapshot | None, term: int, asked: int) -> bool:
+    def _take(self) -> CommitTask | None:
+        """Take the work that is due. None if the term was lost just now."""
+        term = self._usable_term()
+        if term is None:
+            return None
+        is_urgent = self._served < self._requested
+        task = CommitTask(
+            snapshot=self._last if is_urgent else self._pending.due,
+            term=term,
+            ticket=self._requested,
+            is_urgent=is_urgent,
+            announce=self._pending.announce,
+        )
+        self._pending = self._pending.taken()
+        self._running = True
+        # Here and not before the pause: a request during the commit must be able to end the pause after it.
+        self._pause.clear()
+        return task
+
+    def _commit(self, task: CommitTask) -> bool:
         try:
-            newest = self._store.newest_header()
-            if snapshot is not None and not is_superseded(snapshot, by=newest, term=term):
-                newest = self._make_durable(snapshot, term)
-            elif newest is not None and newest.name != self._durable:
-                # Whoever wrote it may have died, or failed, before its name was durable.
-                self._store.storage.sync()
-            self._durable = "" if newest is None else newest.name
+            newest = self._make_durable(task)
         except StaleTermError as error:
-            # Another leads by now; the election will tell. What it commits is what counts.
+            # Another worker leads, and the election will show it. Its commits count.
             logger.warning("commit refused worker=%s reason=%s", self._worker_id, error)
-            self._refused = term
-            self._tell(partial(self._listener.on_stale_term, term))
+            self._stale_term = task.term
+            self._call(partial(self._listener.on_stale_term, task.term))
             return False
         except StoreError as error:
-            self._tell(partial(self._listener.on_commit_failed, error))
+            self._call(partial(self._listener.on_commit_failed, error))
             return False
-        except Exception as error:  # noqa: BLE001 - a dead saver would lose every later snapshot in silence
+        except Exception as error:  # noqa: BLE001 - a dead saver would lose every later snapshot silently
             failure = StoreError(f"commit failed: {error!r}", path=self._store.location)
-            self._tell(partial(self._listener.on_commit_failed, failure))
+            self._call(partial(self._listener.on_commit_failed, failure))
             return False
-        self._tell(partial(self._listener.on_committed, newest, term, served=asked))
+        self._call(partial(self._listener.on_committed, newest, task.term, served=task.ticket))
         return True
 
-    def _make_durable(self, snapshot: Snapshot, term: int) -> CheckpointHeader:
+    def _make_durable(self, task: CommitTask) -> CheckpointHeader | None:
+        """Commit the snapshot unless it is superseded. Return the newest checkpoint, durable now."""
+        newest = self._store.newest_header()
+        if task.snapshot is not None and not is_superseded(task.snapshot, by=newest, term=task.term):
+            newest = self._write(task.snapshot, task.term)
+        elif newest is not None and newest.name != self._durable:
+            # Its writer may have died, or failed, before the name was durable.
+            self._store.storage.sync()
+        self._durable = "" if newest is None else newest.name
+        return newest
+
+    def _write(self, snapshot: Snapshot, term: int) -> CheckpointHeader:
         began = self._clock.now()
         made = self._store.commit(snapshot, term=term, worker_id=self._worker_id)
         seconds = self._clock.now() - began
-        self._reporter(
+        self._report(
             "committed",
             checkpoint=made.name,
             term=term,
@@ -229,20 +278,9 @@ class Saver:
         )
         return made
 
-    def _tell(self, call: Callable[[], None]) -> None:
+    def _call(self, listener: Callable[[], None]) -> None:
         try:
-            call()
+            listener()
         except Exception:
-            # A bug over there must not end the saving here.
+            # A bug in the listener must not end the saving.
             logger.exception("listener failed worker=%s", self._worker_id)
-
-    @property
-    def unsaved(self) -> bool:
-        """Whether something waits to be committed, or failed to be."""
-        with self._condition:
-            return self._due is not None or self._failed is not None or self._running or self._served < self._asked
-
-    @property
-    def last(self) -> Snapshot | None:
-        """The newest boundary handed over; None before the first."""
-        return self._last

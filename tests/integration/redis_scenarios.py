@@ -101,11 +101,12 @@ class Watched(RedisCoordinator):
 
     def elected(self, worker_id: str, term: int) -> None:
         assert self.elector is not None
-        self.beliefs.append(Belief(worker_id, term, self._replied_at, self.elector._deadline))
+        assert self.elector._lease is not None
+        self.beliefs.append(Belief(worker_id, term, self._replied_at, self.elector._lease.deadline))
 
     def observed(self) -> None:
-        if self.elector is not None and self.elector._term is not None:
-            self.beliefs[-1].end = self.elector._deadline
+        if self.elector is not None and self.elector._lease is not None:
+            self.beliefs[-1].end = self.elector._lease.deadline
 
     def lost(self, loss: LeaseLoss) -> None:
         self.losses.append(loss)

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from redis.exceptions import NoScriptError
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
-from distributed_backup.checkpoints.saver import Saver
+from distributed_backup.checkpoints.saver import CommitTask, Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
 from distributed_backup.coordination.election import Elector, LeaseLoss
@@ -244,7 +244,8 @@ class Promises(RuleBasedStateMachine):
 
     def save(self, worker: Incarnation, term: int | None, snapshot: Snapshot) -> None:
         if term is not None:
-            worker.saver._commit(snapshot, term, 0)
+            task = CommitTask(snapshot=snapshot, term=term, ticket=0, is_urgent=False, announce=False)
+            worker.saver._commit(task)
             self.check()
 
     def check(self) -> None:

@@ -187,7 +187,7 @@ def test_a_leader_whose_term_the_store_refuses_campaigns_for_a_higher_one(team: 
     leader = team.started("a")
     team.commit(0, 5, term=9)
     leader.boundary(snapshot(0, 6), due=True)
-    team.until(lambda: saver_of(leader)._refused is not None)
+    team.until(lambda: saver_of(leader)._stale_term is not None)
     leader.boundary(snapshot(0, 7), due=True)
     team.until(lambda: Position(0, 7) in team.positions())
     assert (elector_of(leader).term or 0) > 9
