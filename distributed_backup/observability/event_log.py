@@ -1,11 +1,11 @@
-"""A worker's event log: its transitions beside the checkpoints, one line of JSON each, bounded.
+"""A worker's event log: its transitions beside the checkpoints, one line of JSON each, bounded in size.
 
-It is written by a thread of its own, all of it each time, some time after the events, so that neither training nor a
-save ever waits for it. Nothing is written before the worker has joined, nor after `close`. It promises little else:
-what a worker did just before it was killed may be missing, what a disk refuses is said once and given up, and a write
-that hangs when the log is closed may still arrive later.
+A thread of its own writes the log, as a whole each time, some time after the events. So neither training nor a save
+waits for it. Nothing is written before the worker has joined, and nothing after `close`.
 
-When a log is full, what tells of progress or of failing commits is thinned out: all of a worker's life stays in it.
+The limits: the last events before a SIGKILL may be missing. A write that the disk refuses is logged once and given up.
+A write that hangs during `close` may still arrive later. A full log drops events of progress and of commits, evenly in
+time. All other events of a worker stay.
 """
 
 from __future__ import annotations
@@ -28,21 +28,16 @@ from distributed_backup.storage.base import PARTIAL, Storage
 
 logger = logging.getLogger(__name__)
 
-# Of one worker: some 400 lines. In a bucket all of them are written each time.
+# Of one worker: about 400 lines. In a bucket each write sends all of them.
 _MOST_BYTES: Final = 64 * 1024
-# What is thinned out, and in this order, while more than so many events of it are there.
+# The kinds that a full log drops, in this order, and how many of each it keeps.
 _THINNED: Final[Mapping[Kind, int]] = {"commit_failed": 8, "commit_recovered": 8, "progress": 32, "committed": 32}
-# Each start of a worker makes a log; those of the oldest starts go.
+# Each start of a worker makes a log. The logs of the oldest starts are removed.
 _LOGS_KEPT: Final = 256
 
 
 class EventLog:
-    """Keeps one worker's events, and writes them. A sink of `Reporter`.
-
-    Args:
-        storage: Where the run is.
-        clock: Where time comes from.
-    """
+    """Keeps one worker's events and writes them into the run's storage. A sink of `Reporter`."""
 
     def __init__(self, storage: Storage, *, clock: Clock) -> None:
         self._storage = storage
@@ -62,7 +57,7 @@ class EventLog:
         self._thread: threading.Thread | None = None
 
     def emit(self, event: Event) -> None:
-        """Keep an event; with `joined`, the run is there to be written to."""
+        """Keep an event. With `joined`, writing begins: the run exists from then on."""
         with self._lock:
             if self._closed or self._failures.is_repeated(event):
                 return
@@ -81,11 +76,7 @@ class EventLog:
         self._thread.start()
 
     def close(self, timeout: float) -> None:
-        """Write what was not written yet, and take no more.
-
-        Args:
-            timeout: Seconds to wait at most.
-        """
+        """Write the rest within `timeout` seconds. Later events are dropped."""
         with self._lock:
             self._closed = True
         self._flush_now.set()
@@ -103,13 +94,13 @@ class EventLog:
             self._size -= len(self._kept.pop(self._index_to_drop())[1])
 
     def _index_to_drop(self) -> int:
-        """Where the event is that is the least loss: of those that are many, the one in the smallest gap."""
+        """Return the index of the event to drop: of a frequent kind, the one closest in time to its neighbours."""
         for kind, few in _THINNED.items():
             places = [place for place, (event, _) in enumerate(self._kept) if event.kind == kind]
             if len(places) > few:
                 gaps = zip(places, places[1:], places[2:], strict=False)
                 return min(gaps, key=lambda gap: self._kept[gap[2]][0].at - self._kept[gap[0]][0].at)[1]
-        # Not the first, which tells whose log it is.
+        # Not the first one: it names the run.
         return 1
 
     # ---------------------------------------------------------------- the thread
@@ -119,7 +110,7 @@ class EventLog:
         while not closed:
             self._wake.wait()
             self._clock.wait(self._flush_now, pause)
-            # What comes from here on is news again.
+            # An event from here on sets it again.
             self._wake.clear()
             with self._lock:
                 closed = self._closed
@@ -134,7 +125,7 @@ class EventLog:
             self._storage.put(self._name, [data], durable=False)
             if prunes:
                 self._prune()
-        except Exception as error:  # noqa: BLE001 - a dead thread would keep the rest of the story to itself
+        except Exception as error:  # noqa: BLE001 - a dead thread would write no later event
             if not self._warned:
                 logger.warning("event log not written, training goes on name=%s reason=%s", self._name, error)
             self._warned = True
@@ -142,7 +133,7 @@ class EventLog:
                 self._unwritten = True
 
     def _prune(self) -> None:
-        """Remove all but the newest logs, and what writers of the others left that were killed as they wrote."""
+        """Remove all but the newest logs, with the partial files that their killed writers left."""
         logs: dict[str, list[str]] = {}
         for name in self._storage.names():
             log = name.removeprefix(PARTIAL).rpartition("-")[0] if name.startswith(PARTIAL) else name

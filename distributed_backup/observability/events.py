@@ -55,7 +55,7 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
     # nothing to save.
     "notice": frozenset({"reason", "remaining"}),
     "preempted": frozenset({"saved", "checkpoint", "epoch", "batch", "seconds"}),
-    # The other ends: the fit is complete, and the last worker out has deleted the backup; the fit ended in another way.
+    # The other ends. The fit is complete. The last worker out has deleted the backup. The fit ended in another way.
     "finished": frozenset({"epoch", "batch"}),
     "deleted": frozenset(),
     "left": frozenset(),

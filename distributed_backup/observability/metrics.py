@@ -1,9 +1,11 @@
 """Metrics for Prometheus: what one process does in its runs, at an HTTP endpoint of its own.
 
-Needs `prometheus-client` (the extra `metrics`) and is imported only where a port was set. The one label is `run`: which
-worker it is, is told by the scrape; worker ids differ at each start, and as a label would make ever new series. Counted
-is what happens between joining and leaving. A process that is killed takes its counters with it, and one that is
-preempted is seldom scraped again: what must not be missed is in the event log.
+Needs `prometheus-client` (the extra `metrics`), and is imported only where a port is set. The only label is `run`. Use
+the scrape's `instance` for the worker: worker ids change at each start and would create unbounded series. Events
+between joining and leaving are counted.
+
+The limit: a process that is killed takes its counters with it, and a preempted one is seldom scraped again. The event
+log keeps what must not be missed.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 _LABELS: Final = ("run",)
-# From a small state on a local disk to a large one in a far bucket.
+# From a small state on a local disk to a large one in a distant bucket.
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """The metrics of one process, of all its runs."""
+    """The metrics of one process, for all its runs."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        """Apart from the client's global one, which is the user's."""
+        """Separate from the client's global registry, which is the user's."""
         self.leader = self._gauge("leader", "1 while this worker believes to lead.")
         self.lease = self._gauge("lease_remaining_seconds", "Until this worker stands down unless it renews.")
         self.term = self._gauge("term", "The term that this worker led under last; 0 if it never led.")
@@ -72,9 +74,7 @@ class Metrics:
 class WorkerMetrics:
     """Counts what one worker does. A sink of `Reporter`.
 
-    Args:
-        metrics: Where it is counted.
-        lease_left: Gives the seconds until the worker stands down; 0 while it does not lead. Asked at each scrape.
+    `lease_left` returns the seconds until the worker stands down, 0 while it does not lead. Each scrape calls it.
     """
 
     def __init__(self, metrics: Metrics, *, lease_left: Callable[[], float]) -> None:
@@ -93,7 +93,7 @@ class WorkerMetrics:
                 self.close(0.0)
 
     def _show(self, run: str) -> None:
-        """Have all series from the start: what appears with its first event shows no increase."""
+        """Create all series at the start: a series that appears with its first event shows no increase."""
         for metric in vars(self._metrics).values():
             if isinstance(metric, Gauge | Counter | Histogram):
                 metric.labels(run)
@@ -127,7 +127,7 @@ class WorkerMetrics:
                 metrics.notices.labels(run).inc()
 
     def close(self, timeout: float) -> None:  # noqa: ARG002 - a sink's signature; nothing here takes time
-        """The worker leads no more."""
+        """Show that the worker no longer leads."""
         if self._run is not None:
             self._metrics.lease.labels(self._run).set_function(lambda: 0.0)
             self._metrics.leader.labels(self._run).set_function(lambda: 0.0)
@@ -135,14 +135,14 @@ class WorkerMetrics:
 
 _lock = threading.Lock()
 _endpoints: dict[tuple[int, int], Metrics] = {}
-"""By process and port: a process has many fits, one after the other, and a scraper wants one place for all of them. A
-forked child has the parent's memory, but not its endpoint."""
+"""By process and port: the fits of one process share an endpoint. A forked child has the parent's memory, but not its
+endpoint."""
 
 
 def metrics_at(port: int) -> Metrics:
-    """The metrics that this process shows at `port`, on all its addresses; the endpoint starts with the first call.
+    """Return the metrics that this process shows at `port`, on all its addresses. The first call starts the endpoint.
 
-    A port that is in use is a warning: two workers of one machine need two ports, and a job goes on without metrics.
+    A port that is in use is a warning, and training goes on without metrics. Two workers of one machine need two ports.
     """
     key = (os.getpid(), port)
     with _lock:
