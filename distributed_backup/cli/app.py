@@ -66,6 +66,23 @@ CoordinatorUrl = Annotated[
 Timeout = Annotated[float, typer.Option(max=86400.0, metavar="SECONDS", help="How long to wait.")]
 
 
+def _print_version(wanted: bool) -> None:
+    """Print the installed version and exit, if `--version` is among the options."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"distributed-backup {version('distributed-backup')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 def main() -> None:
     """Entry point of the console script."""
     # Else logging's last resort prints the library's warnings, which the commands report in their own way.

@@ -1,0 +1,179 @@
+"""Test the program as a whole: imports, speed, and what a wrong stream or argument leads to."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from distributed_backup.cli.app import app
+from distributed_backup.cli.terminal import full_disk_in_one_line
+from tests.support.cli_runs import LOOKING, NEWEST, OLDER, assert_refused, call, damage
+
+
+@pytest.mark.parametrize("command", [*LOOKING, ("preempt",), ("resign",), ("demo",)])
+def test_every_command_documents_its_json_and_its_exit_codes(command: tuple[str, ...]) -> None:
+    result = call(*command, "--help")
+    assert result.exit_code == 0
+    for word in ("JSON: ", "Exit code: 0 ", "--json"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["status", "--nonsense", "."], ["demo", "--workers", "1"]])
+def test_wrong_words_are_wrong_usage(words: list[str]) -> None:
+    assert call(*words).exit_code == 2
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
+    """`show` passes over a damaged checkpoint, of which the store warns in the log."""
+    damage(run / NEWEST)
+    result = python("-m", "distributed_backup.cli.app", "checkpoints", "show", str(run))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert OLDER in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["status", "--json"], ["checkpoints", "list"], ["checkpoints", "show"], ["--help"]]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_can_not_be_printed_is_a_problem_told_in_one_line(run: Path, words: list[str], unbuffered: str) -> None:
+    """On a disk that is full."""
+    place = [] if words == ["--help"] else [str(run)]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "distributed_backup", *words, *place],
+            stdout=full,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (result.returncode, result.stderr) == (1, "error: can't write to stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", [["status"], ["checkpoints", "list"]])
+def test_who_reads_no_further_is_told_nothing(run: Path, words: list[str]) -> None:
+    """As `| head` does."""
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "distributed_backup", *words, str(run)],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left", "a file"), OSError(111, "Connection refused")])
+def test_an_error_that_is_not_of_stdout_keeps_its_trace(error: OSError) -> None:
+    """It is a mistake of ours."""
+    with pytest.raises(OSError, match=str(error.strerror)), full_disk_in_one_line():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["-c", "import distributed_backup"], 0),
+        (["-m", "distributed_backup.cli.app", "--help"], 0),
+        (["-m", "distributed_backup.cli.app", "status", "/nowhere"], 2),
+        (["-m", "distributed_backup.cli.app", "preempt", "/nowhere"], 2),
+        (["-c", "import distributed_backup.demo.scenario, distributed_backup.demo.screen"], 0),
+    ],
+)
+def test_nothing_imports_synalinks_or_redis_that_does_not_need_them(words: list[str], code: int) -> None:
+    result = python("-X", "importtime", *words)
+    assert result.returncode == code, result.stderr
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "distributed_backup" in imported
+    assert not imported & {"synalinks", "redis", "litellm", "numpy"}
+
+
+def test_the_version_is_printed_without_what_the_commands_import() -> None:
+    """It names the installed distribution. No room but `cli` and the ground modules is imported."""
+    result = python("-X", "importtime", "-m", "distributed_backup", "--version")
+    assert (result.returncode, result.stdout) == (0, f"distributed-backup {metadata.version('distributed-backup')}\n")
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "distributed_backup.cli.app" in imported
+    heavy = {"rich", "redis", "fsspec", "filelock", "numpy", "synalinks", "distributed_backup.checkpoints"}
+    assert not imported & heavy
+
+
+def test_help_is_quick_and_does_without_rich() -> None:
+    """0.4 s is promised; processor time, for other processes of this machine are none of its doing."""
+    result = python("-X", "importtime", "-m", "distributed_backup.cli.app", "--help")
+    assert "checkpoints" in result.stdout
+    assert not any(" rich" in line or "filelock" in line for line in result.stderr.splitlines())
+    assert min(_processor_time_of_help() for _ in range(3)) < 0.4
+
+
+def _processor_time_of_help() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    python("-m", "distributed_backup.cli.app", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_an_unreadable_directory_is_a_problem(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # The tests may run as root, who may read everything.
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert_refused(call("checkpoints", "list", run), 1, "can't list", "Permission denied")
+
+
+@pytest.mark.parametrize("command", [("status", "DIR"), ("preempt", "DIR"), ("resign", "DIR"), ("demo",)])
+@pytest.mark.parametrize("url", ["redis://user:s3cr3t@host/0", "redis://host?password=s3cr3t", "--x=redis://:s3cr3t@h"])
+def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tuple[str, ...], url: str) -> None:
+    """A forgotten --coordinator must not put the password on the screen, or into a job's log."""
+    result = CliRunner().invoke(app, [*command, url])
+    assert result.exit_code == 2
+    assert "s3cr3t" not in result.output
+    assert "rror" in result.output
+
+
+@pytest.mark.parametrize("command", ["status", "preempt", "resign", "events"])
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("redis:/user:s3cr3t@host/0", "redis://host/0 has lost a slash"),
+        ("rediss:/:s3cr3t@host/0", "rediss://host/0 has lost a slash"),
+        ("redis:s3cr3t@host", "is not there"),
+        (":s3cr3t@host", "is not there"),
+    ],
+)
+def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str, said: str) -> None:
+    """It is no URL of ours, and no directory that is there."""
+    result = call(command, target)
+    assert_refused(result, 2, said)
+    assert "s3cr3t" not in result.output
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "redis://user:s3cr3t@host/0"])
+def test_the_demonstration_keeps_its_backup_in_a_directory_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Told before its workers are started, which takes a while."""
+    monkeypatch.chdir(tmp_path)
+    result = call("demo", "--backup-dir", place)
+    assert_refused(result, 2, "has lost a slash, as a URL does that is made a path")
+    assert "s3cr3t" not in result.output
+    assert list(tmp_path.iterdir()) == []
