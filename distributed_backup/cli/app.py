@@ -26,7 +26,6 @@ from distributed_backup.cli.terminal import (
     chosen_run,
     console,
     exit_on_error,
-    full_disk_in_one_line,
     print_json,
     sigterm_as_exit,
 )
@@ -87,8 +86,7 @@ def main() -> None:
     """Entry point of the console script."""
     # Else logging's last resort prints the library's warnings, which the commands report in their own way.
     logging.getLogger("distributed_backup").addHandler(logging.NullHandler())
-    with full_disk_in_one_line():
-        app()
+    app()
 
 
 # -------------------------------------------------------------------- status

@@ -5,7 +5,6 @@ Only this module and those named `cli…` print.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -29,7 +28,6 @@ USAGE: Final = 2
 INTERRUPTED: Final = 130
 # What a pipe is taken to be wide: tables for people must not be cut where a program reads them.
 _PIPE_WIDTH: Final = 200
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _URL: Final = re.compile(r"[a-z+]+://[^\s)]*")
 
 
@@ -73,27 +71,6 @@ def exit_on_error() -> Iterator[None]:
     except BackupError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE if isinstance(error, ConfigError) else PROBLEM) from None
-
-
-@contextmanager
-def full_disk_in_one_line() -> Iterator[None]:
-    """Tell in one line why stdout can't be written, and exit with 1; a pipe that nobody reads any more is typer's."""
-    try:
-        yield
-    except OSError as error:
-        # An error of a file that was opened by its name has the name.
-        if error.errno not in _FULL or error.filename is not None:
-            raise
-        _give_stdout_up()
-        typer.echo(f"error: can't write to stdout: {error.strerror}", err=True)
-        raise SystemExit(PROBLEM) from None
-
-
-def _give_stdout_up() -> None:
-    """Else the interpreter tries once more to write what is left, when it ends, and complains in its own way."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 @contextmanager

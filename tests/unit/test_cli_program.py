@@ -14,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from distributed_backup.cli.app import app
-from distributed_backup.cli.terminal import full_disk_in_one_line
 from tests.support.cli_runs import LOOKING, NEWEST, OLDER, assert_refused, call, damage
 
 
@@ -43,26 +42,6 @@ def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
     assert OLDER in result.stdout
 
 
-@pytest.mark.parametrize(
-    "words", [["status"], ["status", "--json"], ["checkpoints", "list"], ["checkpoints", "show"], ["--help"]]
-)
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_what_can_not_be_printed_is_a_problem_told_in_one_line(run: Path, words: list[str], unbuffered: str) -> None:
-    """On a disk that is full."""
-    place = [] if words == ["--help"] else [str(run)]
-    with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "distributed_backup", *words, *place],
-            stdout=full,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-    assert (result.returncode, result.stderr) == (1, "error: can't write to stdout: No space left on device\n")
-
-
 @pytest.mark.parametrize("words", [["status"], ["checkpoints", "list"]])
 def test_who_reads_no_further_is_told_nothing(run: Path, words: list[str]) -> None:
     """As `| head` does."""
@@ -78,13 +57,6 @@ def test_who_reads_no_further_is_told_nothing(run: Path, words: list[str]) -> No
     )
     os.close(write)
     assert (result.returncode, result.stderr) == (1, "")
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left", "a file"), OSError(111, "Connection refused")])
-def test_an_error_that_is_not_of_stdout_keeps_its_trace(error: OSError) -> None:
-    """It is a mistake of ours."""
-    with pytest.raises(OSError, match=str(error.strerror)), full_disk_in_one_line():
-        raise error
 
 
 @pytest.mark.parametrize(
