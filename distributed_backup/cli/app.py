@@ -1,7 +1,8 @@
-"""`distributed-backup`: look at a run, ask it for a save, and see one be preempted.
+"""Define the console script `distributed-backup` and its commands `status`, `preempt` and `resign`.
 
-Exit codes: 0 fine, 1 a problem was found, 2 wrong usage (a wrong option, a path that is no run, no such checkpoint).
-Looking changes nothing, see `inspection`; all commands work while the run goes on. Nothing printed holds credentials.
+All commands work while the run is training. Output never contains credentials. Exit codes: 0 fine, 1 a problem was
+found, 2 wrong usage (a wrong option, a path without a run, an unknown checkpoint). The keys that `--json` prints are
+listed in `deploy/OPERATIONS.md`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from distributed_backup.errors import BackupError, ConfigError
 if TYPE_CHECKING:
     from distributed_backup.cli.locate import Run
 
-# Seconds between two looks of --watch.
+# Seconds between two reads of --watch.
 _WATCH_PERIOD: Final = 1.0
 
-# Without rich's markup: its help costs 0.2 s of imports, and --help must be quick.
+# rich's markup would add 0.2 s of imports to --help.
 app = typer.Typer(
     name="distributed-backup",
-    help="Preemption-safe backup of synalinks fits: look at a run, ask it for a save, or watch one be preempted.",
+    help="Inspect and operate preemption-safe backups of synalinks fits.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -52,17 +53,17 @@ app.add_typer(checkpoints, name="checkpoints")
 Target = Annotated[
     str,
     typer.Argument(
-        metavar="URL|DIR", help="The Redis server that the run is led over, or its backup directory (a path or s3://…)."
+        metavar="URL|DIR", help="URL of the run's Redis server, or its backup directory (a path or s3://…)."
     ),
 ]
 CoordinatorUrl = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="How the run in DIR is led, as its workers know. Default: $DISTRIBUTED_BACKUP_COORDINATOR; else file:.",
+        help="Coordinator that the workers of the run in DIR use. Default: $DISTRIBUTED_BACKUP_COORDINATOR, else file:",
     ),
 ]
-Timeout = Annotated[float, typer.Option(max=86400.0, metavar="SECONDS", help="How long to wait.")]
+Timeout = Annotated[float, typer.Option(max=86400.0, metavar="SECONDS", help="Longest wait, in seconds.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,8 +84,8 @@ def _global_options(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    # Else logging's last resort prints the library's warnings, which the commands report in their own way.
+    """Run the console script."""
+    # Without a handler, Python prints the library's warnings to stderr. The commands report problems themselves.
     logging.getLogger("distributed_backup").addHandler(logging.NullHandler())
     app()
 
@@ -97,23 +98,17 @@ def status(
     target: Target,
     run: RunId = None,
     coordinator: CoordinatorUrl = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again once a second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every second until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Who leads the run, who takes part, and how far it has come.
+    """Show the leader, the workers, the newest checkpoint and the pending notices of a run.
 
-    The newest checkpoint is read from DIR and verified; with URL, it is the one that was announced. With --watch, what
-    goes wrong after the first look is told, and looking goes on. --json then prints one document per line.
+    The newest checkpoint is read from DIR and verified. With URL it is the one that the leader announced. With --watch,
+    an error after the first read is printed and reading continues. --json then prints one document per line.
 
-    JSON: {"run_id", "leader": its worker id or null, "term": the newest granted, "lease_remaining": seconds, or null
-    where the lease lasts as long as the leader lives, "members": [{"worker_id", "role", "epoch", "batch", "last_seen":
-    seconds ago}], "checkpoint": the newest usable one as in `checkpoints list`, or null, "notices": [{"worker_id",
-    "reason", "wish": "save", or "resign" if it is to let another lead, "remaining": seconds}] of preemptions that are
-    coming, and of requests}. Epochs and batches are those completed; null before a worker knows. With URL, "bytes",
-    "created_at" and "valid" of the checkpoint are null, and so is its "worker_id" if it is of an earlier term.
+    Example: distributed-backup status /mnt/run-42 --watch
 
-    Exit code: 0 fine, also after Ctrl-C with --watch, 1 there are checkpoints and none is usable, or the run can't be
-    reached or read, 2 there is no such run, or it is not clear which is meant.
+    Exit codes: 0 fine, 1 no usable checkpoint or unreachable, 2 wrong usage.
     """
     from distributed_backup.cli import status as run_status
 
@@ -128,7 +123,9 @@ def status(
         else:
             _print_status(found, seen, damaged)
         if damaged and seen["checkpoint"] is None:
-            raise BackupError(f"none of the {damaged} checkpoint(s) in {target} is usable: see checkpoints verify")
+            raise BackupError(
+                f"none of the {damaged} checkpoint(s) in {target} is usable: see `checkpoints verify`"
+            )
 
 
 def _watch(run: Run, *, as_json: bool) -> None:
@@ -176,18 +173,15 @@ def preempt(
     timeout: Timeout = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the run for a save now, as before a preemption, and wait until it is durable. Nobody is stopped by it.
+    """Ask the leader for a save now and wait until it is durable. No worker stops.
 
-    For operators, and for a preStop hook: `distributed-backup preempt DIR` in a worker's container needs no more than
-    the job's own environment. A preStop hook uses up the grace period: keep --timeout well below it. Where no batch is
-    complete since the run began, there is nothing to save, which is fine.
+    For operators and preStop hooks: in a worker's container, `distributed-backup preempt DIR` needs only the job's
+    environment. A preStop hook uses up the grace period, so keep --timeout well below it. Before the first complete
+    batch there is nothing to save, which is fine. The request ends with the command.
 
-    JSON: {"checkpoint": name of the newest, at least as new as the leader's last batch end when it was asked, or null
-    if there is nothing to save, "epoch", "batch": both as completed, "leader": who saved, "term": its term, "seconds":
-    from asking until it was known to be durable}.
+    Example: distributed-backup preempt /mnt/run-42 --timeout 20
 
-    Exit code: 0 it is durable, 1 nobody takes part, or no save was reported in time, or the run can't be reached; 2
-    there is no such run, or it is not clear which is meant; 130 after Ctrl-C. The request is taken back in any case.
+    Exit codes: 0 durable, 1 failed or timed out, 2 wrong usage, 130 Ctrl-C.
     """
     from distributed_backup.cli import operator_requests, tables
     from distributed_backup.clock import SystemClock
@@ -208,15 +202,13 @@ def resign(
     timeout: Timeout = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the leader to save and to let another worker lead, and wait until one does. Nobody is stopped by it.
+    """Ask the leader to save and hand over, and wait until another worker leads. No worker stops.
 
-    The former leader trains on, and may lead again later.
+    The former leader continues to train and may lead again later. The request ends with the command.
 
-    JSON: {"leader": who leads now, "term": its term, "previous": who was asked, "seconds": from asking until then}.
+    Example: distributed-backup resign /mnt/run-42 --timeout 20
 
-    Exit code: 0 another worker leads, 1 nobody leads, or nobody else takes part, or nobody else took over in time, or
-    the run can't be reached; 2 there is no such run, or it is not clear which is meant; 130 after Ctrl-C. The request
-    is taken back in any case.
+    Exit codes: 0 handed over, 1 failed or timed out, 2 wrong usage, 130 Ctrl-C.
     """
     from distributed_backup.cli import operator_requests, tables
     from distributed_backup.clock import SystemClock
@@ -236,7 +228,7 @@ def _request(target: str, run: str | None, coordinator: str | None) -> Iterator[
             with _opened(target, run, coordinator) as found:
                 yield found
         except KeyboardInterrupt:
-            typer.echo("interrupted: the request was taken back", err=True)
+            typer.echo("interrupted: the request was withdrawn", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 

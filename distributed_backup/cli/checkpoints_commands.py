@@ -1,7 +1,7 @@
-"""`distributed-backup checkpoints`: look at a run's checkpoints, and take them elsewhere.
+"""Define `distributed-backup checkpoints`: inspect, prune, export and copy the checkpoints of a run.
 
-All but `prune` leave the run as it is, and all may be used while it goes on. DIR is the backup directory, or the URL of
-one that is elsewhere: s3://…, gs://…, az://…, redis://….
+Only `prune` changes the run. All commands work while the run is training. DIR is the backup directory: a path, or a URL
+such as s3://…, gs://…, az://… or redis://….
 """
 
 from __future__ import annotations
@@ -30,21 +30,25 @@ if TYPE_CHECKING:
     from distributed_backup.checkpoints.store import CheckpointStore
 
 checkpoints = typer.Typer(
-    help="Look at the checkpoints of a run, and take them elsewhere.", rich_markup_mode=None, no_args_is_help=True
+    help="Inspect, prune, export and copy the checkpoints of a run.", rich_markup_mode=None, no_args_is_help=True
 )
 
-Place = Annotated[str, typer.Argument(metavar="DIR", help="The backup directory of the run: a path, or its URL.")]
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="As in `list`; left out, the newest.")]
+Place = Annotated[
+    str, typer.Argument(metavar="DIR", help="The run's backup directory: a path or a URL (s3://…, redis://…).")
+]
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="Name from `checkpoints list`. Default: the newest checkpoint that verifies."),
+]
 
 
 @checkpoints.command("list", cls=RedactingCommand)
 def list_checkpoints(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
-    """All checkpoints in DIR, the newest first; each is read and verified.
+    """List all checkpoints in DIR, newest first. Each one is read and verified.
 
-    JSON: [{"name", "term", "epoch", "batch": both as completed, "worker_id": the writer, "bytes": of the file,
-    "created_at": ISO 8601, UTC, "valid"}]. worker_id and created_at are null where "valid" is false.
+    Example: distributed-backup checkpoints list /mnt/run-42
 
-    Exit code: 0 fine, 1 at least one is not valid, 2 DIR is no run.
+    Exit codes: 0 all valid, 1 one is damaged or unreadable, 2 wrong usage.
     """
     from distributed_backup.cli import status, tables
 
@@ -63,11 +67,11 @@ def list_checkpoints(place: Place, run: RunId = None, as_json: AsJson = False) -
 
 @checkpoints.command(cls=RedactingCommand)
 def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
-    """Read every checkpoint in DIR and compare it with its digest.
+    """Read every checkpoint in DIR and compare it with its digest. Damaged ones are listed with the reason.
 
-    JSON: {"checked": how many, "bad": [{"name", "reason"}]}.
+    Example: distributed-backup checkpoints verify /mnt/run-42
 
-    Exit code: 0 all are good, 1 at least one is bad, each is named with the reason, 2 DIR is no run.
+    Exit codes: 0 all valid, 1 one is damaged or unreadable, 2 wrong usage.
     """
     with _store(place, run) as store:
         rows = store.list()
@@ -84,14 +88,11 @@ def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
 
 @checkpoints.command(cls=RedactingCommand)
 def show(place: Place, name: Name = None, run: RunId = None, as_json: AsJson = False) -> None:
-    """The header of one checkpoint in DIR, and the tree of variables in it with their sizes.
+    """Show the header of one checkpoint in DIR, and the tree of its variables with their sizes.
 
-    JSON: {"name", "bytes": of the file, "header": {"run_id", "term", "epoch", "batch", "worker_id", "created_at",
-    "data", "length", "digest", "format"}, "variables": {group: {path: bytes of its JSON}}, "other": {"optimizer",
-    "objects", "python_random", "numpy_random", …: bytes of what is no variable}}. A path that a group has more than
-    once is told apart by "#2", "#3", ….
+    Example: distributed-backup checkpoints show /mnt/run-42
 
-    Exit code: 0 fine, 1 it is damaged, or there is none, 2 DIR is no run, or NAME is not in it.
+    Exit codes: 0 fine, 1 no usable checkpoint, 2 wrong usage or no such NAME.
     """
     from distributed_backup.cli import status, tables
 
@@ -106,17 +107,18 @@ def show(place: Place, name: Name = None, run: RunId = None, as_json: AsJson = F
 @checkpoints.command(cls=RedactingCommand)
 def prune(
     place: Place,
-    keep: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the newest stay.")] = 1,
+    keep: Annotated[int, typer.Option(min=1, metavar="N", help="Number of checkpoints to keep.")] = 1,
     run: RunId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove all but the newest N checkpoints that verify, and what crashed writers of earlier terms left.
+    """Remove all checkpoints in DIR except the newest N that verify, and the leftovers of crashed writers.
 
-    Damaged ones above the oldest that stays are left for somebody to look at. The run may go on meanwhile.
+    A damaged checkpoint is kept for inspection if it is newer than the oldest one kept. Leftovers of the newest term
+    are kept, because its writer may still be running.
 
-    JSON: {"kept": names, the newest first, "removed": names}.
+    Example: distributed-backup checkpoints prune /mnt/run-42 --keep 3
 
-    Exit code: 0 fine, 1 a file could not be removed, 2 DIR is no run, or a wrong N.
+    Exit codes: 0 fine, 1 a file could not be removed, 2 wrong usage.
     """
     with _store(place, run) as store:
         removed = store.prune(term=store.highest_term(), keep=keep)
@@ -132,19 +134,20 @@ def export(
     place: Place,
     name: Name = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Ends in .variables.json; replaced if it is there.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Ends in .variables.json. An existing file is replaced."),
     ] = Path("latest.variables.json"),
     run: RunId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the variables of one checkpoint in DIR to a file that `program.load_variables` takes.
+    """Write the variables of one checkpoint in DIR to a file for `program.load_variables`.
 
-    For a look, or for using a program as it was at that point. To go on training exactly, restore from the checkpoint:
-    synalinks' format has no random generators and drops empty values. It is not written into the directory of a run.
+    Use the file to inspect or run the program as it was then. It can't continue training exactly: synalinks' format has
+    no random generators and drops empty values. FILE must be outside the directory of a run.
 
-    JSON: {"name": of the checkpoint, "epoch", "batch": both as completed, "output": the file, "bytes"}.
+    Example: distributed-backup checkpoints export /mnt/run-42
 
-    Exit code: 0 fine, 1 it is damaged, or there is none, or FILE can't be written, 2 DIR is no run, or a wrong name.
+    Exit codes: 0 written, 1 not written, 2 wrong usage or no such NAME.
     """
     from distributed_backup.cli import status
     from distributed_backup.cli.export import export_variables
@@ -170,20 +173,20 @@ def export(
 @checkpoints.command(cls=RedactingCommand)
 def copy(
     place: Place,
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where to: a path or a URL, as DIR; made if needed.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="Destination: a path or a URL, as DIR. It is created.")
+    ],
     run: RunId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy the run in DIR to another place, where its workers can then go on: from a disk to a bucket, and so on.
+    """Copy the run in DIR to TARGET, where its workers can continue: from a disk to a bucket, for example.
 
-    Every usable checkpoint is copied, read back and compared; DIR stays as it is. Stop the run first: what it commits
-    later is not copied. Stopped half-way, the command may be repeated.
+    Every usable checkpoint is copied, read back and compared. DIR is not changed. Stop the run first: later commits
+    are not copied. An interrupted copy can be repeated.
 
-    JSON: {"run_id", "source", "target", "copied": names, "present": names that were there already, "skipped": names of
-    checkpoints that don't verify, and of event logs that can't be read}.
+    Example: distributed-backup checkpoints copy /mnt/run-42 s3://bucket/run-42
 
-    Exit code: 0 fine, 1 a place can't be read or written, or TARGET belongs to another run, 2 DIR is no run or has
-    nothing usable, or TARGET has come further, or would not outlive the command (memory:).
+    Exit codes: 0 copied, 1 a place failed or is another run's, 2 wrong usage.
     """
     from distributed_backup.cli import copy_run
     from distributed_backup.observability.events import is_event_log
@@ -193,10 +196,10 @@ def copy(
         if as_json:
             print_json(asdict(copied))
         else:
-            typer.echo(f"{len(copied.copied)} copied, {len(copied.present)} there already: {copied.target}")
+            typer.echo(f"{len(copied.copied)} copied, {len(copied.present)} already present: {copied.target}")
             for name in copied.skipped:
-                reason = "can't be read" if is_event_log(name) else "does not verify"
-                typer.echo(f"left behind, it {reason}: {name}", err=True)
+                reason = "it can't be read" if is_event_log(name) else "it does not verify"
+                typer.echo(f"not copied, {reason}: {name}", err=True)
 
 
 @contextmanager
@@ -206,7 +209,7 @@ def _target(target: str, run_id: str) -> Iterator[CheckpointStore]:
     store = CheckpointStore(target, run_id=run_id)
     try:
         if store.location.startswith("memory:"):
-            raise ConfigError(f"{store.location} is gone when this command ends: name another place")
+            raise ConfigError(f"{store.location} is lost when this command exits: choose another TARGET")
         yield store
     finally:
         store.storage.close()

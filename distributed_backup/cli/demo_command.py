@@ -1,4 +1,4 @@
-"""`distributed-backup demo`: the command line of the demonstration."""
+"""Define `distributed-backup demo`, the demonstration of a preempted run."""
 
 from __future__ import annotations
 
@@ -23,45 +23,34 @@ if TYPE_CHECKING:
 
 
 def demo(
-    workers: Annotated[int, typer.Option(min=2, max=16, help="How many workers.")] = 3,
-    latency: Annotated[
-        float, typer.Option(min=0.05, max=60.0, help="Seconds that a call of the language model takes.")
-    ] = 0.2,
-    grace: Annotated[
-        float, typer.Option(min=0.5, max=600.0, help="Seconds between SIGTERM and the end of a worker.")
-    ] = 10.0,
+    workers: Annotated[int, typer.Option(min=2, max=16, help="Number of workers.")] = 3,
+    latency: Annotated[float, typer.Option(min=0.05, max=60.0, help="Seconds per call of the language model.")] = 0.2,
+    grace: Annotated[float, typer.Option(min=0.5, max=600.0, help="Seconds between SIGTERM and SIGKILL.")] = 10.0,
     plain: Annotated[
-        bool, typer.Option("--plain", help="One line per event; the default where there is no terminal.")
+        bool, typer.Option("--plain", help="Print one line per event. Default without a terminal.")
     ] = False,
     backup_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the backup here; left out, it is deleted as usual.")
+        Path | None, typer.Option(metavar="DIR", help="Keep the backup in DIR. Default: delete it at the end.")
     ] = None,
     coordinator: Annotated[
         str,
         typer.Option(
             metavar="URL",
-            help="How the workers agree on a leader: file:, a lock in the backup directory; the URL of a Redis or "
-            "Valkey server, as redis://host:6379/0; or embedded-redis, a server that is started for this.",
+            help="Leader election over file: (a lock in the backup directory), a Redis or Valkey server such as "
+            "redis://host:6379/0, or embedded-redis (a temporary server).",
         ),
     ] = "file:",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, all else to stderr.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, and progress to stderr.")] = False,
 ) -> None:
-    """Watch a real fit survive SIGTERM and SIGKILL: real processes, an offline language model, under a minute.
+    """Run a real fit through SIGTERM and SIGKILL, and compare its final state with an uninterrupted run's.
 
-    Starts workers that train the same program, ends two leaders, one politely and one not, restarts them, and
-    compares the final states with an uninterrupted run's. Uses no network but a coordinator's. Calls of the language
-    model count as repeated if a worker's earlier life had begun them beyond the position at which its next life
-    resumed.
+    Real processes train with an offline language model for less than a minute. One leader gets SIGTERM, the next one
+    SIGKILL, and both restart. The only network traffic is to the coordinator. On a Redis server the next leader waits
+    until the killed leader's lease has expired. All keys are deleted at the end.
 
-    On a Redis server nothing is left of it; there, another worker leads when the killed leader's lease has run out.
+    Example: distributed-backup demo --workers 4 --plain
 
-    JSON: {"holds", "final_state_equal", "coordinator": without credentials, "workers", "differences",
-    "checkpoints_written", "calls_uninterrupted", "calls_by_worker", "sigterm": {"worker", "last_boundary", "on_disk",
-    "durable_ms", "in_flight_durable_ms", "gone_ms", "next_leader_ms", "grace_period_ms", "exit_code",
-    "calls_repeated", "calls_in_flight"}, "sigkill": {"worker", "next_leader_ms", "lease_ms", "limit_ms": of the lease
-    and one tick, both null with file:, "calls_repeated"}, "backup_deleted": null if it is kept, "problems"}.
-
-    Exit code: 0 everything that is promised held, 1 something did not, or the demonstration failed, 2 wrong usage.
+    Exit codes: 0 all promises held, 1 they did not, 2 wrong usage, 130 Ctrl-C.
     """
     from distributed_backup.demo.messages import Plan
     from distributed_backup.demo.text import pronounce
@@ -81,7 +70,7 @@ def demo(
         for line in ("", *pronounce(verdict, plan)):
             typer.echo(line if plain else typer.style(line, **_emphasis(line, verdict)))
         if backup_dir is not None:
-            typer.echo(f"Have a look: distributed-backup checkpoints list {backup_dir}")
+            typer.echo(f"The backup is kept: distributed-backup checkpoints list {backup_dir}")
     if not verdict.holds:
         raise typer.Exit(PROBLEM)
 
@@ -107,7 +96,7 @@ def _perform(
 
     keep = backup_dir is not None
     if backup_dir is not None:
-        storage_from_url(backup_dir)  # refuses a URL, which is a path by now
+        storage_from_url(backup_dir)  # refuses a URL that was mangled into a path
     if backup_dir is not None and backup_dir.exists() and not (backup_dir.is_dir() and not any(backup_dir.iterdir())):
         raise ConfigError(f"--backup-dir must be empty or not exist yet: {backup_dir}")
     paper = console(stderr=quiet_stdout)

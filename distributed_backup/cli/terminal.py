@@ -1,6 +1,6 @@
-"""What all commands share: exit codes, errors in one line, JSON, tables as wide as they need to be.
+"""Share what all commands need: exit codes, one-line errors, JSON, and a console for tables.
 
-Only this module and those named `cli…` print.
+Only `cli` prints.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROBLEM: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
-# What a pipe is taken to be wide: tables for people must not be cut where a program reads them.
+# Columns of a table in a pipe. A narrow table would cut the names of checkpoints.
 _PIPE_WIDTH: Final = 200
 _URL: Final = re.compile(r"[a-z+]+://[^\s)]*")
 
@@ -36,23 +36,26 @@ RunId = Annotated[
     typer.Option(
         "--run",
         metavar="ID",
-        help="Which run. Default: $DISTRIBUTED_BACKUP_RUN_ID; else the one in DIR, or the only one on the server.",
+        help="Id of the run. Default: $DISTRIBUTED_BACKUP_RUN_ID, else the run in DIR or the only run on the server.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with the keys described above.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON. deploy/OPERATIONS.md lists the keys.")]
 
 
 def chosen_run(option: str | None) -> str | None:
-    """The run that is meant: an option wins over the environment of the job."""
+    """Return the run id of the `--run` option, else of the job's environment, else None."""
     return option or os.environ.get("DISTRIBUTED_BACKUP_RUN_ID", "").strip() or None
 
 
 class RedactingCommand(TyperCommand):
-    """A command whose complaints about its arguments quote no password: a URL may stand where none is wanted."""
+    """A command whose usage errors quote URLs without credentials.
+
+    A URL in the wrong place must not print its password to the screen or a job's log.
+    """
 
     @override
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; what is wrong is told without credentials."""
+        """Parse the arguments and redact the message of a usage error."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -65,7 +68,7 @@ class RedactingCommand(TyperCommand):
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Print an error of ours as one line, and exit with its code."""
+    """Print a `BackupError` as one line and exit: `USAGE` for a `ConfigError`, else `PROBLEM`."""
     try:
         yield
     except BackupError as error:
@@ -75,7 +78,7 @@ def exit_on_error() -> Iterator[None]:
 
 @contextmanager
 def sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM tidies up as Ctrl-C does."""
+    """Turn SIGTERM into `SystemExit(143)`, so that `finally` blocks run."""
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -88,12 +91,12 @@ def sigterm_as_exit() -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print a document."""
+    """Print one indented JSON document."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where tables are printed."""
+    """Make the rich console that prints tables."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

@@ -1,4 +1,4 @@
-"""`distributed-backup events` and `timeline`: what happened to a run, told and drawn."""
+"""Define `distributed-backup events` and `timeline`, which print and draw the history of a run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ _SUFFIXES: Final = (".svg", ".html")
 
 Place = Annotated[
     str,
-    typer.Argument(metavar="DIR|URL", help="The backup directory of the run: a path, or its URL (s3://…, redis://…)."),
+    typer.Argument(metavar="DIR|URL", help="The run's backup directory: a path or a URL (s3://…, redis://…)."),
 ]
 
 
 def events(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
-    """What happened to all workers of the run, in order of time.
+    """Print the events of all workers of a run, in order of time.
 
-    Times are of the workers' own clocks, which may differ. Of what is long ago only transitions are kept.
+    Times come from the workers' own clocks, which may differ. Old parts of a long log keep transitions only.
 
-    JSON: [{"at": ISO 8601, UTC, "worker": its id, "event": its kind, and what belongs to that kind}].
+    Example: distributed-backup events /mnt/run-42
 
-    Exit code: 0 fine, 1 no worker left an event there, or they can't be read, 2 there is no such run, or it is not
-    clear which is meant.
+    Exit codes: 0 fine, 1 no events or unreadable, 2 wrong usage.
     """
     with exit_on_error():
         found = _events_of(place, run)
@@ -51,31 +50,19 @@ def timeline(
     place: Place,
     output: Annotated[
         Path,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help="A name that ends in .svg or .html; replaced when complete."
-        ),
+        typer.Option("-o", "--output", metavar="FILE", help="Ends in .svg or .html. An existing file is replaced."),
     ],
     run: RunId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the run: who led when, what each worker did, how far it came, and what each preemption cost.
+    """Draw a run: its leaders, its workers, its progress, and the cost of each preemption.
 
-    What it cost is printed too: seconds in which nobody led, or trained, and batches to be done again. The picture
-    loads nothing and holds no script. Times are of the workers' own clocks, which may differ. A worker that says
-    nothing for a minute, or for twice as long as lately, counts as gone.
+    The costs are printed, too: seconds without a leader, seconds without training, and batches to repeat. The picture
+    is one file without scripts or links. Times come from the workers' own clocks, which may differ.
 
-    JSON: {"run_id", "start", "end": ISO 8601, UTC, "going_on": whether somebody is still there, "workers": [{"name",
-    "lives": [{"worker_id", "start", "end", "ending": "preempted", "finished", "left" with an error, "gone" without a
-    word, or null}]}], "leaders": [{"worker_id", "term", "start", "end", "how": it ended, as a life does, or "lost" or
-    "resigned", "reason"}], "costs": [{"number", "what": "preempted", "gone", "left", "lost", "resigned", "at",
-    "worker_id", "term": the one it led, or null, "saved": false if it could not save, "reason", "without_leader",
-    "without_training": seconds, null if it is so still, "reached", "resumed": {"epoch", "batch"} before and after, or
-    null, "resumed_at", "batches": to be done again, null if that is not known, "more": whether there
-    may be more, for nobody tells how long an epoch is}], and in all "without_leader",
-    "without_training", "batches"}.
+    Example: distributed-backup timeline /mnt/run-42 -o run.svg
 
-    Exit code: 0 it is drawn, 1 no worker left an event there, or they can't be read, or FILE can't be written, 2 there
-    is no such run, or it is not clear which is meant, or FILE has another ending.
+    Exit codes: 0 drawn, 1 no events, or a read or write failed, 2 wrong usage.
     """
     from distributed_backup.atomic import atomic_write
     from distributed_backup.timeline.history import history_of

@@ -11,7 +11,9 @@ from typer.testing import CliRunner, Result
 from distributed_backup.checkpoints.format import Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.cli.app import app
+from distributed_backup.observability.events import event_log_name
 from distributed_backup.position import Position
+from tests.support.stories import Story
 
 LOOKING = (("status",), ("checkpoints", "list"), ("checkpoints", "verify"), ("checkpoints", "show"))
 NEWEST = "0000000002-00000001-00000003.ckpt"
@@ -32,6 +34,17 @@ def body(**changes: Any) -> bytes:
         },
     }
     return json.dumps({**state, **changes}, ensure_ascii=False).encode()
+
+
+def exportable(example: str = "é") -> bytes:
+    """A training state in which each path is there once."""
+    groups = ("trainable", "non_trainable", "optimizer_trainable", "optimizer_non_trainable", "metrics")
+    variables: dict[str, list[Any]] = {group: [] for group in groups}
+    schema: dict[str, list[Any]] = {group: [] for group in groups}
+    return body(
+        variables={**variables, "trainable": [{"examples": [example]}]},
+        schema={**schema, "trainable": [{"path": "generator/state", "schema": "00"}]},
+    )
 
 
 def commit(store: CheckpointStore, term: int, position: Position, content: bytes | None = None) -> str:
@@ -66,3 +79,15 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
     assert result.stdout == ""
     for word in words:
         assert word in result.stderr
+
+
+def record(run: Path, story: Story) -> None:
+    """The logs that the workers of this story leave, beside the run's id."""
+    CheckpointStore(run, run_id="job-42").open_run()
+    logs: dict[str, list[bytes]] = {}
+    names: dict[str, str] = {}
+    for event in story.in_order:
+        name = names.setdefault(event.worker, event_log_name(event))
+        logs.setdefault(name, []).append(event.line())
+    for name, lines in logs.items():
+        (run / name).write_bytes(b"".join(lines))

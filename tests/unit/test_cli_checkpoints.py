@@ -21,7 +21,7 @@ from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.local import LocalStorage
-from tests.support.cli_runs import NEWEST, OLDER, assert_refused, body, call, call_json, commit, damage
+from tests.support.cli_runs import NEWEST, OLDER, assert_refused, call, call_json, commit, damage, exportable
 from tests.support.servers import RedisServer
 
 TAKING = (("prune", "DIR"), ("export", "DIR"), ("copy", "DIR", "TARGET"))
@@ -49,13 +49,6 @@ def names(root: Path) -> list[str]:
 
 
 # -------------------------------------------------------------------- wrong words
-
-
-@pytest.mark.parametrize("words", TAKING)
-def test_every_command_documents_its_json_and_its_exit_codes(words: tuple[str, ...]) -> None:
-    text = call("checkpoints", words[0], "--help").stdout
-    assert "JSON: {" in text
-    assert "Exit code: 0" in text
 
 
 @pytest.mark.parametrize("words", TAKING)
@@ -147,17 +140,6 @@ def test_prune_says_what_can_not_be_removed(longer: Path, monkeypatch: pytest.Mo
 # -------------------------------------------------------------------- export
 
 
-def exportable(example: str = "é") -> bytes:
-    """A training state in which each path is there once."""
-    groups = ("trainable", "non_trainable", "optimizer_trainable", "optimizer_non_trainable", "metrics")
-    variables: dict[str, list[Any]] = {group: [] for group in groups}
-    schema: dict[str, list[Any]] = {group: [] for group in groups}
-    return body(
-        variables={**variables, "trainable": [{"examples": [example]}]},
-        schema={**schema, "trainable": [{"path": "generator/state", "schema": "00"}]},
-    )
-
-
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A run with two checkpoints that a program could have made."""
@@ -244,15 +226,15 @@ def test_copy_takes_a_run_to_another_place(run: Path, tmp_path: Path) -> None:
     done = {**document, "copied": [NEWEST, OLDER], "present": [], "skipped": []}
     assert call_json("checkpoints", "copy", run, target) == done
     assert call_json("checkpoints", "copy", run, target) == {**done, "copied": [], "present": [NEWEST, OLDER]}
-    assert call("checkpoints", "copy", run, target).stdout == f"0 copied, 2 there already: {target}\n"
+    assert call("checkpoints", "copy", run, target).stdout == f"0 copied, 2 already present: {target}\n"
     assert call_json("checkpoints", "verify", target) == {"checked": 2, "bad": []}
 
 
 def test_copy_names_what_it_left_behind(run: Path, tmp_path: Path) -> None:
     damage(run / NEWEST)
     result = call("checkpoints", "copy", run, tmp_path / "to")
-    assert (result.exit_code, result.stdout) == (0, f"1 copied, 0 there already: {tmp_path}/to\n")
-    assert result.stderr == f"left behind, it does not verify: {NEWEST}\n"
+    assert (result.exit_code, result.stdout) == (0, f"1 copied, 0 already present: {tmp_path}/to\n")
+    assert result.stderr == f"not copied, it does not verify: {NEWEST}\n"
     assert call_json("checkpoints", "copy", run, tmp_path / "to")["skipped"] == [NEWEST]
 
 
@@ -269,14 +251,14 @@ def test_copy_says_which_log_it_could_not_read(run: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(LocalStorage, "read", refuse)
     result = call("checkpoints", "copy", run, tmp_path / "to")
-    assert (result.exit_code, result.stdout) == (0, f"2 copied, 0 there already: {tmp_path}/to\n")
-    assert result.stderr == f"left behind, it can't be read: {log}\n"
+    assert (result.exit_code, result.stdout) == (0, f"2 copied, 0 already present: {tmp_path}/to\n")
+    assert result.stderr == f"not copied, it can't be read: {log}\n"
 
 
 @pytest.mark.parametrize("target", ["memory://x", "memory://x/y", "MEMORY://x"])
 def test_copy_to_the_memory_of_the_command_is_wrong_usage(run: Path, target: str) -> None:
     """It would be gone at once."""
-    assert_refused(call("checkpoints", "copy", run, target), 2, "memory://x", "is gone when this command ends")
+    assert_refused(call("checkpoints", "copy", run, target), 2, "memory://x", "is lost when this command exits")
 
 
 def test_copy_lets_go_of_both_places(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

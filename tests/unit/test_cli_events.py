@@ -10,43 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.cli.app import app
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.events import event_log_name
 from distributed_backup.storage.local import LocalStorage
+from tests.support.cli_runs import assert_refused, call, record
 from tests.support.stories import Story, three_workers
-
-
-def call(*words: object) -> Result:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def assert_refused(result: Result, code: int, *words: str) -> None:
-    """One line on stderr that says what is wrong; nothing else."""
-    assert result.exit_code == code, result.output
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
-    for word in words:
-        assert word in result.stderr
-
-
-def record(run: Path, story: Story) -> None:
-    """The logs that the workers of this story leave, beside the run's id."""
-    CheckpointStore(run, run_id="job-42").open_run()
-    logs: dict[str, list[bytes]] = {}
-    names: dict[str, str] = {}
-    for event in story.in_order:
-        name = names.setdefault(event.worker, event_log_name(event))
-        logs.setdefault(name, []).append(event.line())
-    for name, lines in logs.items():
-        (run / name).write_bytes(b"".join(lines))
 
 
 @pytest.fixture
@@ -278,13 +248,6 @@ def test_the_output_must_be_named(run: Path) -> None:
 
 
 # -------------------------------------------------------------------- both
-
-
-@pytest.mark.parametrize("command", ["events", "timeline"])
-def test_they_document_their_json_and_exit_codes(command: str) -> None:
-    text = " ".join(call(command, "--help").stdout.split())
-    assert "JSON:" in text
-    assert "Exit code: 0" in text
 
 
 @pytest.mark.parametrize("words", [("events",), ("timeline", "-o", "run.svg")])
