@@ -124,7 +124,7 @@ def status(
             _print_status(found, seen, damaged)
         if damaged and seen["checkpoint"] is None:
             raise BackupError(
-                f"none of the {damaged} checkpoint(s) in {target} is usable: see `checkpoints verify`"
+                f"none of the {damaged} checkpoint(s) in {found.place} is usable: see `checkpoints verify`"
             )
 
 

@@ -451,6 +451,9 @@ def test_status_verifies_the_checkpoints_that_are_on_the_server(server: RedisSer
     assert (led["leader"], led["term"], led["checkpoint"]) == ("a", 2, row)
     CheckpointStore(server.url, run_id=run_id).storage.put(name, [b"torn"])
     assert call_json("status", server.url, "--run", run_id, code=1)["checkpoint"] is None
+    result = call("status", server.url, "--run", run_id)
+    assert result.stderr.startswith("error: none of the 1 checkpoint(s) in redis://127.0.0.1:")
+    assert PASSWORD not in result.output
 
 
 def test_what_is_damaged_on_the_server_is_named(server: RedisServer) -> None:
