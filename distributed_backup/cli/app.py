@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -28,13 +27,15 @@ from distributed_backup.cli.terminal import (
     console,
     exit_on_error,
     print_json,
+    progress,
     sigterm_as_exit,
 )
 from distributed_backup.cli.timeline_commands import events, timeline
-from distributed_backup.errors import BackupError, ConfigError
+from distributed_backup.errors import BackupError
 
 if TYPE_CHECKING:
     from distributed_backup.cli.locate import Run
+    from distributed_backup.cli.operator_requests import Saved
 
 # Seconds between two reads of --watch.
 _WATCH_PERIOD: Final = 1.0
@@ -110,14 +111,14 @@ def status(
 
     Exit codes: 0 fine, 1 no usable checkpoint or unreachable, 2 wrong usage.
     """
-    from distributed_backup.cli import status as run_status
+    from distributed_backup.cli.status import status_of
 
-    with exit_on_error(), _opened(target, run, coordinator) as found:
+    with exit_on_error(), _open(target, run, coordinator) as found:
         if watch:
             with suppress(KeyboardInterrupt):
                 _watch(found, as_json=as_json)
             return
-        seen, damaged = run_status.status_of(found)
+        seen, damaged = status_of(found)
         if as_json:
             print_json(seen)
         else:
@@ -129,21 +130,21 @@ def status(
 
 
 def _watch(run: Run, *, as_json: bool) -> None:
-    from distributed_backup.cli import status as run_status
-    from distributed_backup.cli import tables
     from distributed_backup.cli.operator_requests import poll
+    from distributed_backup.cli.status import status_of
     from distributed_backup.clock import SystemClock
 
-    looks = poll(lambda: run_status.status_of(run), period=_WATCH_PERIOD, clock=SystemClock())
-    paper = console()
-    if paper.is_terminal and not as_json:
+    frames = poll(lambda: status_of(run), period=_WATCH_PERIOD, clock=SystemClock())
+    if not as_json and (terminal := console()).is_terminal:
         from rich.live import Live
 
-        with Live(console=paper, auto_refresh=False) as live:
-            for (seen, damaged), error in looks:
-                live.update(tables.live_status(seen, place=run.place, damaged=damaged, error=error), refresh=True)
+        from distributed_backup.cli.tables import live_status
+
+        with Live(console=terminal, auto_refresh=False) as live:
+            for (seen, damaged), error in frames:
+                live.update(live_status(run, seen, damaged=damaged, error=error), refresh=True)
         return
-    for (seen, damaged), error in looks:
+    for (seen, damaged), error in frames:
         if error is not None:
             typer.echo(f"error: {error}", err=True)
         elif as_json:
@@ -154,12 +155,12 @@ def _watch(run: Run, *, as_json: bool) -> None:
 
 
 def _print_status(run: Run, seen: dict[str, Any], damaged: int) -> None:
-    from distributed_backup.cli import tables
+    from distributed_backup.cli.tables import status_lines, workers_table
 
-    for line in tables.status_lines(seen, place=run.place, damaged=damaged):
+    for line in status_lines(run, seen, damaged=damaged):
         typer.echo(line)
     if seen["members"]:
-        console().print(tables.workers_table(seen))
+        console().print(workers_table(seen))
 
 
 # -------------------------------------------------------------------- requests
@@ -183,15 +184,22 @@ def preempt(
 
     Exit codes: 0 durable, 1 failed or timed out, 2 wrong usage, 130 Ctrl-C.
     """
-    from distributed_backup.cli import operator_requests, tables
+    from distributed_backup.cli.operator_requests import ask_for_save
     from distributed_backup.clock import SystemClock
 
     with _request(target, run, coordinator) as found:
-        saved = asdict(operator_requests.ask_for_save(found.coordinator, timeout=timeout, clock=SystemClock()))
+        saved = ask_for_save(found.coordinator, timeout=timeout, clock=SystemClock())
         if as_json:
-            print_json(saved)
+            print_json(asdict(saved))
         else:
-            typer.echo(tables.saved_line(saved))
+            typer.echo(_saved_line(saved))
+
+
+def _saved_line(saved: Saved) -> str:
+    reported = f"reported by {saved.leader} under term {saved.term} after {saved.seconds:.2f} s"
+    if saved.checkpoint is None:
+        return f"Nothing to save yet, no batch is complete: {reported}"
+    return f"Durable: {saved.checkpoint}: {progress(saved.epoch, saved.batch)}, {reported}"
 
 
 @app.command(cls=RedactingCommand)
@@ -210,40 +218,33 @@ def resign(
 
     Exit codes: 0 handed over, 1 failed or timed out, 2 wrong usage, 130 Ctrl-C.
     """
-    from distributed_backup.cli import operator_requests, tables
+    from distributed_backup.cli.operator_requests import ask_to_resign
     from distributed_backup.clock import SystemClock
 
     with _request(target, run, coordinator) as found:
-        done = asdict(operator_requests.ask_to_resign(found.coordinator, timeout=timeout, clock=SystemClock()))
+        done = ask_to_resign(found.coordinator, timeout=timeout, clock=SystemClock())
         if as_json:
-            print_json(done)
+            print_json(asdict(done))
         else:
-            typer.echo(tables.handed_over_line(done))
+            after = f"{done.seconds:.2f} s after the request to {done.previous}"
+            typer.echo(f"{done.leader} leads now, under term {done.term}, {after}")
 
 
 @contextmanager
 def _request(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
     with exit_on_error(), sigterm_as_exit():
         try:
-            with _opened(target, run, coordinator) as found:
+            with _open(target, run, coordinator) as found:
                 yield found
         except KeyboardInterrupt:
             typer.echo("interrupted: the request was withdrawn", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
-# -------------------------------------------------------------------- shared
-
-
 @contextmanager
-def _opened(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
+def _open(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
     from distributed_backup.cli.locate import open_run
-    from distributed_backup.urls import is_redis_url
 
-    if coordinator is not None and is_redis_url(target):
-        raise ConfigError("--coordinator goes with a directory: a URL names the coordinator already")
-    if not is_redis_url(target):
-        coordinator = coordinator or os.environ.get("DISTRIBUTED_BACKUP_COORDINATOR", "").strip() or None
     with open_run(target, run_id=chosen_run(run), coordinator=coordinator) as found:
         yield found
 

@@ -50,17 +50,19 @@ def list_checkpoints(place: Place, run: RunId = None, as_json: AsJson = False) -
 
     Exit codes: 0 all valid, 1 one is damaged or unreadable, 2 wrong usage.
     """
-    from distributed_backup.cli import status, tables
+    from distributed_backup.cli.status import checkpoint_row
 
     with _store(place, run) as store:
         infos = store.list()
-        rows = [status.checkpoint_row(info) for info in infos]
+        rows = [checkpoint_row(info) for info in infos]
         if as_json:
             print_json(rows)
         elif not rows:
             typer.echo("no checkpoint yet")
         else:
-            console().print(tables.checkpoints_table(list(zip(rows, infos, strict=True))))
+            from distributed_backup.cli.tables import checkpoints_table
+
+            console().print(checkpoints_table(list(zip(rows, infos, strict=True))))
         if not all(info.valid for info in infos):
             raise typer.Exit(PROBLEM)
 
@@ -94,14 +96,16 @@ def show(place: Place, name: Name = None, run: RunId = None, as_json: AsJson = F
 
     Exit codes: 0 fine, 1 no usable checkpoint, 2 wrong usage or no such NAME.
     """
-    from distributed_backup.cli import status, tables
+    from distributed_backup.cli.status import checkpoint_in, describe
 
     with _store(place, run) as store:
-        found = status.describe(status.checkpoint_in(store, name))
+        found = describe(checkpoint_in(store, name))
         if as_json:
             print_json(found)
         else:
-            console().print(tables.checkpoint_tree(found))
+            from distributed_backup.cli.tables import checkpoint_tree
+
+            console().print(checkpoint_tree(found))
 
 
 @checkpoints.command(cls=RedactingCommand)
@@ -149,11 +153,11 @@ def export(
 
     Exit codes: 0 written, 1 not written, 2 wrong usage or no such NAME.
     """
-    from distributed_backup.cli import status
     from distributed_backup.cli.export import export_variables
+    from distributed_backup.cli.status import checkpoint_in
 
     with _store(place, run) as store:
-        checkpoint = status.checkpoint_in(store, name)
+        checkpoint = checkpoint_in(store, name)
         export_variables(checkpoint, output)
         position = checkpoint.position
         if as_json:
@@ -188,11 +192,11 @@ def copy(
 
     Exit codes: 0 copied, 1 a place failed or is another run's, 2 wrong usage.
     """
-    from distributed_backup.cli import copy_run
+    from distributed_backup.cli.copy_run import copy_run
     from distributed_backup.observability.events import is_event_log
 
-    with _store(place, run) as store, _target(target, copy_run.run_id_of(store)) as goal:
-        copied = copy_run.copy_run(store, goal)
+    with _store(place, run) as store, _target(target, store) as goal:
+        copied = copy_run(store, goal)
         if as_json:
             print_json(asdict(copied))
         else:
@@ -203,9 +207,12 @@ def copy(
 
 
 @contextmanager
-def _target(target: str, run_id: str) -> Iterator[CheckpointStore]:
+def _target(target: str, source: CheckpointStore) -> Iterator[CheckpointStore]:
     from distributed_backup.checkpoints.store import CheckpointStore
 
+    run_id = source.find_run_id()
+    if run_id is None:
+        raise ConfigError(f"{source.location} has no usable checkpoint to copy")
     store = CheckpointStore(target, run_id=run_id)
     try:
         if store.location.startswith("memory:"):

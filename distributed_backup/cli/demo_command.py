@@ -58,7 +58,7 @@ def demo(
     plan = Plan(latency=latency, grace_period=grace)
     with exit_on_error():
         try:
-            verdict = _perform(
+            verdict = _run_demo(
                 plan, coordinator, workers=workers, backup_dir=backup_dir, plain=plain, quiet_stdout=as_json
             )
         except KeyboardInterrupt:
@@ -81,7 +81,7 @@ def _emphasis(line: str, verdict: Verdict) -> dict[str, Any]:
     return {"fg": "red"} if line.startswith("  PROBLEM") else {}
 
 
-def _perform(
+def _run_demo(
     plan: Plan, coordinator: str, *, workers: int, backup_dir: Path | None, plain: bool, quiet_stdout: bool
 ) -> Verdict:
     from dataclasses import replace
@@ -99,11 +99,11 @@ def _perform(
         storage_from_url(backup_dir)  # refuses a URL that was mangled into a path
     if backup_dir is not None and backup_dir.exists() and not (backup_dir.is_dir() and not any(backup_dir.iterdir())):
         raise ConfigError(f"--backup-dir must be empty or not exist yet: {backup_dir}")
-    paper = console(stderr=quiet_stdout)
+    terminal = console(stderr=quiet_stdout)
     screen = (
         PlainScreen(plan, lambda line: typer.echo(line, err=quiet_stdout))
-        if plain or not paper.is_terminal
-        else LiveScreen(plan, paper)
+        if plain or not terminal.is_terminal
+        else LiveScreen(plan, terminal)
     )
     with (
         sigterm_as_exit(),

@@ -1,67 +1,112 @@
-"""Export the variables of a checkpoint as synalinks saves them."""
+"""Export the variables of a checkpoint to a file for `program.load_variables`.
+
+An export holds less than a checkpoint. synalinks' format has no random generators, drops empty dictionaries, and
+matches the optimizer's variables by path.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from distributed_backup.atomic import atomic_write
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.cli.copy_run import _EXPORT_SUFFIX, _GROUPS, _is_run, _json, _nested
+from distributed_backup.checkpoints.state_json import decode_state
+from distributed_backup.cli.locate import holds_run
 from distributed_backup.errors import BackupError, ConfigError
 
-# -------------------------------------------------------------------- export
+_SUFFIX: Final = ".variables.json"
+# Our groups of variables to those of `Program.get_state_tree` (synalinks 0.10).
+_GROUPS: Final = {
+    "trainable": "trainable_variables",
+    "non_trainable": "non_trainable_variables",
+    "optimizer_trainable": "optimizer_trainable_variables",
+    "optimizer_non_trainable": "optimizer_non_trainable_variables",
+    "metrics": "metrics_variables",
+}
 
 
 def export_variables(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the variables of a checkpoint as `Program.save_variables` does.
+    """Write the variables of a checkpoint to `path`, in the format of `Program.save_variables`.
 
-    Args:
-        checkpoint: Which.
-        path: Ends in `.variables.json`, as `Program.load_variables` wants it; replaced when the new file is complete.
+    An existing file is replaced when the new one is complete.
 
     Raises:
-        ConfigError: A wrong name, or a place that belongs to a run.
-        BackupError: What the checkpoint holds has no such form.
+        ConfigError: `path` does not end in `.variables.json`, or lies in the directory of a run.
+        BackupError: The checkpoint holds values that the format can't express.
         StoreError: The file can't be written.
     """
-    if not path.name.endswith(_EXPORT_SUFFIX):
-        raise ConfigError(f"{path} must end in {_EXPORT_SUFFIX}: program.load_variables takes no other name")
-    if _is_run(path.parent):
+    if not path.name.endswith(_SUFFIX):
+        raise ConfigError(f"{path} must end in {_SUFFIX}: program.load_variables takes no other name")
+    if _is_in_run(path):
         raise ConfigError(
-            f"{path} would be in the directory of a run, which removes it at its end or takes it for a backup of "
-            "synalinks' own callback: name another place with -o"
+            f"{path} lies in the directory of a run, where it would be deleted with the run or mistaken for a backup: "
+            "choose another place with -o"
         )
     tree = state_tree(checkpoint)
     try:
         text = _json(tree)
-        # As synalinks reads it; not the values themselves, for 2**64 equals the float that it would be.
-        exact = _json(orjson.loads(text)) == text
+        # Compare texts: as values, 2**64 equals the float that synalinks would read.
+        is_exact = _json(orjson.loads(text)) == text
     except ValueError:
-        exact = False
-    if not exact:
+        is_exact = False
+    if not is_exact:
         raise BackupError(
-            f"{checkpoint.name} holds what synalinks can't read from JSON: NaN, infinity, a whole number beyond 64 "
-            "bits, or half a letter"
+            f"{checkpoint.name} holds values that synalinks can't read from JSON: NaN, infinity, an integer beyond 64 "
+            "bits, or an unpaired surrogate"
         )
     atomic_write(path, text)
 
 
 def state_tree(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The variables of a checkpoint in the form of `Program.get_state_tree`.
+    """Return the variables of a checkpoint in the form of `Program.get_state_tree`.
 
     Raises:
-        BackupError: Its body is no training state as this version writes it, or two variables share a path.
+        BackupError: The body is not a training state of this version, or two variables share a path.
     """
-    from distributed_backup.checkpoints.state_json import decode_state  # imports numpy, which nothing else here needs
-
-    try:
+    with reading_state(checkpoint):
         state = decode_state(checkpoint.body)
         paths = {group: [item["path"] for item in state["schema"][group]] for group in _GROUPS}
         return {_GROUPS[group]: _nested(paths[group], state["variables"][group], checkpoint.name) for group in _GROUPS}
+
+
+@contextmanager
+def reading_state(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn the errors of a body of unknown form into a `BackupError`."""
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BackupError(
-            f"{checkpoint.name} verifies, but holds no training state as this version writes it"
+            f"{checkpoint.name} verifies, but its body is not a training state that this version can read"
         ) from None
+
+
+def _is_in_run(path: Path) -> bool:
+    # If the directory is missing or unreadable, the write reports it.
+    with suppress(OSError):
+        return holds_run(child.name for child in path.parent.iterdir())
+    return False
+
+
+def _json(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, allow_nan=False, ensure_ascii=False, indent=2).encode()
+
+
+def _nested(paths: list[str], values: list[Any], name: str) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in zip(paths, values, strict=True):
+        *parents, last = path.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if last in place:
+            raise BackupError(
+                f"{name} has two variables with the path {path}, which synalinks' format can't distinguish"
+            )
+        place[last] = value
+    return tree

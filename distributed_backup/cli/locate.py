@@ -1,13 +1,13 @@
-"""A run found by what a user names: its place, or the server that it is led over.
+"""Find the run that a user names by its place or by the server that coordinates it.
 
-Finding makes nothing and joins nobody. A run is seen from its place (a directory, a prefix in a bucket, a key on a
-server) and the coordinator that meets for it; or from a coordinator on a server alone: then its newest checkpoint is
-what was announced, and nobody has verified it here.
+Finding creates nothing and joins no run. The place is a directory, a prefix in a bucket, or a key on a server. From the
+URL of a server alone, a run whose checkpoints are elsewhere has no store: its newest checkpoint is the announced one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,10 @@ from distributed_backup.urls import is_redis_url, without_credentials
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that can be looked at, and asked.
+    """One located run.
 
-    Args:
-        run_id: Its id; None if its place does not tell.
-        place: Where it is, to be shown.
-        coordinator: Opened.
-        store: Its checkpoints; None where only the server that it is led over was named, and they are not there.
+    `place` is for display, without credentials. `coordinator` is opened. `store` is None if only the server was named
+    and the checkpoints are elsewhere.
     """
 
     run_id: str | None
@@ -42,21 +39,23 @@ class Run:
 
 @contextmanager
 def open_run(target: str, *, run_id: str | None, coordinator: str | None) -> Iterator[Run]:
-    """The run that `target` names; its connections are closed at the end.
+    """Locate the run that `target` names, and close its connections at the end.
 
     Args:
-        target: The URL of a Redis deployment, a directory, or another URL that `storage_from_url` takes.
-        run_id: Its id; None for the place's, or for the only run on the server.
-        coordinator: URL of the coordinator of a run whose place is named; None for "file:".
+        target: The URL of a Redis server, a directory, or another URL that `storage_from_url` takes.
+        run_id: Its id. None for the place's id, or for the only run on the server.
+        coordinator: `--coordinator`, for a directory only. None for `DISTRIBUTED_BACKUP_COORDINATOR`, else `file:`.
 
     Raises:
-        ConfigError: There is no such run, or it is not clear which is meant.
-        BackupError: It can't be reached or read.
+        ConfigError: The run does not exist, several match, or an option does not fit.
+        BackupError: The run is unreachable or unreadable.
     """
-    if is_redis_url(target):
+    if not is_redis_url(target):
+        run = _run_in_place(target, run_id, coordinator or _coordinator_of_the_job() or "file:")
+    elif coordinator is None:
         run = _run_on_server(target, run_id)
     else:
-        run = _run_in_place(target, run_id, coordinator or "file:")
+        raise ConfigError("the URL of a server already names the coordinator: omit --coordinator, or name a directory")
     try:
         yield run
     finally:
@@ -65,16 +64,20 @@ def open_run(target: str, *, run_id: str | None, coordinator: str | None) -> Ite
             run.store.storage.close()
 
 
+def _coordinator_of_the_job() -> str:
+    return os.environ.get("DISTRIBUTED_BACKUP_COORDINATOR", "").strip()
+
+
 def _run_on_server(url: str, run_id: str | None) -> Run:
     from distributed_backup.coordination.redis import RedisCoordinator
     from distributed_backup.storage.redis import runs_at
 
     coordinator, place = RedisCoordinator(url), without_credentials(url)
-    # One that nobody has led yet was copied there.
+    # A run that was copied to the server and has had no leader yet has a store only.
     run_id = _chosen(run_id, tuple(sorted({*coordinator.runs(), *runs_at(url)})), place)
     coordinator.open(run_id, LeaseTimings())
     store = CheckpointStore(url, run_id=run_id)
-    # Most runs that are led over a server have their checkpoints elsewhere.
+    # Most runs that a server coordinates have their checkpoints elsewhere.
     return Run(run_id=run_id, place=place, coordinator=coordinator, store=store if store.storage.names() else None)
 
 
@@ -89,73 +92,78 @@ def _chosen(run_id: str | None, found: tuple[str, ...], place: str) -> str:
 
 def _run_in_place(place: str, wanted: str | None, url: str) -> Run:
     store = open_store(place, run_id=None)
-    run_id = store.read_run_id()
-    if run_id is None:
-        with suppress(StoreError):
-            newest = store.newest_header()
-            run_id = None if newest is None else newest.run_id
-    if wanted is not None and run_id not in {None, wanted}:
-        raise ConfigError(f"{store.location} belongs to run {run_id!r}, and {wanted!r} was named")
+    run_id = None
+    # `preempt` and `resign` need the id, and do not need the checkpoints.
+    with suppress(StoreError):
+        run_id = store.find_run_id()
+    _check_same_run(store, found=run_id, wanted=wanted)
     run_id = run_id or wanted
     if url.startswith("memory:"):
-        raise ConfigError("the coordinator memory: is inside one process, and can't be asked from another")
+        raise ConfigError("the coordinator memory: exists inside one process only, so this command can't reach it")
     coordinator = coordinator_from_url(url, backup_dir=place)
     if run_id is not None:
         coordinator.open(run_id, LeaseTimings())
     elif is_redis_url(url):
-        raise ConfigError(f"{store.location} does not tell which run it belongs to: name it with --run")
-    shown = store.location if url == "file:" else f"{store.location}, led over {without_credentials(url)}"
+        raise ConfigError(f"{store.location} has no run id, which a server needs: name the run with --run")
+    shown = store.location if url == "file:" else f"{store.location}, coordinated by {without_credentials(url)}"
     return Run(run_id=run_id, place=shown, coordinator=coordinator, store=store)
 
 
-def open_store(place: str, *, run_id: str | None, even_damaged: bool = False) -> CheckpointStore:
-    """The store of the run in a place.
+def open_store(place: str, *, run_id: str | None, allow_damaged: bool = False) -> CheckpointStore:
+    """Open the store of the run in a place.
 
     Args:
         place: A directory, or a URL that `storage_from_url` takes.
-        run_id: Id of the run, which must be the one in the place; None for the only one there.
-        even_damaged: Also where the file that tells the id can't be read.
+        run_id: Id of the run, which must be the place's. None for the only run there.
+        allow_damaged: Accept a place whose `run.json` can't be read.
 
     Raises:
-        ConfigError: There is no run, or it is not clear which is meant.
-        StoreError: It can't be read.
+        ConfigError: The place has no run, or several match.
+        StoreError: The place can't be read.
     """
     if is_redis_url(place):
         from distributed_backup.storage.redis import runs_at
 
         return CheckpointStore(place, run_id=_chosen(run_id, runs_at(place), without_credentials(place)))
     unnamed = CheckpointStore(place)
-    # However it is named, by its path or by its URL.
+    # A file:// URL and a path name the same directory.
     local = _directory(unnamed.storage.root) if isinstance(unnamed.storage, LocalStorage) else None
     try:
         found = unnamed.read_run_id()
     except StoreError:
-        if not even_damaged:
+        if not allow_damaged:
             raise
         found = None
-    # With its id, a checkpoint of another run that was copied in does not count as valid.
+    # A store that knows its run id rejects checkpoints that were copied in from another run.
     store = CheckpointStore(place, run_id=found or run_id)
-    if run_id is not None and found not in {None, run_id}:
-        raise ConfigError(f"{store.location} belongs to run {found!r}, and {run_id!r} was named")
-    led = local is not None and (local / "coordinator").is_dir()
-    if found is None and not led and not _is_run(store):
+    _check_same_run(store, found=found, wanted=run_id)
+    is_coordinated = local is not None and (local / "coordinator").is_dir()
+    if found is None and not is_coordinated and not holds_run(store.storage.names()):
         raise ConfigError(
-            f"{store.location} is not the backup directory of a run: it has no run.json and no checkpoints"
+            f"{store.location} is not the backup directory of a run: it has no {RUN_FILE} and no checkpoints"
         )
     return store
 
 
-def _is_run(store: CheckpointStore) -> bool:
-    return any(name == RUN_FILE or parse_name(name) for name in store.storage.names())
+def holds_run(names: Iterable[str]) -> bool:
+    """Whether a directory with these files belongs to a run."""
+    return any(name == RUN_FILE or parse_name(name) for name in names)
+
+
+def _check_same_run(store: CheckpointStore, *, found: str | None, wanted: str | None) -> None:
+    if None not in {found, wanted} and found != wanted:
+        raise ConfigError(
+            f"{store.location} belongs to run {found!r}, and --run or DISTRIBUTED_BACKUP_RUN_ID names {wanted!r}"
+        )
 
 
 def _directory(path: Path) -> Path:
     try:
         found = path.is_dir()
     except OSError as error:
-        raise StoreError(f"can't look at {path}: {error.strerror or error}", path=str(path)) from None
+        raise StoreError(f"can't access {path}: {error.strerror or error}", path=str(path)) from None
     if not found:
         if path.exists():
             raise ConfigError(f"{path} is not a directory")
-        raise ConfigError(f"{without_credentials(str(path))} is not there")
+        raise ConfigError(f"{without_credentials(str(path))} does not exist")
     return path

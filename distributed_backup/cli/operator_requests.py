@@ -1,9 +1,9 @@
-"""What an operator asks of a run: a save now, or another leader; and looking again and again.
+"""Ask a run for a save or for another leader, and poll a run.
 
-Who asks takes no part in the run. A notice goes to the coordinator, the leader acts on it at its next tick at the
-latest, and what the coordinator shows after that is the answer. A request is taken back when the wait for it is over,
-however it ends; should that fail, or the asking process be killed, it is over with its time limit. Nobody here can make
-a leader act that is stopped, cut off, or can't write: then the wait ends with what was seen.
+A request is a notice at the coordinator, and the requesting process does not join the run. The leader acts at its next
+heartbeat. The coordinator's view then shows the result. A request is withdrawn when the wait ends, also on an error. If
+that fails, or the requesting process is killed, the request expires with its timeout. A leader that is stopped, cut off
+or unable to write serves no request: the wait then ends with an error that describes the last view.
 """
 
 from __future__ import annotations
@@ -25,24 +25,18 @@ from distributed_backup.worker.options import new_worker_id
 logger = logging.getLogger(__name__)
 
 _REASON: Final = "operator"
-_ELSEWHERE: Final = "; if it is led over a server, name it with --coordinator"
-# Between two looks, where the coordinator has no tick of its own and hints may be lost.
+_REMEDY: Final = "if a server coordinates the run, name it with --coordinator"
+# Seconds between two views of a coordinator without a heartbeat interval.
 _PERIOD: Final = 0.5
-# What is left to a request that is taken back: it is over before anybody could act on it.
+# Seconds that remain for a withdrawn request: it expires before a leader acts on it.
 EXPIRED: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """What is durable since a save was asked for.
+    """Result of `ask_for_save`: the newest checkpoint, and the leader that reported it.
 
-    Args:
-        checkpoint: The newest checkpoint; None if the run has none, for no batch is complete yet.
-        epoch: Epochs that are completed in it.
-        batch: Batches of the next epoch that are completed in it.
-        leader: Who saved.
-        term: The leader's term.
-        seconds: How long it took.
+    `checkpoint` is None if no batch is complete yet. `seconds` counts from the request to the report.
     """
 
     checkpoint: str | None
@@ -55,14 +49,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOver:
-    """Another worker leads.
-
-    Args:
-        leader: Who leads now.
-        term: Its term.
-        previous: Who was asked to let another lead.
-        seconds: How long it took.
-    """
+    """Result of `ask_to_resign`: the new leader, and the previous one that handed over."""
 
     leader: str
     term: int
@@ -71,27 +58,22 @@ class HandedOver:
 
 
 def ask_for_save(coordinator: Coordinator, *, timeout: float, clock: Clock) -> Saved:
-    """Ask the leader for a save now, and wait until it is durable. Stops nobody.
-
-    Args:
-        coordinator: The run's, opened.
-        timeout: Seconds to wait.
-        clock: Where time comes from.
+    """Ask the leader for a save now and wait `timeout` seconds until it is durable. No worker stops.
 
     Raises:
-        BackupError: Nobody takes part, or no save was reported in time.
-        ConfigError: `timeout` is no positive number of seconds.
+        BackupError: The run has no workers, or no save was reported in time.
+        ConfigError: `timeout` is not a positive number.
     """
     checked_seconds("--timeout", timeout)
     asked = clock.now()
     if coordinator.view().holder is None and not coordinator.members():
-        raise BackupError(f"nobody takes part in the run: there is nobody to ask{_ELSEWHERE}")
+        raise BackupError(f"the run has no workers, so none can save: {_REMEDY}")
     notice = Notice(notice_id=_new_id(), worker_id=new_worker_id(_REASON), reason=_REASON, remaining=timeout)
 
     def is_answered(view: ClusterView) -> bool:
         return view.announcement is not None and notice.notice_id in view.announcement.answers
 
-    with _taken_back(lambda: coordinator.leave(notice.worker_id)):
+    with _withdrawing(lambda: coordinator.leave(notice.worker_id)):
         request = _Request(coordinator, notice, clock)
         view = request.wait_until(is_answered)
     if view is None or view.announcement is None:
@@ -108,25 +90,20 @@ def ask_for_save(coordinator: Coordinator, *, timeout: float, clock: Clock) -> S
 
 
 def ask_to_resign(coordinator: Coordinator, *, timeout: float, clock: Clock) -> HandedOver:
-    """Ask the leader to save and to let another worker lead, and wait until one does. Stops nobody.
-
-    Args:
-        coordinator: The run's, opened.
-        timeout: Seconds to wait.
-        clock: Where time comes from.
+    """Ask the leader to save and hand over, and wait `timeout` seconds until another worker leads. No worker stops.
 
     Raises:
-        BackupError: Nobody leads, nobody else could, or nobody else did in time.
-        ConfigError: `timeout` is no positive number of seconds.
+        BackupError: The run has no leader, has no other worker, or no other worker took over in time.
+        ConfigError: `timeout` is not a positive number.
     """
     checked_seconds("--timeout", timeout)
     asked, previous = clock.now(), coordinator.view().holder
     if previous is None:
-        raise BackupError(f"nobody leads the run: there is nobody to ask{_ELSEWHERE}")
+        raise BackupError(f"the run has no leader, so none can hand over: {_REMEDY}")
     if all(member.worker_id == previous for member in coordinator.members()):
-        raise BackupError(f"no other worker could take over from {previous}")
+        raise BackupError(f"no other worker could take over from {previous}: it is the only worker of the run")
     notice = Notice(notice_id=_new_id(), worker_id=previous, reason=_REASON, remaining=timeout, action="resign")
-    with _taken_back(lambda: _cut_short(coordinator, notice)):
+    with _withdrawing(lambda: _expire(coordinator, notice)):
         request = _Request(coordinator, notice, clock)
         view = request.wait_until(lambda view: view.holder not in {None, previous})
     if view is None or view.holder is None:
@@ -134,33 +111,24 @@ def ask_to_resign(coordinator: Coordinator, *, timeout: float, clock: Clock) -> 
     return HandedOver(leader=view.holder, term=view.term, previous=previous, seconds=round(clock.now() - asked, 3))
 
 
-def poll[T](look: Callable[[], T], *, period: float, clock: Clock) -> Iterator[tuple[T, BackupError | None]]:
-    """What `look` returns, and once in a period what it returns by then, without end.
+def poll[T](read: Callable[[], T], *, period: float, clock: Clock) -> Iterator[tuple[T, BackupError | None]]:
+    """Yield `read()` every `period` seconds, forever.
 
-    Args:
-        look: Its first error is raised; a later one is given with what was returned last.
-        period: Seconds between two looks.
-        clock: Where time comes from.
+    The first error is raised. A later one is yielded with the last value that was read.
     """
     never = threading.Event()
-    seen, error = look(), None
+    seen, error = read(), None
     while True:
         yield seen, error
         clock.wait(never, period)
         try:
-            seen, error = look(), None
+            seen, error = read(), None
         except BackupError as problem:
             error = problem
 
 
 class _Request:
-    """A notice that is kept on record until what it asks for has come true, or its time is over.
-
-    Args:
-        coordinator: The run's.
-        notice: Its time begins now.
-        clock: Where time comes from.
-    """
+    """Keep a notice on record until its request is granted or its time, counted from now, is over."""
 
     def __init__(self, coordinator: Coordinator, notice: Notice, clock: Clock) -> None:
         self._coordinator = coordinator
@@ -173,12 +141,12 @@ class _Request:
         self._problem: CoordinatorError | None = None
 
     def wait_until(self, is_granted: Callable[[ClusterView], bool]) -> ClusterView | None:
-        """The view that shows it; None if none did in time."""
+        """Return the view that grants the request, or None after the timeout."""
         changed = threading.Event()
         stop_listening = self._coordinator.subscribe(lambda hint: None if hint == "noticed" else changed.set())
         try:
             while True:
-                # Before the look: what changes during it is worth another.
+                # Clear before the read: a change during the read needs another read.
                 changed.clear()
                 try:
                     view = self._coordinator.view()
@@ -188,52 +156,51 @@ class _Request:
                     self._keep_on_record(view)
                 except CoordinatorUnavailableError as error:
                     self._problem = error
-                left = self._left
-                if left <= 0:
+                if (remaining := self._remaining) <= 0:
                     return None
-                self._clock.wait(changed, min(self._period, left))
+                self._clock.wait(changed, min(self._period, remaining))
         finally:
             stop_listening()
 
     def _keep_on_record(self, view: ClusterView) -> None:
-        """Post it; and again where a server lost its data, and the request with them."""
-        # But not where nobody leads any more: the run may be over and erased.
-        posted = self._posted and view.holder is None
-        if not posted and not _is_on_record(view, self._notice) and self._left > 0:
-            self._coordinator.notify(replace(self._notice, remaining=self._left))
+        """Post the notice, and post it again if a server lost its data."""
+        # Without a leader the run may have ended: a second post would recreate its record.
+        may_have_ended = self._posted and view.holder is None
+        if not may_have_ended and not _is_on_record(view, self._notice) and self._remaining > 0:
+            self._coordinator.notify(replace(self._notice, remaining=self._remaining))
             self._posted = True
 
     @property
-    def _left(self) -> float:
+    def _remaining(self) -> float:
         return self._deadline - self._clock.now()
 
     @property
     def last_seen(self) -> str:
-        """In words, what may be the reason that it was not granted."""
+        """Describe the last view, which may show why the request was not granted."""
         view = self._view
         if self._problem is not None or view is None:
-            return f"the coordinator does not answer: {self._problem}"
+            return f"the coordinator does not respond: {self._problem}"
         if view.holder is None:
-            return "nobody leads"
-        age = "never heard of" if view.holder_age is None else f"last heard of {view.holder_age:.1f} s ago"
-        return f"{view.holder} leads under term {view.term}, {age}"
+            return "the run has no leader"
+        age = "of unknown age" if view.holder_age is None else f"{view.holder_age:.1f} s ago"
+        return f"{view.holder} leads under term {view.term}, last heartbeat {age}"
 
 
 @contextmanager
-def _taken_back(take_back: Callable[[], None]) -> Iterator[None]:
+def _withdrawing(withdraw: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
         try:
-            take_back()
+            withdraw()
         except BackupError as error:
-            # What was asked for may have come true all the same.
-            logger.warning("the request could not be taken back, it ends with its time limit: %s", error)
+            # The request itself may have been granted, so this is not an error.
+            logger.warning("the request could not be withdrawn and expires with its timeout: %s", error)
 
 
-def _cut_short(coordinator: Coordinator, notice: Notice) -> None:
-    """Take back a notice that stands in another's name, who must stay a member and so can't be made to leave."""
-    # Only what is there: the run may be over, and nothing of it should be made anew.
+def _expire(coordinator: Coordinator, notice: Notice) -> None:
+    """Withdraw a notice in a worker's name. `leave` would also end that worker's membership."""
+    # The run may have ended: only a notice on record may be overwritten.
     if _is_on_record(coordinator.view(), notice):
         coordinator.notify(replace(notice, remaining=EXPIRED))
 

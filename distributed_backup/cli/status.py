@@ -1,8 +1,7 @@
-"""A run as seen from outside: the values that the command line shows.
+"""Collect the values that `status` and `checkpoints` print.
 
-Looking changes nothing that counts: nobody joins and nothing is made, only records of members and notices that have
-expired are cleared away, as any worker does. What vanishes while we look is passed over, for the run may be going on.
-How a run is found is told in `opening`. Nothing that is shown holds credentials.
+Reading joins no run and creates nothing. Like any worker, it clears expired records of members and notices. Files that
+vanish during the read are skipped, because the run may be training. No value holds credentials.
 """
 
 from __future__ import annotations
@@ -16,17 +15,19 @@ import orjson
 
 from distributed_backup.checkpoints.format import Checkpoint, parse_name
 from distributed_backup.checkpoints.reader import CheckpointInfo, CheckpointReader
+from distributed_backup.checkpoints.state_json import decode_state
+from distributed_backup.cli.export import reading_state
 from distributed_backup.cli.locate import Run
 from distributed_backup.coordination.base import Announcement, ClusterView, Member
 from distributed_backup.errors import BackupError, ConfigError
 
 
 def status_of(run: Run) -> tuple[dict[str, Any], int]:
-    """What `status --json` prints, and how many checkpoints don't verify.
+    """Return the document of `status --json`, and the number of damaged checkpoints.
 
     Raises:
-        ConfigError: There is no run.
-        BackupError: It can't be read.
+        ConfigError: The run does not exist.
+        BackupError: The run can't be read.
     """
     view, members = run.coordinator.view(), run.coordinator.members()
     if run.store is None:
@@ -74,7 +75,7 @@ def _notice_rows(view: ClusterView) -> list[dict[str, Any]]:
 
 
 def checkpoint_row(row: CheckpointInfo) -> dict[str, Any]:
-    """What `checkpoints list --json` prints of one checkpoint."""
+    """Return one row of `checkpoints list --json`."""
     return {
         "name": row.name,
         "term": row.term,
@@ -88,7 +89,7 @@ def checkpoint_row(row: CheckpointInfo) -> dict[str, Any]:
 
 
 def _announced_row(made: Announcement | None) -> dict[str, Any] | None:
-    """The same keys for a checkpoint that was announced; null where only its file could tell."""
+    """Return the same keys for an announced checkpoint, with None for facts that only its file holds."""
     if made is None or made.checkpoint is None:
         return None
     named = parse_name(made.checkpoint)
@@ -98,7 +99,7 @@ def _announced_row(made: Announcement | None) -> dict[str, Any] | None:
         "term": term,
         "epoch": made.position.epoch,
         "batch": made.position.batch,
-        # A term has one holder: who speaks under the checkpoint's own term wrote it.
+        # A term has one holder, so an announcement under the checkpoint's own term comes from its writer.
         "worker_id": made.worker_id if made.term == term else None,
         "bytes": None,
         "created_at": None,
@@ -107,16 +108,16 @@ def _announced_row(made: Announcement | None) -> dict[str, Any] | None:
 
 
 def checkpoint_in(store: CheckpointReader, name: str | None) -> Checkpoint:
-    """The checkpoint called `name`, or the newest that verifies.
+    """Return the checkpoint with this name, or the newest one that verifies.
 
     Raises:
-        ConfigError: There is no such checkpoint.
-        BackupError: It does not verify, or there is none at all.
+        ConfigError: The name is malformed or absent.
+        BackupError: The checkpoint does not verify, or the run has none.
     """
     if name is None:
         newest = store.latest()
         if newest is None:
-            raise BackupError(f"there is no checkpoint in {store.location} yet")
+            raise BackupError(f"{store.location} has no checkpoint yet")
         return newest
     if parse_name(name) is None:
         raise ConfigError(f"{name!r} is not the name of a checkpoint: see `checkpoints list`")
@@ -126,27 +127,21 @@ def checkpoint_in(store: CheckpointReader, name: str | None) -> Checkpoint:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `checkpoints show --json` prints.
+    """Return the document of `checkpoints show --json`.
 
     Raises:
-        BackupError: Its body is no training state as this version writes it.
+        BackupError: The body is not a training state of this version.
     """
-    from distributed_backup.checkpoints.state_json import decode_state  # imports numpy, which nothing else here needs
-
     header = asdict(checkpoint.header)
-    try:
+    with reading_state(checkpoint):
         state = decode_state(checkpoint.body)
         variables, schema = state.pop("variables"), state.pop("schema")
         tree = {group: _sizes([item["path"] for item in schema[group]], values) for group, values in variables.items()}
         other = {key: _json_size(value) for key, value in state.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BackupError(
-            f"{checkpoint.name} verifies, but holds no training state as this version writes it"
-        ) from None
     line = orjson.dumps(header, option=orjson.OPT_SORT_KEYS)
     return {
         "name": checkpoint.name,
-        "bytes": len(line) + len(checkpoint.body) + 2,  # two lines, each with its newline
+        "bytes": len(line) + len(checkpoint.body) + 2,  # the header's line and the body's, each with a newline
         "header": header,
         "variables": tree,
         "other": other,
@@ -165,7 +160,7 @@ def _sizes(paths: Sequence[str], values: Sequence[Any]) -> dict[str, int]:
 
 
 def _json_size(value: Any) -> int:
-    # Not orjson: a state may hold integers beyond 64 bits.
+    # orjson rejects integers beyond 64 bits, which a state may hold.
     return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
 
 

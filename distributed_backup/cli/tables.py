@@ -1,40 +1,35 @@
-"""What the commands show to people: values in, lines and rich's renderables out; `cli` prints them.
+"""Format values for people as lines, tables and trees of rich.
 
-What comes from a file or a server is text, never markup.
+The commands print them. Text from a file or a server is shown as it is, never as rich's markup. Import this module only
+to print for people: it imports rich.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from distributed_backup.urls import is_redis_url
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-    from rich.tree import Tree
-
-    from distributed_backup.checkpoints.reader import CheckpointInfo
-    from distributed_backup.errors import BackupError
-
+from distributed_backup.checkpoints.reader import CheckpointInfo
+from distributed_backup.cli.locate import Run
+from distributed_backup.cli.terminal import progress
+from distributed_backup.errors import BackupError
 
 # -------------------------------------------------------------------- status
 
 
-def status_lines(found: dict[str, Any], *, place: str, damaged: int) -> list[str]:
-    """What `status` says before its table of workers.
-
-    Args:
-        found: As `inspection.status_of` gives it.
-        place: Where the run is.
-        damaged: How many checkpoints don't verify.
-    """
+def status_lines(run: Run, found: dict[str, Any], *, damaged: int) -> list[str]:
+    """Return the lines of `status` above its table of workers, from the result of `status_of`."""
     newest = found["checkpoint"]
     lines = [
-        f"Run         {found['run_id'] or '(no id yet)'} in {place}",
-        f"Leader      {found['leader'] or 'nobody'}, term {found['term']}{_lease(found)}",
-        "Checkpoint  " + (_no_checkpoint(place, damaged) if newest is None else _checkpoint_line(newest)),
+        f"Run         {found['run_id'] or '(no id yet)'} in {run.place}",
+        f"Leader      {found['leader'] or 'none'}, term {found['term']}{_lease(found)}",
+        "Checkpoint  " + (_no_checkpoint(run, damaged) if newest is None else _checkpoint_line(newest)),
     ]
     if damaged:
         lines.append(f"            {damaged} damaged: see `checkpoints verify`")
@@ -42,16 +37,16 @@ def status_lines(found: dict[str, Any], *, place: str, damaged: int) -> list[str
     return lines if found["members"] else [*lines, "Workers     none"]
 
 
-def _no_checkpoint(place: str, damaged: int) -> str:
+def _no_checkpoint(run: Run, damaged: int) -> str:
     if damaged:
-        return "none that is usable"
-    return "none announced yet" if is_redis_url(place) else "none yet"
+        return "none usable"
+    return "none announced yet" if run.store is None else "none yet"
 
 
 def workers_table(found: dict[str, Any]) -> Table:
-    """The workers of a run."""
+    """Return the table of a run's workers."""
     return table(
-        ("WORKER", "ROLE", "EPOCHS DONE", "BATCHES OF THE NEXT", "LAST SEEN"),
+        ("WORKER", "ROLE", "EPOCHS DONE", "BATCHES OF THE NEXT", "LAST HEARTBEAT"),
         [
             (row["worker_id"], row["role"], text(row["epoch"]), text(row["batch"]), f"{row['last_seen']:.1f} s ago")
             for row in found["members"]
@@ -59,12 +54,9 @@ def workers_table(found: dict[str, Any]) -> Table:
     )
 
 
-def live_status(found: dict[str, Any], *, place: str, damaged: int, error: BackupError | None) -> RenderableType:
-    """All that `status` says, and why it is not of just now, if so."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[RenderableType] = [Text("\n".join(status_lines(found, place=place, damaged=damaged)))]
+def live_status(run: Run, found: dict[str, Any], *, damaged: int, error: BackupError | None) -> RenderableType:
+    """Return one frame of `status --watch`. `error` is why `found` is older than this frame."""
+    parts: list[RenderableType] = [Text("\n".join(status_lines(run, found, damaged=damaged)))]
     if found["members"]:
         parts.append(workers_table(found))
     if error is not None:
@@ -76,57 +68,36 @@ def _lease(found: dict[str, Any]) -> str:
     if found["leader"] is None:
         return ""
     remaining = found["lease_remaining"]
-    return ", for as long as it lives" if remaining is None else f", for {remaining:.1f} s unless renewed"
+    return ", until its process exits" if remaining is None else f", for {remaining:.1f} s unless renewed"
 
 
 def _notice(notice: dict[str, Any]) -> str:
-    who, left = notice["worker_id"], f"{notice['remaining']:.1f} s"
+    worker, remaining = notice["worker_id"], f"{notice['remaining']:.1f} s"
     if notice["wish"] == "resign":
-        return f"{who} is asked to let another worker lead, for {left}"
-    # As `operations` has it: nobody is preempted then.
+        return f"{worker} is asked to hand over, request expires in {remaining}"
+    # `operator_requests` gives this reason: no worker is preempted.
     if notice["reason"] == "operator":
-        return f"{who} asks for a save, for {left}"
-    return f"{who} has {left} left ({notice['reason']})"
+        return f"{worker} asks for a save, request expires in {remaining}"
+    return f"{worker} is preempted ({notice['reason']}), {remaining} remain"
 
 
 def _checkpoint_line(row: dict[str, Any]) -> str:
-    told = f"{row['name']}: {_progress(row['epoch'], row['batch'])}"
+    line = f"{row['name']}: {progress(row['epoch'], row['batch'])}"
     if row["valid"] is None:
-        return f"{told}, as announced" + ("" if row["worker_id"] is None else f" by {row['worker_id']}")
-    return f"{told}, {size(row['bytes'])}, {row['created_at']} by {row['worker_id']}"
-
-
-# -------------------------------------------------------------------- requests
-
-
-def saved_line(saved: dict[str, Any]) -> str:
-    """What `preempt` says when the save is durable."""
-    by = f"after {saved['seconds']:.2f} s, by {saved['leader']} under term {saved['term']}"
-    if saved["checkpoint"] is None:
-        return f"Nothing to save yet: no batch is complete; answered {by}"
-    return f"Durable: {saved['checkpoint']}: {_progress(saved['epoch'], saved['batch'])}; {by}"
-
-
-def handed_over_line(done: dict[str, Any]) -> str:
-    """What `resign` says when another worker leads."""
-    after = f"{done['seconds']:.2f} s after {done['previous']} was asked"
-    return f"{done['leader']} leads now, under term {done['term']}, {after}"
-
-
-def _progress(epoch: int, batch: int) -> str:
-    return f"{epoch} epoch(s) and {batch} batch(es) done"
+        return f"{line}, as announced" + ("" if row["worker_id"] is None else f" by {row['worker_id']}")
+    return f"{line}, {decimal(row['bytes'])}, {row['created_at']} by {row['worker_id']}"
 
 
 # -------------------------------------------------------------------- checkpoints
 
 
 def checkpoints_table(rows: Sequence[tuple[dict[str, Any], CheckpointInfo]]) -> Table:
-    """The checkpoints of a run, each as `checkpoints list --json` prints it and as the store gives it."""
+    """Return the table of `checkpoints list`, from pairs of a row of its JSON and the store's row."""
     return table(
-        ("CHECKPOINT", "TERM", "EPOCHS", "BATCHES", "SIZE", "WRITTEN", "BY", ""),
+        ("CHECKPOINT", "TERM", "EPOCHS", "BATCHES", "SIZE", "WRITTEN", "BY", "PROBLEM"),
         [
             (
-                *(row["name"], str(row["term"]), str(row["epoch"]), str(row["batch"]), size(row["bytes"])),
+                *(row["name"], str(row["term"]), str(row["epoch"]), str(row["batch"]), decimal(row["bytes"])),
                 *(text(row["created_at"]), text(row["worker_id"])),
                 "" if info.valid else f"BAD: {info.problem}",
             )
@@ -136,33 +107,34 @@ def checkpoints_table(rows: Sequence[tuple[dict[str, Any], CheckpointInfo]]) -> 
 
 
 def checkpoint_tree(found: dict[str, Any]) -> Tree:
-    """What `checkpoints show` prints."""
-    from rich.text import Text
-    from rich.tree import Tree
-
-    tree = Tree(Text(f"{found['name']}  {size(found['bytes'])}"))
-    about = tree.add("header")
+    """Return the tree of `checkpoints show`."""
+    tree = Tree(Text(f"{found['name']}  {decimal(found['bytes'])}"))
+    header = tree.add("header")
     for key, value in found["header"].items():
-        about.add(Text(f"{key}: {text(value)}"))
-    variables = tree.add(Text(f"variables  {size(sum(sum(group.values()) for group in found['variables'].values()))}"))
-    for name, group in found["variables"].items():
-        branch = variables.add(Text(f"{name}  {size(sum(group.values()))}"))
-        for path, count in group.items():
-            branch.add(Text(f"{path}  {size(count)}"))
-    other = tree.add(Text(f"other state  {size(sum(found['other'].values()))}"))
-    for name, count in found["other"].items():
-        other.add(Text(f"{name}  {size(count)}"))
+        header.add(Text(f"{key}: {text(value)}"))
+    groups = found["variables"]
+    variables = tree.add(_sized("variables", sum(sum(sizes.values()) for sizes in groups.values())))
+    for name, sizes in groups.items():
+        _add_sizes(variables, name, sizes)
+    _add_sizes(tree, "other state", found["other"])
     return tree
+
+
+def _add_sizes(parent: Tree, name: str, sizes: dict[str, int]) -> None:
+    branch = parent.add(_sized(name, sum(sizes.values())))
+    for path, count in sizes.items():
+        branch.add(_sized(path, count))
+
+
+def _sized(name: str, count: int) -> Text:
+    return Text(f"{name}  {decimal(count)}")
 
 
 # -------------------------------------------------------------------- shared
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table without lines."""
-    from rich.table import Table
-    from rich.text import Text
-
+    """Make a table without lines."""
     made = Table(*headings, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
@@ -170,12 +142,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def text(value: Any) -> str:
-    """A value that may be unknown."""
+    """Return a value that may be unknown as text."""
     return "-" if value is None else str(value)
-
-
-def size(count: int) -> str:
-    """A number of bytes."""
-    if count < 1000:
-        return f"{count} B"
-    return f"{count / 1000:.1f} kB" if count < 10**6 else f"{count / 10**6:.1f} MB"

@@ -101,3 +101,8 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def progress(epoch: int, batch: int) -> str:
+    """Return a position for people."""
+    return f"{epoch} epoch(s) and {batch} batch(es) done"

@@ -72,8 +72,8 @@ def timeline(
     with exit_on_error():
         kind = output.suffix.lower()
         if kind not in _SUFFIXES:
-            told = f"{output} must end in" if output.name else "-o must name a file that ends in"
-            raise ConfigError(f"{told} {' or '.join(_SUFFIXES)}")
+            problem = f"{output} must end in" if output.name else "-o must name a file that ends in"
+            raise ConfigError(f"{problem} {' or '.join(_SUFFIXES)}")
         history = history_of(_events_of(place, run), now=time.time())
         costs = costs_of(history)
         atomic_write(output, _drawn(history, costs, kind).encode())
@@ -107,25 +107,25 @@ def _events_of(place: str, run: str | None) -> list[Event]:
     from distributed_backup.timeline.log_reader import read_events
 
     named = chosen_run(run)
-    store = open_store(place, run_id=named, even_damaged=True)
+    store = open_store(place, run_id=named, allow_damaged=True)
     try:
-        found, passed_over = read_events(store.storage, _run_id(store, named))
+        found, skipped = read_events(store.storage, _run_id(store, named))
     finally:
         store.storage.close()
-    if passed_over:
-        typer.echo(f"warning: {passed_over} line(s) passed over: damaged, or of another version", err=True)
+    if skipped:
+        typer.echo(f"warning: {skipped} line(s) skipped: damaged, or written by another version", err=True)
     if not found:
-        raise BackupError(f"{store.location} holds no events: no worker of this version has taken part there")
+        raise BackupError(f"{store.location} holds no events: no worker of this version has run there")
     return found
 
 
 def _run_id(store: CheckpointStore, named: str | None) -> str | None:
-    """Whose events are wanted; None, for all that are there, if the place does not tell."""
+    """Return the id of the run whose events to read, or None for all events in the place."""
     try:
-        return store.read_run_id() or named
+        return store.find_run_id() or named
     except StoreError as error:
-        # What happened is wanted most where something is damaged.
-        typer.echo(f"warning: {error}" + ("" if named else "; logs of other runs are not left out"), err=True)
+        # Events are needed most where a run is damaged.
+        typer.echo(f"warning: {error}" + ("" if named else " (events of other runs may be included)"), err=True)
         return named
 
 
@@ -139,7 +139,7 @@ def _lines(found: list[Event]) -> Iterable[str]:
 
 
 def _printable(text: str) -> str:
-    """On one line of a terminal, whatever an error's text held."""
-    if text.isprintable():  # a long log has many lines
+    """Replace control characters and newlines, which the text of an error may hold."""
+    if text.isprintable():  # the common case, much faster
         return text
     return "".join(letter if letter.isprintable() else " " for letter in text)

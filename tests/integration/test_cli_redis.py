@@ -437,7 +437,7 @@ def test_preempt_returns_only_after_the_save(team: Crew) -> None:
         process.wait(1.5)
     (notice,) = asked("status", *team.place)["notices"]
     assert (notice["reason"], notice["wish"]) == ("operator", "save")
-    assert " asks for a save, for " in inside("status", *team.place)[1]
+    assert " asks for a save, request expires in " in inside("status", *team.place)[1]
     store.open.set()
     assert outcome(process)[0] == 0
     assert team.kept() == [(1, Position(1, 2))]
@@ -448,7 +448,7 @@ def test_preempt_says_who_did_not_save_in_time(team: Crew) -> None:
     leader.boundary(snapshot(1, 2), due=False)
     store.open.clear()
     result = program("preempt", *team.place, "--timeout", "0.5")
-    assert_refused(result, 1, "no save was reported within 0.5 s: a leads under term 1, last heard of ")
+    assert_refused(result, 1, "no save was reported within 0.5 s: a leads under term 1, last heartbeat ")
     assert team.notices() == []
 
 
@@ -468,7 +468,7 @@ def test_an_interrupted_preempt_takes_its_request_back(team: Crew, number: signa
 def test_preempt_where_nobody_is_left_says_so_at_once(team: Crew) -> None:
     for worker, _ in team.workers:
         worker.close(timeout=0.0)
-    for command, words in (("preempt", "nobody takes part"), ("resign", "nobody leads")):
+    for command, words in (("preempt", "the run has no workers"), ("resign", "the run has no leader")):
         assert_refused(program(command, *team.place), 1, words)
 
 
@@ -485,7 +485,7 @@ def test_a_hook_needs_no_more_than_the_environment_of_the_job(server: RedisServe
         run.workers[0][0].boundary(snapshot(2), due=False)
         job = {"DISTRIBUTED_BACKUP_COORDINATOR": server.url, "DISTRIBUTED_BACKUP_RUN_ID": run.run_id}
         nobody = inside("preempt", str(run.root), "--coordinator", "file:", **job)
-        assert_refused(nobody, 1, "nobody takes part")
+        assert_refused(nobody, 1, "the run has no workers")
         assert run.names() == []
         assert asked("preempt", str(run.root), **job)["epoch"] == 2
         assert run.kept() == [(1, Position(2))]
@@ -527,7 +527,7 @@ def test_a_leader_that_can_not_save_does_not_hand_over(team: Crew) -> None:
     leader.boundary(snapshot(1, 2), due=False)
     store.open.clear()
     result = inside("resign", *team.place, "--timeout", "0.5")
-    assert_refused(result, 1, "no other worker took over from a within 0.5 s: a leads under term 1, last heard of ")
+    assert_refused(result, 1, "no other worker took over from a within 0.5 s: a leads under term 1, last heartbeat ")
     wait_for(
         lambda: leader._context.state.view is not None and not leader._context.state.view.notices,
         "the leader knows that it is over",

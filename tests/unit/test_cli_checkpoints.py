@@ -55,7 +55,7 @@ def names(root: Path) -> list[str]:
 def test_what_is_no_run_is_wrong_usage(tmp_path: Path, words: tuple[str, ...]) -> None:
     """And nothing is made of it."""
     command, *more = words[0], *[tmp_path / "to"] * (len(words) - 2)
-    assert_refused(call("checkpoints", command, tmp_path / "nowhere", *more), 2, "nowhere is not there")
+    assert_refused(call("checkpoints", command, tmp_path / "nowhere", *more), 2, "nowhere does not exist")
     (tmp_path / "empty").mkdir()
     assert_refused(call("checkpoints", command, tmp_path / "empty", *more), 2, "not the backup directory of a run")
     assert names(tmp_path) == ["empty", "here"]
@@ -67,11 +67,11 @@ def test_the_run_that_is_named_must_be_the_one_there(run: Path, command: str, mo
     """Nothing of another run is removed because a job's environment named this one."""
     before = names(run)
     result = call("checkpoints", command, run, "--run", "job-43")
-    assert_refused(result, 2, f"{run} belongs to run 'job-42', and 'job-43' was named")
+    assert_refused(result, 2, f"{run} belongs to run 'job-42', and --run or DISTRIBUTED_BACKUP_RUN_ID names 'job-43'")
     monkeypatch.setenv("DISTRIBUTED_BACKUP_RUN_ID", "job-43")
-    assert_refused(call("checkpoints", command, run), 2, "'job-43' was named")
+    assert_refused(call("checkpoints", command, run), 2, "names 'job-43'")
     assert names(run) == before
-    assert "was named" not in call("checkpoints", command, run, "--run", "job-42").output
+    assert "belongs to run" not in call("checkpoints", command, run, "--run", "job-42").output
 
 
 # -------------------------------------------------------------------- prune
@@ -206,13 +206,13 @@ def test_export_does_not_write_into_a_run(
     for place in (trained, there):
         before = names(place)
         monkeypatch.chdir(place)
-        assert_refused(call("checkpoints", "export", trained, *words), 2, "of a run", "name another place with -o")
+        assert_refused(call("checkpoints", "export", trained, *words), 2, "of a run", "choose another place with -o")
         assert names(place) == before
 
 
 def test_export_of_what_is_no_training_state_is_a_problem(run: Path, tmp_path: Path) -> None:
     """Nothing is written."""
-    assert_refused(call("checkpoints", "export", run), 1, f"{NEWEST} verifies, but holds no training state")
+    assert_refused(call("checkpoints", "export", run), 1, f"{NEWEST} verifies, but its body is not a training state")
     assert names(tmp_path / "here") == []
 
 
@@ -285,8 +285,8 @@ def test_copy_refuses_a_target_with_a_life_of_its_own(run: Path, tmp_path: Path)
     commit(CheckpointStore(tmp_path / "other", run_id="other-run"), 1, Position(1))
     commit(CheckpointStore(tmp_path / "further", run_id="job-42"), 3, Position(0))
     assert_refused(call("checkpoints", "copy", run, tmp_path / "other"), 1, "'other-run'", "'job-42'")
-    assert_refused(call("checkpoints", "copy", run, tmp_path / "further"), 2, "further has come further than")
-    assert_refused(call("checkpoints", "copy", run, run), 2, "is where the run is: name another place")
+    assert_refused(call("checkpoints", "copy", run, tmp_path / "further"), 2, "further is ahead of")
+    assert_refused(call("checkpoints", "copy", run, run), 2, "is both source and target: choose another TARGET")
     assert_refused(call("checkpoints", "copy", run, "nope://x"), 2, "the scheme is unknown")
 
 
@@ -303,6 +303,8 @@ def test_a_url_that_lost_a_slash_is_no_place_to_copy_from_or_to(run: Path, tmp_p
 def test_copy_of_nothing_usable_is_wrong_usage(run: Path, tmp_path: Path) -> None:
     for name in (NEWEST, OLDER):
         damage(run / name)
+    assert_refused(call("checkpoints", "copy", run, tmp_path / "to"), 2, "has no usable checkpoint to copy")
+    (run / "run.json").unlink()
     assert_refused(call("checkpoints", "copy", run, tmp_path / "to"), 2, "has no usable checkpoint to copy")
     assert not (tmp_path / "to").exists()
 

@@ -14,8 +14,9 @@ import pytest
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.events import event_log_name
+from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
-from tests.support.cli_runs import assert_refused, call, record
+from tests.support.cli_runs import assert_refused, call, commit, record
 from tests.support.stories import Story, three_workers
 
 
@@ -67,7 +68,7 @@ def test_what_is_passed_over_is_told_in_one_line(small: Path, command: str) -> N
     output = () if command == "events" else ("-o", small / "out.svg")
     result = call(command, small, *output)
     assert result.exit_code == 0
-    assert result.stderr == "warning: 2 line(s) passed over: damaged, or of another version\n"
+    assert result.stderr == "warning: 2 line(s) skipped: damaged, or written by another version\n"
 
 
 @pytest.mark.parametrize("command", ["events", "timeline"])
@@ -83,7 +84,7 @@ def test_a_run_without_events_is_a_problem(tmp_path: Path, command: str, flags: 
 @pytest.mark.parametrize("command", ["events", "timeline"])
 def test_what_is_no_run_is_wrong_usage(tmp_path: Path, command: str) -> None:
     output = () if command == "events" else ("-o", tmp_path / "out.svg")
-    assert_refused(call(command, tmp_path / "nowhere", *output), 2, "nowhere is not there")
+    assert_refused(call(command, tmp_path / "nowhere", *output), 2, "nowhere does not exist")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,12 +103,24 @@ def test_a_damaged_run_is_told_of_all_the_same(small: Path, command: str, named:
     other.tell(20, "c-00000003", "joined", run="job-43")
     (small / event_log_name(other.events[0])).write_bytes(other.events[0].line())
     found = call(*words)
-    more = "" if named else "; logs of other runs are not left out"
+    more = "" if named else " (events of other runs may be included)"
     damaged = f"{small}/run.json is damaged: remove it, and the run's id is taken from its checkpoints"
     assert (found.exit_code, found.stderr) == (0, f"warning: {damaged}{more}\n")
     assert (found.stdout == sound.stdout) == bool(named)
     if command == "events":
         assert found.stdout.startswith(sound.stdout)
+
+
+def test_a_checkpoint_tells_whose_events_to_read_where_the_id_is_lost(small: Path) -> None:
+    """`status` takes the id from there, too."""
+    expected = call("events", small).stdout
+    commit(CheckpointStore(small), 1, Position(1))
+    (small / "run.json").unlink()
+    other = Story()
+    other.tell(20, "c-00000003", "joined", run="job-43")
+    (small / event_log_name(other.events[0])).write_bytes(other.events[0].line())
+    found = call("events", small)
+    assert (found.exit_code, found.stdout, found.stderr) == (0, expected, "")
 
 
 def test_a_place_that_can_not_be_read_is_a_problem(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +149,7 @@ def test_the_run_on_a_server_is_the_one_that_is_named(run: Path, monkeypatch: py
     """By the option, else by the environment of the job."""
     asked: list[str | None] = []
 
-    def open_store(place: str, *, run_id: str | None, even_damaged: bool) -> CheckpointStore:
+    def open_store(place: str, *, run_id: str | None, allow_damaged: bool) -> CheckpointStore:
         asked.append(run_id)
         return CheckpointStore(run)
 

@@ -69,6 +69,20 @@ def test_nothing_imports_synalinks_or_redis_that_does_not_need_them(words: list[
     assert not imported & {"synalinks", "redis", "litellm", "numpy"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("status", "--json"), ("checkpoints", "list", "--json"), ("checkpoints", "show", "--json")),
+        *(("preempt",), ("preempt", "--json"), ("resign",), ("checkpoints", "verify"), ("events",)),
+    ],
+)
+def test_rich_is_imported_for_tables_only(run: Path, words: tuple[str, ...]) -> None:
+    """A program that reads JSON, or a preStop hook, does not wait for it."""
+    result = python("-X", "importtime", "-m", "distributed_backup", *words, str(run))
+    assert "distributed_backup.cli.locate" in result.stderr
+    assert not any("rich.table" in line or "rich.console" in line for line in result.stderr.splitlines())
+
+
 def test_the_version_is_printed_without_what_the_commands_import() -> None:
     """It names the installed distribution. No room but `cli` and the ground modules is imported."""
     result = python("-X", "importtime", "-m", "distributed_backup", "--version")
@@ -120,8 +134,8 @@ def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tup
     [
         ("redis:/user:s3cr3t@host/0", "redis://host/0 has lost a slash"),
         ("rediss:/:s3cr3t@host/0", "rediss://host/0 has lost a slash"),
-        ("redis:s3cr3t@host", "is not there"),
-        (":s3cr3t@host", "is not there"),
+        ("redis:s3cr3t@host", "does not exist"),
+        (":s3cr3t@host", "does not exist"),
     ],
 )
 def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str, said: str) -> None:

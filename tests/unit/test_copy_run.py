@@ -15,7 +15,7 @@ import pytest
 from distributed_backup.checkpoints.format import Checkpoint, Snapshot
 from distributed_backup.checkpoints.reader import Rows
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.cli.copy_run import Copied, copy_run, run_id_of
+from distributed_backup.cli.copy_run import Copied, copy_run
 from distributed_backup.cli.export import export_variables, state_tree
 from distributed_backup.errors import BackupError, ConfigError, CorruptCheckpointError, RunMismatchError, StoreError
 from distributed_backup.position import Position
@@ -76,7 +76,7 @@ def test_a_run_that_went_on_at_both_places_is_not_copied_over_itself(
     snapshot = Snapshot(position=Position(2), body=b'{"other":1}')
     target.commit(snapshot, term=3, worker_id="w")
     before = target.storage.read(newest)
-    with pytest.raises(ConfigError, match="the run went on at both places"):
+    with pytest.raises(ConfigError, match="the run continued at both places"):
         copy_run(source, target)
     assert target.storage.read(newest) == before
 
@@ -149,7 +149,7 @@ def test_a_target_that_has_come_further_is_left_alone(source: CheckpointStore, t
     commit(CheckpointStore(source.storage, keep=9), 9, term=5)
     with pytest.raises(ConfigError) as caught:
         copy_run(source, target)
-    assert str(caught.value) == f"{target.location} has come further than {source.location}: it holds {newest}"
+    assert str(caught.value) == f"{target.location} is ahead of {source.location}: it holds {newest}"
     assert sorted(target.storage.names()) == before
 
 
@@ -165,7 +165,7 @@ def test_an_older_state_under_a_newer_term_is_not_copied_over_a_newer_state(
     before = sorted(target.storage.names())
     with pytest.raises(ConfigError) as caught:
         copy_run(source, target)
-    assert str(caught.value) == f"{target.location} has come further than {source.location}: it holds {furthest}"
+    assert str(caught.value) == f"{target.location} is ahead of {source.location}: it holds {furthest}"
     assert sorted(target.storage.names()) == before
 
 
@@ -200,7 +200,7 @@ def test_the_target_of_another_run_is_refused(source: CheckpointStore, target: C
 
 def test_a_run_is_not_copied_onto_itself(root: Path, source: CheckpointStore) -> None:
     """Whatever the place is called."""
-    with pytest.raises(ConfigError, match="is where the run is: name another place"):
+    with pytest.raises(ConfigError, match="is both source and target: choose another TARGET"):
         copy_run(source, CheckpointStore(f"file://{root}/", run_id=RUN))
 
 
@@ -223,7 +223,8 @@ def test_a_target_that_lies_about_what_was_written_is_found_out(source: Checkpoi
 
     with pytest.raises(StoreError) as caught:
         copy_run(source, CheckpointStore(Liar(tmp_path / "to"), run_id=RUN))
-    assert str(caught.value) == f"{tmp_path}/to/{source.names()[-1]} is not what was written to it"
+    path = f"{tmp_path}/to/{source.names()[-1]}"
+    assert str(caught.value) == f"{path} differs from the bytes that were written to it: check the storage"
 
 
 class PrunedWhileRead(CheckpointStore):
@@ -251,7 +252,7 @@ def test_when_all_are_pruned_meanwhile_the_copy_says_so(root: Path, target: Chec
     """Rather than to call an empty place a copy."""
     source = PrunedWhileRead(root, run_id=RUN)
     source.gone = (0, 1)
-    with pytest.raises(StoreError, match=f"^{root} was pruned while it was read: try again$"):
+    with pytest.raises(StoreError, match=f"^{root} was pruned during the copy: repeat the command$"):
         copy_run(source, target)
 
 
@@ -314,17 +315,6 @@ def test_a_log_that_can_not_be_read_does_not_end_the_copy(
     copied = copy_run(source, target)
     assert (copied.copied, copied.skipped) == (tuple(source.names()), skipped)
     assert LOG not in target.storage.names()
-
-
-def test_the_id_of_a_run_is_told_without_a_trace(root: Path, tmp_path: Path) -> None:
-    """From its file, or from its checkpoints; an id is not made up where there is none."""
-    assert run_id_of(CheckpointStore(root)) == RUN
-    (root / "run.json").unlink()
-    before = contents(root)
-    assert run_id_of(CheckpointStore(root)) == RUN
-    assert contents(root) == before
-    with pytest.raises(ConfigError, match="has no usable checkpoint to copy"):
-        run_id_of(CheckpointStore(tmp_path / "nowhere"))
 
 
 # -------------------------------------------------------------------- exports
@@ -395,8 +385,8 @@ def test_what_synalinks_can_not_read_is_refused(tmp_path: Path, value: Any) -> N
     made = checkpoint(state(trainable={"a/b": {"x": value}}))
     with pytest.raises(BackupError) as caught:
         export_variables(made, path)
-    wanted = "what synalinks can't read from JSON: NaN, infinity, a whole number beyond 64 bits, or half a letter"
-    assert str(caught.value) == f"{made.name} holds {wanted}"
+    values = "NaN, infinity, an integer beyond 64 bits, or an unpaired surrogate"
+    assert str(caught.value) == f"{made.name} holds values that synalinks can't read from JSON: {values}"
     assert path.read_text() == "before"
 
 
@@ -413,7 +403,7 @@ def test_two_variables_of_one_name_are_refused() -> None:
     made = checkpoint(encoded({name: [("mean/total", {}), ("mean/total", {})] for name in GROUPS}))
     with pytest.raises(BackupError) as caught:
         state_tree(made)
-    wanted = "has two variables called mean/total, which synalinks' format can't tell apart"
+    wanted = "has two variables with the path mean/total, which synalinks' format can't distinguish"
     assert str(caught.value) == f"{made.name} {wanted}"
 
 
@@ -434,4 +424,4 @@ def test_what_is_no_training_state_is_not_exported(body: bytes) -> None:
     made = checkpoint(body)
     with pytest.raises(BackupError) as caught:
         state_tree(made)
-    assert str(caught.value) == f"{made.name} verifies, but holds no training state as this version writes it"
+    assert str(caught.value) == f"{made.name} verifies, but its body is not a training state that this version can read"
