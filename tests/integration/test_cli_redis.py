@@ -1,7 +1,7 @@
-"""`status`, `preempt` and `resign` as an operator runs them: as programs, over real servers and real workers.
+"""Test `status`, `preempt` and `resign` as programs, over real servers and real workers.
 
-Workers are real, only what they train is not: a test hands over the boundaries. Nothing is committed by a schedule, so
-that what is on disk was asked for. Each run of the program is checked for the server's password.
+The workers are real, and the tests hand them boundaries in place of training. No schedule commits, so every checkpoint
+on disk was requested. Each run of the program is checked for the server's password.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.support.servers import HOST, RedisServer, binaries, free_port, wait_f
 
 PASSWORD = "open-sesame-7319"
 PATIENCE = 60.0
-# Long enough that no lease is lost on a noisy machine: what is tested here does not wait for one to run out.
+# Long enough to keep every lease on a busy machine. No test here waits for an expiry.
 TIMINGS = LeaseTimings(duration=30.0, renew_deadline=20.0, retry_period=1.0)
 # Exit code, stdout, stderr.
 type Outcome = tuple[int, str, str]
@@ -47,7 +47,7 @@ type Outcome = tuple[int, str, str]
 
 @pytest.fixture(scope="module", params=sorted(binaries()))
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Shared: each test has runs of its own on it."""
+    """Start one server for all tests. Each test uses its own run ids."""
     config = {"requirepass": PASSWORD}
     directory = tmp_path_factory.mktemp("redis") / "server"
     with RedisServer(directory, binary=binaries()[request.param], port=0, config=config) as server:
@@ -56,13 +56,13 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def lone_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """For a test that counts the runs on it, or stops it."""
+    """Start a server for a test that counts its runs or stops it."""
     with RedisServer(tmp_path / "server", port=0, config={"requirepass": PASSWORD}) as server:
         yield server
 
 
 class Gate(CheckpointStore):
-    """Commits only while it is open."""
+    """A store that commits only while the gate is open."""
 
     def __init__(self, root: Path, *, run_id: str) -> None:
         super().__init__(root, run_id=run_id, keep=9)
@@ -88,11 +88,11 @@ class Crew:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """How the run is named to the program, from its directory."""
+        """Return the arguments that name the run by its directory."""
         return (str(self.root),) if self.coordinator == "file:" else (str(self.root), "--coordinator", self.coordinator)
 
     def join(self, worker_id: str) -> Worker:
-        """A worker that trains; the first one leads."""
+        """Start a worker that trains. The first one leads."""
         coordinator = coordinator_from_url(self.coordinator, backup_dir=self.root)
         store = self.stores[worker_id] = Gate(self.root, run_id=self.run_id)
         worker = Worker(
@@ -112,11 +112,11 @@ class Crew:
         return CheckpointStore(self.root).names()
 
     def kept(self) -> list[tuple[int, Position]]:
-        """Term and position of what is on disk and verifies, newest first."""
+        """Return term and position of each valid checkpoint, newest first."""
         return [(row.term, row.position) for row in CheckpointStore(self.root).list() if row.valid]
 
     def announced(self) -> str | None:
-        """The checkpoint that is announced."""
+        """Return the name of the announced checkpoint."""
         made = self.workers[0][1].view().announcement
         return None if made is None else made.checkpoint
 
@@ -149,7 +149,7 @@ def snapshot(epoch: int, batch: int = 0) -> Snapshot:
 
 @pytest.fixture(params=["file", *sorted(binaries())])
 def team(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
-    """Two workers, the first leads; over each kind of coordinator."""
+    """Start two workers over each kind of coordinator. The first one leads."""
     if request.param == "file":
         with crew(tmp_path / "run", "file:", "a", "b") as made:
             yield made
@@ -192,7 +192,7 @@ def program(*words: str, **environment: str) -> Outcome:
 
 
 def inside(*words: str, **environment: str) -> Outcome:
-    """The same within this process: a new one takes a second to import what it needs."""
+    """Run the program in this process. A new process takes 1 s for its imports."""
     result = CliRunner().invoke(app, words, env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -201,14 +201,14 @@ def inside(*words: str, **environment: str) -> Outcome:
 
 
 def asked(*words: str, **environment: str) -> Any:
-    """What is printed with --json; it must succeed."""
+    """Return the JSON of a command that succeeds."""
     code, out, err = inside(*words, "--json", **environment)
     assert (code, err) == (0, ""), out + err
     return json.loads(out)
 
 
 def assert_refused(result: Outcome, code: int, *words: str) -> None:
-    """One line on stderr that says what is wrong; nothing else."""
+    """Check for one error line on stderr with these words, and an empty stdout."""
     assert (result[0], result[1]) == (code, ""), result
     assert result[2].startswith("error: ")
     assert result[2].count("\n") == 1
@@ -220,7 +220,7 @@ def assert_refused(result: Outcome, code: int, *words: str) -> None:
 
 
 def test_status_over_the_server_and_over_the_directory_have_one_shape(server: RedisServer, tmp_path: Path) -> None:
-    """From the server alone, what only the file could tell is null."""
+    """From the server alone, facts that only the file holds are null."""
     with crew(tmp_path / "run", server.url, "a", "b") as run:
         run.workers[0][0].boundary(snapshot(1, 2), due=True)
         wait_for(run.announced, "the commit is announced")
@@ -250,7 +250,7 @@ def test_status_for_people_shows_the_server_without_the_password(server: RedisSe
 
 
 def test_a_restored_checkpoint_is_not_ascribed_to_who_restored_it(server: RedisServer, tmp_path: Path) -> None:
-    """The server knows who announced it under a later term, not who wrote it."""
+    """The server knows the worker that announced it under a later term. The writer is unknown."""
     run_id = f"run-{secrets.token_hex(4)}"
     store = CheckpointStore(tmp_path / "run", run_id=run_id)
     store.open_run()
@@ -269,7 +269,7 @@ def test_the_only_run_on_a_server_need_not_be_named(lone_server: RedisServer, tm
             for command in ("status", "preempt", "resign"):
                 assert_refused(inside(command, lone_server.url), 2, "2 runs on", "--run", "one, two")
             assert asked("status", lone_server.url, "--run", "two")["leader"] == "z"
-            # The job's environment names its run; an option wins over it.
+            # The option overrides the job's environment.
             assert asked("status", lone_server.url, DISTRIBUTED_BACKUP_RUN_ID="two")["leader"] == "z"
             by_option = asked("status", lone_server.url, "--run", "one", DISTRIBUTED_BACKUP_RUN_ID="two")
             assert by_option["leader"] == "a"
@@ -286,7 +286,7 @@ def test_a_wrong_password_is_wrong_usage(server: RedisServer, tmp_path: Path) ->
 
 
 def test_a_password_that_needs_escapes_is_not_shown_either(tmp_path: Path) -> None:
-    """Nor is what could not be taken apart, or is no URL of a server."""
+    """This includes malformed URLs and unknown schemes."""
     for url in (
         f"redis://:{quote(PASSWORD + '/@?')}@{HOST}:1/0",
         f"redis://:{PASSWORD}/@{HOST}:1/0",
@@ -317,7 +317,7 @@ def stopped(process: subprocess.Popen[str]) -> Outcome:
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
-    """The next line; the process is killed if none comes."""
+    """Read the next line. After `PATIENCE` seconds without one, kill the process."""
     assert process.stdout is not None
     alarm = threading.Timer(PATIENCE, process.kill)
     alarm.start()
@@ -381,7 +381,7 @@ def test_watching_on_a_terminal_is_one_picture_that_changes(tmp_path: Path) -> N
         alarm = threading.Timer(PATIENCE, process.kill)
         alarm.start()
         seen = b""
-        # EIO: the process ended, and with it the terminal.
+        # EIO: the process has exited and closed the terminal.
         with suppress(OSError):
             while seen.count(b"Run         ") < 2:
                 seen += os.read(ours, 4096)
@@ -393,7 +393,7 @@ def test_watching_on_a_terminal_is_one_picture_that_changes(tmp_path: Path) -> N
         drain.join()
         os.close(ours)
     assert (code, err) == (0, "")
-    # The cursor goes up before the second picture.
+    # The cursor moves up before the second frame.
     assert b"\x1b[1A" in seen
 
 
@@ -407,7 +407,7 @@ def read_all(descriptor: int) -> None:
 
 
 def test_preempt_makes_the_last_boundary_durable(team: Crew) -> None:
-    """Nobody is stopped: the leader leads on, under its term."""
+    """No worker stops, and the leader keeps its term."""
     leader, follower = (worker for worker, _ in team.workers)
     leader.boundary(snapshot(1, 2), due=False)
     follower.boundary(snapshot(1, 1), due=False)
@@ -480,7 +480,7 @@ def test_preempt_before_the_first_boundary_has_nothing_to_save(team: Crew) -> No
 
 
 def test_a_hook_needs_no_more_than_the_environment_of_the_job(server: RedisServer, tmp_path: Path) -> None:
-    """`preempt DIR` in a worker's container; an option wins over the environment."""
+    """`preempt DIR` works in a worker's container. An option overrides the environment."""
     with crew(tmp_path / "run", server.url, "a") as run:
         run.workers[0][0].boundary(snapshot(2), due=False)
         job = {"DISTRIBUTED_BACKUP_COORDINATOR": server.url, "DISTRIBUTED_BACKUP_RUN_ID": run.run_id}
@@ -503,7 +503,7 @@ def test_a_request_of_one_run_is_not_served_by_another(server: RedisServer, tmp_
 
 
 def test_resign_saves_and_lets_another_worker_lead(team: Crew) -> None:
-    """Nothing is lost: what the former leader had done is on disk, and it stays a member."""
+    """The former leader's last boundary is on disk, and it stays a member."""
     leader, follower = (worker for worker, _ in team.workers)
     leader.boundary(snapshot(1, 2), due=False)
     done = asked("resign", *team.place)
@@ -514,7 +514,7 @@ def test_resign_saves_and_lets_another_worker_lead(team: Crew) -> None:
     assert wait_for(lambda: elector_of(follower).is_leader, "b knows that it leads")
     found = asked("status", *team.place)
     assert (found["leader"], [member["worker_id"] for member in found["members"]]) == ("b", ["a", "b"])
-    # The way back is as free.
+    # The former leader may lead again.
     follower.boundary(snapshot(1, 4), due=False)
     code, out, _ = program("resign", *team.place)
     assert (code, out.startswith("a leads now, under term 3")) == (0, True)
@@ -522,7 +522,7 @@ def test_resign_saves_and_lets_another_worker_lead(team: Crew) -> None:
 
 
 def test_a_leader_that_can_not_save_does_not_hand_over(team: Crew) -> None:
-    """And does not when it can, later: the request is over with the wait."""
+    """A later save does not lead to a handover: the request ended with the wait."""
     leader, store = team.workers[0][0], team.stores["a"]
     leader.boundary(snapshot(1, 2), due=False)
     store.open.clear()

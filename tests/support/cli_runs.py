@@ -1,4 +1,4 @@
-"""Run the commands in this process, on small runs that are made for them."""
+"""Run commands in this process, on small runs made for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLDER = "0000000001-00000001-00000000.ckpt"
 
 
 def body(**changes: Any) -> bytes:
-    """A training state of the form that `TrainingState.capture` gives it."""
+    """Encode a training state in the form of `TrainingState.capture`."""
     state = {
         "variables": {"trainable": [{"examples": ["é"]}], "metrics": [{"total": 1.5}, {"total": 22.5}]},
         "optimizer": {},
@@ -37,7 +37,7 @@ def body(**changes: Any) -> bytes:
 
 
 def exportable(example: str = "é") -> bytes:
-    """A training state in which each path is there once."""
+    """Encode a training state in which each path occurs once."""
     groups = ("trainable", "non_trainable", "optimizer_trainable", "optimizer_non_trainable", "metrics")
     variables: dict[str, list[Any]] = {group: [] for group in groups}
     schema: dict[str, list[Any]] = {group: [] for group in groups}
@@ -72,7 +72,7 @@ def call_json(*words: object, code: int = 0) -> Any:
 
 
 def assert_refused(result: Result, code: int, *words: str) -> None:
-    """One line on stderr that says what is wrong; nothing else."""
+    """Check for one error line on stderr with these words, and an empty stdout."""
     assert result.exit_code == code, result.output
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
@@ -82,7 +82,7 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
 
 
 def record(run: Path, story: Story) -> None:
-    """The logs that the workers of this story leave, beside the run's id."""
+    """Write the event logs of a story and the run's id."""
     CheckpointStore(run, run_id="job-42").open_run()
     logs: dict[str, list[bytes]] = {}
     names: dict[str, str] = {}

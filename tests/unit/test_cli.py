@@ -1,4 +1,4 @@
-"""The commands that look at a run: what they print, their exit codes, and that they are quick and leave no trace."""
+"""Test the commands that read a run: output, exit codes, and that they leave no trace."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_directory_without_a_run_is_wrong_usage_and_stays_empty(tmp_path: Path
 
 @pytest.mark.parametrize("command", [*LOOKING, ("events",)])
 def test_a_directory_may_be_named_by_its_url(tmp_path: Path, command: tuple[str, ...]) -> None:
-    """And is the same then, also where it is none, or not there, or where a run has only begun."""
+    """A path and a file:// URL have the same result, also for a file, a missing or an empty directory."""
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "led by" / "coordinator").mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_a_damaged_run_file_is_a_problem_told_in_one_line(run: Path, command: tu
 
 @pytest.mark.parametrize("command", LOOKING)
 def test_looking_leaves_no_trace(run: Path, command: tuple[str, ...]) -> None:
-    """Not even the coordinator's directory is made."""
+    """Names and modification times stay, and the coordinator's directory is not created."""
 
     def trace() -> list[tuple[str, int]]:
         return sorted((str(path), path.stat().st_mtime_ns) for path in [run, *run.rglob("*")])
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_run_does_not_count_as_valid(run: Path, tmp_path
 
 
 def test_a_checkpoint_that_vanishes_while_we_look_is_passed_over(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The leader prunes between our listing and our reading."""
+    """The leader prunes between the listing and the read."""
     gone = "0000000002-00000001-00000002.ckpt"
     seen = []
 
@@ -245,7 +245,7 @@ def test_show_reads_states_that_json_lacks_words_for(tmp_path: Path) -> None:
 
 @pytest.fixture
 def coordinator(run: Path) -> Iterator[FileCoordinator]:
-    """The run's coordinator, in use by two workers of this process."""
+    """Return the run's coordinator, with two workers as members."""
     coordinator = FileCoordinator(run / "coordinator")
     coordinator.heartbeat(
         Heartbeat(worker_id="w-1", campaign=True, floor=2, duration=15.0, role="leader", position=Position(1, 4))
@@ -376,7 +376,7 @@ def test_a_url_and_a_coordinator_are_one_too_many(command: str) -> None:
 
 
 def test_the_run_that_is_named_must_be_the_one_in_the_directory(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By option or by the environment, over which the option wins."""
+    """The option `--run` overrides the environment."""
     assert_refused(call("status", run, "--run", "job-43"), 2, "'job-42'", "'job-43'")
     assert call_json("status", run, "--run", "job-42")["run_id"] == "job-42"
     monkeypatch.setenv("DISTRIBUTED_BACKUP_RUN_ID", "job-43")
@@ -388,7 +388,7 @@ def test_a_run_id_must_be_known_to_ask_a_server(tmp_path: Path) -> None:
     (tmp_path / "coordinator").mkdir()
     url = "redis://127.0.0.1:1/0"
     assert_refused(call("status", tmp_path, "--coordinator", url), 2, "has no run id", "--run")
-    # With it, the server is asked: there is none.
+    # With the id, the command connects to the server, which does not exist.
     assert_refused(call("status", tmp_path, "--coordinator", url, "--run", "job-42"), 1, "can't reach")
 
 
@@ -407,7 +407,7 @@ def test_the_environment_names_the_coordinator_unless_an_option_does(
 
 
 def test_requests_that_nobody_serves_leave_nothing_behind(run: Path, coordinator: FileCoordinator) -> None:
-    """Both workers are only records here: nobody acts."""
+    """Both workers are records only, so no worker acts on the request."""
     for command, words in (
         ("preempt", "no save was reported within"),
         ("resign", "no other worker took over from w-1"),

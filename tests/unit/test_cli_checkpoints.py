@@ -1,4 +1,4 @@
-"""`checkpoints prune`, `export` and `copy`, and all of `checkpoints` over places that are no directories."""
+"""Test `checkpoints prune`, `export` and `copy`, and all `checkpoints` commands on URLs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PARTIAL = ".partial-{}-00000001-00000000.ckpt-0123abcd"
 
 @pytest.fixture
 def longer(run: Path) -> Path:
-    """A run with three checkpoints."""
+    """Make a run with three checkpoints."""
     commit(CheckpointStore(run, run_id="job-42", keep=9), 3, Position(2))
     return run
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written without a path must not land among the sources."""
+    """Keep files with relative paths out of the sources."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -53,7 +53,7 @@ def names(root: Path) -> list[str]:
 
 @pytest.mark.parametrize("words", TAKING)
 def test_what_is_no_run_is_wrong_usage(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """And nothing is made of it."""
+    """No file is created."""
     command, *more = words[0], *[tmp_path / "to"] * (len(words) - 2)
     assert_refused(call("checkpoints", command, tmp_path / "nowhere", *more), 2, "nowhere does not exist")
     (tmp_path / "empty").mkdir()
@@ -64,7 +64,7 @@ def test_what_is_no_run_is_wrong_usage(tmp_path: Path, words: tuple[str, ...]) -
 
 @pytest.mark.parametrize("command", ["list", "verify", "show", "prune", "export"])
 def test_the_run_that_is_named_must_be_the_one_there(run: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of another run is removed because a job's environment named this one."""
+    """A job's environment that names another run must not lead to a prune here."""
     before = names(run)
     result = call("checkpoints", command, run, "--run", "job-43")
     assert_refused(result, 2, f"{run} belongs to run 'job-42', and --run or DISTRIBUTED_BACKUP_RUN_ID names 'job-43'")
@@ -78,7 +78,7 @@ def test_the_run_that_is_named_must_be_the_one_there(run: Path, command: str, mo
 
 
 def test_prune_leaves_the_newest(longer: Path) -> None:
-    """One, unless it is told how many; the run's id and its terms stay."""
+    """Without --keep one checkpoint stays. So do the run's id and its terms."""
     assert call_json("checkpoints", "prune", longer) == {"kept": [ALL[0]], "removed": [ALL[2], ALL[1]]}
     assert names(longer) == [ALL[0], "run.json"]
     assert call("checkpoints", "prune", longer).stdout == "0 removed, 1 kept\n"
@@ -97,7 +97,7 @@ def test_prune_leaves_at_least_one(longer: Path, number: str) -> None:
 
 
 def test_prune_counts_only_what_is_usable(longer: Path) -> None:
-    """What is damaged and newer stays to be looked at, what is damaged and older goes; where all is, all stays."""
+    """A damaged checkpoint stays if it is newer than the kept ones. If all are damaged, all stay."""
     damage(longer / ALL[0])
     damage(longer / ALL[2])
     assert call_json("checkpoints", "prune", longer) == {"kept": [*ALL[:2]], "removed": [ALL[2]]}
@@ -106,7 +106,7 @@ def test_prune_counts_only_what_is_usable(longer: Path) -> None:
 
 
 def test_prune_does_not_disturb_the_writer(longer: Path) -> None:
-    """What crashed writers of earlier terms left goes; the newest term's is being written just now."""
+    """Partial files of earlier terms are removed. The newest term's writer may still be running."""
     assert CheckpointStore(longer).claim_term(5)
     partials = [PARTIAL.format(f"{term:010d}") for term in (2, 4, 5, 6)]
     for name in partials:
@@ -117,14 +117,14 @@ def test_prune_does_not_disturb_the_writer(longer: Path) -> None:
 
 
 def test_prune_leaves_the_checkpoints_of_others(longer: Path, tmp_path: Path) -> None:
-    """One that was copied in by mistake is somebody's."""
+    """A checkpoint that was copied in by mistake still belongs to a user."""
     name = commit(CheckpointStore(tmp_path / "other", run_id="other-run"), 1, Position(0))
     (longer / name).write_bytes((tmp_path / "other" / name).read_bytes())
     assert call_json("checkpoints", "prune", longer) == {"kept": [ALL[0], name], "removed": [ALL[2], ALL[1]]}
 
 
 def test_prune_says_what_can_not_be_removed(longer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest goes all the same."""
+    """The remaining files are removed."""
     unlink = LocalStorage._unlink
 
     def refuse(self: LocalStorage, path: Path) -> None:
@@ -142,7 +142,7 @@ def test_prune_says_what_can_not_be_removed(longer: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """A run with two checkpoints that a program could have made."""
+    """Make a run with two exportable checkpoints."""
     store = CheckpointStore(tmp_path / "trained", run_id="job-42", keep=9)
     commit(store, 1, Position(1), exportable("e"))
     commit(store, 2, Position(1, 3), exportable())
@@ -155,14 +155,14 @@ def examples(path: Path) -> list[str]:
 
 
 def test_export_writes_the_newest_where_one_is(trained: Path, tmp_path: Path) -> None:
-    """As latest.variables.json; for people, it says what was written and from what."""
+    """The default name is latest.variables.json. The output names the file and the checkpoint."""
     result = call("checkpoints", "export", trained)
     assert result.stdout == f"wrote latest.variables.json: epoch 1, batch 3, from {NEWEST}\n"
     assert examples(tmp_path / "here" / "latest.variables.json") == ["é"]
 
 
 def test_export_writes_the_one_that_is_named_where_it_is_told(trained: Path, tmp_path: Path) -> None:
-    """What was there is replaced; another program's files of that kind beside it make no run of the directory."""
+    """An existing file is replaced. A foreign .ckpt file does not make its directory a run."""
     path = tmp_path / "exports" / "x.variables.json"
     path.parent.mkdir()
     path.write_text("before")
@@ -197,7 +197,7 @@ def test_export_says_what_is_wrong(trained: Path, words: tuple[str, ...], code: 
 def test_export_does_not_write_into_a_run(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], left: str
 ) -> None:
-    """Where synalinks' own callback has its backup: it would be removed with the run, or restored."""
+    """Synalinks' own callback keeps its backup there, which would be deleted or restored."""
     there = tmp_path / "there"
     there.mkdir()
     for name in (NEWEST, "run.json"):
@@ -211,7 +211,7 @@ def test_export_does_not_write_into_a_run(
 
 
 def test_export_of_what_is_no_training_state_is_a_problem(run: Path, tmp_path: Path) -> None:
-    """Nothing is written."""
+    """No file is created."""
     assert_refused(call("checkpoints", "export", run), 1, f"{NEWEST} verifies, but its body is not a training state")
     assert names(tmp_path / "here") == []
 
@@ -220,7 +220,7 @@ def test_export_of_what_is_no_training_state_is_a_problem(run: Path, tmp_path: P
 
 
 def test_copy_takes_a_run_to_another_place(run: Path, tmp_path: Path) -> None:
-    """Again, it finds everything there; for people, it is a line."""
+    """A repeated copy finds all checkpoints present. Without --json it prints one line."""
     target = tmp_path / "to"
     document = {"run_id": "job-42", "source": str(run), "target": str(target)}
     done = {**document, "copied": [NEWEST, OLDER], "present": [], "skipped": []}
@@ -239,7 +239,7 @@ def test_copy_names_what_it_left_behind(run: Path, tmp_path: Path) -> None:
 
 
 def test_copy_says_which_log_it_could_not_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoints are there, so it is done."""
+    """The checkpoints were copied, so the command succeeds."""
     log = "events-20260101T000000Z-w-12345678.jsonl"
     (run / log).touch()
     read = LocalStorage.read
@@ -257,12 +257,12 @@ def test_copy_says_which_log_it_could_not_read(run: Path, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("target", ["memory://x", "memory://x/y", "MEMORY://x"])
 def test_copy_to_the_memory_of_the_command_is_wrong_usage(run: Path, target: str) -> None:
-    """It would be gone at once."""
+    """That memory ends with the command."""
     assert_refused(call("checkpoints", "copy", run, target), 2, "memory://x", "is lost when this command exits")
 
 
 def test_copy_lets_go_of_both_places(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it is refused."""
+    """Both connections close, also after a refusal."""
     let_go: list[str] = []
     monkeypatch.setattr(LocalStorage, "close", lambda storage: let_go.append(storage.location))
     commit(CheckpointStore(tmp_path / "further", run_id="job-42"), 3, Position(0))
@@ -273,7 +273,7 @@ def test_copy_lets_go_of_both_places(run: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_copy_leaves_the_source_as_it_is(run: Path, tmp_path: Path) -> None:
-    """Even one whose id is lost; the copy has it."""
+    """A source whose run.json is lost stays without it. The copy has one."""
     (run / "run.json").unlink()
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert call_json("checkpoints", "copy", run, tmp_path / "to")["run_id"] == "job-42"
@@ -281,7 +281,7 @@ def test_copy_leaves_the_source_as_it_is(run: Path, tmp_path: Path) -> None:
 
 
 def test_copy_refuses_a_target_with_a_life_of_its_own(run: Path, tmp_path: Path) -> None:
-    """Another run's, one that has come further, and the source itself."""
+    """The target is another run's, is ahead, is the source itself, or has an unknown scheme."""
     commit(CheckpointStore(tmp_path / "other", run_id="other-run"), 1, Position(1))
     commit(CheckpointStore(tmp_path / "further", run_id="job-42"), 3, Position(0))
     assert_refused(call("checkpoints", "copy", run, tmp_path / "other"), 1, "'other-run'", "'job-42'")
@@ -292,7 +292,7 @@ def test_copy_refuses_a_target_with_a_life_of_its_own(run: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("target", ["s3:/bucket/x", "redis:/user:open-sesame-7319@host/0"])
 def test_a_url_that_lost_a_slash_is_no_place_to_copy_from_or_to(run: Path, tmp_path: Path, target: str) -> None:
-    """It would be a directory beside the user's own files, and the run would not be where it is looked for."""
+    """Without the check, the command would create a local directory of that name."""
     for words in ((run, target), (target, tmp_path / "to")):
         result = call("checkpoints", "copy", *words)
         assert_refused(result, 2, "has lost a slash")
@@ -322,7 +322,7 @@ def test_copy_to_where_nothing_can_be_written_is_a_problem(run: Path, monkeypatc
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Shared: each test has runs of its own on it."""
+    """Start one server for all tests. Each test uses its own run ids."""
     directory = tmp_path_factory.mktemp("redis") / "server"
     with RedisServer(directory, port=0, config={"requirepass": PASSWORD, "appendonly": "yes"}) as server:
         yield server
@@ -330,7 +330,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere:
-    """A place by its URL, and what a command needs besides to find the run there."""
+    """A place's URL, and the further words with which a command finds the run there."""
 
     url: str
     location: str
@@ -341,7 +341,7 @@ class Elsewhere:
         return CheckpointStore(self.url, run_id=run_id, keep=keep)
 
     def call(self, *words: object) -> Result:
-        """A command on the run, none of which shows a password."""
+        """Run a command on the run, and check that it prints no password."""
         result = call(*words, *self.words)
         assert PASSWORD not in result.output
         return result
@@ -390,14 +390,14 @@ def test_a_run_elsewhere_can_be_pruned_and_exported(elsewhere: Elsewhere, tmp_pa
 
 
 def test_a_run_can_be_copied_there_and_back(elsewhere: Elsewhere, tmp_path: Path) -> None:
-    """From place to place it is the same, byte for byte."""
+    """The copy of the copy has the same bytes."""
     run_id = elsewhere.words[-1] if elsewhere.words else "job-42"
     store = CheckpointStore(tmp_path / run_id, run_id=run_id)
     name = commit(store, 3, Position(2))
     if elsewhere.words:
         there = call_json("checkpoints", "copy", tmp_path / run_id, elsewhere.url)
         assert (there["copied"], there["target"]) == ([name], elsewhere.location)
-    else:  # the command does not copy to a memory that ends with it
+    else:  # the command refuses a target in its own memory
         copy_run(store, elsewhere.store())
     back = elsewhere.json("checkpoints", "copy", elsewhere.url, tmp_path / "back")
     assert (back["copied"], back["source"]) == ([name], elsewhere.location)
@@ -415,13 +415,13 @@ def test_an_empty_place_elsewhere_is_wrong_usage() -> None:
 
 @pytest.fixture
 def lone_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """For a test that counts the runs on it."""
+    """Start a server for a test that counts the runs on it."""
     with RedisServer(tmp_path / "server", port=0, config={"requirepass": PASSWORD}) as server:
         yield server
 
 
 def test_the_only_run_on_a_server_need_not_be_named(lone_server: RedisServer) -> None:
-    """Where there is none, or there are several, the message says so."""
+    """With no run or several runs, the error says so."""
     url = lone_server.url
     shown = storage_from_url(url, run_id="x").location.removesuffix("/x")
     for words in (("checkpoints", "list"), ("checkpoints", "prune"), ("status",)):
@@ -437,7 +437,7 @@ def test_the_only_run_on_a_server_need_not_be_named(lone_server: RedisServer) ->
 
 
 def test_status_verifies_the_checkpoints_that_are_on_the_server(server: RedisServer) -> None:
-    """Where they are elsewhere, it goes by what was announced."""
+    """A checkpoint on the server is read and verified. Only an announced one is not."""
     run_id = f"job-{secrets.token_hex(4)}"
     name = commit(CheckpointStore(server.url, run_id=run_id), 1, Position(1, 3))
     found = call_json("status", server.url, "--run", run_id)
@@ -459,7 +459,7 @@ def test_status_verifies_the_checkpoints_that_are_on_the_server(server: RedisSer
 
 
 def test_what_is_damaged_on_the_server_is_named(server: RedisServer) -> None:
-    """Even what can't be unpacked."""
+    """This includes bytes that can't be decompressed."""
     run_id = f"job-{secrets.token_hex(4)}"
     name = commit(CheckpointStore(server.url, run_id=run_id), 1, Position(1))
     server.client().hset(f"distributed-backup:{{{run_id}}}:files", name, "torn")
@@ -468,7 +468,7 @@ def test_what_is_damaged_on_the_server_is_named(server: RedisServer) -> None:
 
 
 def test_a_server_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
-    """Told in one line."""
+    """The error is one line without the password."""
     url = f"redis://:{PASSWORD}@127.0.0.1:1/0"
     for words in (("list",), ("export",)):
         result = call("checkpoints", *words, url)

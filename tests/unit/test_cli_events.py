@@ -1,4 +1,4 @@
-"""The commands `events` and `timeline`: what they print and write, and their exit codes."""
+"""Test `events` and `timeline`: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """Two workers, one of which could not save."""
+    """Make a run of two workers, one of which could not save."""
     story = Story()
     story.start(0, "a-00000001")
     story.tell(0.7, "bee-00000002", "joined", standby=True)
@@ -43,7 +43,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_events_are_told_a_line_each_in_order_of_time(small: Path) -> None:
-    """What an error's text holds can't reach the terminal but as text."""
+    """Control characters in an error's text do not reach the terminal."""
     result = call("events", small)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
@@ -95,7 +95,7 @@ def test_the_run_may_be_named_by_a_url(small: Path) -> None:
 @pytest.mark.parametrize("command", ["events", "timeline"])
 @pytest.mark.parametrize("named", [(), ("--run", "job-42")])
 def test_a_damaged_run_is_told_of_all_the_same(small: Path, command: str, named: tuple[str, ...]) -> None:
-    """That is when one wants to know what happened. Whose events they are, the option may tell."""
+    """A damaged run needs its events most. `--run` says which events belong to it."""
     words = (command, small, *named, *(() if command == "events" else ("-o", small / "out.svg")))
     sound = call(*words)
     (small / "run.json").write_text("{")
@@ -112,7 +112,7 @@ def test_a_damaged_run_is_told_of_all_the_same(small: Path, command: str, named:
 
 
 def test_a_checkpoint_tells_whose_events_to_read_where_the_id_is_lost(small: Path) -> None:
-    """`status` takes the id from there, too."""
+    """`status` does the same."""
     expected = call("events", small).stdout
     commit(CheckpointStore(small), 1, Position(1))
     (small / "run.json").unlink()
@@ -124,7 +124,7 @@ def test_a_checkpoint_tells_whose_events_to_read_where_the_id_is_lost(small: Pat
 
 
 def test_a_place_that_can_not_be_read_is_a_problem(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not taken for a damaged run."""
+    """An unreadable place differs from a damaged run."""
 
     def refuse(self: LocalStorage, *_: str) -> Any:
         raise StoreError(f"can't read {self.location}: Stale file handle", path=self.location)
@@ -136,7 +136,7 @@ def test_a_place_that_can_not_be_read_is_a_problem(small: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("found", [True, False])
 def test_the_place_is_let_go_of(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
-    """It may be a server."""
+    """The storage may be a connection to a server."""
     let_go: list[str] = []
     monkeypatch.setattr(LocalStorage, "close", lambda storage: let_go.append(storage.location))
     CheckpointStore(tmp_path / "empty").open_run()
@@ -146,7 +146,7 @@ def test_the_place_is_let_go_of(run: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_run_on_a_server_is_the_one_that_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the option, else by the environment of the job."""
+    """The option overrides the environment of the job."""
     asked: list[str | None] = []
 
     def open_store(place: str, *, run_id: str | None, allow_damaged: bool) -> CheckpointStore:

@@ -27,7 +27,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
-    """`show` passes over a damaged checkpoint, of which the store warns in the log."""
+    """`show` skips a damaged checkpoint, and the store logs a warning."""
     damage(run / NEWEST)
     result = python("-m", "distributed_backup.cli.app", "checkpoints", "show", str(run))
     assert (result.returncode, result.stderr) == (0, "")
@@ -36,7 +36,7 @@ def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
 
 @pytest.mark.parametrize("words", [["status"], ["checkpoints", "list"]])
 def test_who_reads_no_further_is_told_nothing(run: Path, words: list[str]) -> None:
-    """As `| head` does."""
+    """A closed pipe, as with `| head`, leads to no message."""
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(
@@ -77,14 +77,14 @@ def test_nothing_imports_synalinks_or_redis_that_does_not_need_them(words: list[
     ],
 )
 def test_rich_is_imported_for_tables_only(run: Path, words: tuple[str, ...]) -> None:
-    """A program that reads JSON, or a preStop hook, does not wait for it."""
+    """JSON output and preStop hooks must not wait for that import."""
     result = python("-X", "importtime", "-m", "distributed_backup", *words, str(run))
     assert "distributed_backup.cli.locate" in result.stderr
     assert not any("rich.table" in line or "rich.console" in line for line in result.stderr.splitlines())
 
 
 def test_the_version_is_printed_without_what_the_commands_import() -> None:
-    """It names the installed distribution. No room but `cli` and the ground modules is imported."""
+    """It names the installed distribution. The packages that commands need are not imported."""
     result = python("-X", "importtime", "-m", "distributed_backup", "--version")
     assert (result.returncode, result.stdout) == (0, f"distributed-backup {metadata.version('distributed-backup')}\n")
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
@@ -94,7 +94,7 @@ def test_the_version_is_printed_without_what_the_commands_import() -> None:
 
 
 def test_help_is_quick_and_does_without_rich() -> None:
-    """0.4 s is promised; processor time, for other processes of this machine are none of its doing."""
+    """The limit is 0.4 s of processor time. Other processes of the machine do not count."""
     result = python("-X", "importtime", "-m", "distributed_backup.cli.app", "--help")
     assert "checkpoints" in result.stdout
     assert not any(" rich" in line or "filelock" in line for line in result.stderr.splitlines())
@@ -112,7 +112,7 @@ def test_an_unreadable_directory_is_a_problem(run: Path, monkeypatch: pytest.Mon
     def refuse(path: object) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
 
-    # The tests may run as root, who may read everything.
+    # As root, file permissions would not refuse the read.
     monkeypatch.setattr(os, "listdir", refuse)
     monkeypatch.setattr(os, "scandir", refuse)
     assert_refused(call("checkpoints", "list", run), 1, "can't list", "Permission denied")
@@ -121,7 +121,7 @@ def test_an_unreadable_directory_is_a_problem(run: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("command", [("status", "DIR"), ("preempt", "DIR"), ("resign", "DIR"), ("demo",)])
 @pytest.mark.parametrize("url", ["redis://user:s3cr3t@host/0", "redis://host?password=s3cr3t", "--x=redis://:s3cr3t@h"])
 def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tuple[str, ...], url: str) -> None:
-    """A forgotten --coordinator must not put the password on the screen, or into a job's log."""
+    """A forgotten --coordinator must not print the password to the screen or a job's log."""
     result = CliRunner().invoke(app, [*command, url])
     assert result.exit_code == 2
     assert "s3cr3t" not in result.output
@@ -139,7 +139,7 @@ def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tup
     ],
 )
 def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str, said: str) -> None:
-    """It is no URL of ours, and no directory that is there."""
+    """Each target is an unknown URL or a missing directory."""
     result = call(command, target)
     assert_refused(result, 2, said)
     assert "s3cr3t" not in result.output
@@ -149,7 +149,7 @@ def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: st
 def test_the_demonstration_keeps_its_backup_in_a_directory_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Told before its workers are started, which takes a while."""
+    """The error comes before the workers start."""
     monkeypatch.chdir(tmp_path)
     result = call("demo", "--backup-dir", place)
     assert_refused(result, 2, "has lost a slash, as a URL does that is made a path")

@@ -1,4 +1,4 @@
-"""Runs copied to other places, and variables exported: what arrives, what is refused, and that nothing else changes."""
+"""Test copies of runs and exports of variables: what arrives, what is refused, what stays unchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def contents(root: Path) -> Mapping[str, bytes]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where the run is: two checkpoints, under terms 1 and 3; the log of a worker; term 5 was granted last."""
+    """Make a run: checkpoints of terms 1 and 3, a worker's log, and a claim of term 5."""
     store = CheckpointStore(tmp_path / "run", run_id=RUN, keep=9)
     commit(store, 1)
     commit(store, 2, term=3)
@@ -70,7 +70,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
 def test_a_run_that_went_on_at_both_places_is_not_copied_over_itself(
     source: CheckpointStore, target: CheckpointStore
 ) -> None:
-    """One name, two states: neither is the other's copy."""
+    """Two different checkpoints have one name."""
     copy_run(source, target)
     newest = source.names()[0]
     snapshot = Snapshot(position=Position(2), body=b'{"other":1}')
@@ -82,7 +82,7 @@ def test_a_run_that_went_on_at_both_places_is_not_copied_over_itself(
 
 
 def test_a_copy_is_the_run(root: Path, source: CheckpointStore, target: CheckpointStore) -> None:
-    """Each checkpoint byte for byte, the run's id, and what its workers went through; the source is as it was."""
+    """Checkpoints, run id and event logs have the same bytes. The source is unchanged."""
     before = contents(root)
     newest, older = source.names()
     assert copy_run(source, target) == Copied(
@@ -101,7 +101,7 @@ def test_a_copy_is_the_run(root: Path, source: CheckpointStore, target: Checkpoi
 
 
 def test_training_goes_on_where_the_copy_is(source: CheckpointStore, target: CheckpointStore) -> None:
-    """From the same checkpoint, and no term that was granted at the source is granted again."""
+    """Training resumes from the same checkpoint. Terms of the source are not granted again."""
     copy_run(source, target)
     assert target.highest_term() == 5
     assert not target.claim_term(5)
@@ -113,7 +113,7 @@ def test_training_goes_on_where_the_copy_is(source: CheckpointStore, target: Che
 
 
 def test_a_copy_that_is_repeated_copies_what_is_new(source: CheckpointStore, target: CheckpointStore) -> None:
-    """The run went on at the source meanwhile."""
+    """The run continued at the source between the copies."""
     before = copy_run(source, target).copied
     assert copy_run(source, target).copied == ()
     newest = commit(CheckpointStore(source.storage, keep=9), 3, term=7)
@@ -124,7 +124,7 @@ def test_a_copy_that_is_repeated_copies_what_is_new(source: CheckpointStore, tar
 
 
 def test_what_was_damaged_at_the_target_is_copied_again(source: CheckpointStore, target: CheckpointStore) -> None:
-    """A name that is there is not yet a checkpoint that is there."""
+    """A damaged checkpoint of the same name does not count as present."""
     newest, older = copy_run(source, target).copied
     target.storage.put(newest, [b"torn"])
     again = copy_run(source, CheckpointStore(target.storage))
@@ -133,7 +133,7 @@ def test_what_was_damaged_at_the_target_is_copied_again(source: CheckpointStore,
 
 
 def test_a_damaged_checkpoint_is_left_behind(root: Path, source: CheckpointStore, target: CheckpointStore) -> None:
-    """And named."""
+    """The result lists it as skipped."""
     newest, older = source.names()
     damage(root / newest)
     copied = copy_run(source, target)
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_left_behind(root: Path, source: CheckpointStore
 
 
 def test_a_target_that_has_come_further_is_left_alone(source: CheckpointStore, target: CheckpointStore) -> None:
-    """Its workers have gone on there: what is here would be put below it, and might be taken for it."""
+    """Its workers continued there, so the copy would mix two histories."""
     copy_run(source, target)
     newest = commit(target, 1, term=6)
     before = sorted(target.storage.names())
@@ -157,7 +157,7 @@ def test_a_target_that_has_come_further_is_left_alone(source: CheckpointStore, t
 def test_an_older_state_under_a_newer_term_is_not_copied_over_a_newer_state(
     root: Path, target: CheckpointStore, keep: int
 ) -> None:
-    """A run that was begun again at the source, while the copy went on: its newest there would no longer count."""
+    """The run restarted at the source while the copy continued: the copy's newest state would be superseded."""
     source = CheckpointStore(root, run_id=RUN, keep=keep)
     copy_run(source, target)
     furthest = commit(target, 9, term=3)
@@ -172,7 +172,7 @@ def test_an_older_state_under_a_newer_term_is_not_copied_over_a_newer_state(
 def test_a_run_that_went_back_is_copied_with_all_that_it_still_has(
     source: CheckpointStore, target: CheckpointStore
 ) -> None:
-    """What is further on in the target is not another's state where the source has it too."""
+    """A later position in the target is fine if the source has the same checkpoint."""
     commit(CheckpointStore(source.storage, keep=9), 9, term=5)
     copy_run(source, target)
     back = commit(CheckpointStore(source.storage, keep=9), 2, term=6)
@@ -182,7 +182,7 @@ def test_a_run_that_went_back_is_copied_with_all_that_it_still_has(
 def test_what_is_damaged_at_the_target_is_no_state_that_could_be_lost(
     source: CheckpointStore, target: CheckpointStore
 ) -> None:
-    """However far it says that it had come."""
+    """The position in its name does not count."""
     copy_run(source, target)
     target.storage.put("0000000002-00000009-00000000.ckpt", [b"torn"])
     newest = commit(CheckpointStore(source.storage, keep=9), 3, term=6)
@@ -190,7 +190,7 @@ def test_what_is_damaged_at_the_target_is_no_state_that_could_be_lost(
 
 
 def test_the_target_of_another_run_is_refused(source: CheckpointStore, target: CheckpointStore) -> None:
-    """Whatever it holds."""
+    """This holds for a target without checkpoints, too."""
     CheckpointStore(target.storage, run_id="run-43").open_run()
     with pytest.raises(RunMismatchError, match="'run-43'") as caught:
         copy_run(source, target)
@@ -199,13 +199,13 @@ def test_the_target_of_another_run_is_refused(source: CheckpointStore, target: C
 
 
 def test_a_run_is_not_copied_onto_itself(root: Path, source: CheckpointStore) -> None:
-    """Whatever the place is called."""
+    """A path and a file:// URL name the same place."""
     with pytest.raises(ConfigError, match="is both source and target: choose another TARGET"):
         copy_run(source, CheckpointStore(f"file://{root}/", run_id=RUN))
 
 
 def test_a_run_without_a_usable_checkpoint_is_not_copied(root: Path, source: CheckpointStore, tmp_path: Path) -> None:
-    """Nothing is made."""
+    """The target is not created."""
     for name in source.names():
         damage(root / name)
     with pytest.raises(ConfigError, match=f"^{root} has no usable checkpoint to copy$"):
@@ -214,7 +214,7 @@ def test_a_run_without_a_usable_checkpoint_is_not_copied(root: Path, source: Che
 
 
 def test_a_target_that_lies_about_what_was_written_is_found_out(source: CheckpointStore, tmp_path: Path) -> None:
-    """A copy is read back before it is called one."""
+    """Each copied checkpoint is read back."""
 
     class Liar(LocalStorage):
         @override
@@ -228,7 +228,7 @@ def test_a_target_that_lies_about_what_was_written_is_found_out(source: Checkpoi
 
 
 class PrunedWhileRead(CheckpointStore):
-    """Checkpoints go once they were listed."""
+    """A store whose checkpoints are pruned after the listing."""
 
     gone: tuple[int, ...] = ()
 
@@ -241,7 +241,7 @@ class PrunedWhileRead(CheckpointStore):
 
 
 def test_a_checkpoint_that_is_pruned_meanwhile_is_not_missed(root: Path, target: CheckpointStore) -> None:
-    """A newer one is there."""
+    """A newer checkpoint is copied."""
     source = PrunedWhileRead(root, run_id=RUN)
     source.gone = (1,)
     newest = source.names()[0]
@@ -249,7 +249,7 @@ def test_a_checkpoint_that_is_pruned_meanwhile_is_not_missed(root: Path, target:
 
 
 def test_when_all_are_pruned_meanwhile_the_copy_says_so(root: Path, target: CheckpointStore) -> None:
-    """Rather than to call an empty place a copy."""
+    """An empty target must not count as a copy."""
     source = PrunedWhileRead(root, run_id=RUN)
     source.gone = (0, 1)
     with pytest.raises(StoreError, match=f"^{root} was pruned during the copy: repeat the command$"):
@@ -257,7 +257,7 @@ def test_when_all_are_pruned_meanwhile_the_copy_says_so(root: Path, target: Chec
 
 
 def test_a_checkpoint_that_can_not_be_read_ends_the_copy(root: Path, target: CheckpointStore) -> None:
-    """It is not taken for one that was pruned."""
+    """An unreadable checkpoint differs from a pruned one."""
 
     class Unreadable(LocalStorage):
         reads = 0
@@ -275,7 +275,7 @@ def test_a_checkpoint_that_can_not_be_read_ends_the_copy(root: Path, target: Che
 
 
 def test_a_checkpoint_that_changes_once_it_was_listed_is_verified(root: Path, target: CheckpointStore) -> None:
-    """What is read for the copy is not what was verified for the list."""
+    """The bytes that are copied may differ from the bytes that were listed."""
     reads: Counter[str] = Counter()
 
     class Changing(LocalStorage):
@@ -291,7 +291,7 @@ def test_a_checkpoint_that_changes_once_it_was_listed_is_verified(root: Path, ta
 
 
 class Logs(LocalStorage):
-    """Event logs can't be read, for this reason."""
+    """A storage that fails to read event logs, with `reason`."""
 
     reason: OSError
 
@@ -308,7 +308,7 @@ class Logs(LocalStorage):
 def test_a_log_that_can_not_be_read_does_not_end_the_copy(
     root: Path, target: CheckpointStore, reason: OSError, skipped: tuple[str, ...]
 ) -> None:
-    """All checkpoints are there. A log that was tidied away is not missed, another is named."""
+    """The checkpoints are copied. A removed log is ignored, and an unreadable one is listed."""
     storage = Logs(root)
     storage.reason = reason
     source = CheckpointStore(storage, run_id=RUN)
@@ -323,7 +323,7 @@ GROUPS = ("trainable", "non_trainable", "optimizer_trainable", "optimizer_non_tr
 
 
 def checkpoint(body: bytes) -> Checkpoint:
-    """A checkpoint that holds `body`."""
+    """Make a checkpoint with this body."""
     store = CheckpointStore(f"memory://{secrets.token_hex(4)}")
     store.commit(Snapshot(position=Position(1), body=body), term=1, worker_id="w")
     made = store.latest()
@@ -332,13 +332,13 @@ def checkpoint(body: bytes) -> Checkpoint:
 
 
 def state(**groups: Mapping[str, Any]) -> bytes:
-    """A training state with these variables, by their paths."""
+    """Encode a training state with these variables, by their paths."""
     chosen: dict[str, list[tuple[str, Any]]] = {name: list(groups.get(name, {}).items()) for name in GROUPS}
     return encoded(chosen)
 
 
 def encoded(groups: Mapping[str, list[tuple[str, Any]]]) -> bytes:
-    """As `TrainingState.capture` writes it."""
+    """Encode as `TrainingState.capture` does."""
     return _encode(
         {
             "variables": {name: [value for _, value in items] for name, items in groups.items()},
@@ -350,7 +350,7 @@ def encoded(groups: Mapping[str, list[tuple[str, Any]]]) -> bytes:
 
 
 def test_an_export_has_the_form_that_synalinks_writes(tmp_path: Path) -> None:
-    """Its groups; a path's parts as levels; what belongs to no variable is left out."""
+    """Groups have synalinks' names, and paths become levels. Other state is left out."""
     path = tmp_path / "latest.variables.json"
     body = state(
         trainable={"a/state": {"examples": ["é"]}, "b/state": {"examples": []}},
@@ -369,7 +369,7 @@ def test_an_export_has_the_form_that_synalinks_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["latest.json", "variables.json", "latest.variables.json.gz", "latest"])
 def test_an_export_that_synalinks_would_not_load_is_not_written(tmp_path: Path, name: str) -> None:
-    """It goes by the end of the name."""
+    """Synalinks checks the suffix."""
     with pytest.raises(ConfigError) as caught:
         export_variables(checkpoint(state()), tmp_path / name)
     wanted = "must end in .variables.json: program.load_variables takes no other name"
@@ -379,7 +379,7 @@ def test_an_export_that_synalinks_would_not_load_is_not_written(tmp_path: Path, 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 2**70, math.nan, math.inf, "\ud83d"])
 def test_what_synalinks_can_not_read_is_refused(tmp_path: Path, value: Any) -> None:
-    """It would load other values, or fail at the user's. What was there stays."""
+    """Synalinks would load other values or fail. An existing file stays."""
     path = tmp_path / "x.variables.json"
     path.write_text("before")
     made = checkpoint(state(trainable={"a/b": {"x": value}}))
@@ -391,7 +391,7 @@ def test_what_synalinks_can_not_read_is_refused(tmp_path: Path, value: Any) -> N
 
 
 def test_whole_numbers_of_64_bits_are_exported(tmp_path: Path) -> None:
-    """The largest that synalinks reads."""
+    """These are the largest integers that synalinks reads."""
     path = tmp_path / "x.variables.json"
     export_variables(checkpoint(state(trainable={"a/b": {"x": [2**64 - 1, -(2**63), 0.1, True, None]}})), path)
     found = json.loads(path.read_bytes())["trainable_variables"]["a"]["b"]["x"]
@@ -399,7 +399,7 @@ def test_whole_numbers_of_64_bits_are_exported(tmp_path: Path) -> None:
 
 
 def test_two_variables_of_one_name_are_refused() -> None:
-    """As `save_variables` of synalinks does."""
+    """Synalinks' `save_variables` refuses them, too."""
     made = checkpoint(encoded({name: [("mean/total", {}), ("mean/total", {})] for name in GROUPS}))
     with pytest.raises(BackupError) as caught:
         state_tree(made)
@@ -420,7 +420,7 @@ def test_two_variables_of_one_name_are_refused() -> None:
     ],
 )
 def test_what_is_no_training_state_is_not_exported(body: bytes) -> None:
-    """It verifies, so it is what somebody wrote."""
+    """The digest is right, but the body has another form."""
     made = checkpoint(body)
     with pytest.raises(BackupError) as caught:
         state_tree(made)

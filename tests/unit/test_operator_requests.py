@@ -1,6 +1,6 @@
-"""What an operator asks of a run, over a coordinator in memory.
+"""Test the requests of an operator, over a coordinator in memory.
 
-Time is the test's: each wait passes at once, and what the run does meanwhile is a script with one step per wait.
+The clock is fake. Each wait runs one step of a script, which plays the run, and returns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAME = "0000000001-00000002-00000003.ckpt"
 
 
 class Stage(FakeClock):
-    """Runs one step of a script at each wait, then lets the time pass."""
+    """A clock that runs one step of a script at each wait, then advances."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Stage(FakeClock):
 
 
 class Run(MemoryCoordinator):
-    """A run with a leader and a follower; may be down, and remembers what it was told."""
+    """A coordinator that may be down and records the notices it gets."""
 
     def __init__(self, clock: Stage) -> None:
         super().__init__(clock)
@@ -121,7 +121,7 @@ def test_a_save_is_reported_when_the_leader_has_announced_the_answer(run: Run, c
 
 
 def test_a_commit_that_does_not_answer_is_not_taken_for_one(run: Run, clock: Stage) -> None:
-    """The schedule's commits go on while we wait, and other notices are answered."""
+    """During the wait the leader makes scheduled commits and answers other notices."""
     clock.steps = [run.answer, lambda: run.answer("another"), run.answer_all]
     ask_for_save(run, timeout=30.0, clock=clock)
     assert len(clock.waits) == 3
@@ -140,7 +140,7 @@ def test_two_requests_are_told_apart(run: Run, clock: Stage) -> None:
 
 
 def test_a_leader_that_does_not_answer_is_named(run: Run, clock: Stage) -> None:
-    """With what was seen of it last."""
+    """The error has the leader's term and the age of its last heartbeat."""
     with pytest.raises(BackupError, match=r"within 30 s: a leads under term 1, last heartbeat 30\.0 s ago$"):
         ask_for_save(run, timeout=30.0, clock=clock)
     assert sum(clock.waits) == pytest.approx(30.0)
@@ -148,7 +148,7 @@ def test_a_leader_that_does_not_answer_is_named(run: Run, clock: Stage) -> None:
 
 
 def test_where_nobody_leads_the_next_leader_answers(run: Run, clock: Stage) -> None:
-    """An election may be going on: whoever takes part is worth waiting for."""
+    """An election may be under way, so any worker is reason to wait."""
     run.resign("a")
     clock.steps = [lambda: run.beat("b"), run.answer_all]
     assert ask_for_save(run, timeout=30.0, clock=clock).leader == "b"
@@ -188,7 +188,7 @@ def test_an_outage_meanwhile_is_waited_out(run: Run, clock: Stage) -> None:
 
 
 def test_an_outage_that_lasts_is_told(run: Run, clock: Stage) -> None:
-    """And that the request could not be taken back does not hide it."""
+    """The failed withdrawal of the request does not hide the outage."""
 
     def down() -> None:
         run.down = True
@@ -199,7 +199,7 @@ def test_an_outage_that_lasts_is_told(run: Run, clock: Stage) -> None:
 
 
 def test_an_outage_at_first_contact_is_not_waited_for(run: Run, clock: Stage) -> None:
-    """A preStop hook must not use up the grace period for nothing."""
+    """A preStop hook must not use up the grace period on an outage."""
     run.down = True
     with pytest.raises(CoordinatorUnavailableError):
         ask_for_save(run, timeout=30.0, clock=clock)
@@ -207,7 +207,7 @@ def test_an_outage_at_first_contact_is_not_waited_for(run: Run, clock: Stage) ->
 
 
 def test_a_request_that_the_coordinator_forgot_is_made_again(run: Run, clock: Stage) -> None:
-    """For the time that is left."""
+    """The second notice expires with the first request."""
 
     def forget() -> None:
         run.erase()
@@ -257,7 +257,7 @@ def test_the_leader_is_asked_and_its_successor_reported(run: Run, clock: Stage) 
 
 
 def test_the_request_ends_with_the_hand_over_and_the_former_leader_stays(run: Run, clock: Stage) -> None:
-    """Else it would have to step back again as soon as it leads."""
+    """A request that lasted longer would make it resign again as soon as it leads."""
     clock.steps = [lambda: hand_over(run)]
     ask_to_resign(run, timeout=20.0, clock=clock)
     clock.advance(0.01)
@@ -291,7 +291,7 @@ def test_where_nobody_leads_nobody_can_resign(run: Run, clock: Stage) -> None:
 
 
 def test_a_leader_that_is_alone_is_not_asked(run: Run, clock: Stage) -> None:
-    """The run would be without a leader until the request is over."""
+    """The run would have no leader until the request expires."""
     run.leave("b")
     with pytest.raises(BackupError, match="no other worker could take over from a"):
         ask_to_resign(run, timeout=20.0, clock=clock)
@@ -299,7 +299,7 @@ def test_a_leader_that_is_alone_is_not_asked(run: Run, clock: Stage) -> None:
 
 
 def test_a_run_that_ends_meanwhile_is_not_made_anew(tmp_path: Path, clock: Stage) -> None:
-    """Its last worker has deleted the directory; a late word of ours must not bring it back."""
+    """The last worker has deleted the directory. A late notice must not recreate it."""
     run = FileCoordinator(tmp_path / "run" / "coordinator")
     for worker_id in ("a", "b"):
         run.heartbeat(Heartbeat(worker_id=worker_id, campaign=True, floor=0, duration=100.0))
@@ -330,7 +330,7 @@ def test_a_time_limit_is_a_positive_number(run: Run, clock: Stage, timeout: floa
 
 
 def test_looking_again_goes_on_after_an_error(clock: Stage) -> None:
-    """With what was seen last, once a period."""
+    """After an error the last value is repeated, once per period."""
     error = BackupError("just now")
     outcomes: list[int | BackupError] = [1, 2, error, 3]
 
