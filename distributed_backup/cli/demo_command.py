@@ -21,25 +21,27 @@ if TYPE_CHECKING:
     from distributed_backup.demo.messages import Plan
     from distributed_backup.demo.verdict import Verdict
 
+CoordinatorChoice = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="Leader election over file: (a lock in the backup directory), a Redis or Valkey server such as "
+        "redis://host:6379/0, or embedded-redis (a temporary server).",
+    ),
+]
+
 
 def demo(
     workers: Annotated[int, typer.Option(min=2, max=16, help="Number of workers.")] = 3,
     latency: Annotated[float, typer.Option(min=0.05, max=60.0, help="Seconds per call of the language model.")] = 0.2,
-    grace: Annotated[float, typer.Option(min=0.5, max=600.0, help="Seconds between SIGTERM and SIGKILL.")] = 10.0,
+    grace: Annotated[float, typer.Option(min=0.5, max=600.0, help="Seconds that a worker has after SIGTERM.")] = 10.0,
     plain: Annotated[
         bool, typer.Option("--plain", help="Print one line per event. Default without a terminal.")
     ] = False,
     backup_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the backup in DIR. Default: delete it at the end.")
     ] = None,
-    coordinator: Annotated[
-        str,
-        typer.Option(
-            metavar="URL",
-            help="Leader election over file: (a lock in the backup directory), a Redis or Valkey server such as "
-            "redis://host:6379/0, or embedded-redis (a temporary server).",
-        ),
-    ] = "file:",
+    coordinator: CoordinatorChoice = "file:",
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, and progress to stderr.")] = False,
 ) -> None:
     """Run a real fit through SIGTERM and SIGKILL, and compare its final state with an uninterrupted run's.
@@ -97,8 +99,8 @@ def _run_demo(
     keep = backup_dir is not None
     if backup_dir is not None:
         storage_from_url(backup_dir)  # refuses a URL that was mangled into a path
-    if backup_dir is not None and backup_dir.exists() and not (backup_dir.is_dir() and not any(backup_dir.iterdir())):
-        raise ConfigError(f"--backup-dir must be empty or not exist yet: {backup_dir}")
+        if backup_dir.exists() and not (backup_dir.is_dir() and not any(backup_dir.iterdir())):
+            raise ConfigError(f"--backup-dir must be empty or not exist yet: {backup_dir}")
     terminal = console(stderr=quiet_stdout)
     screen = (
         PlainScreen(plan, lambda line: typer.echo(line, err=quiet_stdout))
