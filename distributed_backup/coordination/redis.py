@@ -24,6 +24,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
@@ -45,7 +47,7 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorError, CoordinatorUnavailableError
 from distributed_backup.position import Position
 from distributed_backup.redis_client.address import RedisAddress
-from distributed_backup.redis_client.client import RedisClient, script
+from distributed_backup.redis_client.client import RedisClient
 
 if TYPE_CHECKING:
     import redis
@@ -56,6 +58,13 @@ KEY_TTL_MS: Final = 7 * 24 * 3600 * 1000
 # Seconds to wait for the thread that listens; it looks up every quarter of one, unless it is just connecting.
 _JOIN_LIMIT: Final = 3.0
 _LEASE_KEY: Final = re.compile(r"distributed-backup:\{(.+)\}:lease")
+
+
+@cache
+def script(*names: str) -> str:
+    """Return the Lua script that consists of the named files in `lua/`."""
+    folder = files("distributed_backup.coordination").joinpath("lua")
+    return "".join(folder.joinpath(f"{name}.lua").read_text() for name in names)
 
 
 class _Keys:

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import redis
@@ -69,24 +68,9 @@ class RedisDriver(Protocol):
         """Close all connections."""
 
 
-class Script:
-    """A Lua script of this package, and how to call it.
-
-    Args:
-        names: The files in `lua/` whose texts it consists of, in order, without suffix.
-        package: Whose `lua/`.
-    """
-
-    def __init__(self, *names: str, package: str) -> None:
-        folder = files(package).joinpath("lua")
-        self.text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in names)
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-
 @cache
-def script(*names: str, package: str = "distributed_backup.coordination") -> Script:
-    """The script of these files, read once."""
-    return Script(*names, package=package)
+def _sha(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class RedisClient:
@@ -110,7 +94,7 @@ class RedisClient:
         # Whether it has ever done what was asked: what is refused from then on may be granted again.
         self._reached = False
 
-    def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
+    def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         """Run a script; what it returned.
 
         Raises:
@@ -120,10 +104,11 @@ class RedisClient:
         with self._translated():
             client = self._connected()
             try:
-                told = client.evalsha(script.sha, len(keys), *keys, *arguments)
+                told = client.evalsha(_sha(script), len(keys), *keys, *arguments)
             except NoScriptError:
-                # Its first use here, SCRIPT FLUSH, a restart or another primary.
-                told = client.eval(script.text, len(keys), *keys, *arguments)
+                # Its first use here, SCRIPT FLUSH, a restart or another primary. `register_script` of the driver would
+                # send SCRIPT LOAD to all primaries of a cluster, and fail if one of them is down.
+                told = client.eval(script, len(keys), *keys, *arguments)
             self._reached = True
             return told
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.coordination.base import Hint
-from distributed_backup.coordination.redis import RedisCoordinator
-from distributed_backup.redis_client.client import script
+from distributed_backup.coordination.redis import RedisCoordinator, script
 from tests.integration.redis_scenarios import (
     BRISK,
     CALM,
@@ -395,7 +394,7 @@ def test_a_lost_hint_costs_at_most_one_tick(server: RedisServer, tmp_path: Path)
         with server.client().pipeline(transaction=True) as transaction:
             transaction.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             transaction.execute_command("PUBSUB", "NUMSUB", channel)
-            transaction.execute_command("EVAL", script("resign").text, 1, lease, "leader", channel)
+            transaction.execute_command("EVAL", script("resign"), 1, lease, "leader", channel)
             killed, listening, resigned = transaction.execute()
         resigned_at = CLOCK.now()
         assert (killed, listening[0][1] if isinstance(listening[0], tuple) else listening[1], resigned) == (1, 0, 1)

@@ -20,11 +20,10 @@ import pytest
 
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import Notice
-from distributed_backup.coordination.redis import RedisCoordinator
+from distributed_backup.coordination.redis import RedisCoordinator, script
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.position import Position
-from distributed_backup.redis_client.client import script
 from tests.integration.redis_scenarios import (
     BRISK,
     CALM,
@@ -230,7 +229,7 @@ def test_a_leader_that_gives_the_lease_back_no_longer_believes_in_it(
         a = team.start("a", url=proxy.url(), timings=BRISK)
         first = a.await_term()
         b = team.start("b", timings=BRISK)
-        lone_server.ask("SCRIPT", "LOAD", script("resign").text)
+        lone_server.ask("SCRIPT", "LOAD", script("resign"))
         elector = elector_of(a.worker)
         a.resting.set()
         wait_for(lambda: not saver_of(a.worker).unsaved, "it rests")
