@@ -30,6 +30,17 @@ def is_url(place: object) -> bool:
     return bool(separator) and bool(scheme) and scheme[0].isalpha() and "/" not in scheme
 
 
+def scheme_of(text: str) -> str:
+    """Return the part before the first colon in lower case. Empty without a colon.
+
+    Example:
+        >>> scheme_of("S3://bucket/run-42"), scheme_of("file:"), scheme_of("/mnt/shared/run-42")
+        ('s3', 'file', '')
+    """
+    scheme, separator, _ = text.partition(":")
+    return scheme.lower() if separator else ""
+
+
 def is_redis_url(text: str) -> bool:
     """Whether `text` begins as the URL of a Redis deployment does.
 

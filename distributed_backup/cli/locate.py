@@ -15,12 +15,12 @@ from pathlib import Path
 from distributed_backup.checkpoints.format import parse_name
 from distributed_backup.checkpoints.run_identity import RUN_FILE
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination import coordinator_from_url, is_server_url
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.urls import is_redis_url, without_credentials
+from distributed_backup.urls import without_credentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def open_run(target: str, *, run_id: str | None, coordinator: str | None) -> Ite
         ConfigError: The run does not exist, several match, or an option does not fit.
         BackupError: The run is unreachable or unreadable.
     """
-    if not is_redis_url(target):
+    if not is_server_url(target):
         run = _run_in_place(target, run_id, coordinator or _coordinator_of_the_job() or "file:")
     elif coordinator is None:
         run = _run_on_server(target, run_id)
@@ -103,7 +103,7 @@ def _run_in_place(place: str, wanted: str | None, url: str) -> Run:
     coordinator = coordinator_from_url(url, backup_dir=place)
     if run_id is not None:
         coordinator.open(run_id, LeaseTimings())
-    elif is_redis_url(url):
+    elif coordinator.is_server:
         raise ConfigError(f"{store.location} has no run id, which a server needs: name the run with --run")
     shown = store.location if url == "file:" else f"{store.location}, coordinated by {without_credentials(url)}"
     return Run(run_id=run_id, place=shown, coordinator=coordinator, store=store)
@@ -121,7 +121,7 @@ def open_store(place: str, *, run_id: str | None, allow_damaged: bool = False) -
         ConfigError: The place has no run, or several match.
         StoreError: The place can't be read.
     """
-    if is_redis_url(place):
+    if is_server_url(place):
         from distributed_backup.storage.redis import runs_at
 
         return CheckpointStore(place, run_id=_chosen(run_id, runs_at(place), without_credentials(place)))

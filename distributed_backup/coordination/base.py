@@ -1,41 +1,43 @@
-"""The contract of a coordinator: who should write, and what was decided.
+"""The contract of a coordinator, which grants the lease and keeps the shared records of one run.
 
-A coordinator grants a lease and keeps the term, the announcement, the members and the notices of one run. It
-says who *should* write, not who *can*: a paused holder may wake after its lease lapsed. The term in a
-checkpoint's name decides who counts; see `store`.
+The records are the term, the announcement, the members and the notices. A lease says who *should* write, not who *can*:
+a paused holder may wake up after its lease has expired. The term in a checkpoint's name decides, see
+`checkpoints.fencing`.
 
-Every operation may be repeated after a lost reply without changing anything. Driver errors become
-`CoordinatorUnavailableError`, or `ConfigError` where trying again can't help: a wrong password, a server that is too
-old. Nothing else leaves an implementation. All implementations pass one suite, `tests/contract`.
+Every operation may be repeated after a lost reply without further effect. Driver errors become
+`CoordinatorUnavailableError`, or `ConfigError` where a retry can't help: a wrong password, a server that is too old.
+An implementation raises no other errors. All implementations pass one suite, `tests/contract`.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.errors import ConfigError
 from distributed_backup.position import Position
 
 Role = Literal["leader", "follower", "standby"]
 Action = Literal["save", "resign"]
 Hint = Literal["free", "announced", "finished", "noticed"]
-"""What may be worth a look now: the lease was given back; there is an announcement; it is the run's last; a notice."""
+"""Why to send a heartbeat now: lease released, announcement made, run finished, notice posted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """What a worker says at each tick.
+    """What a worker sends at each tick.
 
     Args:
-        worker_id: Who speaks; unique to this incarnation.
-        campaign: Whether it wants the lease if it is free.
-        floor: Highest term known to be used; a granted term is higher.
-        duration: Seconds the lease and the membership last from now.
-        role: What it was at the last tick, for `status`.
-        position: How far its training has come; None before it knows.
+        worker_id: The sender. Unique to this incarnation.
+        campaign: Whether the worker takes the lease if it is free.
+        floor: The highest term known to be used. A granted term is higher.
+        duration: Seconds until the lease and the membership expire, counted from now.
+        role: The worker's role at the last tick, for `status`.
+        position: How far the worker's training has come. None if it has not started.
     """
 
     worker_id: str
@@ -54,9 +56,9 @@ class Announcement:
         term: The term it was made under.
         worker_id: The leader that made it.
         position: Position of the checkpoint, or where a fresh start begins.
-        checkpoint: Its name; None for a fresh start.
-        digest: Its digest; None for a fresh start.
-        answers: Ids of the notices that this announcement answers: what was to be saved is durable.
+        checkpoint: The checkpoint's name. None for a fresh start.
+        digest: The checkpoint's digest. None for a fresh start.
+        answers: Ids of the notices that this announcement serves: the state they asked to save is durable.
         finished: Whether the run is complete.
     """
 
@@ -89,7 +91,7 @@ class Announcement:
 
         Raises:
             KeyError: A field is missing.
-            TypeError: A field has another type, or the object is none.
+            TypeError: A field has another type, or `fields` is no object.
             ValueError: A number is malformed or out of range.
         """
         return cls(
@@ -105,14 +107,14 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """A preemption is coming, or an operator asks for what is done before one.
+    """A preemption is coming, or an operator requests what is done before one.
 
     Args:
         notice_id: Unique to the notice.
-        worker_id: Who is being preempted; who asks; for "resign", the leader that is asked.
-        reason: What told it: "SIGTERM".
-        remaining: Seconds until the kill, or for which the request stands, as of now.
-        action: What the leader is to do: "save"; or "resign", that is to save and to let another lead.
+        worker_id: The worker that is being preempted, or the operator. For "resign", the leader that is to resign.
+        reason: The cause, for example "SIGTERM".
+        remaining: Seconds until the kill, or until the request expires, counted from now.
+        action: What the leader does: "save", or "resign", which is to save and let another worker lead.
     """
 
     notice_id: str
@@ -124,13 +126,13 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A worker of the run, as last heard of.
+    """A worker of the run, as of its last tick.
 
     Args:
         worker_id: Its id.
-        role: What it said it was.
-        position: How far it said it had come; None if it didn't say.
-        age: Seconds since it was last heard of.
+        role: Its role.
+        position: Its position. None if its training had not started.
+        age: Seconds since that tick.
     """
 
     worker_id: str
@@ -141,17 +143,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
-    """All a worker knows of the cluster.
+    """All that a worker knows of the cluster.
 
     Args:
-        term: The newest term that was granted; 0 before the first.
-        holder: Who holds the lease of that term; None if nobody does.
-        holder_age: Seconds since the holder was last heard of; None without one, or if that can't be told.
-        remaining: Seconds the lease still lasts; None if it lasts as long as its holder lives.
+        term: The newest term that was granted. 0 before the first.
+        holder: The worker that holds the lease of that term. None if the lease is free.
+        holder_age: Seconds since the holder's last tick. None without a holder, or if the age is unknown.
+        remaining: Seconds until the lease expires. None if it lasts as long as its holder's process.
         announcement: The newest announcement, made under the newest term that made one.
-        notices: All notices that are not over. Only the leader acts on them, so that a heartbeat may leave them out
-            for who does not hold the lease: with N workers preempted at once, N² of them would be sent.
-        reason: Why the asking worker does not hold a lease it held before, where that is known.
+        notices: All notices that have not expired. A heartbeat may leave them out of the view of a follower: only the
+            leader acts on them, and N preempted workers would otherwise receive N² of them.
+        reason: Why the sender lost a lease it held before, where that is known.
     """
 
     term: int
@@ -164,52 +166,68 @@ class ClusterView:
 
 
 class Coordinator(ABC):
-    """One run's coordinator. Thread-safe; one instance may serve several workers of one process."""
+    """The coordinator of one run. Thread-safe. One instance may serve several workers of one process."""
 
     heartbeat_interval: float | None = None
-    """Seconds between heartbeats that suit it; None for `LeaseTimings.retry_period`."""
+    """Seconds between heartbeats. None for `LeaseTimings.retry_period`."""
 
     has_expiry = False
-    """Whether the lease of a holder that died goes on until it runs out by time."""
+    """Whether the lease of a dead holder stays until it expires."""
+
+    is_server: ClassVar[bool] = False
+    """Whether its URL names a server, which keeps the records of many runs."""
+
+    @classmethod
+    def from_url(cls, url: str, backup_dir: str | os.PathLike[str] | None) -> Self | None:  # noqa: ARG003 - see below
+        """Return the coordinator that a URL of its scheme names. None if the URL has another form.
+
+        Args:
+            url: The URL. `coordination.SCHEMES` leads its scheme here.
+            backup_dir: The backup directory, if it is one and known.
+
+        Raises:
+            ConfigError: The URL has the right form and can't be used.
+        """
+        raise ConfigError(f"{cls.__name__} can't be made from a URL")
 
     def open(self, run_id: str, timings: LeaseTimings) -> None:  # noqa: B027 - most have nothing to learn
-        """Learn which run it coordinates. Called by each worker before anything else; does no I/O.
+        """Set the run. Each worker calls this first. It does no I/O.
 
         Args:
             run_id: Id of the run.
-            timings: Durations of its lease: no operation may block for long in comparison.
+            timings: Durations of the lease. No operation may block for a large part of them.
 
         Raises:
             ConfigError: It was opened for another run.
         """
 
     def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:  # noqa: ARG002 - for those that give hints
-        """Have `wake` called when a look may be worth while, until the function that is returned is called.
+        """Call `wake` with each hint until the returned function is called.
 
-        A convenience: hints may be lost, late, and doubled, and one that has no way to give them gives none.
+        Hints are a convenience: they may be lost, late or doubled, and some coordinators give none.
 
         Args:
-            wake: Called from any thread; must not block.
+            wake: Called from any thread. It must not block.
         """
         return lambda: None
 
     def close(self) -> None:  # noqa: B027 - most hold nothing that the process' end does not free
-        """What `open` begins, ends: let go of connections. The next operation makes new ones."""
+        """Close connections. The next operation opens new ones."""
 
     @abstractmethod
     def heartbeat(self, beat: Heartbeat) -> ClusterView:
-        """Refresh the membership; renew the lease, or take it if it is free and wanted; tell what is.
+        """Refresh the membership, renew the lease or take a free one, and return the view.
 
         The holder's lease is renewed whether or not it campaigns. A free lease is granted under a term
         higher than every term granted before and than `beat.floor`.
 
         Raises:
-            CoordinatorUnavailableError: It can't be reached; nothing is known.
+            CoordinatorUnavailableError: It can't be reached. The lease may or may not have been granted.
         """
 
     @abstractmethod
     def view(self) -> ClusterView:
-        """Tell what is, without becoming a member or touching the lease.
+        """Return the view without becoming a member or touching the lease.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached.
@@ -217,7 +235,7 @@ class Coordinator(ABC):
 
     @abstractmethod
     def members(self) -> tuple[Member, ...]:
-        """The workers whose membership has not expired, by id.
+        """Return the workers whose membership has not expired, by id.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached.
@@ -225,17 +243,17 @@ class Coordinator(ABC):
 
     @abstractmethod
     def announce(self, announcement: Announcement) -> bool:
-        """Make `announcement` the announcement of its term; False if its worker no longer holds that term.
+        """Record `announcement` as that of its term. False if its worker no longer holds that term.
 
-        Its worker counts as heard of.
+        It counts as a tick of its worker.
 
         Raises:
-            CoordinatorUnavailableError: It can't be reached; the announcement may or may not have been made.
+            CoordinatorUnavailableError: It can't be reached. The announcement may or may not have been made.
         """
 
     @abstractmethod
     def notify(self, notice: Notice) -> None:
-        """Tell all workers of `notice`; it is over after `notice.remaining` seconds, or when its worker leaves.
+        """Post `notice` for all workers. It expires after `notice.remaining` seconds, or when its worker leaves.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached.
@@ -243,7 +261,7 @@ class Coordinator(ABC):
 
     @abstractmethod
     def resign(self, worker_id: str) -> None:
-        """Give the lease back at once if `worker_id` holds it, so that another may take it at its next tick.
+        """Release the lease if `worker_id` holds it, so that another worker takes it at its next tick.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached.
@@ -251,7 +269,7 @@ class Coordinator(ABC):
 
     @abstractmethod
     def leave(self, worker_id: str) -> None:
-        """End a membership and take back its notices.
+        """End a membership and remove its notices.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached.
@@ -259,7 +277,7 @@ class Coordinator(ABC):
 
     @abstractmethod
     def erase(self) -> None:
-        """Forget the run: the last one out calls this when the backup has been deleted.
+        """Delete all records of the run. The last worker out calls this after it has deleted the backup.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached.

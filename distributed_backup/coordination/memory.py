@@ -6,8 +6,10 @@ processes with a `MemoryCoordinator` each will both lead.
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, replace
+from typing import Self, override
 
 from distributed_backup.clock import Clock, SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
@@ -34,6 +36,11 @@ class MemoryCoordinator(Coordinator):
 
     heartbeat_interval = 0.1
     has_expiry = True
+
+    @classmethod
+    @override
+    def from_url(cls, url: str, backup_dir: str | os.PathLike[str] | None) -> Self | None:
+        return cls() if url == "memory:" else None
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()

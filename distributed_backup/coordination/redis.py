@@ -21,12 +21,13 @@ Instants are milliseconds since 1970 by the server's clock.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast, override
 
 import orjson
 
@@ -48,6 +49,7 @@ from distributed_backup.errors import ConfigError, CoordinatorError, Coordinator
 from distributed_backup.position import Position
 from distributed_backup.redis_client.address import RedisAddress
 from distributed_backup.redis_client.client import RedisClient
+from distributed_backup.urls import is_redis_url
 
 if TYPE_CHECKING:
     import redis
@@ -102,6 +104,7 @@ class RedisCoordinator(Coordinator):
     """
 
     has_expiry = True
+    is_server = True
 
     def __init__(self, server: str | redis.Redis) -> None:
         self._address = RedisAddress.of_url(server) if isinstance(server, str) else RedisAddress.of_client(server)
@@ -109,6 +112,11 @@ class RedisCoordinator(Coordinator):
         # Workers that have opened it and not closed it yet: while there are any, it serves their run only.
         self._users = 0
         self._opened: tuple[RedisClient, HintListener] | None = None
+
+    @classmethod
+    @override
+    def from_url(cls, url: str, backup_dir: str | os.PathLike[str] | None) -> Self | None:
+        return cls(url) if is_redis_url(url) else None
 
     def __repr__(self) -> str:
         return f"RedisCoordinator({str(self._address)!r})"

@@ -1,30 +1,37 @@
-"""One family: a contract, its implementations, and the way from a path or URL to one of them."""
+"""Where the files of a run are: the contract, its implementations, and the table that leads from a URL to one."""
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from importlib import import_module
+from typing import Final, cast
 
 from distributed_backup.checks import checked_seconds
 from distributed_backup.errors import ConfigError
 from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.urls import is_redis_url, is_url, without_credentials
+from distributed_backup.urls import REDIS_SCHEMES, is_url, scheme_of, without_credentials
 
-_LIMIT = 30.0
-# A URL that became a path; a directory of such a name would have to be called "./s3:".
-_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+# Scheme -> (module of this package, class). A class is imported when a URL asks for it.
+SCHEMES: Final[dict[str, tuple[str, str]]] = {
+    "file": ("local", "LocalStorage"),
+    "local": ("local", "LocalStorage"),
+    **dict.fromkeys(REDIS_SCHEMES, ("redis", "RedisStorage")),
+}
+_ALL_OTHERS: Final = ("object_store", "ObjectStorage")
+_LIMIT: Final = 30.0
+# A URL that `Path` has changed. A directory of such a name can be given as "./s3:".
+_ONE_SLASH: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None, limit: float = _LIMIT) -> Storage:
-    """The storage that `place` names.
+    """Return the storage that `place` names.
 
     Args:
-        place: The path of a directory or its `file:///path`; `s3://bucket/prefix`, `gs://bucket/prefix`,
-            `az://container/prefix`, `memory://name` or any other URL that fsspec knows (see `objects`); or the URL of a
-            Redis deployment (see `redis`), which needs a run id.
+        place: The path of a directory or its `file:///path`. `s3://bucket/prefix`, `gs://bucket/prefix`,
+            `az://container/prefix`, `memory://name` or any other URL that fsspec knows (see `object_store`). The URL
+            of a Redis deployment (see `storage.redis`), which needs a run id.
         run_id: Id of the run.
         limit: Seconds that one request to a server may take.
 
@@ -45,22 +52,7 @@ def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None
             shown = without_credentials(str(place).replace(":/", "://", 1))
             raise ConfigError(f"{shown} has lost a slash, as a URL does that is made a path: give it as text")
         return LocalStorage(place)
-    scheme, separator, rest = str(place).partition("://")
-    url = scheme.lower() + separator + rest
-    if is_redis_url(url):
-        from distributed_backup.storage.redis import RedisStorage
-
-        return RedisStorage(url, run_id=run_id, limit=limit)
-    if url.startswith(("file://", "local://")):
-        return LocalStorage(_path_of(url))
-    from distributed_backup.storage.object_store import ObjectStorage
-
-    return ObjectStorage(url, limit=limit)
-
-
-def _path_of(url: str) -> Path:
-    parts = urlsplit(url)
-    path = unquote(parts.path)
-    if parts.netloc or parts.query or parts.fragment or not path.startswith("/"):
-        raise ConfigError(f"a directory is named by its absolute path, file:///path; got {without_credentials(url)!r}")
-    return Path(path)
+    scheme = scheme_of(str(place))
+    module, name = SCHEMES.get(scheme, _ALL_OTHERS)
+    kind = cast(type[Storage], getattr(import_module(f"{__name__}.{module}"), name))
+    return kind.from_url(scheme + str(place)[len(scheme) :], run_id=run_id, limit=limit)

@@ -8,7 +8,7 @@ written stays unless it is replaced or removed. It can't promise more than its m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 PARTIAL: Final = ".partial-"
 """How names of files begin that are being written, or were left by a crash: `.partial-NAME-xxxxxxxx`."""
@@ -33,6 +33,20 @@ class Storage(ABC):
 
     permanent_errnos: ClassVar[frozenset[int]] = frozenset()
     """The errno of a read that says that the bytes are gone for good; all else may be read later."""
+
+    @classmethod
+    @abstractmethod
+    def from_url(cls, url: str, *, run_id: str | None, limit: float) -> Self:
+        """Return the storage that a URL names. Its scheme is in lower case.
+
+        Args:
+            url: The URL. `storage.SCHEMES` leads its scheme here.
+            run_id: Id of the run, for a storage that many runs share.
+            limit: Seconds that one request to a server may take.
+
+        Raises:
+            ConfigError: The URL can't be used.
+        """
 
     @property
     @abstractmethod

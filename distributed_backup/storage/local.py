@@ -13,11 +13,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import override
+from typing import Self, override
+from urllib.parse import unquote, urlsplit
 
 from distributed_backup.atomic import temporary
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
+from distributed_backup.urls import without_credentials
 
 
 class LocalStorage(Storage):
@@ -46,6 +48,16 @@ class LocalStorage(Storage):
             raise ConfigError(f"the backup directory must be a path, got {os.fspath(root)!r}")
         # Absolute, so that a training script that changes its working directory does not move the run.
         self._root = Path(root).absolute()
+
+    @classmethod
+    @override
+    def from_url(cls, url: str, *, run_id: str | None, limit: float) -> Self:
+        parts = urlsplit(url)
+        path = unquote(parts.path)
+        if parts.netloc or parts.query or parts.fragment or not path.startswith("/"):
+            shown = without_credentials(url)
+            raise ConfigError(f"a directory is named by its absolute path, file:///path; got {shown!r}")
+        return cls(Path(path))
 
     @property
     @override

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, override
+from typing import Final, Self, override
 
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.per_process import PerProcess
@@ -67,6 +67,11 @@ class ObjectStorage(Storage):
         # Of the files at the last listing and those written since: a download is given the time that it may take.
         self._sizes: dict[str, int] = {}
         self._conditional: bool | None = None
+
+    @classmethod
+    @override
+    def from_url(cls, url: str, *, run_id: str | None, limit: float) -> Self:
+        return cls(url, limit=limit)
 
     @property
     @override

@@ -19,7 +19,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, override
+from typing import Final, Self, override
 
 from redis.exceptions import AuthenticationError, NoPermissionError
 
@@ -83,6 +83,11 @@ class RedisStorage(Storage):
         # A call is several steps, of which a server that hangs may delay each.
         self._limit = limit / 2
         self._client = PerProcess(self._make_client)
+
+    @classmethod
+    @override
+    def from_url(cls, url: str, *, run_id: str | None, limit: float) -> Self:
+        return cls(url, run_id=run_id, limit=limit)
 
     @property
     @override
