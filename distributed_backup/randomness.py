@@ -1,10 +1,9 @@
-"""Keeps clients off the training's random numbers.
+"""Give clients of servers a random generator of their own.
 
-`random` has one generator for the whole process, and it is training state: optimizers choose candidates with it.
-Clients of servers draw from it too, for the pauses between their retries or to choose a node, from whatever thread and
-as often as the network has it; a fit beside them would not end as one without. So their modules are given a generator
-of our own. That holds for modules that are loaded by then; one that imports `random` anew within a function is not
-reached.
+`random` has one generator per process, and it is training state: optimizers draw candidates from it. Clients draw from
+it too, to space their retries or to choose a node. The draws depend on the network, so a resumed fit would end in
+another state. `isolate_rng` replaces `random` in the clients' modules. It reaches modules that are loaded at the time
+of the call. A function that imports `random` itself still draws from the training's generator.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ _own = random.Random()
 
 
 def _is_drawn_by(value: object) -> bool:
-    """Whether this is a method of the one generator, as `random.choice` is."""
+    """Return whether this is a method of the process's generator, as `random.choice` is."""
     return getattr(value, "__self__", None) is random._inst  # noqa: SLF001
 
 
 def _made() -> ModuleType:
-    """`random`, but that its functions draw from our generator."""
+    """Make a copy of `random` whose functions draw from our generator."""
     made = ModuleType(random.__name__, random.__doc__)
     for name, value in vars(random).items():
         setattr(made, name, getattr(_own, name) if _is_drawn_by(value) else value)
@@ -33,14 +32,14 @@ _ours = _made()
 
 
 def isolate_rng(*packages: str) -> None:
-    """Have all loaded modules of these packages draw from a generator that is not the training's.
+    """Make the loaded modules of these packages draw from our generator.
 
     Args:
-        packages: Names of top-level packages; one that is not loaded is no error.
+        packages: Names of top-level packages. Packages that are not loaded are ignored.
 
     Example:
         >>> import redis.cluster
-        >>> draw_apart("redis")
+        >>> isolate_rng("redis")
         >>> before = random.getstate()
         >>> redis.cluster.random.choice([1, 2]) in {1, 2}, random.getstate() == before
         (True, True)

@@ -1,7 +1,4 @@
-"""What can be said of a coordinator's URL without the driver that it needs.
-
-Nothing that is shown of a URL holds credentials.
-"""
+"""Inspect a URL without the driver it needs, and show it without credentials."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ REDIS_SCHEMES: Final = (
 
 
 def is_url(place: object) -> bool:
-    """Whether this is a URL, and not the path of a directory.
+    """Return whether this is a URL. Otherwise it is the path of a directory.
 
     Example:
         >>> is_url("s3://bucket/run-42"), is_url("/mnt/shared/run-42"), is_url("/tmp/a://b")
@@ -42,7 +39,7 @@ def scheme_of(text: str) -> str:
 
 
 def is_redis_url(text: str) -> bool:
-    """Whether `text` begins as the URL of a Redis deployment does.
+    """Return whether `text` has the scheme of a Redis deployment.
 
     Example:
         >>> is_redis_url("redis+sentinel://a:26379,b:26379/service")
@@ -55,7 +52,7 @@ def is_redis_url(text: str) -> bool:
 
 
 def without_credentials(url: str) -> str:
-    """The URL without what stands before its last @, and without its options: both may hold passwords.
+    """Return the URL without the part before its last @, and without its options. Both may hold passwords.
 
     Example:
         >>> without_credentials("redis://user:secret@redis:6379/0?ssl_password=secret")
@@ -63,11 +60,11 @@ def without_credentials(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        # No URL, or a mistyped one.
+        # A path, or a mistyped URL.
         return url if "@" not in url else f"…@{url.rpartition('@')[2]}"
     before, mark, after = re.split(r"([?#]|$)", rest, maxsplit=1)
     if mark and "@" in after:
-        # An unescaped ? in a password, or an @ in an option: where the place is can't be told.
+        # An unescaped ? in a password, or an @ in an option: the host can't be found.
         return f"{scheme}{separator}…"
-    # The last @ of all: an unescaped / in a password must not make the rest of it a host.
+    # The last @ of the whole rest: a password may have an unescaped /.
     return f"{scheme}{separator}{before.rpartition('@')[2]}"

@@ -1,7 +1,7 @@
 """Leases in memory, for several workers of one process and for tests.
 
-The reference for the contract. It coordinates the workers that share the instance, and nothing else: two
-processes with a `MemoryCoordinator` each will both lead.
+The reference for the contract. It coordinates the workers that share the instance. In two processes with a
+`MemoryCoordinator` each, both lead.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ class _Membership:
 class MemoryCoordinator(Coordinator):
     """A coordinator in memory.
 
-    Args:
-        clock: Where time comes from.
-
     Example:
+        >>> from distributed_backup.coordination.base import Heartbeat
         >>> coordinator = MemoryCoordinator()
         >>> coordinator.heartbeat(Heartbeat(worker_id="a", campaign=True, floor=0, duration=15.0)).holder
         'a'
@@ -55,8 +53,8 @@ class MemoryCoordinator(Coordinator):
         self._members: dict[str, _Membership] = {}
         self._notices: dict[str, tuple[Notice, float]] = {}
 
+    @override
     def heartbeat(self, beat: Heartbeat) -> ClusterView:
-        """Refresh the membership; renew or try to take the lease; tell what is."""
         with self._lock:
             now = self._clock.now()
             member = Member(worker_id=beat.worker_id, role=beat.role, position=beat.position, age=0.0)
@@ -69,8 +67,8 @@ class MemoryCoordinator(Coordinator):
                 self._expires = now + beat.duration
             return self._view(now)
 
+    @override
     def view(self) -> ClusterView:
-        """Tell what is."""
         with self._lock:
             return self._view(self._clock.now())
 
@@ -87,15 +85,15 @@ class MemoryCoordinator(Coordinator):
             notices=tuple(replace(notice, remaining=end - now) for notice, end in self._notices.values()),
         )
 
+    @override
     def members(self) -> tuple[Member, ...]:
-        """The workers whose membership has not expired, by id."""
         with self._lock:
             now = self._clock.now()
             self._members = {key: entry for key, entry in self._members.items() if now < entry.expires}
             return tuple(replace(entry.member, age=now - entry.heard) for _, entry in sorted(self._members.items()))
 
+    @override
     def announce(self, announcement: Announcement) -> bool:
-        """Make it the announcement of its term; False if its worker no longer holds that term."""
         with self._lock:
             holds = (
                 self._holder == announcement.worker_id
@@ -108,24 +106,24 @@ class MemoryCoordinator(Coordinator):
                     membership.heard = self._clock.now()
             return holds
 
+    @override
     def notify(self, notice: Notice) -> None:
-        """Tell all workers of `notice`."""
         with self._lock:
             self._notices[notice.notice_id] = (notice, self._clock.now() + notice.remaining)
 
+    @override
     def resign(self, worker_id: str) -> None:
-        """Give the lease back at once."""
         with self._lock:
             if self._holder == worker_id:
                 self._holder, self._expires = None, 0.0
 
+    @override
     def leave(self, worker_id: str) -> None:
-        """End a membership and take back its notices."""
         with self._lock:
             self._members.pop(worker_id, None)
             self._notices = {key: entry for key, entry in self._notices.items() if entry[0].worker_id != worker_id}
 
+    @override
     def erase(self) -> None:
-        """Forget the run."""
         with self._lock:
             self._forget()

@@ -1,18 +1,16 @@
 """Leases over Redis or Valkey, for the workers of many machines.
 
-A lease says who should write, not who can: a paused holder may wake after its lease lapsed. The term in a checkpoint's
-name decides who counts; see `store`. Leases are counted by the server's clock: a clock that is set forward ends one
-early, and so does a replica that takes over with a clock ahead of its primary's; one that is set back costs a lease.
-What a server forgets, when it is emptied or a stale replica is promoted, costs an election and nothing else: terms are
-claimed in the run's directory.
+The server's clock measures leases. If the clock is set forward, or a replica with a faster clock takes over, a lease
+expires early. If it is set back, the next leader waits up to one lease longer. A server that is emptied, or a stale
+replica that is promoted, costs an election: terms are claimed in the run's directory.
 
-One round trip per worker and tick does everything, at a cost that does not grow with the number of workers. The keys of
-a run share a hash tag, so that they live on one node of a cluster, and are gone a week after the run's last word:
+A worker sends one script per tick, whose cost does not grow with the number of workers. The keys of a run share a hash
+tag, so that one node of a cluster has them all. They expire a week after the run's last call:
 
-    distributed-backup:{RUN}:lease          hash     term; holder, until, lasts, heard: gone when it was given back
-    distributed-backup:{RUN}:announcement   string   JSON, as `Announcement`
+    distributed-backup:{RUN}:lease          hash     term, and while the lease is held: holder, until, lasts, heard
+    distributed-backup:{RUN}:announcement   string   JSON, see `Announcement.to_fields`
     distributed-backup:{RUN}:members        hash     worker id -> "seen role epoch batch"
-    distributed-backup:{RUN}:expiries       zset     worker id by the instant at which it stops to count as a member
+    distributed-backup:{RUN}:expiries       zset     worker id by the instant at which its membership expires
     distributed-backup:{RUN}:notices        hash     notice id -> "until worker-id wish reason"
     distributed-backup:{RUN}:hints          channel  "free", "announced", "finished", "noticed"
 
@@ -54,10 +52,10 @@ from distributed_backup.urls import is_redis_url
 if TYPE_CHECKING:
     import redis
 
-# How long the keys of a run stay after its last word: longer than anybody would leave a preempted job waiting, and
-# losing them would cost no more than an election.
+# Milliseconds that a run's keys stay after its last call. A job rarely waits longer to be started again, and losing
+# the keys costs one election.
 KEY_TTL_MS: Final = 7 * 24 * 3600 * 1000
-# Seconds to wait for the thread that listens; it looks up every quarter of one, unless it is just connecting.
+# Seconds to wait for the listener thread. It checks every 0.25 s whether to end, unless it is connecting.
 _JOIN_LIMIT: Final = 3.0
 _LEASE_KEY: Final = re.compile(r"distributed-backup:\{(.+)\}:lease")
 
@@ -70,7 +68,7 @@ def script(*names: str) -> str:
 
 
 class _Keys:
-    """Names of a run's keys."""
+    """The names of a run's keys."""
 
     def __init__(self, run_id: str) -> None:
         prefix = f"distributed-backup:{{{run_id}}}:"
@@ -90,7 +88,8 @@ class RedisCoordinator(Coordinator):
     Making one connects to nothing.
 
     Args:
-        server: A URL (see `redis_url`), or a client, whose settings are taken for connections of our own.
+        server: A URL (see `redis_client.address`), or a client. A client's settings are copied, and connections are
+            our own.
 
     Raises:
         ConfigError: `server` is neither.
@@ -109,7 +108,7 @@ class RedisCoordinator(Coordinator):
     def __init__(self, server: str | redis.Redis) -> None:
         self._address = RedisAddress.of_url(server) if isinstance(server, str) else RedisAddress.of_client(server)
         self._keys: _Keys | None = None
-        # Workers that have opened it and not closed it yet: while there are any, it serves their run only.
+        # How many workers have it open. While there are any, it serves their run only.
         self._users = 0
         self._opened: tuple[RedisClient, HintListener] | None = None
 
@@ -121,12 +120,12 @@ class RedisCoordinator(Coordinator):
     def __repr__(self) -> str:
         return f"RedisCoordinator({str(self._address)!r})"
 
+    @override
     def open(self, run_id: str, timings: LeaseTimings) -> None:
-        """Learn which run it coordinates."""
         checked_name("run_id", run_id)
         if self._keys is None or self._opened is None or (self._users == 0 and self._keys.run_id != run_id):
-            # A period; less, if three steps would not fit between a renewal and the leader's deadline; never next to
-            # nothing.
+            # A period. Less if three steps would not fit between a renewal and the leader's deadline, and at least a
+            # tenth of that deadline.
             left, least = timings.renew_deadline - timings.retry_period, timings.renew_deadline / 10
             limit = max(min(timings.retry_period, left / 3), least)
             link = RedisClient(self._address, limit)
@@ -142,10 +141,10 @@ class RedisCoordinator(Coordinator):
         self._users += 1
 
     def runs(self) -> tuple[str, ...]:
-        """The ids of all runs on the server.
+        """Return the ids of all runs on the server.
 
         Raises:
-            CoordinatorUnavailableError: It can't be reached.
+            CoordinatorUnavailableError: The server can't be reached.
         """
         link = RedisClient(self._address, LeaseTimings().retry_period)
         try:
@@ -154,8 +153,8 @@ class RedisCoordinator(Coordinator):
         finally:
             link.close()
 
+    @override
     def close(self) -> None:
-        """Close all connections when the last that opened it closes it; the next call opens new ones."""
         self._users = max(self._users - 1, 0)
         if self._opened is not None and self._users == 0:
             link, listener = self._opened
@@ -164,8 +163,8 @@ class RedisCoordinator(Coordinator):
 
     # ---------------------------------------------------------------- the contract
 
+    @override
     def heartbeat(self, beat: Heartbeat) -> ClusterView:
-        """Refresh the membership; renew the lease, or take it if it is free and wanted; tell what is."""
         keys = self._run_keys
         position = "- -" if beat.position is None else f"{beat.position.epoch} {beat.position.batch}"
         arguments = (
@@ -176,23 +175,23 @@ class RedisCoordinator(Coordinator):
             KEY_TTL_MS,
             f"{beat.role} {position}",
         )
-        with self._understood():
+        with self._translated():
             return _view(self._link.run(script("heartbeat", "view"), keys.all, arguments))
 
+    @override
     def view(self) -> ClusterView:
-        """Tell what is."""
-        with self._understood():
+        with self._translated():
             return _view(self._link.run(script("view"), self._run_keys.all[:3], ("",)))
 
+    @override
     def members(self) -> tuple[Member, ...]:
-        """The workers whose membership has not expired, by id."""
         keys = self._run_keys
-        with self._understood():
-            told = self._link.run(script("members"), (keys.members, keys.expiries), ())
-            return tuple(sorted(map(_member, *_columns(told, 3)), key=lambda member: member.worker_id))
+        with self._translated():
+            reply = self._link.run(script("members"), (keys.members, keys.expiries), ())
+            return tuple(sorted(map(_member, *_columns(reply, 3)), key=lambda member: member.worker_id))
 
+    @override
     def announce(self, announcement: Announcement) -> bool:
-        """Make `announcement` the announcement of its term; False if its worker no longer holds that term."""
         keys = self._run_keys
         hint: Hint = "finished" if announcement.finished else "announced"
         arguments = (
@@ -205,8 +204,8 @@ class RedisCoordinator(Coordinator):
         )
         return bool(self._link.run(script("announce"), (keys.lease, keys.announcement), arguments))
 
+    @override
     def notify(self, notice: Notice) -> None:
-        """Tell all workers of `notice`; it is over after `notice.remaining` seconds, or when its worker leaves."""
         keys = self._run_keys
         arguments = (
             notice.notice_id,
@@ -219,24 +218,24 @@ class RedisCoordinator(Coordinator):
         )
         self._link.run(script("notify"), (keys.notices,), arguments)
 
+    @override
     def resign(self, worker_id: str) -> None:
-        """Give the lease back at once if `worker_id` holds it."""
         keys = self._run_keys
         self._link.run(script("resign"), (keys.lease,), (checked_name("worker_id", worker_id), keys.hints))
 
+    @override
     def leave(self, worker_id: str) -> None:
-        """End a membership and take back its notices."""
         keys = self._run_keys
         self._link.run(
             script("leave"), (keys.members, keys.expiries, keys.notices), (checked_name("worker_id", worker_id),)
         )
 
+    @override
     def erase(self) -> None:
-        """Forget the run."""
         self._link.run(script("erase"), self._run_keys.all, ())
 
+    @override
     def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
-        """Have `wake` called when a look may be worth while, until the function that is returned is called."""
         return self._parts[1].add(wake)
 
     # ---------------------------------------------------------------- the parts
@@ -244,7 +243,7 @@ class RedisCoordinator(Coordinator):
     @property
     def _parts(self) -> tuple[RedisClient, HintListener]:
         if self._opened is None:
-            raise CoordinatorError("open() names the run, and comes before everything else")
+            raise CoordinatorError("no run is set: call open() first")
         return self._opened
 
     @property
@@ -254,19 +253,19 @@ class RedisCoordinator(Coordinator):
     @property
     def _run_keys(self) -> _Keys:
         if self._keys is None:
-            raise CoordinatorError("open() names the run, and comes before everything else")
+            raise CoordinatorError("no run is set: call open() first")
         return self._keys
 
     @contextmanager
-    def _understood(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
         try:
             yield
         except (KeyError, IndexError, TypeError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise CoordinatorUnavailableError(
-                f"{self._address} holds what we don't write under {self._run_keys.lease} and the keys beside it "
-                f"({error!r}); stop the run's workers and delete them"
+                f"{self._address} has a malformed record under {self._run_keys.lease} or the keys beside it "
+                f"({error!r}): stop the run's workers and delete these keys"
             ) from None
 
 
@@ -274,16 +273,16 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _columns(told: list[Any], count: int) -> tuple[list[Any], ...]:
-    return tuple(told[column::count] for column in range(count))
+def _columns(reply: list[Any], count: int) -> tuple[list[Any], ...]:
+    return tuple(reply[column::count] for column in range(count))
 
 
-def _view(told: list[Any]) -> ClusterView:
-    term, holder, age, left, announcement, *notices = told
+def _view(reply: list[Any]) -> ClusterView:
+    term, holder, age, left, announcement, *notices = reply
     return ClusterView(
         term=int(term),
         holder=holder or None,
-        # An instant to come, by a clock that was set back: whether the holder is alive can't be told.
+        # A negative age means that the server's clock was set back. The holder's age is unknown.
         holder_age=int(age) / 1000 if holder and int(age) >= 0 else None,
         remaining=int(left) / 1000 if holder else None,
         announcement=Announcement.from_fields(orjson.loads(announcement)) if announcement else None,
@@ -297,8 +296,8 @@ def _notice(notice_id: str, left: int, worker_id: str, action: str, reason: str)
     )
 
 
-def _member(worker_id: str, age: int, told: str) -> Member:
-    role, epoch, batch = told.split()
+def _member(worker_id: str, age: int, record: str) -> Member:
+    role, epoch, batch = record.split()
     return Member(
         worker_id=worker_id,
         role=cast(Role, role),

@@ -1,8 +1,8 @@
-"""Hints over pub/sub: a thread that listens, and says that a look may be worth while.
+"""Receive hints over pub/sub, in a thread.
 
-Pub/sub is at most once: what is sent while nobody is connected is gone, and a connection that died in silence looks
-like one on which nothing happens. So nothing rests on a hint, and a connection that does not even answer a PING is
-replaced.
+Pub/sub delivers at most once: a hint that is sent while the connection is down is lost. So nothing depends on a hint. A
+dead connection looks like a silent one. The listener sends a PING after a silence and replaces a connection that does
+not reply.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from distributed_backup.redis_client.client import RedisClient
 logger = logging.getLogger(__name__)
 
 _HINTS: Final = frozenset(get_args(Hint))
-# Seconds after which the thread looks whether anybody still listens.
-_LOOK_UP: Final = 0.25
+# Seconds between two checks whether the thread is to end.
+_CHECK_PERIOD: Final = 0.25
 
 
 class HintListener:
-    """Listens on one channel for as long as somebody wants to know.
+    """Listens on one channel while it has subscribers.
 
-    Args:
-        link: The server.
-        channel: The channel.
-        silence: Seconds without a word after which the connection is tested.
-        retry: Seconds between two tries to connect.
+    After `silence` seconds without a message it tests the connection. It waits `retry` seconds between two attempts to
+    connect.
     """
 
     def __init__(self, link: RedisClient, channel: str, *, silence: float, retry: float) -> None:
@@ -39,12 +36,12 @@ class HintListener:
         self._retry = retry
         self._lock = threading.Lock()
         self._wakes: list[Callable[[Hint], None]] = []
-        # What ends the thread that runs now; each thread has its own, so that an old one never serves new listeners.
+        # Ends the running thread. Each thread has its own event, so that an ending one never serves new subscribers.
         self._ending: threading.Event | None = None
         self._thread: threading.Thread | None = None
 
     def add(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
-        """Call `wake` with each hint until the function that is returned is called."""
+        """Call `wake` with each hint until the returned function is called."""
         with self._lock:
             self._wakes.append(wake)
             if self._ending is None:
@@ -64,9 +61,9 @@ class HintListener:
         return remove
 
     def join(self, timeout: float) -> None:
-        """Wait for the end of the thread that nobody needs any more.
+        """Wait for the thread to end, if it has no subscribers.
 
-        At the interpreter's end it would be stopped wherever it is, perhaps with a lock of the driver that is needed.
+        The interpreter stops daemon threads at exit, and this one may hold a lock of the driver then.
         """
         with self._lock:
             thread = None if self._wakes else self._thread
@@ -74,7 +71,7 @@ class HintListener:
             thread.join(timeout)
 
     def _end(self) -> None:
-        # No more than a word: a connection must not be touched by two threads. The listener looks up soon.
+        # Only set the event: two threads must not use one connection. The listener checks it every 0.25 s.
         if self._ending is not None:
             self._ending.set()
             self._ending = None
@@ -83,8 +80,8 @@ class HintListener:
         while not ending.is_set():
             try:
                 self._listen(ending)
-            except Exception as error:  # noqa: BLE001 - nothing rests on hints, and what a driver may raise has no end
-                logger.debug("no hints, trying again channel=%s reason=%s", self._channel, error)
+            except Exception as error:  # noqa: BLE001 - nothing depends on hints, and a driver may raise anything
+                logger.debug("can't receive hints, retrying channel=%s reason=%s", self._channel, error)
                 ending.wait(self._retry)
 
     def _listen(self, ending: threading.Event) -> None:
@@ -92,7 +89,7 @@ class HintListener:
             subscription.subscribe(self._channel)
             silent, tested = 0.0, False
             while not ending.is_set():
-                pause = min(_LOOK_UP, self._silence)
+                pause = min(_CHECK_PERIOD, self._silence)
                 message = subscription.get_message(timeout=pause)
                 if message is not None:
                     silent, tested = 0.0, False
@@ -102,7 +99,7 @@ class HintListener:
                 if silent < self._silence:
                     continue
                 if tested:
-                    return  # not even an answer to the PING: connect anew
+                    return  # no reply to the PING: connect again
                 silent, tested = 0.0, True
                 subscription.ping()
 

@@ -1,18 +1,14 @@
-"""Durations of a lease."""
+"""Durations of a lease, checked once and scaled to a grace period."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from distributed_backup.checks import is_number
 from distributed_backup.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
-from distributed_backup.checks import is_number
-
-# Of the grace period, for a lease to run out and be taken; the rest is for the save, and for leaving.
+# Part of the grace period in which a lease expires and is taken over. The rest is for the save and the shutdown.
 _LEASE_PART = 0.6
 
 
@@ -21,14 +17,13 @@ class LeaseTimings:
     """How long a lease lasts and how often it is renewed, in seconds.
 
     Args:
-        duration: How long others must wait before they take over from a leader that fell silent. Longer
-            survives longer pauses of a healthy leader; shorter hands over sooner. Also how long a worker
-            that died without a word still counts as a member.
-        renew_deadline: How long the leader goes on without a successful renewal before it stands down. Must
-            be shorter than `duration`, so that it stands down before anyone else may take over.
-        retry_period: How often each worker talks to the coordinator. At least two tries fit into
-            `renew_deadline` when it is half of it or less. A file coordinator ticks faster: its tick is a
-            system call, not a round trip.
+        duration: Seconds after the last renewal until another worker may take over. A longer lease survives longer
+            pauses of a healthy leader. A shorter one is taken over earlier. A dead worker counts as a member for as
+            long.
+        renew_deadline: Seconds without a successful renewal after which the leader stands down. It must be shorter
+            than `duration`, so that the leader stands down before another worker takes over.
+        retry_period: Seconds between two heartbeats of a worker. With half of `renew_deadline` or less, at least two
+            fit into it. A file coordinator has an interval of 0.1 s, because its heartbeat is a few system calls.
 
     The defaults are those of kubernetes/client-go `tools/leaderelection`.
 
@@ -54,10 +49,10 @@ class LeaseTimings:
 
     @classmethod
     def for_grace_period(cls, grace_period: float) -> LeaseTimings:
-        """The defaults, shortened where a grace period is short.
+        """Return the defaults, shortened if the grace period is short.
 
-        If the leader is killed while all workers are being preempted, a follower can take over and save only if the
-        lease runs out early enough: it and one tick may take 0.6 of the grace period.
+        The leader may be killed while all workers are being preempted. A follower can take over and save only if the
+        lease expires in time: the lease and one tick may take 0.6 of the grace period.
 
         Args:
             grace_period: Seconds between a notice and the kill.

@@ -1,13 +1,13 @@
-"""Where a Redis or Valkey deployment is: the URL, taken apart.
+"""Parse the URL of a Redis or Valkey deployment.
 
-    redis://[[user]:password@]host[:port][/db][?option=value…]        one server; rediss:// with TLS
+    redis://[[user]:password@]host[:port][/db][?option=value…]        one server, rediss:// with TLS
     unix://[[user]:password@]/path/to/socket[?db=N]                   one server on this machine
     redis+sentinel://[…@]host[:port][,host[:port]…]/service[/db]      the primary that these sentinels name
     redis+cluster://[…@]host[:port][,host[:port]…]                    Redis Cluster, from any of its nodes
 
-rediss+sentinel:// and rediss+cluster:// with TLS. Options are those of redis-py's `from_url` that are about how to
-connect: `ssl_ca_certs`, `ssl_certfile`, `sentinel_password`, …. What is shown of a URL never holds credentials: neither
-the part before the @ nor the options.
+rediss+sentinel:// and rediss+cluster:// use TLS. Options are those of redis-py's `from_url` that say how to connect:
+`ssl_ca_certs`, `ssl_certfile`, `sentinel_password`, and so on. Messages show a URL without credentials: the part before
+the @ and the options are left out.
 """
 
 from __future__ import annotations
@@ -31,15 +31,13 @@ _REDIS_PORT: Final = 6379
 
 
 class _WrongUrlError(ValueError):
-    """Says what is wrong without quoting from the URL."""
+    """An error whose message quotes nothing from the URL."""
 
 
 class RedisAddress:
-    """Where a deployment is, and how to make a client for it.
+    """The address of a deployment without credentials, and a function that makes a client for it.
 
-    Args:
-        shown: The address without credentials.
-        connect: Makes a client from options that win over the URL's.
+    `connect` takes options, which override those of the URL.
     """
 
     def __init__(self, shown: str, connect: Callable[[dict[str, Any]], Any]) -> None:
@@ -54,10 +52,10 @@ class RedisAddress:
 
     @classmethod
     def of_url(cls, url: str) -> RedisAddress:
-        """The address that a URL names.
+        """Return the address that a URL names.
 
         Raises:
-            ConfigError: It is no such URL; the message shows it without credentials.
+            ConfigError: The URL is malformed. The message shows it without credentials.
         """
         shown, problem = without_credentials(url), ""
         try:
@@ -65,16 +63,16 @@ class RedisAddress:
         except (ValueError, TypeError, AttributeError) as error:
             problem = _redacted_reason(error)
         if problem:
-            # Out here, lest the error that quotes the URL hang on to ours.
+            # Raised outside of the handler: the error that quotes the URL must not become the context of ours.
             raise ConfigError(f"{shown} can't be used as the URL of a Redis server: {problem}")
         return cls(shown, connector)
 
     @classmethod
     def of_client(cls, client: Any) -> RedisAddress:
-        """The address that a client of redis-py talks to; its connections are not used, its limits not changed.
+        """Return the address of a redis-py client, from its settings. Its connections and limits stay its own.
 
         Raises:
-            ConfigError: It is no `redis.Redis`.
+            ConfigError: The client is no `redis.Redis`.
         """
         if not isinstance(client, redis.Redis):
             raise ConfigError(
@@ -90,7 +88,7 @@ class RedisAddress:
         return cls(f"{scheme}://{place}", _to_server({**settings, "connection_class": pool.connection_class}))
 
 
-# What one pool's connections share, and another pool makes anew; and a way to have more retries than ours.
+# Settings that belong to one pool: another pool makes its own. `retry_on_timeout` would add retries to ours.
 _UNSHARED_SETTINGS: Final = {
     "retry_on_timeout",
     "connection_pool",
@@ -110,7 +108,7 @@ def _connector(url: str) -> Connector:
     if parts.scheme not in REDIS_SCHEMES:
         raise _WrongUrlError("its scheme must be one of " + ", ".join(REDIS_SCHEMES))
     if parts.fragment:
-        raise _WrongUrlError("nothing is named by what follows a #; in a password write it as %23")
+        raise _WrongUrlError("it has a part after a #: write a # in a password as %23")
     scheme, _, kind = parts.scheme.partition("+")
     login, at, place = parts.netloc.rpartition("@")
     query = f"?{parts.query}" if parts.query else ""
@@ -123,7 +121,7 @@ def _connector(url: str) -> Connector:
         host = f"[{host}]" if ":" in host else host
         return _to_server(_parsed(f"{scheme}://{login}{at}{host}:{port}/{_db(parts.path)}{query}"))
     settings = _parsed(f"{scheme}://{login}{at}localhost{query}")
-    # Where its servers are is told apart; the rest goes for each of them.
+    # The hosts are parsed separately. All other settings apply to each of them.
     settings = {key: value for key, value in settings.items() if key not in {"connection_class", "host", "port"}}
     if scheme == "rediss":
         settings["ssl"] = True
@@ -136,7 +134,7 @@ def _to_cluster(place: str, path: str, settings: dict[str, Any]) -> Connector:
     nodes = [ClusterNode(host, port) for host, port in _hosts(place, _REDIS_PORT)]
     plain = {key: value for key, value in settings.items() if key != "ssl"}
     kind = redis.SSLConnection if settings.get("ssl") else redis.Connection
-    _to_server({**plain, "connection_class": kind})  # for options that are not known
+    _to_server({**plain, "connection_class": kind})  # raises on unknown options
     return lambda options: RedisCluster(startup_nodes=nodes, **{**settings, **options})
 
 
@@ -160,11 +158,11 @@ def _settings_of(pool: redis.ConnectionPool) -> dict[str, Any]:
 
 
 def _sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Connector]:
-    """The address that is shown of a primary's pool, and the way to another pool of it."""
+    """Return the address of a primary's pool without credentials, and a function that makes another client for it."""
     asked = [_settings_of(sentinel.connection_pool) for sentinel in pool.sentinel_manager.sentinels]
     hosts = [(settings.pop("host"), settings.pop("port")) for settings in asked]
     shown = ",".join(f"{host}:{port}" for host, port in hosts)
-    # A sentinel's client is made from less than its connections know.
+    # A sentinel's client takes fewer settings than its connections have.
     watching = {key: value for key, value in asked[0].items() if key in {"username", "password"} or "ssl" in key}
     connector = _to_primary(hosts, pool.service_name, _settings_of(pool), watching)
     return f"redis+sentinel://{shown}/{pool.service_name}", connector
@@ -174,7 +172,7 @@ def _to_server(settings: dict[str, Any]) -> Connector:
     def connect(options: dict[str, Any]) -> Any:
         return redis.Redis.from_pool(redis.ConnectionPool(**{**settings, **options}))
 
-    # Options that the driver does not know show only when a connection is made.
+    # The driver raises on unknown options only when it makes a connection.
     connect({}).connection_pool.make_connection()
     return connect
 
@@ -182,7 +180,7 @@ def _to_server(settings: dict[str, Any]) -> Connector:
 def _to_primary(
     hosts: list[tuple[str, int]], service: str, settings: dict[str, Any], watching: dict[str, Any]
 ) -> Connector:
-    """To the primary with `settings`, and to the sentinels with `watching`."""
+    """Return a function that connects to the primary with `settings`, and to the sentinels with `watching`."""
 
     def connect(options: dict[str, Any]) -> Any:
         manager = Sentinel(hosts, sentinel_kwargs={**watching, **options})
@@ -211,16 +209,16 @@ def _hosts(place: str, default_port: int, at_most: int | None = None) -> list[tu
 def _db(path: str) -> int:
     text = path.strip("/")
     if text and not text.isdecimal():
-        raise _WrongUrlError("what follows the host is the number of a database")
+        raise _WrongUrlError("the part after the host must be the number of a database")
     return int(text or 0)
 
 
 def _redacted_reason(error: Exception) -> str:
-    """What is wrong with a URL, without quoting from it: the standard library's errors do."""
+    """Return what is wrong with a URL. Errors of the standard library quote it and are replaced."""
     if isinstance(error, _WrongUrlError):
         return str(error)
     unknown = re.search(r"unexpected keyword argument ('\w+')", str(error))
     invalid = re.fullmatch(r"Invalid value for ('\w+') in connection URL\.", str(error))
     if unknown is not None:
         return f"there is no option {unknown[1]}"
-    return f"wrong value of the option {invalid[1]}" if invalid is not None else "it can't be taken apart"
+    return f"wrong value of the option {invalid[1]}" if invalid is not None else "it can't be parsed"

@@ -1,10 +1,11 @@
-"""The way to a Redis or Valkey server: from a URL or a client to one call at a time.
+"""Call a Redis or Valkey server, one command or script at a time.
 
-Every call has a time limit that is a fraction of the lease, and is repeated once on another connection if the one it
-had was dropped: so each script must bear to be repeated, and the client's own, longer retries are switched off. Driver
-errors end here: they leave as one line that says what is wrong and where, without user names and passwords. It can't
-bound a call exactly: to connect is several round trips, each within the limit, and a client of a cluster asks one node
-after the other where all of them hang.
+Each step of a call has a time limit, a fraction of the lease. A call whose connection was dropped is repeated once on
+another connection, so each script must be repeatable. The driver's own, longer retries are off. Driver errors become
+one line that says what failed and where, without user names and passwords.
+
+The duration of a call has no exact limit. Connecting takes several round trips, each within the limit. A cluster client
+asks one node after the other where several hang.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OLDEST_VERSION: Final = (6, 2)
-# The driver's own, and what it makes of a reply that no Redis sends.
+# The driver's own errors, and those it raises on a reply that no Redis sends.
 _DRIVER_ERRORS: Final = (
     RedisError,
     RedisClusterException,
@@ -47,10 +48,10 @@ _DRIVER_ERRORS: Final = (
 
 
 class RedisDriver(Protocol):
-    """What is used of `redis.Redis` and of `redis.RedisCluster`."""
+    """The methods of `redis.Redis` and `redis.RedisCluster` that are used."""
 
     def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
-        """Run a script that the server knows."""
+        """Run a script that is in the server's cache."""
 
     def eval(self, script: str, numkeys: int, *keys_and_args: Any) -> Any:
         """Run a script."""
@@ -59,10 +60,10 @@ class RedisDriver(Protocol):
         """Run a command."""
 
     def scan_iter(self, match: str, count: int) -> Iterator[str]:
-        """Names of keys."""
+        """Iterate over names of keys."""
 
     def pubsub(self) -> PubSub:
-        """A subscription."""
+        """Return a subscription."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -74,14 +75,9 @@ def _sha(text: str) -> str:
 
 
 class RedisClient:
-    """Calls scripts on one server, or one deployment with a primary.
+    """Calls one server, or one deployment with a primary. Connects at the first call.
 
-    Connects at the first call.
-
-    Args:
-        address: Where it is and how to connect.
-        limit: Seconds that each step of a call may take.
-        text: Whether what is read is text; else it is bytes.
+    `limit` is in seconds and bounds each step of a call. Replies are text, or bytes if `text` is False.
     """
 
     def __init__(self, address: RedisAddress, limit: float, *, text: bool = True) -> None:
@@ -91,36 +87,36 @@ class RedisClient:
         self._lock = threading.Lock()
         self._client: RedisDriver | None = None
         self._checked = False
-        # Whether it has ever done what was asked: what is refused from then on may be granted again.
+        # Whether a call has ever succeeded. A refusal after that may be temporary.
         self._reached = False
 
     def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
-        """Run a script; what it returned.
+        """Run a script and return its result.
 
         Raises:
-            CoordinatorUnavailableError: The server can't be reached, or can't do it just now.
-            ConfigError: It refused at the first contact, and always will.
+            CoordinatorUnavailableError: The server can't be reached, or can't serve the call at the moment.
+            ConfigError: The server refused the first call, and a retry can't help.
         """
         with self._translated():
             client = self._connected()
             try:
-                told = client.evalsha(_sha(script), len(keys), *keys, *arguments)
+                reply = client.evalsha(_sha(script), len(keys), *keys, *arguments)
             except NoScriptError:
                 # Its first use here, SCRIPT FLUSH, a restart or another primary. `register_script` of the driver would
                 # send SCRIPT LOAD to all primaries of a cluster, and fail if one of them is down.
-                told = client.eval(script, len(keys), *keys, *arguments)
+                reply = client.eval(script, len(keys), *keys, *arguments)
             self._reached = True
-            return told
+            return reply
 
     def command(self, *arguments: str | bytes) -> Any:
-        """Run one command that may be repeated; what it returned; raises as `run` does."""
+        """Run one repeatable command and return its result. Raises as `run` does."""
         with self._translated():
-            told = self._connected().execute_command(*arguments)
+            reply = self._connected().execute_command(*arguments)
             self._reached = True
-            return told
+            return reply
 
     def persists(self) -> bool:
-        """Whether the server keeps an append-only file, or does not tell; raises as `run` does."""
+        """Return whether the server keeps an append-only file. True if it does not say. Raises as `run` does."""
         with self._translated():
             try:
                 return bool(_server_info(self._connected()).get("aof_enabled", True))
@@ -128,13 +124,13 @@ class RedisClient:
                 return True
 
     def find(self, pattern: str) -> tuple[str, ...]:
-        """The keys that match a pattern of SCAN, sorted; raises as `run` does."""
+        """Return the keys that match a pattern of SCAN, sorted. Raises as `run` does."""
         with self._translated():
             return tuple(sorted(set(self._connected().scan_iter(match=pattern, count=1000))))
 
     @contextmanager
     def subscription(self) -> Iterator[PubSub]:
-        """A connection to subscribe with; raises as `run` does, also for what the caller does with it."""
+        """Yield a subscription. Raises as `run` does, for errors in the caller's block too."""
         with self._translated():
             subscription = self._connected().pubsub()
             try:
@@ -144,7 +140,7 @@ class RedisClient:
                     subscription.close()
 
     def close(self) -> None:
-        """Close all connections; the next call opens new ones."""
+        """Close all connections. The next call opens new ones."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
@@ -154,7 +150,7 @@ class RedisClient:
     def _connected(self) -> RedisDriver:
         with self._lock:
             if self._client is None:
-                # Which node of a cluster is asked, is drawn.
+                # The driver draws the node of a cluster that it asks.
                 isolate_rng("redis")
                 self._client = cast(RedisDriver, self._address.connect(self._options()))
             client = self._client
@@ -167,12 +163,12 @@ class RedisClient:
         return {
             "socket_timeout": self._limit,
             "socket_connect_timeout": self._limit,
-            # One more try, at once, on a new connection: the server may have closed an idle one. Not after a time-out.
+            # One retry on a new connection: the server may have closed an idle one. No retry after a timeout.
             "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             "retry_on_error": [],
             "health_check_interval": 0,
             "decode_responses": self._text,
-            # Nothing here needs more, and the oldest servers speak it.
+            # The oldest supported servers speak it, and nothing here needs a newer one.
             "protocol": 2,
         }
 
@@ -184,16 +180,16 @@ class RedisClient:
             raise
         except _DRIVER_ERRORS as error:
             if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
-                # What was the primary is one no more; the address may lead to another by now.
+                # The server is no longer the primary. A new connection may lead to the new primary.
                 self.close()
             raise translate(error, where=str(self._address), limit=self._limit, reached=self._reached) from None
 
 
 def check_server(client: Any, address: RedisAddress) -> None:
-    """Log what is dangerous about a server; done at the first contact.
+    """Warn about dangerous settings of a server. Called once for each client.
 
     Raises:
-        ConfigError: It is too old.
+        ConfigError: The server is too old.
     """
     try:
         info = _server_info(client)
@@ -206,17 +202,17 @@ def check_server(client: Any, address: RedisAddress) -> None:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         logger.warning(
-            "the server at %s may evict the lease of a run when its memory is full: set its maxmemory-policy, now %s, "
+            "the server at %s may evict the lease of a run when its memory is full: change its maxmemory-policy from %s "
             "to noeviction",
             address,
             policy,
         )
     if info.get("role") == "slave":
-        logger.warning("the server at %s is a replica: nobody can lead through it; name the primary", address)
+        logger.warning("the server at %s is a replica, which grants no lease: name the primary", address)
 
 
 def _server_info(client: Any) -> dict[str, Any]:
-    """What a server says of itself, one of them if there are many."""
+    """Return the reply to INFO, from one node of a cluster."""
     options = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
     return cast(dict[str, Any], client.info(**options))
 

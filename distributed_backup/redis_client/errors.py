@@ -1,8 +1,8 @@
-"""What a Redis driver or server says, in words that say what to do.
+"""Translate errors of the Redis driver and server into one line that says what to do.
 
-One line each, without stack and secrets. Unreachable and unable-just-now are `CoordinatorUnavailableError`; what
-trying again can't cure is a `ConfigError`, if it is so from the first contact: later it is more likely a server in the
-midst of a change.
+A server that can't be reached, or can't serve a call at the moment, is a `CoordinatorUnavailableError`. An error that a
+retry can't cure is a `ConfigError` if it comes at the first contact. Later, it more likely comes from a server that is
+being changed, and a retry may help.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from distributed_backup.errors import BackupError, ConfigError, CoordinatorUnava
 
 @dataclass(frozen=True, slots=True)
 class _Meaning:
-    """Errors that mean one thing: of these kinds, or with one of these texts in them.
+    """Errors with one meaning: of one of `kinds`, or with one of `texts` in the message.
 
     Args:
-        sentence: What to say.
+        sentence: The message to raise.
         kinds: Classes of the driver.
-        texts: What servers say where the driver has no class for it.
-        final: Whether trying again is vain.
+        texts: Messages of servers for which the driver has no class.
+        final: Whether a retry can't help.
     """
 
     sentence: str
@@ -43,30 +43,30 @@ class _Meaning:
     final: bool = False
 
     def fits(self, error: Exception, said: str) -> bool:
-        """Whether `error` is one of them."""
+        """Return whether `error` has this meaning."""
         return isinstance(error, self.kinds) or any(text in said for text in self.texts)
 
 
 _RIGHTS: Final = (
     "~distributed-backup:* &distributed-backup:* +@read +@write +@scripting +@connection +@pubsub +info +time"
 )
-# In order: the first that fits counts, and the last fits all.
+# The first that fits counts. The last fits all errors.
 _MEANINGS: Final = (
     _Meaning(
         "{where} refused the user name or password: {text}", (AuthenticationError,), ("WRONGPASS", "NOAUTH"), final=True
     ),
     _Meaning(
-        "the user at {where} may not do what is needed: {text}; allow " + _RIGHTS,
+        "the user at {where} may not do what is needed ({text}): allow " + _RIGHTS,
         (NoPermissionError,),
         ("NOPERM", "can't run this command", "ACL failure in script"),
         final=True,
     ),
     _Meaning(
-        "the certificate of {where} can't be verified: {text}; name its authority with ?ssl_ca_certs=/path/to/ca.pem",
+        "the certificate of {where} can't be verified ({text}): name its authority with ?ssl_ca_certs=/path/to/ca.pem",
         texts=("CERTIFICATE_VERIFY_FAILED",),
         final=True,
     ),
-    # MOVED is one of the first kind.
+    # MOVED is an AskError.
     _Meaning(
         "{where} is one node of a Redis Cluster: use redis+cluster:// in place of redis://",
         (AskError, ClusterCrossSlotError),
@@ -83,18 +83,18 @@ _MEANINGS: Final = (
         texts=("Cluster mode is not enabled",),
         final=True,
     ),
-    # Its text is not shown: some versions of the driver put credentials into it.
+    # Its text is left out: some versions of the driver put credentials into it.
     _Meaning("the sentinels of {where} know no primary of that name, or none can be reached", (MasterNotFoundError,)),
     _Meaning(
         "{where} is a read-only replica: name the primary, or use redis+sentinel://", (ReadOnlyError,), ("READONLY",)
     ),
     _Meaning(
-        "{where} is out of memory: raise its maxmemory; nothing is granted or kept until then",
+        "{where} is out of memory and refuses writes: raise its maxmemory",
         (OutOfMemoryError,),
         ("OOM command not allowed",),
     ),
-    _Meaning("{where} is busy with somebody's script: {text}", texts=("BUSY ", "SCRIPT KILL")),
-    _Meaning("{where} can't serve the run's keys just now: {text}", (ClusterError, RedisClusterException)),
+    _Meaning("{where} is busy with another client's script: {text}", texts=("BUSY ", "SCRIPT KILL")),
+    _Meaning("{where} can't serve the run's keys at the moment: {text}", (ClusterError, RedisClusterException)),
     _Meaning("{where} did not answer within {limit:g} s", (redis.TimeoutError, TimeoutError)),
     _Meaning("can't reach {where}: {text}", (redis.ConnectionError, OSError)),
     _Meaning("{where} answered with an error: {text}", (Exception,)),
@@ -102,13 +102,10 @@ _MEANINGS: Final = (
 
 
 def translate(error: Exception, *, where: str, limit: float, reached: bool) -> BackupError:
-    """The error of this package for one of the driver's.
+    """Return the error of this package for one that the driver raised.
 
-    Args:
-        error: What the driver raised.
-        where: The server, without credentials.
-        limit: Seconds that a step of a call may take.
-        reached: Whether the server has ever answered as it should.
+    `where` names the server without credentials, `limit` is the timeout of a step in seconds, and `reached` says
+    whether a call has ever succeeded.
     """
     said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     meaning = next(meaning for meaning in _MEANINGS if meaning.fits(error, said))

@@ -1,8 +1,8 @@
-"""Where the files of a run are: small named byte strings in one flat place, by one contract.
+"""The contract of a storage: the files of one run, as named byte strings in one flat folder.
 
-Policy is above, in `run_directory` and `store`: what the names mean, which file counts, what may be removed. A storage
-promises that a file is there whole or not at all, that `create` succeeds for one of many who try, and that what was
-written stays unless it is replaced or removed. It can't promise more than its medium: see each module for what that is.
+A storage promises three things. A reader finds a file complete or not at all. `create` succeeds for one of several
+concurrent callers. A written file stays until it is replaced or removed. Each module says what its medium can't keep of
+that. The meaning of names, and which files may be removed, is policy of the room `checkpoints`.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Final, Self
 
 PARTIAL: Final = ".partial-"
-"""How names of files begin that are being written, or were left by a crash: `.partial-NAME-xxxxxxxx`."""
+"""Prefix of files that are being written, or were left by a crash: `.partial-NAME-xxxxxxxx`."""
 
 PROBE: Final = ".probe-"
-"""How names of files begin that were made to see what a store does, and should be gone."""
+"""Prefix of files that were written to test a store. They are removed after the test."""
 
 Names = list[str]
 Chunks = list[bytes]
 
 
 class Storage(ABC):
-    """A flat place for the files of one run. Making one touches nothing; threads may share one.
+    """The files of one run. Thread-safe. Making one touches nothing.
 
-    All methods raise `StoreError` in one line when the place can't be read or written. Its cause is a
-    `FileNotFoundError` where a file, or the place, is not there, and a `FileExistsError` where a write was refused
-    because of what is there.
+    All methods raise `StoreError` with a one-line message where the storage can't be read or written. Its cause is a
+    `FileNotFoundError` if the file or the storage is missing, and a `FileExistsError` if a write was refused because
+    the file exists.
     """
 
     write_interval: ClassVar[float]
-    """Seconds that may lie between two writes of what need not be there at once: what each of them costs."""
+    """Minimum seconds between two writes of the event log. Larger where a write is expensive."""
 
     permanent_errnos: ClassVar[frozenset[int]] = frozenset()
-    """The errno of a read that says that the bytes are gone for good; all else may be read later."""
+    """Codes of a failed read after which a retry can't help, because the bytes are lost."""
 
     @classmethod
     @abstractmethod
@@ -51,63 +51,62 @@ class Storage(ABC):
     @property
     @abstractmethod
     def location(self) -> str:
-        """Where it is, for people; no credentials."""
+        """Return the path or URL for messages, without credentials."""
 
     def path_of(self, name: str) -> str:
-        """Where a file is, for people; the part after the last slash is its name."""
+        """Return the path or URL of a file for messages. It ends with a slash and the name."""
         return f"{self.location}/{name}"
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the place, as far as it has to be made before it is written to."""
+        """Create the directory, if this storage needs one."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether the place is there, or is not the kind of place that can be missing."""
+        """Return whether the directory exists. True where there is none."""
 
     @abstractmethod
     def names(self) -> Names:
-        """The names of all files, in any order; none if the place is not there."""
+        """Return the names of all files, in any order. Empty if the directory is missing."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The bytes of a file."""
+        """Return the bytes of a file."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """How many bytes a file takes; None if it is not there."""
+        """Return the stored size of a file in bytes. None if it is missing."""
 
     @abstractmethod
     def create(self, name: str, data: bytes = b"") -> bool:
-        """Make a file that is not there yet.
+        """Create a file unless it exists. One of several concurrent callers succeeds.
 
-        Of many who try at once, one succeeds. A file with data is durable; one without is but a name, and may be
-        forgotten in a power cut.
+        A file with data is durable. An empty file is a mere name, and a power cut may lose it.
 
         Returns:
-            False if it is there. That may be our own doing, if the reply to an earlier try was lost.
+            False if the file exists. The caller may have made it itself, if an earlier reply was lost.
         """
 
     @abstractmethod
     def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:
-        """Make a file or replace it, in one step: whoever reads finds the old bytes or the new ones.
+        """Create or replace a file in one step: a reader finds the old bytes or the new ones.
 
         Args:
-            name: Of the file.
-            chunks: Its bytes.
-            new: Refuse if it is there, where the medium can tell in the same step.
-            durable: Whether the bytes must outlive a power cut when this returns.
+            name: Name of the file.
+            chunks: The bytes.
+            new: Refuse if the file exists, where the medium can check that in the same step.
+            durable: Whether the bytes must survive a power cut when this returns.
         """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there is no error."""
+        """Remove a file if it exists."""
 
     def sync(self) -> None:  # noqa: B027 - as below: most have nothing to do
-        """Make durable what `names` has shown; where that is not so anyway."""
+        """Make the result of `names` durable (fsync). No effect where it already is."""
 
     def remove_if_empty(self) -> None:  # noqa: B027
-        """Remove the place itself if nothing is in it; whether that succeeds does not matter."""
+        """Remove the directory if it is empty. Errors are ignored."""
 
     def close(self) -> None:  # noqa: B027
-        """Close connections; the next use opens new ones."""
+        """Close connections. The next use opens new ones."""

@@ -1,17 +1,16 @@
-"""fsspec's clients: which of them a URL needs, how it is made, and where they differ.
+"""Make the fsspec client for a URL, and hide where clients differ.
 
-A client belongs to the process that made it. What each says of a prefix where nothing is, of time, of threads at the
-end of the process, and of what has failed is not the same for all; here it is made so.
+They differ in how they list an empty prefix, how they bound a call, and which threads they keep at the end of the
+process. `fsspec_errors` hides how their errors differ. A client belongs to the process that made it.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import importlib.util
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from urllib.parse import unquote
 
 from distributed_backup.errors import ConfigError
 from distributed_backup.randomness import isolate_rng
+from distributed_backup.storage.fsspec_errors import status_of
 
-# Scheme to the module that fsspec needs for it, and to our extra that brings it.
+# Scheme -> (the module that fsspec imports for it, our extra that installs the module).
 _CLIENTS: Final = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
@@ -31,7 +31,7 @@ _CLIENTS: Final = {
     "abfs": ("adlfs", "azure"),
     "abfss": ("adlfs", "azure"),
 }
-# Of these packages, the modules that draw random numbers.
+# Protocol -> (packages, their modules that draw random numbers).
 _DRAWING: Final = {
     "s3": (
         ("botocore", "aiobotocore", "aiohttp"),
@@ -53,72 +53,30 @@ _DRAWING: Final = {
     ),
 }
 _READ_ONLY: Final = ("http", "https", "data", "github", "zip", "tar")
-# What S3 takes in one request, and what Azure does.
+# Largest bodies of one request, in bytes: S3, then Azure.
 _LARGEST_PUT: Final = 5 * 2**30
 _LARGEST_BLOB: Final = 5000 * 2**20
-# What S3 says to one of two that write the same at once.
-_CONFLICTS: Final = frozenset({"ConditionalRequestConflict", "OperationAborted"})
-# Answers of a server that is asked too often, or by two at once; those from 500 on are its own failures, but for 501.
-_PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
-# Answers that are final whatever the words: others in words that s3fs does not know may be those of a busy store.
-_REFUSING_STATUS: Final = frozenset({400, 401, 403, 501})
-# Errors of drivers that can't reach a server, by name as none is imported here; those that are an OSError need none.
-_PASSING_NAMES: Final = frozenset(
-    {
-        "ChecksumError",
-        "ClientConnectionError",
-        "ClientPayloadError",
-        "ConnectionError",
-        "HTTPClientError",
-        "IncompleteReadError",
-        "ResponseParserError",
-        "ServiceRequestError",
-        "ServiceResponseError",
-        "TransportError",
-        "error_temp",
-    }
-)
-# What the system refuses whenever it is asked.
-_FINAL_ERRNO: Final = frozenset(
-    {
-        errno.EINVAL,
-        errno.EISDIR,
-        errno.EMSGSIZE,
-        errno.ENAMETOOLONG,
-        errno.ENOSYS,
-        errno.ENOTDIR,
-        errno.EOPNOTSUPP,
-        errno.EPERM,
-        errno.EROFS,
-    }
-)
-_GOOGLE_REFUSALS: Final = ("Forbidden", "Bad Request")
-# fsspec's answers about what is there must be the store's, not those of an hour ago.
+# A listing must come from the store. fsspec would cache it, and share clients between users.
 _FRESH: Final = {"use_listings_cache": False, "skip_instance_cache": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FsspecClient:
-    """A client, and the path that a URL means to it.
-
-    Args:
-        fs: The `fsspec.AbstractFileSystem`.
-        path: Of the prefix.
-    """
+    """An `fsspec.AbstractFileSystem`, and the path of the prefix in it."""
 
     fs: Any
     path: str
 
     @property
     def bounded(self) -> bool:
-        """Whether calls can be given a time limit: those of object stores, not those of file servers."""
+        """Return whether calls take a timeout. Clients of object stores do, those of file servers do not."""
         return bool(self.fs.async_impl)
 
     def sizes(self, limit: float) -> dict[str, int]:
-        """Names and sizes of the files in the prefix; none if there is nothing.
+        """Return the names and sizes of the files in the prefix.
 
         Raises:
-            FileNotFoundError: The bucket is not there, where the client can tell.
+            FileNotFoundError: The bucket is missing, and the client can tell.
         """
         return {
             name: int(entry.get("size") or 0)
@@ -130,43 +88,43 @@ class FsspecClient:
         if "s3" in self.fs.protocol:
             from fsspec.asyn import sync
 
-            # `ls` would list all that is beside a prefix where nothing is.
+            # `ls` of an empty prefix would list its neighbours.
             found: list[dict[str, Any]] = sync(self.fs.loop, self.fs._lsdir, self.path, refresh=True, timeout=limit)  # noqa: SLF001
             return found
         try:
             return list(self.fs.ls(self.path, detail=True, **self.within(limit)))
         except FileNotFoundError as error:
-            # Google's names what is missing, as in a URL: the prefix, or only the bucket.
+            # Google's error quotes the missing part as in a URL: the prefix, or the bucket alone.
             if "gs" in self.fs.protocol and self.path.partition("/")[2] not in unquote(str(error)):
                 raise
             return []
 
     def write(self, path: str, data: bytes, *, new: bool, limit: float) -> None:
-        """Make or replace a file in one request, where calls are bounded.
+        """Create or replace a file in one request. For bounded clients.
 
         Raises:
-            FileExistsError: It must be new and is there.
+            FileExistsError: The file exists, and `new` is set.
         """
-        # From some size on, these would make many requests, and what is given up leaves parts behind, which are billed.
+        # Above some size, these clients would send several requests. A cancelled upload leaves parts, which are billed.
         whole = {"chunksize": _LARGEST_PUT} if {"s3", "gs"} & set(self.fs.protocol) else {}
         try:
             self.fs.pipe_file(path, data, mode="create" if new else "overwrite", timeout=limit, **whole)
         except Exception as error:
-            # What only speaks like S3 does not say which condition, and s3fs makes a bad argument of that.
-            if new and _status_of(error) == 412:
+            # S3-compatible stores do not name the condition that failed, and s3fs then raises an unrelated error.
+            if new and status_of(error) == 412:
                 raise FileExistsError(path) from error
             raise
 
     def within(self, limit: float) -> dict[str, float]:
-        """The argument that bounds a call, where calls can be bounded."""
+        """Return the argument that bounds a call. Empty if calls take no timeout."""
         return {"timeout": limit} if self.bounded else {}
 
 
 def make_client(url: str) -> FsspecClient:
-    """The client for a URL."""
+    """Return a new client for a URL."""
     if url.startswith(("gs://", "gcs://")):
-        # Not what gcsfs takes by default: that asks for the kind of the bucket first, in another way and with other
-        # rights, and in a bucket of one zone ignores conditions.
+        # gcsfs's default class first requests the bucket's type, which needs other rights. In a zonal bucket, it
+        # ignores conditions.
         from gcsfs.core import GCSFileSystem
 
         fs = GCSFileSystem(**_FRESH)
@@ -177,7 +135,7 @@ def make_client(url: str) -> FsspecClient:
         fs, path = url_to_fs(url, **_FRESH)
     _isolate_rng(fs)
     if "abfs" in fs.protocol:
-        # As in `Client.write`; adlfs has no argument for it.
+        # One request per write, as in `FsspecClient.write`. adlfs has no argument for that.
         fs.service_client._config.max_single_put_size = _LARGEST_BLOB  # noqa: SLF001
     if fs.async_impl:
         fs.loop.call_soon_threadsafe(fs.loop.set_default_executor, DaemonThreadExecutor())
@@ -185,23 +143,23 @@ def make_client(url: str) -> FsspecClient:
 
 
 def _isolate_rng(fs: Any) -> None:
-    """Have a client draw the pauses between its tries apart: it would change what the training draws."""
+    """Give a client's retries a random generator of their own. See `randomness`."""
     for protocol, (packages, modules) in _DRAWING.items():
         if protocol in fs.protocol:
-            for name in modules:  # some of them would be loaded at the first failure only
+            for name in modules:  # some would otherwise be loaded at the first failure
                 with suppress(ImportError):
                     importlib.import_module(name)
             isolate_rng(*packages)
 
 
 class DaemonThreadExecutor(ThreadPoolExecutor):
-    """Looks up names in threads that nobody waits for.
+    """Runs each DNS look-up in a daemon thread of its own.
 
-    The interpreter joins the threads of an executor when it ends: a look-up that hangs would keep a process that was
-    preempted from leaving in time; and it takes no more work by then, though the last save may need a connection.
+    At exit, the interpreter joins the threads of a usual executor and closes it to new work. A look-up that hangs would
+    then keep a preempted process from exiting in time. And the last save may still need a connection.
 
-    fsspec has one loop for all clients of a process: what others look up over it is done here, too. Each has a thread
-    of its own, as many as there are at once: were there few, those that hang would hold up the rest.
+    fsspec has one event loop for all clients of a process, so look-ups of other clients run here, too. The number of
+    threads has no limit, so that look-ups that hang do not delay the others.
     """
 
     @override
@@ -213,7 +171,7 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
                 return
             try:
                 future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 - who waits for it raises it
+            except BaseException as error:  # noqa: BLE001 - `future.result()` raises it
                 future.set_exception(error)
 
         threading.Thread(target=run, name="distributed-backup-look-up", daemon=True).start()
@@ -221,13 +179,10 @@ class DaemonThreadExecutor(ThreadPoolExecutor):
 
 
 def check_url(url: str) -> str:
-    """Refuse a URL that can't be used.
-
-    Returns:
-        The URL as it may be shown.
+    """Check a URL, and return it without credentials.
 
     Raises:
-        ConfigError: It can't be used, or its client is not installed.
+        ConfigError: The URL can't be used, or its client is not installed.
     """
     scheme, _, path = url.partition("://")
     shown = f"{scheme}://{_without_password(path).rstrip('/')}"
@@ -264,27 +219,5 @@ def _check_client(scheme: str, shown: str) -> None:
 
 def _without_password(path: str) -> str:
     login, at, place = path.rpartition("@")
-    # `container@account` of Azure is no secret; `user:password@host` of a file server is, and so are options.
+    # `container@account` of Azure is public. `user:password@host` of a file server is secret, and so are options.
     return re.split(r"[?#]", place if at and ":" in login else path, maxsplit=1)[0]
-
-
-def _google_refusal(said: str) -> str | None:
-    return next((refusal for refusal in _GOOGLE_REFUSALS if said.startswith(f"{refusal}: http")), None)
-
-
-def _status_of(error: Exception) -> int | None:
-    """The HTTP status of the answer that an error is about: each family of clients has it elsewhere."""
-    for cause in _chain(error):
-        response = getattr(cause, "response", None)
-        told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-        for status in (told, *(getattr(cause, name, None) for name in ("status_code", "status", "code"))):
-            if isinstance(status, int | str) and re.fullmatch(r"[1-5]\d\d", str(status)):
-                return int(status)
-    return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

@@ -1,8 +1,8 @@
-"""Files in a directory of this machine, or of a file system that several mount.
+"""Keep files in a directory of this machine, or of a shared file system.
 
-Each system call that a commit rests on is one method, so that tests can crash in between. Bytes are written aside,
-fsynced and renamed, and the directory is fsynced. A disk that lies about fsync can lose what it said was durable, and
-a file system that several machines mount must have link(2), O_EXCL and rename(2) that are the same for all of them.
+Bytes are written aside, fsynced and renamed, and the directory is fsynced. Each system call of a commit is one method,
+so that tests can crash in between. A disk that ignores fsync can lose durable files. On a shared file system, link(2),
+O_EXCL and rename(2) must be atomic across its machines.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class LocalStorage(Storage):
     """A directory.
 
     Args:
-        root: The directory; made at the first write, with its parents.
+        root: The directory. `prepare` makes it, with its parents.
 
     Raises:
-        ConfigError: It is no path.
+        ConfigError: `root` is empty or has a null byte.
 
     Example:
         >>> import tempfile
@@ -40,13 +40,13 @@ class LocalStorage(Storage):
     """
 
     write_interval = 0.2
-    # EIO: the disk says that it has lost them.
+    # EIO: the disk reports that the bytes are lost.
     permanent_errnos = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR})
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         if not os.fspath(root) or "\0" in os.fspath(root):
             raise ConfigError(f"the backup directory must be a path, got {os.fspath(root)!r}")
-        # Absolute, so that a training script that changes its working directory does not move the run.
+        # Absolute: a training script may change its working directory.
         self._root = Path(root).absolute()
 
     @classmethod
@@ -56,7 +56,7 @@ class LocalStorage(Storage):
         path = unquote(parts.path)
         if parts.netloc or parts.query or parts.fragment or not path.startswith("/"):
             shown = without_credentials(url)
-            raise ConfigError(f"a directory is named by its absolute path, file:///path; got {shown!r}")
+            raise ConfigError(f"a directory is named by its absolute path, got {shown!r}: use file:///path")
         return cls(Path(path))
 
     @property
@@ -119,7 +119,7 @@ class LocalStorage(Storage):
         return True
 
     def _link(self, path: Path, data: bytes) -> None:
-        """Written aside and linked into place, so that nobody ever reads half of it (link(2) fails if it exists)."""
+        """Write the bytes aside and link them into place: readers see all bytes. link(2) fails if `path` exists."""
         with temporary(self._root / f"{PARTIAL}{path.name}-{secrets.token_hex(8)}") as partial:
             self._stage(partial, [data], durable=True)
             os.link(partial, path)
@@ -156,7 +156,7 @@ class LocalStorage(Storage):
     def _stage(self, partial: Path, chunks: Chunks, *, durable: bool) -> None:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb", buffering=0) as file:
-            with suppress(OSError):  # whatever the umask; a file system without modes has nothing to set
+            with suppress(OSError):  # overrides the umask, and fails on a file system without modes
                 os.fchmod(descriptor, 0o600)
             for chunk in chunks:
                 self._write(file.fileno(), chunk)
@@ -178,7 +178,7 @@ class LocalStorage(Storage):
         _sync_names(self._root)
 
     def _sync_parent(self, made: Path) -> None:
-        with suppress(PermissionError):  # a parent that may be written and not read
+        with suppress(PermissionError):  # the parent may be writable and not readable
             _sync_names(made.parent)
 
     def _unlink(self, path: Path) -> None:
@@ -193,7 +193,10 @@ class LocalStorage(Storage):
 
 
 def _is_file_or_was(entry: os.DirEntry[str]) -> bool:
-    """Regular files, and links to nothing or in a circle, which are reported as damage; to open a pipe would hang."""
+    """Return whether to list an entry: a regular file, or a broken link, which is reported as damage.
+
+    Other kinds are left out, because opening a pipe would hang.
+    """
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 - a DirEntry
     except OSError:

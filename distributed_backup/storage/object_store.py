@@ -1,17 +1,17 @@
-"""Files in an object store, over fsspec: one PUT a file, conditional where the store can.
+"""Keep files in an object store, over fsspec. Each write is one PUT, conditional where the store supports it.
 
     s3://bucket/prefix      distributed-backup[s3]       If-None-Match: *, see `s3fs`
     gs://bucket/prefix      distributed-backup[gcs]      ifGenerationMatch=0, see `gcsfs`
     az://container/prefix   distributed-backup[azure]    If-None-Match: *, see `adlfs`
-    memory://name           in this process, for trying things out
-    any other               the client that fsspec names for it
+    memory://name           in this process, for tests
+    any other               the client that fsspec has for it
 
-Settings are the client's own and come from its environment (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`,
-`AZURE_STORAGE_…`) or from fsspec's (`FSSPEC_S3_ENDPOINT_URL`, …); none are in the URL. A PUT is atomic and durable when
-it is answered. One that was given up may still arrive: a file that was removed or replaced meanwhile is then back. A
-store that takes conditions for granted and ignores them can't keep two workers from claiming one term; a warning says
-so. Other clients, those of file servers, are as atomic as their renaming is, can't be told that a file must be new,
-and have no limit in time.
+Settings come from the client's environment (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_…`) or from
+fsspec's (`FSSPEC_S3_ENDPOINT_URL`, …). The URL has none. A PUT is atomic, and durable when its reply arrives. A PUT
+that timed out may still take effect later, and bring back a file that was removed or replaced in the meantime.
+
+Some stores ignore conditions, so that two workers may claim one term there. A warning says so. Clients of file servers
+(sftp and others) are as atomic as their rename. They have no conditional writes and no timeouts.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from distributed_backup.storage.fsspec_errors import is_conflict, reason_of, ret
 
 logger = logging.getLogger(__name__)
 
-# Bytes per second below which a transfer is given up: a network between machines of one region does many times that.
+# Bytes per second that a transfer must reach. A network within one region is many times as fast.
 _SLOWEST: Final = 10e6
-# Seconds until a write is tried again that met another's.
+# Seconds until the retry of a write that met a concurrent one.
 _PAUSE: Final = 0.1
-# fsspec's memory has one state for the whole process, and makes a conditional write of two steps.
+# fsspec's memory client has one state per process, and its conditional write has two steps.
 _one_at_a_time: Final = threading.Lock()
 
 
@@ -44,8 +44,8 @@ class ObjectStorage(Storage):
     """A prefix in a bucket.
 
     Args:
-        url: Of the prefix; its scheme in small letters.
-        limit: Seconds that one request may take, retries of the client included; for a file of N MB, N / 10 more.
+        url: The URL of the prefix, with its scheme in lower case.
+        limit: Seconds that one request may take, with the client's retries. A file of N MB has N / 10 more.
 
     Raises:
         ConfigError: The URL can't be used, or its client is not installed.
@@ -64,7 +64,7 @@ class ObjectStorage(Storage):
         self._url = url.rstrip("/")
         self._limit = limit
         self._client = PerProcess(self._make_client)
-        # Of the files at the last listing and those written since: a download is given the time that it may take.
+        # Sizes at the last listing and of later writes. They set the timeouts of downloads.
         self._sizes: dict[str, int] = {}
         self._conditional: bool | None = None
 
@@ -81,7 +81,7 @@ class ObjectStorage(Storage):
     @override
     def prepare(self) -> None:
         client = self._client.get()
-        # Buckets have no directories to be made, and to make a bucket is not ours; on a file server they must be there.
+        # Buckets have no directories, and making a bucket is the user's task. File servers need the directory.
         if not client.bounded:
             with self._translated("create", self._shown):
                 client.fs.makedirs(client.path, exist_ok=True)
@@ -126,27 +126,27 @@ class ObjectStorage(Storage):
         return True
 
     def _check_conditions(self) -> None:
-        """Whether the store refuses what is there: many that only speak like S3 ignore the condition. Asked once."""
+        """Test once whether the store enforces conditions. Many S3-compatible stores ignore them."""
         if self._conditional is not None:
             return
         probe = f"{PROBE}{secrets.token_hex(8)}"
-        with suppress(Exception):  # then it is not known yet; what is to be created will show what is wrong
+        with suppress(Exception):  # still unknown, and the write that follows reports the error
             try:
-                # The first is refused if its reply was lost, for the client asks again.
+                # Even the first may be refused: the client repeats a request whose reply was lost.
                 for _ in range(2):
                     self._write(probe, b"", new=True)
                 self._conditional = False
             except FileExistsError:
                 self._conditional = True
             except TimeoutError:
-                # To remove it would take as long. What may have arrived goes with the run.
+                # Removing the probe would take as long. If it arrived, it is removed with the run.
                 return
         with suppress(StoreError):
             self.remove(probe)
         if self._conditional is False:
             logger.warning(
-                "%s ignores conditional writes: terms can't be claimed there, and a coordinator that loses its data "
-                "may grant one twice; name the run with run_id, for two workers that start at once may make two ids",
+                "%s ignores conditional writes, so two workers that start together may make two run ids, and a coordinator "
+                "that loses its data may grant a term twice: set run_id",
                 self._shown,
             )
 
@@ -169,7 +169,7 @@ class ObjectStorage(Storage):
         self._sizes[name] = len(data)
 
     def _write_alone(self, client: FsspecClient, path: str, data: bytes, *, new: bool) -> None:
-        """One request; another while it meets another's, as long as it may take."""
+        """Write in one request. Repeat it within the timeout while it meets a concurrent one."""
         end = time.monotonic() + self._limit_for(len(data))
         while True:
             try:
@@ -180,7 +180,7 @@ class ObjectStorage(Storage):
             threading.Event().wait(_PAUSE)
 
     def _write_aside(self, client: FsspecClient, path: str, data: bytes, *, new: bool) -> None:
-        """Clients of file servers write in place: a file that is cut off must not have the name."""
+        """Write aside and rename: clients of file servers write in place, and a connection may break half-way."""
         if new and client.fs.exists(path):
             raise FileExistsError(path)
         before, _, name = path.rpartition("/")
@@ -204,7 +204,7 @@ class ObjectStorage(Storage):
     def remove_if_empty(self) -> None:
         client = self._client.get()
         if not client.bounded:
-            with suppress(Exception):  # something else is in it, or it is gone
+            with suppress(Exception):  # it has other files, or is missing
                 client.fs.rmdir(client.path)
 
     def _limit_for(self, size: int) -> float:
@@ -220,7 +220,7 @@ class ObjectStorage(Storage):
             yield
         except BackupError:
             raise
-        except Exception as error:  # each client has a family of its own, and some raise what their drivers do
+        except Exception as error:  # each client has its own classes, and some raise those of drivers
             reason = _reason(error, limit or self._limit)
             raise StoreError(f"can't {verb} {path}: {reason}", path=path, retryable=retryable(error)) from error
 

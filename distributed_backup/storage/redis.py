@@ -1,14 +1,13 @@
-"""Files in Redis or Valkey itself, for clusters that have neither a shared directory nor a bucket.
+"""Keep files in Redis or Valkey, for workers that have neither a shared directory nor a bucket.
 
-All files of a run are in one hash, zlib-compressed, beside the keys of its lease and in the same slot of a cluster:
+All files of a run are in one hash, zlib-compressed. It is in the same cluster slot as the keys of the lease:
 
     distributed-backup:{RUN}:files     hash     file name -> bytes
 
-It does not expire. What is durable is what the
-server makes so: with `appendonly yes` and its usual fsync each second, a power cut of the server's machine takes the
-last second with it; without, a restart takes the newest checkpoints or all of them, and a warning says so. A server
-that is emptied, or a replica that takes over too early, forgets checkpoints and claims alike: terms that were used may
-then be used again.
+The hash does not expire. A file is as durable as the server makes it. With `appendonly yes` and the usual fsync each
+second, a power cut may lose the last second. Without an append-only file, a restart loses the newest checkpoints or all
+of them, and a warning says so. A server that is emptied, or a stale replica that is promoted, loses checkpoints and
+claims alike. Used terms may then be granted again.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from distributed_backup.storage.base import Chunks, Names, Storage
 logger = logging.getLogger(__name__)
 
 _LARGEST: Final = 64 * 2**20
-# JSON of numbers and words shrinks to a fifth at this level; a higher one takes thrice the time for a little more.
+# JSON of numbers and words shrinks to a fifth at this level. Higher levels take three times as long for little more.
 _LEVEL: Final = 1
-# Seconds to look for runs; nobody waits for that with a notice.
+# Timeout of a listing of runs, in seconds. Only commands list them.
 _LOOK_LIMIT: Final = 10.0
-# What a server says that has been reached and refuses: its people must change something.
+# Error texts that mean a server misconfiguration. Retrying does not help.
 _REFUSALS: Final = ("WRONGTYPE", "WRONGPASS", "NOAUTH", "NOPERM", "can't run this command", "ACL failure in script")
 _FILES_KEY: Final = re.compile(r"distributed-backup:\{(.+)\}:files")
 
 
 def runs_at(url: str) -> tuple[str, ...]:
-    """Ids of the runs whose files are on a deployment.
+    """Return the ids of the runs whose files are on a deployment.
 
     Raises:
-        ConfigError: The URL can't be used.
+        ConfigError: The URL is malformed.
         StoreError: The deployment can't be reached.
     """
     address = RedisAddress.of_url(url)
@@ -64,12 +63,12 @@ class RedisStorage(Storage):
     """The files of one run on a Redis or Valkey server.
 
     Args:
-        url: See `redis_url`.
-        run_id: Id of the run, which names its key.
-        limit: Seconds that a step of one call may take.
+        url: The URL, see `redis_client.address`.
+        run_id: Id of the run. It names the key.
+        limit: Seconds that one call may take. Each of its steps has half of that.
 
     Raises:
-        ConfigError: The URL can't be used, or the run has no id.
+        ConfigError: The URL is malformed, or the run has no id.
     """
 
     write_interval = 1.0
@@ -80,7 +79,7 @@ class RedisStorage(Storage):
             raise ConfigError(f"checkpoints at {self._address} are kept by run id: set run_id")
         self._run_id = checked_name("run_id", run_id)
         self._key = f"distributed-backup:{{{run_id}}}:files"
-        # A call is several steps, of which a server that hangs may delay each.
+        # A server that hangs may delay two steps of a call.
         self._limit = limit / 2
         self._client = PerProcess(self._make_client)
 
@@ -99,8 +98,7 @@ class RedisStorage(Storage):
         with self._translated("use", self.location):
             if not self._client.get().persists():
                 logger.warning(
-                    "the server at %s keeps no append-only file: checkpoints are lost when it restarts; set appendonly "
-                    "yes",
+                    "the server at %s keeps no append-only file, so a restart loses checkpoints: set appendonly yes",
                     self._address,
                 )
 
@@ -125,7 +123,7 @@ class RedisStorage(Storage):
     @override
     def size(self, name: str) -> int | None:
         with self._translated("read", self.path_of(name)):
-            # No bytes are those of a file that somebody emptied, or of none.
+            # HSTRLEN is 0 both for an empty file and for a missing one.
             length = int(self._client.get().command("HSTRLEN", self._key, name))
             return length if length or self._client.get().command("HEXISTS", self._key, name) else None
 
@@ -166,21 +164,23 @@ class RedisStorage(Storage):
 
 
 def _retryable(error: Exception) -> bool:
-    # That it was refused is in what the driver said; to the lease, a server in the midst of a change says the same.
-    said = error.__context__
-    refused = isinstance(said, AuthenticationError | NoPermissionError) or any(text in str(said) for text in _REFUSALS)
+    # Only the driver's error shows a refusal. The lease takes the same error for a server that is being changed.
+    cause = error.__context__
+    refused = isinstance(cause, AuthenticationError | NoPermissionError) or any(
+        text in str(cause) for text in _REFUSALS
+    )
     return isinstance(error, CoordinatorUnavailableError) and not refused
 
 
 def _packed(chunks: Chunks) -> bytes:
-    """As it is stored.
+    """Compress chunks.
 
     Raises:
-        ValueError: It is too large.
+        ValueError: They exceed `_LARGEST`.
     """
     if (size := sum(map(len, chunks))) > _LARGEST:
         raise ValueError(
-            # Rounded up, lest it be the number that is allowed.
+            # Rounded up: rounding down could show the allowed size.
             f"{math.ceil(10 * size / 2**20) / 10:.1f} MB are more than the {_LARGEST >> 20} MB that are kept in "
             "Redis: use a shared directory or a bucket"
         )
@@ -188,10 +188,10 @@ def _packed(chunks: Chunks) -> bytes:
 
 
 def _unpacked(stored: bytes) -> bytes:
-    """What was stored; as it is if we can't have stored it: it is damaged, which shows when it is verified."""
+    """Decompress a file. Return other bytes unchanged: they are damage, which verification reports."""
     stream = zlib.decompressobj()
     try:
-        # One more than there can be: some kilobytes may inflate to all the memory there is.
+        # Limit the output: a few kilobytes of zlib data can inflate to gigabytes.
         data = stream.decompress(stored, _LARGEST + 1)
     except zlib.error:
         return stored

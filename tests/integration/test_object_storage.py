@@ -410,8 +410,8 @@ def test_a_store_that_ignores_conditions_is_told_of_once(url: str, caplog: pytes
         server.close()
     said = [record.getMessage() for record in caplog.records if "conditional" in record.getMessage()]
     assert said == [
-        f"{place} ignores conditional writes: terms can't be claimed there, and a coordinator that loses its data may "
-        "grant one twice; name the run with run_id, for two workers that start at once may make two ids"
+        f"{place} ignores conditional writes, so two workers that start together may make two run ids, and a "
+        "coordinator that loses its data may grant a term twice: set run_id"
     ]
 
 

@@ -187,8 +187,7 @@ def test_a_read_only_replica_is_said_to_be_one(lone_server: RedisServer, caplog:
             assert "read-only replica" in complaint(CoordinatorUnavailableError, lambda: beat(coordinator, "a"))
         assert coordinator.view().term == 0
         assert [text for text in caplog.messages if "is a replica" in text] == [
-            f"the server at redis://{HOST}:{lone_server.port}/0 is a replica: nobody can lead through it; "
-            "name the primary"
+            f"the server at redis://{HOST}:{lone_server.port}/0 is a replica, which grants no lease: name the primary"
         ]
         lone_server.ask("REPLICAOF", "NO", "ONE")
         assert beat(coordinator, "a").holder == "a"
@@ -234,7 +233,7 @@ def test_a_server_busy_with_a_script_is_waited_for(server: RedisServer, contact:
             try:
                 wait_for(lambda: is_busy(server), "it is busy")
                 said = complaint(CoordinatorUnavailableError, lambda: beat(coordinator, "a"))
-                assert "is busy with somebody's script" in said
+                assert "is busy with another client's script" in said
             finally:
                 server.ask("SCRIPT", "KILL")
                 runner.join()

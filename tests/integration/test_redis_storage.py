@@ -190,7 +190,6 @@ def test_a_server_that_forgets_when_it_restarts_is_told_of(
         RedisStorage(server.url, run_id="job-42", limit=60.0).prepare()
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     warning = (
-        f"the server at {server.url} keeps no append-only file: checkpoints are lost when it restarts; set appendonly "
-        "yes"
+        f"the server at {server.url} keeps no append-only file, so a restart loses checkpoints: set appendonly yes"
     )
     assert said == ([warning] if kept == "no" else [])

@@ -87,7 +87,7 @@ WRONG = {
     "redis://host?foo=1": "there is no option 'foo'",
     "redis://host?socket_timeout=long": "wrong value of the option 'socket_timeout'",
     "redis://a,b": "one server has one host",
-    "redis://host#part": "in a password write it as %23",
+    "redis://host#part": "write a # in a password as %23",
     "unix://relative": "an absolute path",
     "redis+sentinel://a:26379": "ends with the name of the service",
     "redis+sentinel://a/main/db": "the number of a database",
@@ -95,7 +95,7 @@ WRONG = {
     "redis+cluster://a?ssl_ca_cert=x": "there is no option 'ssl_ca_cert'",
     "rediss+sentinel://a/main?ssl_ca_cert=x": "there is no option 'ssl_ca_cert'",
     "rediss+cluster://a?ssl_ca_cert=x": "there is no option 'ssl_ca_cert'",
-    "redis://[::1": "can't be taken apart",
+    "redis://[::1": "can't be parsed",
     "http://host": "its scheme must be one of",
 }
 

@@ -113,7 +113,7 @@ def test_what_is_no_path_is_refused(place: str) -> None:
     ],
 )
 def test_a_directory_has_an_absolute_path_on_this_machine(url: str, shown: str) -> None:
-    assert refusal(url) == f"a directory is named by its absolute path, file:///path; got {shown!r}"
+    assert refusal(url) == f"a directory is named by its absolute path, got {shown!r}: use file:///path"
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "gs://", "memory://"])

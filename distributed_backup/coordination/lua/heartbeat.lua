@@ -1,28 +1,30 @@
--- Refreshes a membership; renews the lease of its holder, or grants it if it is free and wanted; tells what is.
+-- Refreshes a membership, renews or grants the lease, and returns the view.
 --
--- KEYS[1] lease          hash    term; holder, until, lasts, heard: gone when it was given back
+-- The holder's lease is renewed. A free lease is granted to a worker that campaigns.
+--
+-- KEYS[1] lease          hash    term, and while the lease is held: holder, until, lasts, heard
 -- KEYS[2] announcement   string  JSON, opaque here
 -- KEYS[3] notices        hash    notice id -> "until worker_id wish reason"
 -- KEYS[4] members        hash    worker_id -> "seen role epoch batch"
--- KEYS[5] expiries       zset    worker_id by the instant at which it stops to count as a member
+-- KEYS[5] expiries       zset    worker_id by the instant at which its membership expires
 -- ARGV[1] worker_id   ARGV[2] "1" to campaign   ARGV[3] floor: a granted term is higher
--- ARGV[4] duration of lease and membership, ms   ARGV[5] how long the keys of a silent run stay, ms
--- ARGV[6] "role epoch batch", the last two "-" where it doesn't know
+-- ARGV[4] duration of lease and membership, ms   ARGV[5] expiry of the run's keys, ms
+-- ARGV[6] "role epoch batch", the last two "-" before training
 --
--- Returns what `view` returns.
--- May be repeated: who holds the lease renews it under its term, so that the grant whose reply was lost is told again.
+-- Returns the reply of `view`.
+-- May be repeated: the holder renews its lease under the same term, so a grant whose reply was lost is returned again.
 do
   local clock = redis.call('TIME')
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   local function instant(ms) return string.format('%.0f', ms) end
   local worker, ends = ARGV[1], instant(now + ARGV[4])
 
-  local gone = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', instant(now), 'LIMIT', 0, 16)
-  if #gone > 0 then
-    redis.call('ZREM', KEYS[5], unpack(gone))
-    redis.call('HDEL', KEYS[4], unpack(gone))
+  local expired = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', instant(now), 'LIMIT', 0, 16)
+  if #expired > 0 then
+    redis.call('ZREM', KEYS[5], unpack(expired))
+    redis.call('HDEL', KEYS[4], unpack(expired))
   end
-  -- What lasts for so long was written before the clock was set back.
+  -- An expiry that far ahead was written before the clock was set back.
   local ahead = redis.call('ZRANGEBYSCORE', KEYS[5], instant(now + 20 * ARGV[4]), '+inf', 'LIMIT', 0, 16)
   for _, other in ipairs(ahead) do
     redis.call('ZADD', KEYS[5], ends, other)
@@ -37,7 +39,7 @@ do
   if holder ~= '' and tonumber(lease[3]) <= now then
     holder = ''
   elseif holder ~= '' and tonumber(lease[3]) > now + tonumber(lease[4]) then
-    redis.call('HSET', KEYS[1], 'until', instant(now + lease[4]))  -- the same
+    redis.call('HSET', KEYS[1], 'until', instant(now + lease[4]))  -- written before the clock was set back
   end
   if holder == '' and ARGV[2] == '1' then
     holder = worker

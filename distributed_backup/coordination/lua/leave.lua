@@ -1,11 +1,11 @@
--- Ends a membership and takes back its notices.
+-- Ends a membership and removes its notices.
 --
 -- KEYS[1] members    hash   worker_id -> "seen role epoch batch"
--- KEYS[2] expiries   zset   worker_id by the instant at which it stops to count as a member
+-- KEYS[2] expiries   zset   worker_id by the instant at which its membership expires
 -- KEYS[3] notices    hash   notice id -> "until worker_id wish reason"
 -- ARGV[1] worker_id
 --
--- Returns 1. May be repeated: what is gone stays gone.
+-- Returns 1. May be repeated: removed records stay removed.
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 local notices = redis.call('HGETALL', KEYS[3])

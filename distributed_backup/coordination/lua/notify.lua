@@ -1,10 +1,10 @@
--- Records a notice, and forgets those that are over.
+-- Records a notice, and deletes expired ones.
 --
 -- KEYS[1] notices   hash   notice id -> "until worker_id wish reason"
--- ARGV[1] notice id   ARGV[2] worker_id   ARGV[3] wish   ARGV[4] reason   ARGV[5] how long it lasts, ms
--- ARGV[6] how long the keys of a silent run stay, ms   ARGV[7] channel of the hints
+-- ARGV[1] notice id   ARGV[2] worker_id   ARGV[3] wish   ARGV[4] reason   ARGV[5] its duration, ms
+-- ARGV[6] expiry of the run's keys, ms   ARGV[7] channel of the hints
 --
--- Returns 1. May be repeated: it then lasts as long from the repetition.
+-- Returns 1. May be repeated: its duration then counts from the repetition.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local notices = redis.call('HGETALL', KEYS[1])
@@ -16,6 +16,6 @@ end
 local ends = string.format('%.0f', now + ARGV[5])
 redis.call('HSET', KEYS[1], ARGV[1], table.concat({ends, ARGV[2], ARGV[3], ARGV[4]}, ' '))
 redis.call('PEXPIRE', KEYS[1], math.max(tonumber(ARGV[5]), tonumber(ARGV[6])))
--- pcall: a user without the right to publish gets on without hints.
+-- pcall: a user without the right to publish has no hints, and all else works.
 redis.pcall('PUBLISH', ARGV[7], 'noticed')
 return 1

@@ -1,14 +1,14 @@
--- Tells what is, and changes nothing. `heartbeat` ends with this text, so that both tell the same.
+-- Returns the view, and changes nothing. `heartbeat` ends with this text, so that both return the same.
 --
--- KEYS[1] lease          hash    term; holder, until, lasts, heard: gone when it was given back
+-- KEYS[1] lease          hash    term, and while the lease is held: holder, until, lasts, heard
 -- KEYS[2] announcement   string  JSON, opaque here
 -- KEYS[3] notices        hash    notice id -> "until worker_id wish reason"
--- ARGV[1] who asks: only the holder is told the notices; "" is told them too
+-- ARGV[1] worker_id, or "". Only the holder and "" receive the notices.
 --
--- Returns {term, holder or "", milliseconds since it was heard of, milliseconds that the lease lasts,
---          announcement or "", then per notice: id, milliseconds that it lasts, worker_id, wish, reason}.
+-- Returns {term, holder or "", milliseconds since the holder's last tick, milliseconds until the lease expires,
+--          announcement or "", then per notice: id, milliseconds until it expires, worker_id, wish, reason}.
 -- May be repeated: it reads.
--- Instants are milliseconds of the server's clock and never leave it; only differences do.
+-- Instants are milliseconds of the server's clock. The reply has differences only.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local lease = redis.call('HMGET', KEYS[1], 'term', 'holder', 'until', 'heard')
@@ -19,16 +19,16 @@ end
 if left <= 0 then
   holder, left, age = '', 0, 0
 end
-local told = {term, holder, age, left, redis.call('GET', KEYS[2]) or ''}
+local reply = {term, holder, age, left, redis.call('GET', KEYS[2]) or ''}
 if ARGV[1] == '' or ARGV[1] == holder then
   local notices = redis.call('HGETALL', KEYS[3])
   for i = 1, #notices, 2 do
     local ends, worker, wish, reason = string.match(notices[i + 1], '^(%d+) (%S+) (%S+) (.*)$')
     if tonumber(ends) > now then
       for _, field in ipairs({notices[i], tonumber(ends) - now, worker, wish, reason}) do
-        told[#told + 1] = field
+        reply[#reply + 1] = field
       end
     end
   end
 end
-return told
+return reply
