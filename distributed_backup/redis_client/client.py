@@ -202,8 +202,8 @@ def check_server(client: Any, address: RedisAddress) -> None:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         logger.warning(
-            "the server at %s may evict the lease of a run when its memory is full: change its maxmemory-policy from %s "
-            "to noeviction",
+            "the server at %s may evict the lease of a run when its memory is full: change its maxmemory-policy from "
+            "%s to noeviction",
             address,
             policy,
         )

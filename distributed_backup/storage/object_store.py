@@ -145,8 +145,8 @@ class ObjectStorage(Storage):
             self.remove(probe)
         if self._conditional is False:
             logger.warning(
-                "%s ignores conditional writes, so two workers that start together may make two run ids, and a coordinator "
-                "that loses its data may grant a term twice: set run_id",
+                "%s ignores conditional writes, so two workers that start together may make two run ids, and a "
+                "coordinator that loses its data may grant a term twice: set run_id",
                 self._shown,
             )
 

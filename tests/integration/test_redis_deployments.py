@@ -1,12 +1,11 @@
-"""Every way to a Redis: sentinels, a cluster, TLS, access rights, clients of the user; and what is said if it fails.
+"""The messages of a Redis server that refuses, hangs or is misconfigured, and its passwords, access rights and TLS.
 
-What is wrong is said in one line with the right class, without a driver's stack and without a password.
+Errors are one line of the right class, without a driver's stack and without a password.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import secrets
 import socketserver
 import ssl
@@ -16,25 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
 import trustme
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from distributed_backup.coordination.redis import RedisCoordinator
-from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorUnavailableError
-from tests.integration.redis_scenarios import CALM, SHORT, Team, Trainer, asking, beat, committed, key
+from tests.integration.redis_scenarios import SHORT, Trainer, beat
 from tests.support.internals import saver_of
 from tests.support.proxy import Proxy
-from tests.support.servers import HOST, Cluster, RedisServer, Replicated, binaries, free_port, wait_for
+from tests.support.redis_checks import SECRET, check_serves, complaint, complaint_at, opened
+from tests.support.servers import HOST, RedisServer, binaries, free_port, wait_for
 
-SECRET = "hunter2-correct-horse"
 RIGHTS = ("~distributed-backup:*", "&distributed-backup:*", "+@read", "+@write", "+@scripting", "+@connection")
 MORE_RIGHTS = ("+@pubsub", "+info", "+time")
 TOO_FEW = {
@@ -69,64 +63,6 @@ def secrecy(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
     ours = [record for record in caplog.get_records("call") if record.name.startswith("distributed_backup")]
     assert not [record.getMessage() for record in ours if SECRET in record.getMessage() or record.exc_info]
-
-
-@contextmanager
-def opened(
-    server: str | redis.Redis, *, run: str | None = None, timings: LeaseTimings = CALM
-) -> Iterator[RedisCoordinator]:
-    coordinator = RedisCoordinator(server)
-    coordinator.open(run or f"run-{secrets.token_hex(4)}", timings)
-    assert SECRET not in f"{coordinator!r} {coordinator}"
-    try:
-        yield coordinator
-    finally:
-        coordinator.close()
-
-
-def check_serves(coordinator: RedisCoordinator) -> None:
-    """All operations work, and hints come."""
-    heard = threading.Event()
-    stop = coordinator.subscribe(lambda _: heard.set())
-    try:
-        assert beat(coordinator, "a").holder == "a"
-        assert beat(coordinator, "b").holder == "a"
-        # What is said before the subscription stands is not heard.
-        wait_for(lambda: coordinator.announce(committed(1, "a")) and heard.wait(0.05), "a hint")
-        assert coordinator.view().announcement == committed(1, "a")
-        assert [member.worker_id for member in coordinator.members()] == ["a", "b"]
-        coordinator.resign("a")
-        coordinator.leave("a")
-        view = beat(coordinator, "b")
-        assert (view.holder, view.term) == ("b", 2)
-        coordinator.erase()
-        assert coordinator.view().term == 0
-    finally:
-        stop()
-
-
-def complaint(kind: type[BackupError], call: Callable[[], Any]) -> str:
-    """What `call` complains of: of exactly this kind, in one line, with neither stack nor password."""
-    with pytest.raises(kind) as caught:
-        call()
-    error = caught.value
-    assert type(error) is kind
-    assert error.__cause__ is None
-    assert error.__suppress_context__ or error.__context__ is None, "raised from None"
-    told = "".join(traceback.format_exception(error))
-    assert "site-packages" not in told, "a driver's stack"
-    assert SECRET not in told
-    assert "\n" not in str(error)
-    return str(error)
-
-
-def complaint_at(server: str | redis.Redis, kind: type[BackupError], **options: Any) -> str:
-    """What the first heartbeat there complains of; the second, and a look, complain of the same kind."""
-    with opened(server, **options) as coordinator:
-        said = complaint(kind, lambda: beat(coordinator, "a"))
-        complaint(kind, coordinator.view)
-        complaint(kind, lambda: beat(coordinator, "a"))
-    return said
 
 
 # ---------------------------------------------------------------- what is said where it can't work
@@ -258,10 +194,11 @@ def is_busy(server: RedisServer) -> bool:
 
 
 @pytest.mark.parametrize("rights", TOO_FEW.values(), ids=TOO_FEW)
-def test_a_user_without_rights_is_told_which_to_grant(lone_server: RedisServer, rights: tuple[str, ...]) -> None:
+def test_a_user_without_rights_is_told_which_to_grant(server: RedisServer, rights: tuple[str, ...]) -> None:
     """At the first contact: a mistake in the configuration, and the message says how to cure it."""
-    lone_server.ask("ACL", "SETUSER", "worker", "on", f">{SECRET}", "resetkeys", *rights)
-    with opened(f"redis://worker:{SECRET}@{HOST}:{lone_server.port}/0") as coordinator:
+    user = f"user-{secrets.token_hex(4)}"
+    server.ask("ACL", "SETUSER", user, "on", f">{SECRET}", "resetkeys", *rights)
+    with opened(f"redis://{user}:{SECRET}@{HOST}:{server.port}/0") as coordinator:
         said = complaint(ConfigError, lambda: beat(coordinator, "a"))
     assert "may not do what is needed" in said
     assert "allow ~distributed-backup:* &distributed-backup:* +@read +@write +@scripting" in said
@@ -276,23 +213,25 @@ def test_the_rights_that_are_named_suffice(lone_server: RedisServer) -> None:
 
 
 def test_a_user_who_may_not_ask_for_the_version_is_served(
-    lone_server: RedisServer, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The check at the start is left out, and the log says so once."""
-    lone_server.ask("ACL", "SETUSER", "worker", "on", f">{SECRET}", "resetchannels", *RIGHTS, *MORE_RIGHTS, "-info")
-    with opened(f"redis://worker:{SECRET}@{HOST}:{lone_server.port}/0") as coordinator:
+    user = f"user-{secrets.token_hex(4)}"
+    server.ask("ACL", "SETUSER", user, "on", f">{SECRET}", "resetchannels", *RIGHTS, *MORE_RIGHTS, "-info")
+    with opened(f"redis://{user}:{SECRET}@{HOST}:{server.port}/0") as coordinator:
         check_serves(coordinator)
     assert len([text for text in caplog.messages if "may not run INFO" in text]) == 1
 
 
-def test_rights_that_are_lost_later_are_no_mistake_in_the_configuration(lone_server: RedisServer) -> None:
+def test_rights_that_are_lost_later_are_no_mistake_in_the_configuration(server: RedisServer) -> None:
     """A run that has begun waits until they are back."""
-    lone_server.ask("ACL", "SETUSER", "worker", "on", f">{SECRET}", *RIGHTS, *MORE_RIGHTS)
-    with opened(f"redis://worker:{SECRET}@{HOST}:{lone_server.port}/0") as coordinator:
+    user = f"user-{secrets.token_hex(4)}"
+    server.ask("ACL", "SETUSER", user, "on", f">{SECRET}", *RIGHTS, *MORE_RIGHTS)
+    with opened(f"redis://{user}:{SECRET}@{HOST}:{server.port}/0") as coordinator:
         beat(coordinator, "a")
-        lone_server.ask("ACL", "SETUSER", "worker", "-@scripting")
+        server.ask("ACL", "SETUSER", user, "-@scripting")
         assert "may not do" in complaint(CoordinatorUnavailableError, lambda: beat(coordinator, "a"))
-        lone_server.ask("ACL", "SETUSER", "worker", "+@scripting")
+        server.ask("ACL", "SETUSER", user, "+@scripting")
         assert beat(coordinator, "a").term == 1
 
 
@@ -517,193 +456,3 @@ def shown(url: str) -> str:
         return repr(RedisCoordinator(url))
     except ConfigError as error:
         return f"{error} {error!r}"
-
-
-# ---------------------------------------------------------------- sentinels
-
-
-def test_sentinels_lead_to_the_primary_and_to_the_next_one(tmp_path: Path) -> None:
-    """Fail-over in the midst of a run, then one to a replica that has missed some terms: it goes on by itself."""
-    with Replicated(tmp_path / "group") as group, Team(tmp_path / "run", group.url) as team:
-        check_existing_client_of_sentinel(group)
-        trainers = team.start_all("a", "b", "c")
-        first = team.await_going_on().term
-        old = group.primary()
-        assert team.view(old.url).term == first
-        new = group.fail_over()
-        for trainer in trainers:
-            trainer.await_batches()
-        wait_for(lambda: is_led_at(team, new), "the run goes on at the new primary")
-        # What follows the replica does not see.
-        group.detach_replicas()
-        seen = team.await_going_on().term
-        for _ in range(2):
-            leader = team.leader()
-            leader.resign()
-            team.trainers.remove(leader)
-            trainers.append(team.start(f"new-{len(trainers)}"))
-            highest = team.await_going_on(above=seen).term
-            seen = highest
-        lease = key(team.root, "lease")
-        assert all(int(replica.ask("HGET", lease, "term")) < highest for replica in group.replicas()), "they are stale"
-        stale = group.fail_over()
-        newcomer = team.start("newcomer")
-        view = team.await_going_on(above=highest)
-        assert view.term > highest
-        assert team.view(stale.url).term >= view.term
-        newcomer.await_batches()
-        team.trainers = [*{id(one): one for one in (*trainers, *team.trainers)}.values()]
-        team.check_beliefs(overlap=True)
-        team.check_training()
-
-
-def is_led_at(team: Team, server: RedisServer) -> bool:
-    """Whether the run is led through this server, and its newest checkpoint is of that lease."""
-    view, newest = team.view(server.url), team.store.newest_header()
-    told = view.announcement
-    return view.holder is not None and told is not None and newest is not None and view.term == told.term == newest.term
-
-
-def check_existing_client_of_sentinel(group: Replicated) -> None:
-    """A client that the user's own Sentinel made serves as well; an unknown service is said to be one."""
-    manager = Sentinel([(HOST, sentinel.port) for sentinel in group.sentinels], decode_responses=False)
-    with manager.master_for("primary") as client, opened(client) as coordinator:
-        assert f":{group.sentinels[0].port}" in repr(coordinator)
-        check_serves(coordinator)
-        assert client.get("nothing") is None
-    for sentinel in manager.sentinels:
-        sentinel.close()
-    said = complaint_at(group.url.replace("/primary", "/nobody"), CoordinatorUnavailableError)
-    assert "know no primary of that name" in said
-
-
-# ---------------------------------------------------------------- a cluster
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Six nodes take their time to start."""
-    with Cluster(tmp_path_factory.mktemp("cluster") / "cluster") as cluster:
-        yield cluster
-
-
-def test_a_cluster_keeps_a_run_on_one_master_and_survives_its_end(cluster: Cluster, tmp_path: Path) -> None:
-    """All keys are on the master of the run's slot; that one is killed; its replica serves the run on."""
-    numbers = random.getstate()
-    with opened(cluster.url) as coordinator:
-        check_serves(coordinator)
-    # The client draws which node to ask, and not from the training's generator.
-    assert random.getstate() == numbers
-    with Team(tmp_path / "run", cluster.url) as team:
-        trainers = team.start_all("a", "b")
-        first = team.await_going_on().term
-        lease = key(team.root, "lease")
-        master = cluster.master_of(lease)
-        run = team.store.open_run()
-        for server in cluster.servers:
-            found = server.ask("KEYS", f"*{run}*")
-            assert (len(found) >= 4) is (server is master or server in cluster.replicas_of(lease))
-            assert server is master or not found or server.ask("ROLE")[0] == "slave"
-        assert len({master.ask("CLUSTER", "KEYSLOT", name) for name in master.ask("KEYS", f"*{run}*")}) == 1
-        new = cluster.fail_over(lease)
-        for trainer in trainers:
-            trainer.await_batches()
-        view = team.await_going_on()
-        assert view.term >= first
-        assert int(new.ask("HGET", lease, "term")) >= view.term
-        newcomer = team.start("newcomer")
-        leader = team.leader()
-        leader.resign()
-        wait_for(lambda: team.await_going_on(above=view.term), "another leads")
-        newcomer.await_batches()
-        team.check_beliefs(overlap=True)
-        team.check_training()
-
-
-def test_a_plain_url_to_a_node_of_a_cluster_is_a_mistake(cluster: Cluster) -> None:
-    """Where the run's keys belong to another node: the message names the right scheme."""
-    lease = "distributed-backup:{run}:lease"
-    other = next(node for node in cluster.servers if node.running and node is not cluster.master_of(lease))
-    said = complaint_at(other.url, ConfigError, run="run")
-    assert "one node of a Redis Cluster: use redis+cluster:// in place of redis://" in said
-
-
-def test_a_plain_server_is_no_cluster(server: RedisServer) -> None:
-    """A mistake in the configuration, and the message says which scheme is right."""
-    url = server.url.replace("redis://", "redis+cluster://").removesuffix("/0")
-    assert "use redis:// in place of redis+cluster://" in complaint_at(url, ConfigError)
-
-
-@pytest.mark.parametrize("kind", ["redis", "redis+sentinel", "redis+cluster"])
-def test_no_deployment_is_reached_in_a_way_that_is_deprecated(kind: str) -> None:
-    """Warnings are errors here: what the driver deprecates today it will refuse tomorrow."""
-    service = "/primary" if kind == "redis+sentinel" else ""
-    with opened(f"{kind}://{HOST}:{free_port()}{service}") as coordinator:
-        said = complaint(CoordinatorUnavailableError, lambda: beat(coordinator, "a"))
-    assert "deprecated" not in said
-
-
-# ---------------------------------------------------------------- the user's own client
-
-
-@pytest.mark.parametrize("decodes", [True, False])
-def test_a_client_of_the_user_is_taken_for_its_settings(server: RedisServer, decodes: bool) -> None:
-    """Password and database are its own; limits and retries are ours; the client itself is left as it was."""
-    with redis.Redis(
-        host=HOST, port=server.port or 0, password=SECRET, db=3, decode_responses=decodes, socket_timeout=77.0
-    ) as client:
-        client.set("mine", "1")
-        pool, settings = client.connection_pool, dict(client.connection_pool.connection_kwargs)
-        known = client.client_id()
-        with opened(client) as coordinator:
-            assert repr(coordinator) == f"RedisCoordinator('redis://{HOST}:{server.port}')"
-            check_serves(coordinator)
-            ours = coordinator._link._connected()
-            assert ours is not client
-            options = ours.connection_pool.connection_kwargs  # type: ignore[attr-defined]
-            assert (options["socket_timeout"], options["socket_connect_timeout"]) == (5.0, 5.0)
-            assert options["retry"].get_retries() == 1
-            beat(coordinator, "a")
-            assert server.client(db=3).exists(coordinator._run_keys.lease)
-        assert client.connection_pool is pool
-        assert pool.connection_kwargs == settings
-        assert client.client_id() == known, "its connection was neither taken nor closed"
-        assert client.get("mine") == ("1" if decodes else b"1")
-
-
-def test_a_client_with_long_retries_is_given_up_in_time(server: RedisServer) -> None:
-    """One that would try for minutes: our heartbeat ends after two tries."""
-    with Proxy(server.address) as proxy:
-        url = proxy.url().replace("//", f"//:{SECRET}@")
-        with redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1000)) as client, opened(client) as coordinator:
-            beat(coordinator, "a")
-            proxy.drop_replies(5, containing=b"EVALSHA")
-            complaint(CoordinatorUnavailableError, lambda: beat(coordinator, "a"))
-            assert proxy.dropped == 2
-
-
-def test_a_client_over_a_socket_serves(tmp_path: Path) -> None:
-    """unix:// by URL and by client."""
-    with RedisServer(tmp_path / "server", config={"requirepass": SECRET}) as server:
-        with opened(server.url) as coordinator:
-            check_serves(coordinator)
-        with server.client() as client, opened(client) as coordinator:
-            check_serves(coordinator)
-        team_url = server.url
-        with Team(tmp_path / "run", team_url) as team:
-            team.start_all("a")
-            assert team.await_going_on().holder == "a"
-            with asking(team.root, team_url) as looker:
-                assert [member.worker_id for member in looker.members()] == ["a"]
-
-
-@pytest.mark.parametrize("thing", [object(), 7, None, redis.Redis, redis.asyncio.Redis()])
-def test_what_is_no_client_is_refused(thing: Any) -> None:
-    """With its type named."""
-    assert "must be a redis.Redis" in complaint_kind(thing)
-
-
-def complaint_kind(thing: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        RedisCoordinator(thing)
-    return str(caught.value)
