@@ -56,7 +56,7 @@ class Harness(ABC):
 
 
 class MemoryHarness(Harness):
-    """All workers share one object; a crash is silence for as long as the lease lasts."""
+    """All workers share one object. A crash is silence for the duration of the lease."""
 
     def __init__(self, _: Path) -> None:
         self._clock = FakeClock()
@@ -73,7 +73,7 @@ class MemoryHarness(Harness):
 
 
 class FileHarness(Harness):
-    """Each worker has an object of its own over one directory; a crash closes what the process had open."""
+    """Each worker has its own object over one directory. A crash closes the files that the process had open."""
 
     def __init__(self, root: Path) -> None:
         self._clock = FakeClock()
@@ -105,7 +105,7 @@ def release_locks(coordinator: FileCoordinator) -> None:
 
 @cache
 def shared_server(name: str) -> RedisServer:
-    """One server for all tests of this process; each has a run of its own on it."""
+    """Return one server for all tests of this process. Each test has its own run on it."""
     directory = tempfile.TemporaryDirectory(prefix="contract-")
     atexit.register(directory.cleanup)
     server = RedisServer(Path(directory.name) / name, binary=binaries()[name])
@@ -136,7 +136,7 @@ end
 
 
 class RedisHarness(Harness):
-    """Each worker has connections of its own to one real server; a crash is silence for as long as the lease lasts."""
+    """Each worker has its own connections to a real server. A crash is silence for the duration of the lease."""
 
     slack = 7.0
 

@@ -1,6 +1,6 @@
-"""The contract of `coordinators/base.py`, over every implementation.
+"""The contract of `coordination.base`, over every implementation.
 
-Nothing here knows which one it talks to; what only one of them can do is tested with that one.
+The tests do not know which one they use. Abilities of a single implementation have tests of their own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def notice(worker_id: str, notice_id: str = "notice-1", remaining: float = 30.0)
 
 
 def test_a_free_lease_is_granted_to_the_first_who_campaigns(harness: Harness) -> None:
-    """The first campaigner holds term 1; a second one is told who holds it."""
+    """The first campaigner holds term 1. The view of a second one names it."""
     a, b = harness.connect(), harness.connect()
     first, second = beat(a, "a"), beat(b, "b")
     assert (first.holder, first.term) == ("a", 1)
@@ -64,7 +64,7 @@ def test_a_free_lease_is_granted_to_the_first_who_campaigns(harness: Harness) ->
 
 
 def test_who_does_not_campaign_is_granted_nothing(harness: Harness) -> None:
-    """A free lease stays free while nobody wants it."""
+    """A free lease stays free while no worker campaigns."""
     seen = beat(harness.connect(), "a", campaign=False)
     assert (seen.holder, seen.term) == (None, 0)
 
@@ -80,7 +80,7 @@ def test_a_holder_keeps_its_term_by_renewing_it(harness: Harness) -> None:
 
 
 def test_a_renewal_counts_even_if_the_holder_does_not_campaign(harness: Harness) -> None:
-    """A holder that can't read its store goes on holding, and nobody is let in."""
+    """A holder that can't read its store still holds, and no other worker gets the lease."""
     a, b = harness.connect(), harness.connect()
     beat(a, "a")
     for _ in range(3):
@@ -176,7 +176,7 @@ def test_the_lease_of_a_crashed_holder_is_free(harness: Harness) -> None:
 
 
 def test_who_does_not_campaign_sees_that_the_holder_crashed(harness: Harness) -> None:
-    """A worker that can't campaign is not told that a dead one leads."""
+    """The view of a worker that can't campaign does not name a dead leader."""
     a, b = harness.connect(), harness.connect()
     beat(a, "a")
     harness.crash(a)
@@ -303,7 +303,7 @@ def test_only_the_holder_announces(harness: Harness) -> None:
 
 @pytest.mark.parametrize("end", ["resigned", "crashed"])
 def test_an_announcement_of_an_older_term_is_refused(harness: Harness, end: str) -> None:
-    """Whoever was succeeded can't speak for the run any more."""
+    """A former holder's announcement is refused."""
     a, b = harness.connect(), harness.connect()
     old = beat(a, "a").term
     if end == "resigned":
@@ -318,7 +318,7 @@ def test_an_announcement_of_an_older_term_is_refused(harness: Harness, end: str)
 
 
 def test_a_lease_that_is_over_announces_nothing_even_without_a_successor(harness: Harness) -> None:
-    """Between two holders nobody speaks."""
+    """Between two holders, all announcements are refused."""
     a = harness.connect()
     term = beat(a, "a").term
     a.resign("a")
@@ -454,7 +454,7 @@ def test_a_notice_may_come_from_a_worker_that_is_no_member(harness: Harness) -> 
 
 
 def state(harness: Harness) -> tuple[object, ...]:
-    """All that can be seen of the run; equal before and after what changes nothing."""
+    """Return all that is visible of the run. It is equal before and after a call without effect."""
     onlooker = harness.connect()
     return timeless(harness, onlooker.view()), *(timeless(harness, member) for member in onlooker.members())
 
@@ -533,7 +533,7 @@ def test_reading_renews_nothing(harness: Harness) -> None:
 
 
 def test_an_erased_run_is_forgotten(harness: Harness) -> None:
-    """Members, announcement, notices and terms are gone; the floor alone carries on."""
+    """Members, announcement, notices and terms are deleted. Only the floor sets the next term."""
     populated(harness).erase()
     other = harness.connect()
     seen = other.view()

@@ -22,7 +22,7 @@ def storage(place: Place) -> Storage:
 
 
 def test_a_place_where_nothing_was_written_is_empty(place: Place) -> None:
-    """Looking makes nothing, and what is not there is told from what can't be read."""
+    """Reading creates nothing, and a missing file is distinct from an unreadable one."""
     storage = place.connect()
     assert (storage.names(), storage.size("a")) == ([], None)
     with pytest.raises(StoreError) as caught:
@@ -59,7 +59,7 @@ def test_a_file_that_need_not_last_is_there_all_the_same(storage: Storage) -> No
 
 
 def test_one_of_many_creates_a_file(place: Place, storage: Storage) -> None:
-    """All try at once; what the winner wrote stays."""
+    """All try at the same time, and the winner's bytes stay."""
     together = threading.Barrier(6)
 
     def create(number: int) -> bool:
@@ -74,7 +74,7 @@ def test_one_of_many_creates_a_file(place: Place, storage: Storage) -> None:
 
 
 def test_a_mere_name_is_created_once(place: Place, storage: Storage) -> None:
-    """A claim has no bytes; it is listed, and goes with `remove`."""
+    """A claim has no bytes. It is listed, and `remove` deletes it."""
     assert storage.create("0000000001.term")
     assert not place.connect().create("0000000001.term")
     assert storage.names() == ["0000000001.term"]
@@ -84,7 +84,7 @@ def test_a_mere_name_is_created_once(place: Place, storage: Storage) -> None:
 
 
 def test_a_file_that_must_be_new_does_not_replace_one(place: Place, storage: Storage) -> None:
-    """Where the medium can tell in the same step, and the cause says what happened; else it is replaced."""
+    """The error's cause says that it exists. A medium that can't check in the same step replaces it."""
     storage.put("a", [b"old"], new=True)
     if not place.refuses_what_is_there:
         place.connect().put("a", [b"late"], new=True)
@@ -107,7 +107,7 @@ def test_runs_side_by_side_do_not_see_each_other(place: Place, storage: Storage)
 
 
 def test_a_place_that_was_emptied_can_be_used_again(place: Place, storage: Storage) -> None:
-    """The last worker out discards it; a new run may begin there."""
+    """The last worker out empties it. A new run may begin there."""
     storage.put("a", [b"1"])
     storage.remove_if_empty()
     assert storage.names() == ["a"]
@@ -121,7 +121,7 @@ def test_a_place_that_was_emptied_can_be_used_again(place: Place, storage: Stora
 
 @pytest.mark.parametrize("place", sorted(PLACES.keys() - OF_ONE_PROCESS), indirect=True)
 def test_a_forked_child_has_connections_of_its_own(storage: Storage) -> None:
-    """Two processes on one connection would read each other's answers; a client's thread does not survive a fork."""
+    """Two processes on one connection would read each other's replies. A client's thread does not survive a fork."""
     storage.put("a", [b"parent"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that threads are gone in the child is the point

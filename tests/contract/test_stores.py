@@ -31,7 +31,7 @@ def store(place: Place) -> CheckpointStore:
 
 
 def test_what_was_committed_is_found_by_another_process(place: Place, store: CheckpointStore) -> None:
-    """The newest by term, then by position; only the newest is kept."""
+    """The newest by term, then by position. Only the newest is kept."""
     commit(store, 1)
     commit(store, 2)
     header = commit(store, 1, term=2)
@@ -47,7 +47,7 @@ def test_what_was_committed_is_found_by_another_process(place: Place, store: Che
 
 
 def test_a_late_writer_of_an_older_term_is_refused(place: Place, store: CheckpointStore) -> None:
-    """It learns which term is there; nothing of what is there changes."""
+    """The error names the newer term, and no file changes."""
     commit(store, 1)
     newer = commit(CheckpointStore(place.connect()), 1, term=5, worker="other")
     with pytest.raises(StaleTermError) as caught:
@@ -67,7 +67,7 @@ def test_a_claim_alone_does_not_refuse_an_older_writer(place: Place, store: Chec
 
 
 def test_a_term_belongs_to_one_worker(place: Place, store: CheckpointStore) -> None:
-    """Who finds another's checkpoint under its own term does not hold that term; its own it may write again."""
+    """A worker does not hold a term under which another wrote a checkpoint. It may write its own again."""
     commit(store, 1)
     again = commit(store, 1)
     with pytest.raises(StaleTermError, match=r"by w$"):
@@ -76,7 +76,7 @@ def test_a_term_belongs_to_one_worker(place: Place, store: CheckpointStore) -> N
 
 
 def test_a_damaged_checkpoint_is_passed_over(place: Place) -> None:
-    """The one before it is used; if none is left, that is an error and nothing is deleted."""
+    """The one before it is used. If none is left, that is an error, and nothing is deleted."""
     store = CheckpointStore(place.connect(), keep=2)
     older, newer = commit(store, 1), commit(store, 2)
     place.connect().put(newer.name, [b"torn"])
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_passed_over(place: Place) -> None:
 
 
 def test_all_workers_agree_on_one_run_id(place: Place) -> None:
-    """Whoever comes first makes it; whoever comes with another is refused."""
+    """The first worker makes it. A worker with another id is refused."""
     together = threading.Barrier(4)
 
     def open_run(_: int) -> str:
@@ -108,7 +108,7 @@ def test_all_workers_agree_on_one_run_id(place: Place) -> None:
 
 
 def test_a_term_is_claimed_once(place: Place) -> None:
-    """Many claim the same terms at once; each term has one winner, and none is granted again."""
+    """Many workers claim the same terms at the same time. Each term has one winner and is granted once."""
     stores = [CheckpointStore(place.connect()) for _ in range(3)]
     stores[0].open_run()
     together = threading.Barrier(3)
@@ -126,7 +126,7 @@ def test_a_term_is_claimed_once(place: Place) -> None:
 
 
 def test_the_last_one_out_leaves_nothing(place: Place, store: CheckpointStore) -> None:
-    """Checkpoints, claims, event logs and the run's id go; the next run in this place has an id of its own."""
+    """Checkpoints, claims, event logs and the run id are deleted. The next run in this place has its own id."""
     before = store.open_run()
     store.claim_term(1)
     commit(store, 1)

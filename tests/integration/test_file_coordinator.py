@@ -36,7 +36,7 @@ TAKEOVER_LIMIT = 0.3
 
 
 class Process:
-    """A child that runs `function(pipe, root, worker_id)`; killed at the end."""
+    """A child that runs `function(pipe, root, worker_id)` and is killed at the end."""
 
     def __init__(self, function: Callable[[Connection, Path, str], None], root: Path, worker_id: str) -> None:
         self._pipe, theirs = CONTEXT.Pipe()
@@ -129,7 +129,7 @@ def beat_on_demand(pipe: Connection, root: Path, worker_id: str) -> None:
 
 
 def lead_and_fork(pipe: Connection, root: Path, worker_id: str) -> None:
-    """Take the lock, then fork a child that stays; the child also tries what its copy of the lock allows."""
+    """Take the lock, then fork a child that stays and tries to use its copy of the lock."""
     coordinator = FileCoordinator(root)
     term = beat(coordinator, worker_id).term
     made = Announcement(term=term, worker_id=worker_id, position=Position(0))
@@ -147,7 +147,7 @@ def lead_and_fork(pipe: Connection, root: Path, worker_id: str) -> None:
 
 
 def campaign_wildly(pipe: Connection, root: Path, worker_id: str) -> None:
-    """Heartbeats without pause, sometimes resigning; reports every term it was told to hold."""
+    """Send heartbeats without pause, resign at random, and report every term that was granted."""
     coordinator, held = FileCoordinator(root), set()
     chance = random.Random(worker_id)
     pipe.send(("ready", None))
@@ -185,7 +185,7 @@ def test_a_follower_takes_over_soon_after_the_leader_was_killed(tmp_path: Path) 
             seconds.append(elected_at - before)
             terms.append(term)
             leader.end()
-            # The next leader is the one that took over; its challenger is a new process.
+            # The next leader is the one that took over. Its challenger is a new process.
             leader, follower = follower, Process(elect, tmp_path, f"w{number}").__enter__()
             try:
                 assert follower.expect("joined") == leader.worker_id
@@ -226,7 +226,7 @@ def test_a_stopped_holder_keeps_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_of_the_leader_does_not_keep_the_lock(tmp_path: Path) -> None:
-    """A data loader that outlives its killed trainer must not block the run; nor may it speak or resign for it."""
+    """A data loader that outlives its killed trainer must not block the run, announce for it or resign for it."""
     with Process(lead_and_fork, tmp_path, "a") as leader:
         child, announced = leader.expect("forked")
         try:
@@ -242,7 +242,7 @@ def test_a_forked_child_of_the_leader_does_not_keep_the_lock(tmp_path: Path) -> 
 
 
 def test_removing_the_lock_file_again_and_again_never_makes_two_holders_of_one_term(tmp_path: Path) -> None:
-    """Three processes campaign as fast as they can while the file vanishes at random; then all agree again."""
+    """Three processes campaign as fast as they can while the file is removed at random. Then all agree again."""
     chance = random.Random(7)
     pause = threading.Event()
     processes = [Process(campaign_wildly, tmp_path, f"w{number}") for number in range(3)]
@@ -297,7 +297,7 @@ def b(tmp_path: Path) -> Iterator[FileCoordinator]:
 def test_a_lock_file_that_is_no_longer_ours_is_a_loss_with_that_reason(
     tmp_path: Path, a: FileCoordinator, how: str
 ) -> None:
-    """The lock of a removed file excludes nobody, so its holder stands down; one tick later it may campaign."""
+    """The lock of a removed file excludes no other worker. Its holder stands down and may campaign one tick later."""
     beat(a, "a")
     (tmp_path / "leader.lock").unlink()
     if how == "replaced":
@@ -332,7 +332,7 @@ def test_a_refused_announcement_does_not_swallow_the_reason_of_the_loss(tmp_path
 def test_a_holder_whose_term_was_passed_gives_up_the_lock(
     tmp_path: Path, a: FileCoordinator, b: FileCoordinator
 ) -> None:
-    """If two claims crossed, the lock's holder may have the older term: unless it lets go, nobody can lead again."""
+    """If two claims crossed, the lock's holder may have the older term. It must release the lock."""
     assert beat(a, "a").term == 1
     record = {"worker_id": "b", "resigned": False, "announcement": None}
     (tmp_path / "terms" / "0000000002.json").write_bytes(orjson.dumps(record))

@@ -88,7 +88,7 @@ def test_an_announcement_of_version_0_3_is_read(tmp_path: Path, a: FileCoordinat
 def test_a_garbage_record_of_a_term_makes_the_coordinator_unavailable(
     tmp_path: Path, a: FileCoordinator, b: FileCoordinator, garbage: bytes
 ) -> None:
-    """A follower can't tell who leads, and says where the trouble is; the leader makes a new term, which heals it."""
+    """A follower can't tell who leads and names the directory. The leader repairs it with a new term."""
     beat(a, "a")
     only_record(tmp_path).write_bytes(garbage)
     with pytest.raises(CoordinatorUnavailableError, match="a record there is malformed"):
@@ -108,7 +108,7 @@ def test_a_garbage_record_of_a_term_makes_the_coordinator_unavailable(
 def test_a_torn_record_of_the_holders_term_is_a_loss_and_not_the_end(
     tmp_path: Path, a: FileCoordinator, b: FileCoordinator, torn: bytes
 ) -> None:
-    """After a power cut a record may be empty: nobody holds by it, and somebody can hold again."""
+    """A power cut may empty a record. Then no worker holds by it, and any worker can claim a new term."""
     beat(a, "a")
     only_record(tmp_path).write_bytes(torn)
     assert b.view().holder is None
@@ -121,7 +121,7 @@ def test_a_torn_record_of_the_holders_term_is_a_loss_and_not_the_end(
 def test_a_garbage_record_of_a_member_makes_the_members_unavailable(
     tmp_path: Path, a: FileCoordinator, garbage: bytes
 ) -> None:
-    """Nobody may conclude that a worker is gone; but the election goes on."""
+    """No worker may conclude that another has left, and the election goes on."""
     beat(a, "a")
     (tmp_path / "members" / "x.json").write_bytes(garbage)
     with pytest.raises(CoordinatorUnavailableError, match="a record there is malformed"):
@@ -177,7 +177,7 @@ def test_a_directory_that_can_not_be_used_is_named(tmp_path: Path) -> None:
 
 
 def test_names_that_would_leave_the_directory_are_refused(tmp_path: Path) -> None:
-    """Ids become file names; what comes from outside is checked."""
+    """Ids become file names, so they are checked."""
     coordinator = FileCoordinator(tmp_path / "coordinator")
     for operation in (
         lambda: beat(coordinator, "../a"),

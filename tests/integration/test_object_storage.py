@@ -1,6 +1,6 @@
-"""Checkpoints in buckets, over servers that speak as S3 and Google's do, and what can go wrong with them.
+"""Checkpoints in buckets, on emulators of S3 and Google Cloud Storage, with injected faults.
 
-The servers are real ones on this machine, with faults put in between; fits run in processes of their own.
+Each fit runs in its own process.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ MARGIN = 4.0
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """Shared with other tests of this process; each has a prefix of its own."""
+    """Return a new prefix on a server that the tests of this process share."""
     server = s3_server()
     enter(server.environment)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -187,14 +187,14 @@ def test_a_commit_to_google_is_one_request_at_any_size(url: str, monkeypatch: py
     async def note(fs: Any, bucket: str, key: str, data: bytes, *_: Any, mode: str, **__: Any) -> None:
         uploads.append((len(data), mode))
 
-    # What makes one request; the emulator would take half a minute for it.
+    # The function that sends one request. The emulator would take 30 s for it.
     monkeypatch.setattr(core, "simple_upload", note)
     storage = storage_from_url(url.replace("s3://", "gs://"), limit=LONG)
     storage.put("a", [bytes(51 * 2**20)], new=True)
     assert uploads == [(51 * 2**20, "create")]
 
 
-# What the driver says of any large body; nobody hears of it but who makes errors of warnings.
+# The driver warns of any large body. The warning is hidden by default.
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_a_commit_to_azure_is_one_request_at_any_size(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client would make blocks of it, which stay behind if it is given up."""
@@ -252,7 +252,7 @@ def test_a_write_that_meets_others_for_ever_is_given_up_at_the_limit(s3: S3Serve
 
 
 def test_a_wrong_key_is_told_and_the_right_one_works_again(s3: S3Server, url: str) -> None:
-    """Whether it may not write or not even look; nothing that was there is touched."""
+    """It may lack the right to write or even the right to list. Existing files stay as they are."""
     store = opened(url)
     name = commit(store, 1).name.replace("1-00000000.", "2-00000000.")
     reason = "The AWS Access Key Id you provided does not exist in our records"
@@ -266,7 +266,7 @@ def test_a_wrong_key_is_told_and_the_right_one_works_again(s3: S3Server, url: st
 
 
 def test_a_bucket_that_is_not_there_is_told(s3: S3Server) -> None:
-    """Before the training begins; to make one is not ours. A prefix may have the letters of the answer."""
+    """The error comes before the training begins. Making a bucket is the user's task."""
     enter(gcs_server().environment)
     for url in ("s3://missing/run", "s3://missing/exist", "s3://missing", "gs://missing/run"):
         store = opened(url)
@@ -309,7 +309,7 @@ def test_a_store_that_does_not_get_it_done_is_given_up_at_the_limit(s3: S3Server
 def test_a_store_that_nobody_answers_for_is_given_up_at_the_limit(
     s3: S3Server, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody listens at this port."""
+    """No server listens at this port."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     storage = storage_from_url(url, limit=1.0)
     with pytest.raises(StoreError) as caught:
@@ -318,7 +318,7 @@ def test_a_store_that_nobody_answers_for_is_given_up_at_the_limit(
 
 
 def test_a_prefix_may_hold_what_urls_escape_and_stand_beside_many(s3: S3Server, url: str) -> None:
-    """It is taken as it is; and a look at one where nothing is does not list all that is beside it."""
+    """It is used as it is, and the listing of an empty prefix leaves out its neighbours."""
     for name in ("50%25off", "a%41", "ä b"):
         store = opened(f"{url}-{name}")
         assert store.names() == []
@@ -369,7 +369,7 @@ def test_a_server_that_tests_share_does_not_keep_their_process(s3: S3Server) -> 
 
 
 def test_a_commit_whose_reply_is_lost_is_a_commit(s3: S3Server, url: str) -> None:
-    """The client asks again, and is told that it is there: it is ours, and not another's."""
+    """The client repeats the request, and the reply is that the file exists. The file is our own."""
     store = opened(url)
     commit(store, 1)
     s3.forget()
@@ -382,7 +382,7 @@ def test_a_commit_whose_reply_is_lost_is_a_commit(s3: S3Server, url: str) -> Non
 
 
 def test_a_claim_whose_reply_is_lost_has_no_second_winner(s3: S3Server, url: str) -> None:
-    """It may have none; then a higher term has one."""
+    """It may have none. Then a higher term has one."""
     store, other = opened(url), opened(url)
     store.open_run()
     s3.next("PUT", reply_lost)
@@ -393,7 +393,7 @@ def test_a_claim_whose_reply_is_lost_has_no_second_winner(s3: S3Server, url: str
 
 
 def test_a_store_that_ignores_conditions_is_told_of_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Many that only speak like S3 do; where they are heeded, nothing is said."""
+    """Many S3-compatible stores do. A store that enforces conditions causes no warning."""
     place = url.replace("s3://", "gs://")
     enter(gcs_server().environment)
     store = opened(place)
@@ -433,7 +433,7 @@ def test_a_probe_whose_reply_is_lost_tells_that_conditions_are_heeded(
 
 
 def test_a_probe_is_removed_also_if_the_second_write_fails(s3: S3Server, url: str) -> None:
-    """It is not known then whether conditions are heeded; the next to be created asks again."""
+    """It is then unknown whether conditions are enforced. The next `create` tests it again."""
     storage = storage_from_url(url, limit=LONG)
     s3.next("PUT", noting([]))
     s3.next("PUT", denied)
@@ -449,7 +449,7 @@ def test_a_probe_is_removed_also_if_the_second_write_fails(s3: S3Server, url: st
 
 
 class Busy:
-    """A worker over a bucket; its first checkpoint is there, and the upload of its second hangs."""
+    """Start a worker over a bucket. Its first checkpoint is committed, and the upload of its second hangs."""
 
     def __init__(self, s3: S3Server, url: str, release: threading.Event, *, grace_period: float, hanging: int) -> None:
         store = hurried(url, grace_period / 3)  # as the callback has it
@@ -515,7 +515,7 @@ def call(*words: str) -> Any:
 
 
 def test_a_run_in_a_bucket_is_looked_at_by_its_url(s3: S3Server, url: str) -> None:
-    """As one in a directory; so is a copy of it."""
+    """As one in a directory. The same holds for a copy of it."""
     store = CheckpointStore(storage_from_url(url, limit=LONG), keep=2)
     names = [commit(store, epoch).name for epoch in (1, 2)][::-1]
     assert [(row["name"], row["valid"]) for row in call("checkpoints", "list", url)] == [(name, True) for name in names]
@@ -577,7 +577,7 @@ def test_a_fit_resumes_exactly_from_a_server_and_is_led_over_it(redis_server: Re
 
 
 def test_a_callback_fits_its_limits_to_the_grace_period(tmp_path: Path) -> None:
-    """A request takes a third of it at most, a lease and a tick three fifths; what is named, counts."""
+    """A request takes a third of it at most, a lease and a tick three fifths. Options that are given win."""
     cases: list[tuple[str, dict[str, Any]]] = [
         ("s3://bucket/run", {"grace_period": 12.0, "coordinator": "memory:"}),
         ("redis://redis", {"grace_period": 30.0, "run_id": "job-42"}),

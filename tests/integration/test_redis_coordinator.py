@@ -81,7 +81,7 @@ def test_an_announcement_of_version_0_3_is_read(
 def test_a_clock_that_was_set_back_keeps_no_dead_leader_alive(
     server: RedisServer, coordinator: RedisCoordinator
 ) -> None:
-    """It has a lease at most, counted from the next word of anybody; and nobody takes it for heard of."""
+    """It has one lease at most, counted from the next heartbeat of any worker, and its age is unknown."""
     beat(coordinator, "dead")
     set_clock_back(server)
     told = coordinator.view()
@@ -105,7 +105,7 @@ def test_a_longer_lease_is_not_cut_short_by_workers_with_a_shorter_one(coordinat
 
 
 def test_a_primary_that_was_demoted_is_left(server: RedisServer) -> None:
-    """Its address leads to another by now; on the old connection it would be read-only for ever."""
+    """Its address leads to another server by now. The old connection would stay read-only."""
     coordinator = RedisCoordinator(server.url)
     coordinator.open("run", CALM)
     assert beat(coordinator, "a").holder == "a"
@@ -122,7 +122,7 @@ def test_a_primary_that_was_demoted_is_left(server: RedisServer) -> None:
 
 
 def test_one_coordinator_serves_one_run_after_another(server: RedisServer, coordinator: RedisCoordinator) -> None:
-    """A callback is used for a second fit, whose directory has a new id; but not for two runs at once."""
+    """A callback may serve a second fit, whose directory has a new id. It can't serve two runs at the same time."""
     beat(coordinator, "a")
     with pytest.raises(ConfigError, match="serves run 'run' and can't serve 'next'"):
         coordinator.open("next", CALM)

@@ -42,7 +42,7 @@ TOO_FEW = {
 
 @pytest.fixture(scope="module", params=sorted(binaries()))
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for all tests here that leave it as it was; it has a password."""
+    """Start one server with a password, for all tests that leave its configuration as it was."""
     directory = tmp_path_factory.mktemp("redis") / "server"
     config = {"requirepass": SECRET}
     with RedisServer(directory, binary=binaries()[request.param], port=0, config=config) as server:
@@ -89,7 +89,7 @@ def test_a_wrong_password_is_a_mistake_in_the_configuration(server: RedisServer)
     ],
 )
 def test_a_server_that_is_not_there_may_come(place: str) -> None:
-    """An unknown host, a port where nobody listens, a socket that does not exist: reachable later, perhaps."""
+    """An unknown host, a closed port, a socket that does not exist: they may be reachable later."""
     url = place.format(secret=SECRET, port=free_port())
     said = complaint_at(url, CoordinatorUnavailableError)
     assert url.rpartition("@")[2].partition("?")[0] in said
@@ -116,7 +116,7 @@ def serves_again(coordinator: RedisCoordinator) -> bool:
 
 
 def test_a_read_only_replica_is_said_to_be_one(lone_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Once in the log at the first contact, and at each heartbeat; looking works."""
+    """Once in the log at the first contact, and at each heartbeat. A view works."""
     lone_server.ask("REPLICAOF", HOST, free_port())
     with opened(lone_server.url) as coordinator:
         for _ in range(2):
@@ -131,7 +131,7 @@ def test_a_read_only_replica_is_said_to_be_one(lone_server: RedisServer, caplog:
 
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_server_out_of_memory_grants_nothing(lone_server: RedisServer, leads: bool) -> None:
-    """It says so; who leads can still give the lease back; with memory again it goes on."""
+    """The error says so. The leader can still release the lease. With memory again, the election goes on."""
     with opened(lone_server.url) as coordinator:
         beat(coordinator, "a", campaign=leads)
         lone_server.ask("CONFIG", "SET", "maxmemory", "1")
@@ -158,7 +158,7 @@ def complaint_at_first_beat(url: str) -> str:
 
 @pytest.mark.parametrize("contact", ["first", "later"])
 def test_a_server_busy_with_a_script_is_waited_for(server: RedisServer, contact: str) -> None:
-    """Somebody else's endless script: unavailable, until that one is killed."""
+    """Another client's endless script makes it unavailable, until the script is killed."""
     server.ask("CONFIG", "SET", "busy-reply-threshold" if is_new(server) else "lua-time-limit", 20)
     with opened(server.url) as coordinator:
         if contact == "later":
@@ -385,7 +385,7 @@ def test_a_server_that_speaks_another_language_is_not_understood(garbage: bytes)
 
 
 def test_records_of_somebody_else_are_not_understood(server: RedisServer) -> None:
-    """Under our keys, of another type or form: said with the key's name, and nothing is thrown that nobody expects."""
+    """The error names the key of a record that has another type or form."""
     with opened(server.url) as coordinator:
         names = coordinator._run_keys
         for command in (("SET", names.lease, "text"), ("SET", names.members, "text"), ("SADD", names.notices, "x")):
@@ -399,7 +399,7 @@ def test_records_of_somebody_else_are_not_understood(server: RedisServer) -> Non
 
 
 def test_tls_is_served_to_who_knows_the_authority(server: RedisServer, tmp_path: Path) -> None:
-    """With the right authority it works; with another, or none, it is a mistake, and the message says how."""
+    """The right authority works. With a wrong one or none, the error says which option to set."""
     authority, other, context = trustme.CA(), trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(HOST).configure_cert(context)
     for name, one in (("right", authority), ("wrong", other)):

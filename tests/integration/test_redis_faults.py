@@ -91,7 +91,7 @@ OUTAGES: dict[str, Callable[[Proxy], None]] = {
 
 @pytest.mark.parametrize("outage", OUTAGES)
 def test_a_leader_that_is_cut_off_stands_down_before_another_leads(team: Cables, outage: str) -> None:
-    """Its belief ends before the other's begins; it trains on meanwhile, and follows when it is back."""
+    """Its belief ends before the other's begins. It trains on meanwhile, and follows after it is back."""
     leader, other = team.start_all("leader", "other")
     first = leader.await_term()
     team.await_going_on()
@@ -120,7 +120,7 @@ def test_a_leader_that_is_cut_off_stands_down_before_another_leads(team: Cables,
 
 @pytest.mark.parametrize("outage", ["black-hole", "refused"])
 def test_a_follower_that_is_cut_off_disturbs_nobody(team: Cables, outage: str) -> None:
-    """It trains on and does not lead; back again it can take over."""
+    """It trains on and does not lead. When it is back, it can take over."""
     leader = team.start("leader", timings=BRISK)
     first = leader.await_term()
     follower = team.start("follower")
@@ -143,7 +143,7 @@ def test_a_follower_that_is_cut_off_disturbs_nobody(team: Cables, outage: str) -
 
 @pytest.mark.parametrize("outage", ["black-hole", "refused"])
 def test_when_all_are_cut_off_nobody_leads_and_the_election_resumes(team: Cables, outage: str) -> None:
-    """All stand down and train on; after the outage one leads under a higher term."""
+    """All stand down and train on. After the outage, one leads under a higher term."""
     trainers = team.start_all("a", "b", "c")
     first = trainers[0].await_term()
     team.await_going_on()
@@ -208,7 +208,7 @@ def flush(server: RedisServer) -> None:
 def test_a_run_survives_that_the_server_forgets_everything(
     server: RedisServer, tmp_path: Path, loss: Callable[[RedisServer], None]
 ) -> None:
-    """Terms go on above all that were used, also for one that joins right after; the announcement is told again."""
+    """Terms go on above all used ones, also for a worker that joins right after. The announcement is made again."""
     with Team(tmp_path / "run", server.url) as team:
         trainers = team.start_all("a", "b")
         # Some terms on, so that a server that begins anew begins far below.
@@ -255,7 +255,7 @@ def told_checkpoint(team: Team) -> str | None:
 
 @BINARIES
 def test_a_run_waits_for_a_server_that_is_down(server: RedisServer, tmp_path: Path) -> None:
-    """Down for longer than the lease: everybody trains on, nobody leads; back, empty, one leads under a new term."""
+    """While it is down, all train and none leads. When it is back, and empty, one leads under a new term."""
     with Team(tmp_path / "run", server.url) as team:
         leader, follower = team.start_all("a", "b")
         first = leader.await_term()
@@ -272,7 +272,7 @@ def test_a_run_waits_for_a_server_that_is_down(server: RedisServer, tmp_path: Pa
 
 
 def test_a_server_that_hangs_for_more_than_a_lease_costs_an_election(server: RedisServer, tmp_path: Path) -> None:
-    """SIGSTOP and SIGCONT of the server: the leader stands down; what was sent meanwhile grants no second lease."""
+    """After SIGSTOP of the server, the leader stands down. Requests that arrive late grant no second lease."""
     with Team(tmp_path / "run", server.url) as team:
         leader, follower = team.start_all("a", "b")
         first = leader.await_term()
@@ -420,7 +420,7 @@ def test_a_killed_subscription_is_renewed(server: RedisServer, tmp_path: Path) -
 
 
 def test_a_subscription_in_a_black_hole_is_replaced(server: RedisServer, tmp_path: Path) -> None:
-    """It is the listener that gives it up, since not even a PING is answered; what is connected next gives hints."""
+    """Not even a PING is answered, so the listener replaces the connection, and the next one gives hints."""
     run = "run"
     with Proxy(server.address) as proxy:
         coordinator = RedisCoordinator(proxy.url())
@@ -441,7 +441,7 @@ def test_a_subscription_in_a_black_hole_is_replaced(server: RedisServer, tmp_pat
 
 @pytest.mark.parametrize("outage", ["none", "black-hole", "refused"])
 def test_the_listening_ends_when_nobody_wants_to_know(server: RedisServer, tmp_path: Path, outage: str) -> None:
-    """Its thread ends with the last listener and not before, whatever the server does; the next gets a new one."""
+    """Its thread ends with the last subscriber, whatever the server does. The next subscriber starts a new thread."""
     before = set(hint_threads())
     with Proxy(server.address) as proxy:
         coordinator = RedisCoordinator(proxy.url())

@@ -89,7 +89,7 @@ class Lossy:
         self.client = server.client()
 
     def lose(self, lost: int, call: Callable[[], Any], containing: bytes = b"EVALSHA") -> Any:
-        """What `call` returned although so many replies to it were lost; None if it could not know."""
+        """Return what `call` returned although `lost` replies to it were lost. None if it could not know."""
         before = self.proxy.dropped
         self.proxy.drop_replies(lost, containing=containing)
         if lost == 1:
@@ -129,7 +129,7 @@ def lossy(server: RedisServer) -> Iterator[Lossy]:
 
 @LOSSES
 def test_an_acquisition_whose_reply_is_lost_is_made_once(lossy: Lossy, lost: int) -> None:
-    """The one who sent it holds the lease, under one term; nobody else gets it, and it is not locked out itself."""
+    """The sender holds the lease, under one term. No other worker gets it, and the sender is not locked out."""
     told = lossy.lose(lost, lambda: beat(lossy.a, "a"))
     assert told is None or (told.holder, told.term) == ("a", 1)
     assert beat(lossy.b, "b").holder == "a"
@@ -162,7 +162,7 @@ def test_an_announcement_whose_reply_is_lost_is_on_record(lossy: Lossy, lost: in
 
 @LOSSES
 def test_a_resignation_whose_reply_is_lost_hands_over(lossy: Lossy, lost: int) -> None:
-    """Another leads at its next tick; resigning once more does not take that lease away."""
+    """Another worker leads at its next tick. A second resignation does not take that lease away."""
     beat(lossy.a, "a")
     lossy.lose(lost, lambda: lossy.a.resign("a"))
     assert lossy.b.view().holder is None
@@ -255,7 +255,7 @@ def test_a_leader_that_gives_the_lease_back_no_longer_believes_in_it(
 def test_a_leader_stopped_past_its_lease_counts_no_more(
     lone_server: RedisServer, tmp_path: Path, during_commit: bool
 ) -> None:
-    """SIGSTOP for two leases: another leads and commits; woken, the first one's late commit is not the newest."""
+    """After SIGSTOP for two leases, another leads and commits. The late commit of the first is not the newest."""
     root = tmp_path / "run"
     with (
         Team(root, lone_server.url) as team,
@@ -290,7 +290,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def test_of_hundreds_of_terms_no_two_overlap(lone_server: RedisServer, tmp_path: Path) -> None:
-    """Six workers in three processes: resignations, freezes, SIGSTOPs, cut connections; no loss of data."""
+    """Six workers in three processes, with resignations, freezes, SIGSTOPs, cut connections and no loss of data."""
     terms = 300
     root = tmp_path / "run"
     store = CheckpointStore(root)
@@ -345,7 +345,7 @@ def contestants(root: Path, url: str, logs: Path, *, terms: int) -> Iterator[lis
 
 
 def check_unique_terms(contests: list[Contest]) -> list[Belief]:
-    """No term was led under twice, and each claim that came after another is higher; all that was believed."""
+    """Check that terms are unique and rise with time, and return all beliefs."""
     beliefs = [belief for one in contests for belief in one.beliefs]
     terms = sorted(belief.term for belief in beliefs)
     assert len(terms) == len(set(terms))
@@ -424,7 +424,7 @@ def fill(coordinator: RedisCoordinator) -> None:
 
 
 def test_all_keys_of_a_run_expire_and_share_a_slot(server: RedisServer, tmp_path: Path) -> None:
-    """A week after the run's last word they are gone; a cluster keeps them on one node."""
+    """They expire a week after the run's last call. A cluster keeps them on one node."""
     with Proxy(server.address) as proxy, asking(tmp_path, proxy.url()) as coordinator:
         fill(coordinator)
         run = CheckpointStore(tmp_path).open_run()
@@ -439,7 +439,7 @@ def test_all_keys_of_a_run_expire_and_share_a_slot(server: RedisServer, tmp_path
 
 
 def test_nothing_is_left_of_an_erased_run(server: RedisServer, tmp_path: Path) -> None:
-    """No key of it; those of another run stay."""
+    """All its keys are deleted. Those of another run stay."""
     with asking(tmp_path / "one", server.url) as one, asking(tmp_path / "other", server.url) as other:
         fill(one)
         fill(other)

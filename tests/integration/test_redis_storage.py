@@ -42,7 +42,7 @@ def commit(store: CheckpointStore, epoch: int, *, term: int = 1, body: bytes = b
 
 
 def test_a_state_that_is_too_large_is_refused_and_the_earlier_one_stays(storage: RedisStorage) -> None:
-    """One byte is too much, whether it replaces or creates; what is refused is not waited for."""
+    """One byte is too many, for a new file and for a replaced one. The error is final."""
     store = CheckpointStore(storage)
     before = commit(store, 1)
     why = "64.1 MB are more than the 64 MB that are kept in Redis: use a shared directory or a bucket"
@@ -72,7 +72,7 @@ def test_a_state_is_stored_compressed(storage: RedisStorage) -> None:
 
 
 def test_a_value_that_inflates_to_all_the_memory_is_a_damaged_one(server: RedisServer, storage: RedisStorage) -> None:
-    """Some kilobytes that somebody wrote there; no more than what may be stored is taken of them."""
+    """A foreign value of some kilobytes. Reading stops at the size of the largest file."""
     packer = zlib.compressobj(9)
     bomb = b"".join(packer.compress(bytes(MEBIBYTE)) for _ in range(256)) + packer.flush()
     assert len(bomb) < MEBIBYTE
@@ -102,7 +102,7 @@ def test_what_is_no_complete_stream_is_read_as_it_is(server: RedisServer, storag
 
 
 def test_an_empty_value_is_a_file_of_no_bytes(server: RedisServer, storage: RedisStorage) -> None:
-    """Somebody emptied it; it is listed, and so it is not missing."""
+    """Such a file is listed, so it is not missing."""
     server.client().hset(KEY, "a", "")
     assert (storage.names(), storage.size("a"), storage.read("a")) == (["a"], 0, b"")
     assert storage.size("b") is None

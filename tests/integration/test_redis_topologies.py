@@ -28,7 +28,7 @@ from tests.support.servers import HOST, Cluster, RedisServer, Replicated, binari
 
 @pytest.fixture(scope="module", params=sorted(binaries()))
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for all tests here that leave it as it was; it has a password."""
+    """Start one server with a password, for all tests that leave its configuration as it was."""
     directory = tmp_path_factory.mktemp("redis") / "server"
     config = {"requirepass": SECRET}
     with RedisServer(directory, binary=binaries()[request.param], port=0, config=config) as server:
@@ -90,7 +90,7 @@ def is_led_at(team: Team, server: RedisServer) -> bool:
 
 
 def check_existing_client_of_sentinel(group: Replicated) -> None:
-    """A client that the user's own Sentinel made serves as well; an unknown service is said to be one."""
+    """A client that the user's own Sentinel made serves as well. An error names an unknown service."""
     manager = Sentinel([(HOST, sentinel.port) for sentinel in group.sentinels], decode_responses=False)
     with manager.master_for("primary") as client, opened(client) as coordinator:
         assert f":{group.sentinels[0].port}" in repr(coordinator)
@@ -113,7 +113,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_a_cluster_keeps_a_run_on_one_master_and_survives_its_end(cluster: Cluster, tmp_path: Path) -> None:
-    """All keys are on the master of the run's slot; that one is killed; its replica serves the run on."""
+    """All keys are on the master of the run's slot. It is killed, and its replica serves the run."""
     numbers = random.getstate()
     with opened(cluster.url) as coordinator:
         check_serves(coordinator)
@@ -173,7 +173,7 @@ def test_no_deployment_is_reached_in_a_way_that_is_deprecated(kind: str) -> None
 
 @pytest.mark.parametrize("decodes", [True, False])
 def test_a_client_of_the_user_is_taken_for_its_settings(server: RedisServer, decodes: bool) -> None:
-    """Password and database are its own; limits and retries are ours; the client itself is left as it was."""
+    """Password and database are its own. Limits and retries are ours. The client itself is unchanged."""
     with redis.Redis(
         host=HOST, port=server.port or 0, password=SECRET, db=3, decode_responses=decodes, socket_timeout=77.0
     ) as client:

@@ -79,7 +79,7 @@ def test_a_restarted_server_is_empty_and_at_the_same_address(tmp_path: Path, bin
 @BINARIES
 @PORTS
 def test_a_stopped_server_is_gone_and_starts_again(tmp_path: Path, binary: Path, port: int | None) -> None:
-    """After `stop` nobody answers and no socket is left; `start` brings the server back."""
+    """After `kill` no server answers and no socket is left. `start` brings the server back."""
     with RedisServer(tmp_path, binary=binary, port=port) as server:
         client = server.client()
         server.stop()
@@ -94,7 +94,7 @@ def test_a_stopped_server_is_gone_and_starts_again(tmp_path: Path, binary: Path,
 @BINARIES
 @PORTS
 def test_a_paused_server_keeps_its_clients_waiting(tmp_path: Path, binary: Path, port: int | None) -> None:
-    """A paused server makes a client time out; resumed, it still has its data."""
+    """A client of a paused server times out. When the server resumes, it still has its data."""
     with RedisServer(tmp_path, binary=binary, port=port) as server:
         server.client().set("key", "value")
         client = server.client(socket_timeout=IMPATIENCE)
@@ -108,7 +108,7 @@ def test_a_paused_server_keeps_its_clients_waiting(tmp_path: Path, binary: Path,
 
 @BINARIES
 def test_a_password_is_part_of_the_url(tmp_path: Path, binary: Path) -> None:
-    """The server's client and URL log in where a password is configured; others are turned away."""
+    """The server's client and URL log in where a password is configured. Others are refused."""
     with RedisServer(tmp_path, binary=binary, port=0, config={"requirepass": "secret"}) as server:
         assert server.client().ping()
         with connect(server.url.replace(":secret@", "")) as stranger, pytest.raises(redis.AuthenticationError):
@@ -116,7 +116,7 @@ def test_a_password_is_part_of_the_url(tmp_path: Path, binary: Path) -> None:
 
 
 def test_a_taken_port_is_not_used(tmp_path: Path, server: RedisServer) -> None:
-    """A server told to use a port that another has fails and shows its log."""
+    """A server with a port that is taken fails and shows its log."""
     with pytest.raises(AssertionError, match="Address already in use"):
         RedisServer(tmp_path / "other", port=server.port).start()
 
@@ -224,7 +224,7 @@ def test_a_dropped_reply_hides_that_the_request_was_executed(
 
 
 def test_a_delay_slows_both_ways(proxy: Proxy, client: redis.Redis) -> None:
-    """A client less patient than the delay times out; a patient one gets its reply."""
+    """A client with a timeout below the delay times out. One with a longer timeout gets its reply."""
     proxy.delay(IMPATIENCE)
     with connect(proxy.url(), IMPATIENCE) as impatient, pytest.raises(redis.TimeoutError):
         impatient.ping()
@@ -236,7 +236,7 @@ def test_a_delay_slows_both_ways(proxy: Proxy, client: redis.Redis) -> None:
 
 
 def test_a_cut_resets_the_current_connections_only(proxy: Proxy, client: redis.Redis) -> None:
-    """Whoever was connected reads a reset, redis-py's idle client connects anew without a word."""
+    """A connected client reads a reset. An idle client of redis-py connects again without an error."""
     before = client.client_id()
     with socket.create_connection(("127.0.0.1", proxy.port), PATIENCE) as idle:
         wait_for(lambda: proxy.connections == 2, "both are connected")
@@ -248,7 +248,7 @@ def test_a_cut_resets_the_current_connections_only(proxy: Proxy, client: redis.R
 
 
 def test_a_cut_interrupts_a_request(server: RedisServer, proxy: Proxy, client: redis.Redis) -> None:
-    """A client that waits for a reply gets an error; its request was executed."""
+    """A client that waits for a reply gets an error. Its request was executed."""
     proxy.black_hole("replies")
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(client.incr, "key")
@@ -261,7 +261,7 @@ def test_a_cut_interrupts_a_request(server: RedisServer, proxy: Proxy, client: r
 
 
 def test_a_black_hole_swallows_requests(server: RedisServer, proxy: Proxy, client: redis.Redis) -> None:
-    """Clients, old and new, are connected and time out; nothing arrives, not even after the proxy healed."""
+    """Old and new clients are connected and time out. Their requests never arrive, not even after the proxy healed."""
     with connect(proxy.url(), IMPATIENCE) as old, connect(proxy.url(), IMPATIENCE) as new:
         old.ping()
         proxy.black_hole()
@@ -299,7 +299,7 @@ def test_a_held_request_may_be_delivered_late(server: RedisServer, proxy: Proxy)
 
 
 def test_a_half_closed_connection_still_takes_requests(server: RedisServer, proxy: Proxy, client: redis.Redis) -> None:
-    """A client reads an end, yet what it writes after that is executed; redis-py's idle client connects anew."""
+    """A client reads an end, yet its later writes are executed. An idle client of redis-py connects again."""
     before = client.client_id()
     with socket.create_connection(("127.0.0.1", proxy.port), PATIENCE) as half:
         half.sendall(b"*1\r\n$4\r\nPING\r\n")
@@ -312,7 +312,7 @@ def test_a_half_closed_connection_still_takes_requests(server: RedisServer, prox
 
 
 def test_a_refusing_proxy_heals_on_the_same_port(proxy: Proxy, client: redis.Redis) -> None:
-    """New connections are refused, the current one is served; healed, the port is the same."""
+    """New connections are refused, the current one is served. After the proxy healed, the port is the same."""
     port = proxy.port
     proxy.refuse()
     assert _refuses(port)
@@ -338,7 +338,7 @@ def test_a_proxy_before_a_dead_server_resets_its_clients(
 
 
 def test_a_proxy_speaks_tls(server: RedisServer, tmp_path: Path) -> None:
-    """A client that trusts the authority is served, faults included; one that doesn't is turned away."""
+    """A client that trusts the authority is served, faults included. Other clients are refused."""
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")

@@ -104,7 +104,7 @@ def unavailable(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Itera
 
 
 def refused(_: Wsgi, __: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-    """412, as stores answer that only speak like S3: which condition did not hold is not told."""
+    """Reply 412 as S3-compatible stores do, without the name of the condition that failed."""
     start("412 Precondition Failed", [("Content-Type", "application/xml")])
     text = "At least one of the pre-conditions you specified did not hold"
     return [f"<Error><Code>PreconditionFailed</Code><Message>{text}</Message></Error>".encode()]

@@ -1,7 +1,7 @@
-"""What a storage must offer to run the contract suites of storages and stores.
+"""Media for the contract suites of storages and stores.
 
-One place is one run's place on one medium; it hands out connections to it, as other processes would have them. A new
-storage joins by one more line in `PLACES`.
+A place is one run's files on one medium. It makes connections as other processes would have them. A new storage joins
+with one more line in `PLACES`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A TCP proxy before a Redis server that injects faults on command, and counts what it injected.
+"""A TCP proxy before a Redis server that injects faults on command, and counts them.
 
-It runs in one thread of the test process, so what a method asks for is in effect when the method returns, on the
-connections there are and on new ones. A worker that shall be cut off alone gets a proxy of its own. The limit: replies
-are not parsed, so `drop_replies` assumes clients that wait for a reply before they send more (a pipeline counts as one
-reply), and no messages pushed by the server in between.
+It runs in one thread of the test process. A fault is in effect when its method returns, on open and on new connections.
+To cut off one worker alone, give it its own proxy. The limit: replies are not parsed. `drop_replies` assumes clients
+that wait for each reply (a pipeline counts as one), and no messages pushed by the server in between.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _CHUNK = 65536
 
 
 class Proxy:
-    """Forwards connections to `target`, faithfully at first; use as a context manager or `close` it.
+    """Forwards connections to `target`, at first without faults. Use it as a context manager, or `close` it.
 
     Args:
         target: Host and port, or a unix socket's path: `RedisServer.address`.
@@ -93,7 +92,7 @@ class Proxy:
         self._wait("requests", count, timeout)
 
     def drop_replies(self, count: int = 1, *, containing: bytes | None = None) -> None:
-        """Let the next `count` requests (with these bytes in them) be executed; instead of the reply comes a reset."""
+        """Execute the next `count` requests (with these bytes in them), and send a reset in place of the reply."""
         self._do(self._drop(count, containing or b""))
 
     def delay(self, seconds: float, *directions: Direction) -> None:
@@ -101,7 +100,7 @@ class Proxy:
         self._do(self._slow(seconds, directions or BOTH))
 
     def black_hole(self, *directions: Direction) -> None:
-        """Accept connections and data, forward nothing in these directions (default: both), tell nobody.
+        """Accept connections and data, and forward nothing in these directions (default: both).
 
         New connections get nothing through in any direction, as their handshake needs both.
         """

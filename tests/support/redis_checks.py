@@ -71,7 +71,7 @@ def complaint(kind: type[BackupError], call: Callable[[], Any]) -> str:
 
 
 def complaint_at(server: str | redis.Redis, kind: type[BackupError], **options: Any) -> str:
-    """What the first heartbeat there complains of; the second, and a look, complain of the same kind."""
+    """Return the error of the first heartbeat. The second heartbeat and a view raise the same class."""
     with opened(server, **options) as coordinator:
         said = complaint(kind, lambda: beat(coordinator, "a"))
         complaint(kind, coordinator.view)

@@ -4,7 +4,7 @@ Every test starts its own, on free ports or a unix socket, with nothing persiste
 process, not even a SIGKILLed one: a small `sh` beside each server waits on a pipe that the kernel closes with us, then
 kills it. The limit: a process forked from this one without exec keeps that pipe open until it ends as well.
 
-Nothing here sleeps for a fixed time; `wait_for` looks again until its condition holds.
+`wait_for` polls until its condition holds, so that no test sleeps for a fixed time.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def free_port() -> int:
 
 
 def wait_for[T](check: Callable[[], T | None], what: str, timeout: float = PATIENCE) -> T:
-    """Call `check` until it returns something true; that. Errors of Redis count as not yet."""
+    """Call `condition` until it returns something true, and return that."""
     deadline, pause = time.monotonic() + timeout, threading.Event()
     while True:
         try:
@@ -87,7 +87,7 @@ class RedisServer:
     """One server process, started by `start` or `with`.
 
     Args:
-        directory: Its configuration, log and files go here; one server a directory.
+        directory: Its configuration, log and files go here. Each server has its own.
         binary: Default: Valkey's, see `binaries`.
         port: None for a unix socket only, 0 for a free port.
         config: Lines of its configuration file, over the defaults here (no persistence).
@@ -141,7 +141,7 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def client(self, **options: Any) -> redis.Redis:
-        """A client that decodes, gives up after 5 s and never retries, unless told otherwise; `stop` closes it."""
+        """Return a client that decodes, with a timeout of 5 s and no retries by default. `stop` closes it."""
         self._clients.append(self._connect(**options))
         return self._clients[-1]
 
@@ -166,7 +166,7 @@ class RedisServer:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def start(self) -> None:
-        """Start it and wait until it answers; on another free port if the one picked was taken meanwhile."""
+        """Start it and wait until it answers. If its port was taken meanwhile, use another free one."""
         assert not self.running, f"{self.url} runs already"
         while True:
             self._configure()
@@ -184,7 +184,7 @@ class RedisServer:
                 return
 
     def stop(self) -> None:
-        """SIGTERM; wait for the end. What nobody else needs is removed."""
+        """Stop the server with SIGTERM, and wait for its end."""
         if self.running:
             self._signal(signal.SIGTERM)
             self.resume()
@@ -195,12 +195,12 @@ class RedisServer:
         shutil.rmtree(self._sockets, ignore_errors=True)
 
     def kill(self) -> None:
-        """SIGKILL; wait for the end."""
+        """Kill the server with SIGKILL, and wait for its end."""
         self._signal(signal.SIGKILL)
         self._reap()
 
     def pause(self) -> None:
-        """SIGSTOP: the kernel still accepts connections and data, nobody answers."""
+        """Send SIGSTOP: the kernel still accepts connections and data, and no reply comes."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -316,7 +316,7 @@ class _Group:
 
 
 class Replicated(_Group):
-    """A primary, its replicas and three sentinels, which call it "primary"; use with `with`.
+    """A primary, its replicas and three sentinels, which call it "primary". Use it with `with`.
 
     Args:
         directory: For the files of all.
@@ -354,7 +354,7 @@ class Replicated(_Group):
         _detach(self.primary(), self.replicas())
 
     def fail_over(self) -> RedisServer:
-        """Kill the primary; wait until all sentinels name another, which agrees; that."""
+        """Kill the primary, wait until all sentinels name another that agrees, and return that."""
         old = self.primary()
         old.kill()
         return wait_for(lambda: self._promoted(old), "the sentinels promote a replica")
@@ -399,7 +399,7 @@ class Replicated(_Group):
 
 
 class Cluster(_Group):
-    """Three masters with a replica each, joined without redis-cli; use with `with`.
+    """Three masters with a replica each, joined without redis-cli. Use it with `with`.
 
     Args:
         directory: For the files of all.
@@ -433,7 +433,7 @@ class Cluster(_Group):
         _detach(self.master_of(key), self.replicas_of(key))
 
     def fail_over(self, key: str) -> RedisServer:
-        """Kill the key's master; wait until all agree on another and the cluster is whole again; that."""
+        """Kill the key's master, wait until all agree on another and the cluster is complete again, and return that."""
         old = self.master_of(key)
         old.kill()
         return wait_for(lambda: self._promoted(key, old), f"a replica takes over {key}")
@@ -479,7 +479,7 @@ class Cluster(_Group):
 
 
 def _detach(primary: RedisServer, replicas: Iterable[RedisServer]) -> None:
-    # The replicas log in as the default user; a new primary has access rules of its own.
+    # The replicas log in as the default user. A new primary has its own access rules.
     primary.ask("ACL", "SETUSER", "default", "-psync", "-sync")
     primary.ask("CLIENT", "KILL", "TYPE", "replica")
     wait_for(lambda: "connected_slaves:0" in primary.ask("INFO", "replication"), "the primary has no replica")

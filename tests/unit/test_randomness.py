@@ -49,7 +49,7 @@ def test_a_client_finds_all_that_the_module_has(client: ModuleType) -> None:
 
 
 def test_what_is_not_the_generator_and_who_was_not_told_of_stay(client: ModuleType) -> None:
-    """A class of generators makes new ones; and the training's own modules draw as ever."""
+    """A class of generators still makes new ones, and the training's own modules draw as before."""
     isolate_rng("clien", "retry")
     assert client.random is random
     isolate_rng("client")

@@ -64,7 +64,7 @@ def test_a_sentinel_url_names_the_sentinels_and_the_service(
 
 
 def test_sentinels_have_credentials_of_their_own() -> None:
-    """Before the @ are the primary's; `sentinel_…` options are theirs, as they often have none."""
+    """The part before the @ is for the primary. `sentinel_` options are for the sentinels, which often need none."""
     url = "redis+sentinel://user:secret@a/main?sentinel_password=other&sentinel_username=watcher"
     pool = RedisAddress.of_url(url).connect({}).connection_pool
     [sentinel] = pool.sentinel_manager.sentinels
@@ -210,6 +210,6 @@ def test_a_client_of_sentinels_stays_one() -> None:
 
 @pytest.mark.parametrize("thing", [42, object(), redis.asyncio.Redis(), RedisCluster])
 def test_what_is_no_client_is_refused(thing: Any) -> None:
-    """An asyncio client would return coroutines that nobody awaits."""
+    """An asyncio client would return coroutines that are never awaited."""
     with pytest.raises(ConfigError, match=r"must be a redis\.Redis, a URL or a Coordinator"):
         RedisCoordinator(thing)

@@ -48,7 +48,7 @@ def amazon(code: str, status: int, **details: str) -> Exception:
 
 
 def google(status: int, message: str | None) -> Exception:
-    """What gcsfs raises for an answer of Google; without a message, the answer of a server in between."""
+    """The errors that gcsfs raises for responses of Google. One without a message comes from a proxy."""
     content = json.dumps({"error": {"code": status, "message": message}}) if message is not None else ""
     return google_page(status, content)
 

@@ -36,7 +36,7 @@ class Recorded:
 
 
 def test_an_upload_may_take_a_tenth_of_a_second_for_each_megabyte(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the limit of a request, as the README says; whether it creates or replaces."""
+    """In addition to the request's limit, as the README says, for both a new file and a replaced one."""
     bucket = Recorded(monkeypatch, listed={})
     bucket.storage.put("a", [bytes(MEGABYTE)] * 20)
     bucket.storage.create("b", bytes(10 * MEGABYTE))
@@ -45,7 +45,7 @@ def test_an_upload_may_take_a_tenth_of_a_second_for_each_megabyte(monkeypatch: p
 
 
 def test_a_download_may_take_as_long_as_its_upload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether its size is known from a listing or from its upload; of what was removed it is not known."""
+    """Its size is known from a listing or from its upload. The size of a removed file is unknown."""
     bucket = Recorded(monkeypatch, listed={"listed": 30 * MEGABYTE})
     bucket.storage.read("listed")
     assert bucket.storage.names() == ["listed"]

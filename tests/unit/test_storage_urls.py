@@ -215,7 +215,7 @@ def test_no_password_is_shown(url: str, shown: str) -> None:
 def test_no_password_is_in_what_a_client_complains_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody listens at this port; the cause is the driver's own."""
+    """No server listens at this port. The cause is the driver's error."""
     caplog.set_level(logging.DEBUG)
     storage = storage_from_url(f"ftp://user:{SECRET}@127.0.0.1:1/run")
     with pytest.raises(StoreError, match="Connection refused") as caught:
@@ -302,7 +302,7 @@ def test_a_store_takes_what_a_storage_is_named_by(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["FILE:///mnt/run", "local:///mnt/run", "/mnt/a://b"])
 def test_what_is_a_directory_can_hold_a_lock(place: str) -> None:
-    """A URL is one for the storage and for the coordinator, whatever its letters; a path with a colon is none."""
+    """Storage and coordinator agree on what is a URL, in any case of letters. A path with a colon is none."""
     storage = storage_from_url(place)
     assert isinstance(storage, LocalStorage)
     coordinator = coordinator_from_url("file:", backup_dir=place)
@@ -323,7 +323,7 @@ def test_a_url_that_became_a_path_is_refused() -> None:
 
 @pytest.mark.parametrize("url", ["s3://key:s3cr3t@bucket/run", "gs://t0ken@bucket/run"])
 def test_credentials_in_a_bucket_s_url_are_refused_and_not_shown(url: str) -> None:
-    """No client takes them there, and whoever shows the URL would show them."""
+    """No client takes them there, and a log that shows the URL would show them."""
     with pytest.raises(ConfigError, match="credentials come from the client's environment") as caught:
         storage_from_url(url)
     assert "s3cr3t" not in str(caught.value)
