@@ -128,12 +128,12 @@ class RedisCoordinator(Coordinator):
             # tenth of that deadline.
             left, least = timings.renew_deadline - timings.retry_period, timings.renew_deadline / 10
             limit = max(min(timings.retry_period, left / 3), least)
-            link = RedisClient(self._address, limit)
+            client = RedisClient(self._address, limit)
             self._keys = _Keys(run_id)
             listener = HintListener(
-                link, self._keys.hints, silence=5 * timings.retry_period, retry=timings.retry_period
+                client, self._keys.hints, silence=5 * timings.retry_period, retry=timings.retry_period
             )
-            self._opened = (link, listener)
+            self._opened = (client, listener)
         elif self._keys.run_id != run_id:
             raise ConfigError(
                 f"this coordinator serves run {self._keys.run_id!r} and can't serve {run_id!r}: make one for each run"
@@ -146,20 +146,20 @@ class RedisCoordinator(Coordinator):
         Raises:
             CoordinatorUnavailableError: The server can't be reached.
         """
-        link = RedisClient(self._address, LeaseTimings().retry_period)
+        client = RedisClient(self._address, LeaseTimings().retry_period)
         try:
-            found = (_LEASE_KEY.fullmatch(key) for key in link.find("distributed-backup:{*}:lease"))
+            found = (_LEASE_KEY.fullmatch(key) for key in client.find("distributed-backup:{*}:lease"))
             return tuple(match[1] for match in found if match is not None)
         finally:
-            link.close()
+            client.close()
 
     @override
     def close(self) -> None:
         self._users = max(self._users - 1, 0)
         if self._opened is not None and self._users == 0:
-            link, listener = self._opened
+            client, listener = self._opened
             listener.join(_JOIN_LIMIT)
-            link.close()
+            client.close()
 
     # ---------------------------------------------------------------- the contract
 
@@ -176,18 +176,18 @@ class RedisCoordinator(Coordinator):
             f"{beat.role} {position}",
         )
         with self._translated():
-            return _view(self._link.run(script("heartbeat", "view"), keys.all, arguments))
+            return _view(self._client.run(script("heartbeat", "view"), keys.all, arguments))
 
     @override
     def view(self) -> ClusterView:
         with self._translated():
-            return _view(self._link.run(script("view"), self._run_keys.all[:3], ("",)))
+            return _view(self._client.run(script("view"), self._run_keys.all[:3], ("",)))
 
     @override
     def members(self) -> tuple[Member, ...]:
         keys = self._run_keys
         with self._translated():
-            reply = self._link.run(script("members"), (keys.members, keys.expiries), ())
+            reply = self._client.run(script("members"), (keys.members, keys.expiries), ())
             return tuple(sorted(map(_member, *_columns(reply, 3)), key=lambda member: member.worker_id))
 
     @override
@@ -202,7 +202,7 @@ class RedisCoordinator(Coordinator):
             keys.hints,
             hint,
         )
-        return bool(self._link.run(script("announce"), (keys.lease, keys.announcement), arguments))
+        return bool(self._client.run(script("announce"), (keys.lease, keys.announcement), arguments))
 
     @override
     def notify(self, notice: Notice) -> None:
@@ -216,23 +216,23 @@ class RedisCoordinator(Coordinator):
             KEY_TTL_MS,
             keys.hints,
         )
-        self._link.run(script("notify"), (keys.notices,), arguments)
+        self._client.run(script("notify"), (keys.notices,), arguments)
 
     @override
     def resign(self, worker_id: str) -> None:
         keys = self._run_keys
-        self._link.run(script("resign"), (keys.lease,), (checked_name("worker_id", worker_id), keys.hints))
+        self._client.run(script("resign"), (keys.lease,), (checked_name("worker_id", worker_id), keys.hints))
 
     @override
     def leave(self, worker_id: str) -> None:
         keys = self._run_keys
-        self._link.run(
+        self._client.run(
             script("leave"), (keys.members, keys.expiries, keys.notices), (checked_name("worker_id", worker_id),)
         )
 
     @override
     def erase(self) -> None:
-        self._link.run(script("erase"), self._run_keys.all, ())
+        self._client.run(script("erase"), self._run_keys.all, ())
 
     @override
     def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
@@ -247,7 +247,7 @@ class RedisCoordinator(Coordinator):
         return self._opened
 
     @property
-    def _link(self) -> RedisClient:
+    def _client(self) -> RedisClient:
         return self._parts[0]
 
     @property

@@ -29,8 +29,8 @@ class HintListener:
     connect.
     """
 
-    def __init__(self, link: RedisClient, channel: str, *, silence: float, retry: float) -> None:
-        self._link = link
+    def __init__(self, client: RedisClient, channel: str, *, silence: float, retry: float) -> None:
+        self._client = client
         self._channel = channel
         self._silence = silence
         self._retry = retry
@@ -85,7 +85,7 @@ class HintListener:
                 ending.wait(self._retry)
 
     def _listen(self, ending: threading.Event) -> None:
-        with self._link.subscription() as subscription:
+        with self._client.subscription() as subscription:
             subscription.subscribe(self._channel)
             silent, tested = 0.0, False
             while not ending.is_set():

@@ -49,14 +49,14 @@ def runs_at(url: str) -> tuple[str, ...]:
         StoreError: The deployment can't be reached.
     """
     address = RedisAddress.of_url(url)
-    link = RedisClient(address, _LOOK_LIMIT)
+    client = RedisClient(address, _LOOK_LIMIT)
     try:
-        found = (_FILES_KEY.fullmatch(key) for key in link.find("distributed-backup:{*}:files"))
+        found = (_FILES_KEY.fullmatch(key) for key in client.find("distributed-backup:{*}:files"))
         return tuple(match[1] for match in found if match is not None)
     except CoordinatorError as error:
         raise StoreError(f"can't list {address}: {error}", path=str(address), retryable=_retryable(error)) from error
     finally:
-        link.close()
+        client.close()
 
 
 class RedisStorage(Storage):

@@ -159,7 +159,7 @@ def test_the_time_for_a_call_is_never_absurd(server: RedisServer, apart: float) 
     coordinator = RedisCoordinator(server.url)
     coordinator.open("run", LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=10.0 - apart))
     coordinator.view()
-    client: redis.Redis = coordinator._link._client  # type: ignore[assignment]
+    client: redis.Redis = coordinator._client._client  # type: ignore[assignment]
     limit = client.connection_pool.connection_kwargs["socket_timeout"]
     coordinator.close()
     assert 1.0 <= limit <= 10.0 / 3
@@ -192,13 +192,13 @@ def test_no_thread_outlives_the_coordinator(
         return any(thread.name == "distributed-backup-hints" for thread in threading.enumerate())
 
     listening: list[bool] = []
-    close = coordinator._link.close
+    close = coordinator._client.close
 
     def watched() -> None:
         listening.append(listens())
         close()
 
-    monkeypatch.setattr(coordinator._link, "close", watched)
+    monkeypatch.setattr(coordinator._client, "close", watched)
     stop = coordinator.subscribe(lambda _: None)
     assert listens()
     stop()

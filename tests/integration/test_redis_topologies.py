@@ -183,7 +183,7 @@ def test_a_client_of_the_user_is_taken_for_its_settings(server: RedisServer, dec
         with opened(client) as coordinator:
             assert repr(coordinator) == f"RedisCoordinator('redis://{HOST}:{server.port}')"
             check_serves(coordinator)
-            ours = coordinator._link._connected()
+            ours = coordinator._client._connected()
             assert ours is not client
             options = ours.connection_pool.connection_kwargs  # type: ignore[attr-defined]
             assert (options["socket_timeout"], options["socket_connect_timeout"]) == (5.0, 5.0)

@@ -414,7 +414,7 @@ class FilePromises(Promises):
 
 
 class TimedFake:
-    """What `RedisLink` needs of a client, over fakeredis, with the server's clock replaced by ours."""
+    """What `RedisClient` needs of a client, over fakeredis, with the server's clock replaced by ours."""
 
     def __init__(self, server: fakeredis.FakeServer, clock: FakeClock) -> None:
         self._client = fakeredis.FakeRedis(server=server, decode_responses=True)

@@ -158,9 +158,12 @@ def test_what_somebody_must_mend_is_not_waited_for(error: Exception) -> None:
 
 def redis_failure(error: Exception, *, reached: bool = True) -> StoreError:
     """What a storage raises when a driver for Redis does, of a server that has done something before or has not."""
-    link, storage = RedisClient(RedisAddress.of_url("redis://r"), 5.0), RedisStorage("redis://r", run_id="x", limit=5.0)
-    link._reached = reached
-    with pytest.raises(StoreError) as caught, storage._translated("write", "redis://r/x/a"), link._translated():
+    client, storage = (
+        RedisClient(RedisAddress.of_url("redis://r"), 5.0),
+        RedisStorage("redis://r", run_id="x", limit=5.0),
+    )
+    client._reached = reached
+    with pytest.raises(StoreError) as caught, storage._translated("write", "redis://r/x/a"), client._translated():
         raise error
     assert "\n" not in str(caught.value)
     return caught.value

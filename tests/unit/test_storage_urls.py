@@ -19,7 +19,7 @@ from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
 
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination import coordinator_from_url, is_server_url
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
@@ -28,7 +28,7 @@ from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.storage.object_store import ObjectStorage
 from distributed_backup.storage.redis import RedisStorage
-from distributed_backup.urls import is_url
+from distributed_backup.urls import REDIS_SCHEMES, is_url
 
 SECRET = "s3cr3t"
 
@@ -257,6 +257,25 @@ def test_a_bucket_holds_no_lock(place: str, shown: str) -> None:
 @pytest.mark.parametrize("url", ["memory:", "file:///mnt/lock", "redis://redis"])
 def test_a_coordinator_that_was_named_is_taken_for_a_bucket_too(url: str) -> None:
     assert coordinator_from_url(url, backup_dir="s3://bucket/run") is not None
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "/mnt/run", "etcd://host", "memory://", "memory:x", "file:run", "file://host/run", "redis:x", "s3://b/r"],
+)
+def test_a_coordinator_of_an_unknown_form_is_refused_with_the_forms_there_are(url: str) -> None:
+    """The message lists what the table of schemes has."""
+    with pytest.raises(ConfigError, match=r"^coordinator has an unknown form, got ") as caught:
+        coordinator_from_url(url)
+    listed = str(caught.value).partition(": use one of ")[2].split(", ")
+    assert listed == ["file:", "file:///absolute/path", "memory:", *(f"{scheme}://…" for scheme in REDIS_SCHEMES)]
+
+
+def test_a_server_is_known_by_its_url() -> None:
+    """What is no server keeps one run."""
+    assert all(is_server_url(f"{scheme}://host") for scheme in (*REDIS_SCHEMES, "REDIS"))
+    assert not any(map(is_server_url, ("file:", "file:///mnt/run", "memory:", "/mnt/redis://x", "s3://b/r", "redis:x")))
+    assert (RedisCoordinator.is_server, FileCoordinator.is_server) == (True, False)
 
 
 # -------------------------------------------------------------------- times
