@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,7 +14,6 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
-from distributed_backup.observability import events
 from distributed_backup.observability.event_log import EventLog
 from distributed_backup.observability.events import (
     KINDS,
@@ -126,11 +124,6 @@ def test_a_field_that_a_later_version_added_is_kept() -> None:
     """So that an older tool can read a newer log."""
     line = b'{"at":"2026-11-23T10:00:00Z","worker":"w","event":"left","mood":"good"}'
     assert Event.from_line(line).fields == {"mood": "good"}
-
-
-def test_the_example_runs() -> None:
-    """As it stands."""
-    assert doctest.testmod(events) == (0, 2)
 
 
 # ---------------------------------------------------------------- the reporter

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
 import os
 import socket
@@ -523,14 +521,6 @@ def test_an_alert_checks_itself(remaining: float) -> None:
     """What is over has no time that remains: None says so."""
     with pytest.raises(ConfigError, match="remaining must be a positive number of seconds or None, got"):
         Alert(reason="test", remaining=remaining)
-
-
-@pytest.mark.parametrize("module", ["", ".base", ".metadata"])
-def test_the_examples_in_the_docstrings_run(module: str) -> None:
-    """As they stand."""
-    results = doctest.testmod(importlib.import_module(f"distributed_backup.preemption.sources{module}"))
-    assert results.failed == 0
-    assert results.attempted > 0
 
 
 @pytest.mark.parametrize(
