@@ -1,8 +1,8 @@
-"""An example job: copy it, and put your program in place of `build` and your data in place of `samples`.
+"""Train an example program: copy this job, and replace `build` by your program and `samples` by your data.
 
-What the manifests rely on is in `main`: the run's directory comes from the environment, as does all else that the
-callback must know (DISTRIBUTED_BACKUP_*); and the backup is kept at the end, so that a pod which comes back when the
-run is complete finds the final state, says so and succeeds, and does not train again.
+The manifests rely on two things in `main`. The run's directory and the callback's other settings (DISTRIBUTED_BACKUP_*)
+come from the environment. And the checkpoints are kept at the end: a pod that starts after the run is complete restores
+the final state, prints it and succeeds without training again.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from distributed_backup import BackupAndRestore
 
 
 class Question(synalinks.DataModel):  # type: ignore[misc]  # synalinks has no types
-    """What goes in: one field for each key of a row of the data."""
+    """The input: one field for each key of a row of the data."""
 
     question: str = synalinks.Field(description="The question")
 
 
 class Answer(synalinks.DataModel):  # type: ignore[misc]
-    """What comes out, and is compared with the row's."""
+    """The output, which the reward compares with that of the row."""
 
     answer: str = synalinks.Field(description="The answer, yes or no")
 
 
 def language_model() -> Any:
-    """$TRAIN_MODEL, such as openai/gpt-4o-mini, with its key in the environment; empty, one that needs no network."""
+    """Return the model $TRAIN_MODEL, such as openai/gpt-4o-mini, or if it is empty, an offline model."""
     if name := os.environ.get("TRAIN_MODEL"):
         return synalinks.LanguageModel(model=name)
     from distributed_backup.demo.offline_model import OfflineLanguageModel
@@ -45,7 +45,7 @@ def language_model() -> Any:
 
 
 def samples(part: str) -> tuple[Any, Any]:
-    """The rows of "training" or "validation" in $TRAIN_DATA, a JSON file; empty, the demonstration's questions."""
+    """Return the rows of "training" or "validation" in the JSON file $TRAIN_DATA, or in the demonstration's."""
     data = os.environ.get("TRAIN_DATA")
     text = Path(data).read_text() if data else files("distributed_backup.demo").joinpath("questions.json").read_text()
     rows = json.loads(text)[part]
@@ -55,7 +55,7 @@ def samples(part: str) -> tuple[Any, Any]:
 
 
 async def build() -> Any:
-    """The compiled program, the same in every pod: a checkpoint must fit it, and seeds make runs comparable."""
+    """Return the compiled program. It is the same in every pod, as checkpoints require, and seeded."""
     random.seed(7)
     np.random.seed(7)
     inputs = synalinks.Input(data_model=Question)
@@ -70,7 +70,7 @@ async def build() -> Any:
 
 
 def digest(program: Any) -> str:
-    """Of all that training changes, random numbers to come included: equal for runs that ended in the same state."""
+    """Return a digest of all that training changes, the states of the random generators included."""
     holders = (program, program.optimizer)
     variables = [variable.get_json() for holder in holders for variable in holder.trainable_variables]
     variables += [variable.get_json() for holder in holders for variable in holder.non_trainable_variables]
@@ -81,7 +81,7 @@ def digest(program: Any) -> str:
 
 
 async def main() -> None:
-    """Train to the end, from wherever the run is; a preemption leaves by SystemExit, with the callback's exit code."""
+    """Train from the newest checkpoint to the end. A preemption raises SystemExit with the callback's exit code."""
     epochs = int(os.environ.get("TRAIN_EPOCHS", "10"))
     batch_size = int(os.environ.get("TRAIN_BATCH_SIZE", "4"))
     program = await build()
@@ -93,7 +93,7 @@ async def main() -> None:
         epochs=epochs,
         batch_size=batch_size,
         validation_batch_size=batch_size,
-        # synalinks' default draws from a generator without a seed; with None, a resumed run ends as any other.
+        # synalinks' default draws from an unseeded generator, and a resumed run would end in another state.
         minibatch_size=None,
         verbose=0,
         callbacks=[BackupAndRestore(os.environ["BACKUP_DIR"], delete_checkpoint=False)],

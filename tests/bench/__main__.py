@@ -1,6 +1,6 @@
 """Run all benchmarks and print one Markdown table each: `uv run python -m tests.bench [DIRECTORY]`.
 
-Nothing else should run on the machine meanwhile. DIRECTORY says which disk is written to.
+Run nothing else on the machine meanwhile. The benchmarks write to DIRECTORY.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 async def run(directory: Path) -> None:
-    # Here, for synalinks' import would ask the network for a price list without this.
+    # Set before the import of synalinks, which would otherwise fetch a price list.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     from tests.bench import blocked, durable, fanout, handover, report, restore, takeover
 
@@ -22,7 +22,7 @@ async def run(directory: Path) -> None:
         print(await benchmark.report(directory / benchmark.__name__.rpartition(".")[2]), flush=True)
 
 
-# Contenders for a lease are spawned, and import this module again.
+# Contenders for a lease are spawned processes, which import this module again.
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="bench-", dir=sys.argv[1] if len(sys.argv) > 1 else None) as made:
         asyncio.run(run(Path(made)))

@@ -1,12 +1,11 @@
-"""How long a saved batch holds the training loop up: ours, synalinks' own callback, a bare `orjson.dumps`.
+"""Measure how long a saved batch blocks the training loop: ours, synalinks' own callback, a bare `orjson.dumps`.
 
-Measured: `on_train_batch_end` of both callbacks with `save_freq=1`, in turn at each batch of one real fit, and
-`orjson.dumps` of the same state right before ours. Ours comes last in the fit, so whatever is slower the first time
-falls to a dump that is not counted. The language model is as slow as our saver needs to be done before the next
-batch; the commits are counted, so none was skipped.
+Measured: `on_train_batch_end` of both callbacks with `save_freq=1`, in turn at each batch of one real fit. Right before
+ours, `orjson.dumps` of the same state runs, so that the cost of a first dump is not ours. The language model takes as
+long as the saver needs before the next batch. The number of commits proves that the saver skipped none.
 
-Not measured: the commit in the background, which takes a core's time but not the loop's; what the wrapped methods
-of a fit add (some microseconds). Unlike ours, the host's file is neither synced nor replaced in one step.
+Not measured: the commit in the background, which uses a core but not the loop, and the wrapped methods of a fit, which
+add some microseconds. Unlike ours, synalinks' file is neither synced nor replaced atomically.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class TimedOurs(BackupAndRestore):
 
 
 class PatientModel(OfflineLanguageModel):
-    """Answers when the saver is done."""
+    """Reply when the saver has finished."""
 
     callback: TimedOurs
 
@@ -84,7 +83,7 @@ def _dump(state: dict[str, Any]) -> bytes:
 
 
 async def measure(directory: Path, size: int) -> tuple[TimedHost, TimedOurs]:
-    """A fit with both callbacks on a state of about `size` bytes."""
+    """Run a fit with both callbacks on a state of about `size` bytes."""
     program, model = await build_program(latency=0.01)
     inflate(program, size)
     host, ours = TimedHost(directory / "host"), TimedOurs(directory / "ours")

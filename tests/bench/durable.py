@@ -1,12 +1,12 @@
-"""From SIGTERM to a durable checkpoint, against the bare system calls for the same bytes.
+"""Measure SIGTERM to a durable checkpoint, against the bare system calls for the same bytes.
 
-Measured: from just before `os.kill` of the own process, while the fit awaits a language-model call, to the return
-of the fsync of the directory in the commit. So it holds the signal's delivery to the main thread, three threads'
-wake-ups, the digest and the listing of the directory. The bare one is write, fsync, rename and fsync of the
-directory, in the same process and directory, right after each round.
+Measured: from just before `os.kill` of the own process, while the fit awaits a language-model call, until the
+commit's fsync of the directory returns. It includes the delivery of the signal to the main thread, the wake-ups of
+three threads, the digest and the listing of the directory. The bare calls are write, fsync, rename and fsync of the
+directory. They run in the same process and directory, right after each round.
 
-Not measured: serialising, which was done at the boundary; log output, which is turned off; a busy main thread that
-hears of the signal late; the batch in flight, which is saved in a second commit.
+Not measured: serialising, which happens at the boundary, and log output, which is off. A busy main thread, which
+would see the signal late, and the batch in flight, which a second commit saves, are not measured either.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDS: Final = 21
 
 
 class Stopwatch:
-    """Started by the signal, stopped by the first fsync of the directory that returns after it."""
+    """Measure from the signal to the return of the next fsync of the directory."""
 
     def __init__(self) -> None:
         self.taken: float | None = None
@@ -46,7 +46,7 @@ class Stopwatch:
 
     async def kill_and_wait(self) -> None:
         if self._started is None:
-            # From another thread, as from another process: the main thread sleeps in its event loop by then.
+            # After 0.05 s the main thread sleeps in its event loop, as when another process sends the signal.
             threading.Timer(0.05, self._kill).start()
         await self._stopped.wait()
 
@@ -70,7 +70,7 @@ class WatchedStorage(LocalStorage):
 
 
 class InterruptedModel(OfflineLanguageModel):
-    """Its first call brings the signal and is answered when the checkpoint is durable."""
+    """Send the signal at the first call, and reply when the checkpoint is durable."""
 
     watch: Stopwatch
 
@@ -81,7 +81,7 @@ class InterruptedModel(OfflineLanguageModel):
 
 
 async def interrupt(program: Any, model: Any, directory: Path) -> tuple[float, Path]:
-    """One fit that is preempted in its first batch; seconds from signal to durable, and its newest checkpoint."""
+    """Preempt a fit in its first batch, and return the seconds until durable and the newest checkpoint."""
     callback = BackupAndRestore(directory, save_freq=False, grace_period=60.0)
     storage = WatchedStorage(directory)
     callback._store = CheckpointStore(storage)
@@ -94,7 +94,7 @@ async def interrupt(program: Any, model: Any, directory: Path) -> tuple[float, P
 
 
 def bare(directory: Path, raw: bytes) -> None:
-    """The least that makes bytes durable under a name."""
+    """Make bytes durable under a name, with as few system calls as possible."""
     partial = directory / f"bare-{secrets.token_hex(4)}"
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     view = memoryview(raw)
@@ -109,7 +109,7 @@ def bare(directory: Path, raw: bytes) -> None:
 
 
 async def measure(directory: Path, size: int) -> tuple[list[float], list[float]]:
-    """Seconds from signal to durable, and of the bare system calls, by rounds."""
+    """Return the seconds of each round, from signal to durable and for the bare system calls."""
     program, model = await build_program()
     model.__class__ = InterruptedModel
     ours, references = [], []

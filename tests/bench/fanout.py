@@ -1,8 +1,8 @@
-"""One leader and N followers on one server: how long an announcement is on its way, and what the server bears.
+"""Measure the delay of an announcement from one leader to N followers, and the load on their server.
 
-Each follower is an elector with connections of its own, as in a worker; they share four light processes, so that what
-is measured at 1000 is mostly two cores being 1000 clients. Announced: from just before the call to the instant at which
-the last follower has seen it in a heartbeat. Steady: what the server counted over some ticks in which nothing happened.
+Each follower is an elector with connections of its own, as in a worker. All followers share four light processes, so at
+1000 followers the clients use most of two cores. Announced: from just before the call until the last follower has the
+announcement from a heartbeat. Steady: the server's counters over some ticks without events.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ FOLLOWERS: Final = (1, 10, 100, 1000)
 PROCESSES: Final = 4
 ANNOUNCEMENTS: Final = 11
 STEADY_SECONDS: Final = 10.0
-# A longer lease than the default's, so that a machine that is busy being 1000 clients loses none; its tick.
+# Longer than the default, so that no lease is lost while 1000 clients keep the machine busy. The tick is the default's.
 TIMINGS: Final = LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=2.0)
 
 
 class Crowd:
-    """Some followers of one process."""
+    """The followers of one process."""
 
     def __init__(self, report: Report, count: int) -> None:
         self._report = report
@@ -72,7 +72,7 @@ class Follower:
 
 
 def follow(report: Report, url: str, name: str, count: int) -> None:
-    """`count` followers in one process."""
+    """Run `count` followers in one process."""
     threading.stack_size(256 * 1024)
     crowd = Crowd(report, count)
     for number in range(count):
@@ -106,7 +106,7 @@ def measure(server: RedisServer, count: int) -> list[str]:
         before, began = used(server), SystemClock().now()
         threading.Event().wait(STEADY_SECONDS)
         after, seconds = used(server), SystemClock().now() - began
-    # After the end of the crowd, one of which would lead else.
+    # The followers have ended, otherwise one of them would lead now.
     leader.erase()
     leader.close()
     spent = {key: after[key] - before[key] for key in before}
@@ -124,7 +124,7 @@ def measure(server: RedisServer, count: int) -> list[str]:
 
 
 def announced(leader: RedisCoordinator, term: int, number: int, crowd: list[Contender]) -> float:
-    """Seconds until the last follower has seen an announcement."""
+    """Return the seconds until the last follower has an announcement."""
     made = Announcement(term=term, worker_id="leader", position=Position(number + 1), checkpoint="c")
     began = SystemClock().now()
     assert leader.announce(made)
@@ -132,7 +132,7 @@ def announced(leader: RedisCoordinator, term: int, number: int, crowd: list[Cont
 
 
 def used(server: RedisServer) -> dict[str, Any]:
-    """What the server has done so far."""
+    """Return the server's counters."""
     with server.client() as client:
         cpu, stats = client.info("cpu"), client.info("commandstats")
         scripts = sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval"))

@@ -1,8 +1,8 @@
-"""From SIGTERM of the leader to the next one leading, beside two locks that do the same.
+"""Measure SIGTERM of the leader to the next leader, beside two other locks.
 
-Measured: from just before the signal is sent to the instant at which the next holder knows; so it holds the signal's
-delivery, the release, the wake-up and the acquisition, and for ours the claim of the term on the disk. Two light
-processes on one server on loopback. Not measured: the save before the hand-over, see `durable`.
+Measured: from just before the signal is sent until the next holder has the lock. It includes the delivery of the
+signal, the release, the wake-up and the acquisition, and for ours the claim of the term on the disk. Two light
+processes use one server on loopback. Not measured: the save before the hand-over, which `durable` measures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMINGS: Final = LeaseTimings()
 
 
 def measure(body: Callable[..., None], url: str, directory: Path) -> list[float]:
-    """Milliseconds of each hand-over."""
+    """Return the milliseconds of each hand-over."""
     with contenders() as pair:
         for wanted in ("leads", "waits"):
             pair.append(Contender(body, url, directory, TIMINGS))
@@ -32,7 +32,7 @@ def measure(body: Callable[..., None], url: str, directory: Path) -> list[float]
         taken, pause = [], threading.Event()
         for number in range(ROUNDS):
             leader, follower = pair[number % 2], pair[1 - number % 2]
-            # Until the follower waits in earnest, and at no fixed point of the period of one that looks now and then.
+            # Let the follower begin to wait. A random pause samples all phases of a follower that polls.
             pause.wait(random.uniform(0.05, 0.15))
             sent = leader.terminate()
             taken.append((follower.expect("leads") - sent) * 1e3)

@@ -1,8 +1,8 @@
-"""Light processes that contend for a lease: what the benchmarks of the election are made of. No synalinks.
+"""Light processes that contend for a lease, for the benchmarks of the election. They do not import synalinks.
 
-A contender leads, or waits to. SIGTERM makes it give up what it holds; SIGUSR1 makes it contend again, as a new worker,
-when another leads: at once, it would win against one that only looks now and then. Every instant is of `SystemClock`,
-which all processes of the machine share.
+A contender leads or waits to lead. SIGTERM makes it release the lease. SIGUSR1 makes it contend again as a new worker,
+after another has begun to lead: otherwise it would win against a contender that polls. Every instant comes from
+`SystemClock`, which all processes of the machine share.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Contender:
-    """A process that runs `body(report, …)`, which awaits SIGTERM."""
+    """A process that runs `body(report, …)`, which waits for SIGTERM."""
 
     def __init__(self, body: Callable[..., None], *arguments: Any) -> None:
         self._events, sender = _CONTEXT.Pipe(duplex=False)
@@ -44,7 +44,7 @@ class Contender:
         self.name = ""
 
     def expect(self, wanted: str) -> Any:
-        """Wait for an event of that name; its value."""
+        """Wait for the next event of that name and return its value."""
         while self._events.poll(PATIENCE):
             name, value = self._events.recv()
             if name == wanted:
@@ -52,7 +52,7 @@ class Contender:
         raise AssertionError(f"no {wanted!r} within {PATIENCE} s")
 
     def terminate(self) -> float:
-        """Send SIGTERM; when."""
+        """Send SIGTERM and return the instant."""
         now = SystemClock().now()
         self._process.terminate()
         return now
@@ -63,7 +63,7 @@ class Contender:
         os.kill(self._process.pid, signal.SIGUSR1)
 
     def kill(self) -> float:
-        """Send SIGKILL; when."""
+        """Send SIGKILL and return the instant."""
         now = SystemClock().now()
         self._process.kill()
         return now
@@ -82,7 +82,7 @@ def _run(sender: Connection, body: Callable[..., None], arguments: tuple[Any, ..
         with reporting:
             sender.send((name, value))
 
-    # Waited for, not handled: a handler that sets an event may find the event's lock taken by what it interrupts.
+    # `sigwait` instead of a handler: a handler that sets an event can deadlock on the lock of the event.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
@@ -91,13 +91,13 @@ def _run(sender: Connection, body: Callable[..., None], arguments: tuple[Any, ..
 
 
 def await_sigterm() -> None:
-    """Wait until this contender is to give up what it holds."""
+    """Wait until this contender must release the lease."""
     signal.sigwait({signal.SIGTERM})
 
 
 @contextmanager
 def contenders() -> Iterator[list[Contender]]:
-    """A list; what was put into it is killed at the end."""
+    """Yield a list, and kill the contenders in it at the end."""
     made: list[Contender] = []
     try:
         yield made
@@ -112,7 +112,7 @@ Report = Callable[..., None]
 
 
 class Told:
-    """Reports what an elector tells."""
+    """Report the calls of an elector."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -131,7 +131,7 @@ class Told:
 
 
 def ours(report: Report, url: str, directory: Path, timings: LeaseTimings) -> None:
-    """An elector of this package, with the term's claim in a directory."""
+    """Contend with an elector of this package, which claims terms in a directory."""
     store = CheckpointStore(directory)
     coordinator = RedisCoordinator(url)
     coordinator.open(store.open_run(), timings)
@@ -153,7 +153,7 @@ def ours(report: Report, url: str, directory: Path, timings: LeaseTimings) -> No
 
 
 def redis_py(report: Report, url: str, *_: Any) -> None:
-    """`redis.lock.Lock` as it is made by default: a waiting `acquire` looks every 0.1 s."""
+    """Contend with `redis.lock.Lock` and its defaults: a waiting `acquire` polls every 0.1 s."""
     lock = redis.Redis.from_url(url).lock("bench-lock", timeout=15)
     if not lock.acquire(blocking=False):
         report("waits")
@@ -164,9 +164,9 @@ def redis_py(report: Report, url: str, *_: Any) -> None:
 
 
 def python_redis_lock(report: Report, url: str, *_: Any) -> None:
-    """`redis_lock.Lock`: a waiting `acquire` is woken through a list."""
+    """Contend with `redis_lock.Lock`: a list wakes a waiting `acquire`."""
     logging.getLogger("redis_lock").setLevel(logging.CRITICAL)  # it warns of each try that was in vain
-    # It waits in one blocking command, for longer than redis-py's time-out.
+    # Its one blocking command takes longer than redis-py's default timeout.
     lock = redis_lock.Lock(redis.Redis.from_url(url, socket_timeout=None), "bench-redis-lock", expire=15)
     if not lock.acquire(blocking=False):
         report("waits")

@@ -1,6 +1,6 @@
-"""Timing, medians and Markdown; no synalinks here.
+"""Time calls, and report medians in Markdown. Nothing here imports synalinks.
 
-Only ratios of medians taken in one run mean anything on a machine that does other things too.
+Compare only ratios of medians of one run: other work on the machine changes the medians themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """How long `call` takes. What it returns is dropped after the clock was read."""
+    """Return the seconds that `call` takes, without the release of its result."""
     start = time.perf_counter()
     result = call()
     taken = time.perf_counter() - start
@@ -24,29 +24,29 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def milliseconds(values: Sequence[float]) -> str:
-    """The median in milliseconds."""
+    """Return the median in milliseconds."""
     return _short(median(values) * 1e3)
 
 
 def worst(values: Sequence[float]) -> str:
-    """The maximum in milliseconds: with some twenty rounds there is no other p99."""
+    """Return the maximum in milliseconds, which is the p99 of some twenty rounds."""
     return _short(max(values) * 1e3)
 
 
 def ratio(values: Sequence[float], reference: Sequence[float], goal: float) -> str:
-    """The ratio of the medians, and whether it is at most `goal`."""
+    """Return the ratio of the medians, and whether it is at most `goal`."""
     found = median(values) / median(reference)
     return f"{found:.2f} {'✓' if found <= goal else '✗'}"
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table under its title."""
+    """Return a Markdown table with its title."""
     lines = [head, ["---:"] * len(head), *rows]
     return "\n".join([f"**{title}**", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
 def machine(directory: Path) -> str:
-    """One line on where the numbers were taken."""
+    """Return one line on the CPUs, the Python and the file system."""
     load = os.getloadavg()[0]
     return (
         f"{os.cpu_count()} CPUs (load {load:.1f}), Python {platform.python_version()}, "
@@ -55,7 +55,7 @@ def machine(directory: Path) -> str:
 
 
 def file_system(directory: Path) -> str:
-    """The type of the file system that holds `directory`."""
+    """Return the type of the file system of `directory`."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:

@@ -1,7 +1,7 @@
-"""Restoring a checkpoint against a bare `orjson.loads` of its body.
+"""Measure the restore of a checkpoint against a bare `orjson.loads` of its body.
 
-Measured: `CheckpointStore.latest` of a new store (list, read, verify the digest) and `TrainingState.apply` to a
-program of the same shape with a small state, in turn with `orjson.loads` of the same bytes, with and without
+Measured: `CheckpointStore.latest` of a new store (list, read, verify the digest), and `TrainingState.apply` to a
+program of the same shape with a small state. They alternate with `orjson.loads` of the same bytes, with and without
 reading them. The file is in the page cache.
 
 Not measured: joining the run, the election, building the optimizer and metrics, and the fast-forward to the batch.

@@ -1,7 +1,7 @@
-"""Programs with a state of a wanted size, and the object that `orjson.dumps` is measured on.
+"""Make programs with a state of a given size, and the object for the measurement of `orjson.dumps`.
 
-The size comes from the trainable variable's history of candidates, of which only the text and the numbers are made
-up: entries of about 2.3 kB with instructions and three examples, as an optimizer leaves them.
+The size comes from the trainable variable's history of candidates. Its entries of about 2.3 kB have instructions and
+three examples, as an optimizer writes them. Only their text and numbers are invented.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import orjson
 
 SIZES: Final = {"30 kB": 30_000, "0.2 MB": 200_000, "2 MB": 2_000_000, "20 MB": 20_000_000}
 
-# What every state holds besides the history: both generators' states, mostly.
+# Every state has this besides the history: mostly the states of both random generators.
 _REST: Final = 15_000
 _PROSE: Final = (
     "the model should first restate question then list given numbers with units check each step against answer "
@@ -24,12 +24,12 @@ _WORDS: Final = _PROSE.split()
 
 
 def inflate(program: Any, size: int) -> None:
-    """Give the program's state about `size` bytes of JSON; the same ones each time."""
+    """Give the program's state about `size` bytes of JSON, the same ones each time."""
     program.trainable_variables[0].get_json()["history"] = _history(size - _REST)
 
 
 def saved_object(program: Any) -> dict[str, Any]:
-    """What a snapshot of the program holds: all variables and both generators' states."""
+    """Return the content of a snapshot: all variables and the states of both random generators."""
     groups = {
         "trainable": program.trainable_variables,
         "non_trainable": program.non_trainable_variables,

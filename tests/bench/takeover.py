@@ -1,7 +1,7 @@
-"""From SIGKILL of the leader to the next one leading, against the lease and one tick.
+"""Measure SIGKILL of the leader to the next leader, against the lease and one tick.
 
-The lease counts from the last renewal, which may be up to a tick before the kill, so a take-over may come sooner than
-the lease is long. Light processes on one server on loopback.
+The lease counts from the last renewal, which is up to a tick before the kill. So a take-over may take less time than
+the lease lasts. The light processes use one server on loopback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROUNDS: Final = {1.0: 12, 5.0: 5, 15.0: 3}
 
 
 def timings_of(lease: float) -> LeaseTimings:
-    """The defaults' proportions."""
+    """Return timings in the proportions of the defaults."""
     usual = LeaseTimings()
     scale = lease / usual.duration
     return LeaseTimings(
@@ -28,7 +28,7 @@ def timings_of(lease: float) -> LeaseTimings:
 
 
 def measure(url: str, directory: Path, lease: float) -> list[float]:
-    """Seconds of each take-over."""
+    """Return the seconds of each take-over."""
     timings, taken = timings_of(lease), []
     with contenders() as line:
         line.append(Contender(ours, url, directory, timings))

@@ -1,9 +1,10 @@
-"""What deploy/ is held against: the variables that are read, the commands that exist, the lines of the Dockerfile."""
+"""Read what deploy/ must agree with: variables, commands, the exit code, the lines of the Dockerfile."""
 
 from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from distributed_backup.training.settings import EnvironmentSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+# host[:port]/path:tag or @digest, where the tag of a version has a digit.
+PINNED = re.compile(r"[^@\s]+(:(?=[\w.-]*\d)[\w][\w.-]*|@sha256:[0-9a-f]{64})")
 
 
-class _Asked(Mapping[str, str]):
-    """An environment in which nothing is set, and which remembers what it was asked for."""
+class _Recorder(Mapping[str, str]):
+    """An empty environment that records the names it is asked for."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -35,15 +38,15 @@ class _Asked(Mapping[str, str]):
 
 @functools.cache
 def package_variables() -> frozenset[str]:
-    """The environment variables that the package reads."""
-    asked = _Asked()
+    """Return the environment variables that the package reads."""
+    asked = _Recorder()
     EnvironmentSettings.read(asked)
     return frozenset(asked.names)
 
 
 @functools.cache
 def job_variables() -> frozenset[str]:
-    """The environment variables that train.py reads: `os.environ["NAME"]`, `os.environ.get("NAME", …)`."""
+    """Return the names in `os.environ["NAME"]` and `os.environ.get("NAME", …)` of train.py."""
     tree = ast.parse((DEPLOY / "train.py").read_text())
     found = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript) and _is_environ(node.value)]
     found += [
@@ -60,7 +63,7 @@ def _is_environ(node: ast.expr) -> bool:
 
 @functools.cache
 def callback_exit_code() -> int:
-    """The default of `BackupAndRestore(exit_code=…)`, read from its source, for importing it takes seconds."""
+    """Return the default of `BackupAndRestore(exit_code=…)`, from its source: its import takes seconds."""
     tree = ast.parse((ROOT / "distributed_backup" / "callback.py").read_text())
     [init] = [
         node
@@ -72,7 +75,7 @@ def callback_exit_code() -> int:
 
 
 def is_command(words: list[str]) -> bool:
-    """Whether `distributed-backup WORDS…` names a command that there is, and only options that it has."""
+    """Return whether `distributed-backup WORDS…` is a command of the CLI, with options that it has."""
     command = typer.main.get_command(app)
     words = list(words)
     while words and words[0] in getattr(command, "commands", {}):
@@ -82,7 +85,7 @@ def is_command(words: list[str]) -> bool:
 
 
 def instructions(dockerfile: str) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile, each with its text on one line."""
+    """Return the instructions of a Dockerfile, each with its text on one line."""
     lines = [line for line in dockerfile.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in joined.splitlines()]

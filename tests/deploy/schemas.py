@@ -1,4 +1,4 @@
-"""Whether objects are of the form that a version of Kubernetes accepts, unknown fields refused."""
+"""Validate objects against the schemas of a version of Kubernetes, which refuse unknown fields."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import kubernetes_validate  # type: ignore[import-untyped]
 
 from tests.deploy.model import Manifest, name_of
 
-# All fields of the Job are there, and on by default, from the oldest on.
+# From the oldest on, all fields of the Job exist and are on by default.
 OLDEST, NEWEST = "1.29", "1.37"
 
-# It would read megabytes anew for each object.
+# Without the cache, it reads megabytes for each object.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
 def _closed(**fields: Any) -> dict[str, Any]:
-    """An object that has these fields and no other."""
+    """Return the schema of an object that has exactly these fields."""
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
-# Of what Kubernetes does not know itself, those fields that we use, as their projects document them.
+# Kubernetes has no schemas of these kinds. Their projects document the fields that we use.
 _LABELS = {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1}
 _EXTENSIONS = {
     "kueue.x-k8s.io/v1beta2/LocalQueue": _closed(clusterQueue={"type": "string"}),
@@ -54,7 +54,7 @@ _EXTENSIONS = {
 
 
 def schema_problems(manifests: list[Manifest], version: str) -> list[str]:
-    """What `version` of Kubernetes, or an extension of it, would refuse."""
+    """Return the reasons for which `version` of Kubernetes, or an extension of it, would refuse objects."""
     return [f"{name_of(item)}: {problem}" for item in manifests for problem in _problems(item, version)]
 
 

@@ -1,4 +1,4 @@
-"""deploy/Dockerfile: the image that the manifests expect, pinned, locked, without root and without a shell."""
+"""deploy/Dockerfile builds the image that the manifests expect: pinned, locked, and without root."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.facts import DEPLOY, ROOT, instructions
-from tests.deploy.pod_checks import PINNED
+from tests.deploy.facts import DEPLOY, PINNED, ROOT, instructions
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 JOB = yaml.safe_load((DEPLOY / "base" / "job.yaml").read_text())["spec"]["template"]["spec"]
 
-# Made by `uv lock` before the build; not in the repository, for it names the registry that it was resolved against.
+# `uv lock` makes it before the build. The repository has none, because it names a registry.
 MADE = {"uv.lock"}
 
 
 def problems(dockerfile: str) -> list[str]:
-    """What is wrong with a Dockerfile, a line each."""
+    """Return every mistake in a Dockerfile, a line each."""
     return [*_of_the_build(instructions(dockerfile)), *_of_the_last_stage(instructions(dockerfile))]
 
 
@@ -44,7 +43,7 @@ def _of_the_build(lines: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def _sources(paths: list[str]) -> Iterator[str]:
-    """The context has what is listed in the ignore file, which lists all by name."""
+    """Check that the ignore file lets each source through. It names every file that it lets through."""
     sent = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
     for path in paths:
         if path not in MADE and not (ROOT / path).exists():
@@ -68,9 +67,11 @@ def _of_the_last_stage(lines: list[tuple[str, str]]) -> Iterator[str]:
         yield f"CMD must be {json.dumps(container['command'])}: the exec form, as in base/job.yaml"
     for name, text in lines[start:]:
         if name == "COPY" and not re.match(r"--(from=|chmod=0644 )", text):
-            yield f"{text.split()[0]} keeps the mode that it has on the builder's disk"
+            yield f"{text.split()[0]} keeps its mode from the builder's disk"
+    if not any(name == "COPY" and text.split()[-2:] == ["deploy/train.py", "./"] for name, text in lines[start:]):
+        yield "deploy/train.py is not in the image"
     if "RUN" in last:
-        yield "the last stage must run nothing: what it leaves behind is in the image"
+        yield "the last stage must run nothing: the image keeps every file that it leaves"
     environment = dict(word.partition("=")[::2] for word in shlex.split(last.get("ENV", "")))
     yield from _of_the_programs(lines, lines[start:], environment.get("PATH", ""))
     for name, value in {"PYTHONUNBUFFERED": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}.items():
@@ -79,7 +80,7 @@ def _of_the_last_stage(lines: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def _of_the_programs(lines: list[tuple[str, str]], last: list[tuple[str, str]], path: str) -> Iterator[str]:
-    """The virtual environment stays where it was made, for its programs name its Python; and it is first in PATH."""
+    """Check that the virtual environment keeps its path, which its programs contain, and is first in PATH."""
     workdir = PurePosixPath(JOB["containers"][0]["workingDir"])
     copies = [text.split() for name, text in last if name == "COPY"]
     [(source, target)] = [(words[-2], workdir / words[-1]) for words in copies if words[0].startswith("--from=")]
@@ -90,8 +91,8 @@ def _of_the_programs(lines: list[tuple[str, str]], last: list[tuple[str, str]], 
         yield f"PATH must be {made}/bin:$PATH"
 
 
-def test_nothing_is_wrong_with_the_dockerfile() -> None:
-    """By the checks above."""
+def test_the_dockerfile_has_no_mistake() -> None:
+    """The checks above find none."""
     assert problems(DOCKERFILE) == []
 
 
@@ -104,8 +105,9 @@ def test_nothing_is_wrong_with_the_dockerfile() -> None:
         ("--locked --no-dev --no-install-project", "--no-dev", "uv sync must be --locked and --no-dev"),
         ("--locked --no-dev --no-editable", "--locked", "uv sync must be --locked and --no-dev"),
         ("--from=build", "--from=builder", "there is no stage --from=builder"),
-        ("0644 deploy/train.py", "0644 deploy/fit.py", "there is no deploy/fit.py"),
-        ("--chmod=0644 ", "", "deploy/train.py keeps the mode that it has on the builder's disk"),
+        ("README.md LICENSE", "README.md LICENCE", "there is no LICENCE"),
+        ("COPY --chmod=0644 deploy/train.py ./\n", "", "deploy/train.py is not in the image"),
+        ("--chmod=0644 ", "", "deploy/train.py keeps its mode from the builder's disk"),
         ("COPY README.md", "COPY tests", "tests is not sent to the builder"),
         ("USER 10001:10001\n", "", "USER must be 10001:10001, as in base/job.yaml"),
         ("USER 10001:10001\n", "USER nobody\n", "USER must be 10001:10001, as in base/job.yaml"),
@@ -122,7 +124,7 @@ def test_nothing_is_wrong_with_the_dockerfile() -> None:
         (
             "USER 10001",
             "RUN true\nUSER 10001",
-            "the last stage must run nothing: what it leaves behind is in the image",
+            "the last stage must run nothing: the image keeps every file that it leaves",
         ),
         ("PATH=/app/.venv/bin:$PATH ", "", "PATH must be /app/.venv/bin:$PATH"),
         ("PATH=/app/.venv/bin:$PATH", "PATH=/venv/bin:$PATH", "PATH must be /app/.venv/bin:$PATH"),
@@ -133,15 +135,14 @@ def test_nothing_is_wrong_with_the_dockerfile() -> None:
         ("COST_MAP=True", "COST_MAP=False", "LITELLM_LOCAL_MODEL_COST_MAP must be True"),
     ],
 )
-def test_a_planted_mistake_is_found(old: str, new: str, wanted: str) -> None:
-    """That one, and nothing besides."""
+def test_a_planted_mistake_is_the_only_one_reported(old: str, new: str, wanted: str) -> None:
     assert old in DOCKERFILE
     start, _, end = DOCKERFILE.rpartition(old)
     assert problems(start + new + end) == [wanted]
 
 
-def test_the_extras_that_are_named_exist() -> None:
-    """In the Dockerfile, and in the README's commands for it."""
+def test_the_extras_in_the_dockerfile_and_the_readme_exist() -> None:
+    """The project defines them."""
     named: list[Any] = re.findall(r"--extra ([a-z0-9-]+)", DOCKERFILE + (DEPLOY / "README.md").read_text())
     assert named
     assert set(named) <= set(PROJECT["project"]["optional-dependencies"])

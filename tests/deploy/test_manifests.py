@@ -1,4 +1,4 @@
-"""The manifests in deploy/: they build, Kubernetes accepts them, and they say what each of them is for."""
+"""The manifests in deploy/ build, Kubernetes accepts them, and each overlay does what deploy/README.md promises."""
 
 from __future__ import annotations
 
@@ -9,31 +9,29 @@ from typing import Any, NamedTuple
 import pytest
 
 from distributed_backup.observability.metrics import Metrics
+from tests.deploy.contract import problems
 from tests.deploy.facts import DEPLOY
-from tests.deploy.job_checks import JOB_CHECKS
 from tests.deploy.model import find
-from tests.deploy.network_checks import NETWORK_CHECKS
-from tests.deploy.pod_checks import POD_CHECKS
 from tests.deploy.renderings import BUCKET, COMBINATIONS, COMPONENTS, OVERLAYS, at, get, kinds, put, render
 from tests.deploy.schemas import NEWEST, OLDEST, schema_problems
 
 
 def test_no_overlay_and_no_component_is_left_out() -> None:
-    """Else the checks below would pass it over; `mine` is a user's own, see README.md."""
+    """The tests below run for each of them, except for the overlay `mine` that a user makes."""
     assert {path.name for path in (DEPLOY / "overlays").iterdir()} - {"mine"} == set(OVERLAYS)
     assert {path.name for path in (DEPLOY / "components").iterdir()} == COMPONENTS
 
 
 @pytest.mark.parametrize("name", [*OVERLAYS, *COMBINATIONS])
-def test_every_overlay_and_component_builds_and_nothing_is_wrong_with_it(name: str) -> None:
-    """With kubectl; by the schemas of the oldest and the newest Kubernetes, and by checks of our own."""
+def test_every_overlay_and_component_builds_and_keeps_the_contract(name: str) -> None:
+    """It builds with kubectl, and it fits the schemas of the oldest and the newest Kubernetes."""
     manifests = render(name)
     assert [schema_problems(manifests, version) for version in (OLDEST, NEWEST)] == [[], []]
-    assert [problem for check in (*JOB_CHECKS, *NETWORK_CHECKS, *POD_CHECKS) for problem in check(manifests)] == []
+    assert problems(manifests) == []
 
 
 def test_what_a_cluster_gets() -> None:
-    """All that a working job needs comes with each of the overlays for a cloud."""
+    """Each overlay for a cloud has all objects that a working job needs."""
     wanted = {
         "ConfigMap/train",
         "Job/train",
@@ -62,16 +60,16 @@ EKS, KARPENTER = "eks.amazonaws.com/capacityType", "karpenter.sh/capacity-type"
 
 
 class Cloud(NamedTuple):
-    """What a cloud documents of its spot nodes, and of a volume that many of them mount."""
+    """A cloud's documentation of its spot nodes, and of a volume that many nodes mount."""
 
     grace: int
     node_selector: dict[str, str]
-    # Any of these terms will do.
+    # One of these terms must match a spot node.
     terms: list[dict[str, Any]]
     taints: dict[str, str]
-    # Of all nodes but spot's.
+    # Matches every node that is not a spot node.
     others: list[dict[str, Any]]
-    # Where the overlay brings the class.
+    # None if the user makes the class.
     storage: dict[str, Any] | None
 
 
@@ -110,7 +108,7 @@ CLOUDS = {
 
 
 def node_terms(pods: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The terms of a required node affinity, each with its expressions."""
+    """Return the terms of a required node affinity, each with its expressions."""
     required = (
         pods.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
     )
@@ -119,7 +117,7 @@ def node_terms(pods: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", CLOUDS)
 def test_each_cloud_has_its_own_grace_and_its_server_stays_off_spot(name: str) -> None:
-    """Workers only on spot nodes, which the server avoids; a class of storage that many nodes can mount."""
+    """Workers run on spot nodes only, the server on others, and many nodes can mount the volume."""
     cloud, manifests = CLOUDS[name], render(name)
     worker = at(manifests, "Job/train", "spec.template.spec")
     assert worker["terminationGracePeriodSeconds"] == cloud.grace
@@ -139,36 +137,46 @@ def test_each_cloud_has_its_own_grace_and_its_server_stays_off_spot(name: str) -
         assert storage["mountOptions"] == NFS_OPTIONS
 
 
-# What no rule asks for, and would yet be missed: where it is, its value, and why that one.
+OF_THE_SERVER = {"app.kubernetes.io/name": "valkey", "app.kubernetes.io/component": "coordinator"}
+# Values that are as valid as others: the overlay, the object, the path and the value.
 CHOSEN: list[tuple[str, str, str, Any]] = [
-    # More than one node, where there are more.
+    # Workers spread over nodes where there are several.
     ("gke-spot", "Job/train", "spec.template.spec.topologySpreadConstraints.0.whenUnsatisfiable", "ScheduleAnyway"),
     ("gke-spot", "Job/train", "spec.template.spec.topologySpreadConstraints.0.topologyKey", "kubernetes.io/hostname"),
     ("gke-spot", "Job/train", "spec.template.spec.containers.0.envFrom.1.secretRef.name", "language-model"),
-    # What is kept for a kill without notice.
+    # Checkpoints for a kill without notice.
     ("gke-spot", "ConfigMap/train", "data.DISTRIBUTED_BACKUP_SAVE_FREQ", "epoch"),
     ("gke-spot", "ConfigMap/train", "data.DISTRIBUTED_BACKUP_STANDBY", "false"),
     ("preemption-only", "ConfigMap/train", "data.DISTRIBUTED_BACKUP_SAVE_FREQ", "false"),
     ("standby", "ConfigMap/train", "data.DISTRIBUTED_BACKUP_STANDBY", "true"),
     ("standby", "Job/train", "spec.completions", 2),
-    # A drain of the server's node waits for somebody.
+    # A drain of the server's node waits, and no drain waits for a worker.
     ("gke-spot", "PodDisruptionBudget/valkey", "spec.minAvailable", 1),
     ("gke-spot", "PodDisruptionBudget/valkey", "spec.unhealthyPodEvictionPolicy", "AlwaysAllow"),
+    ("gke-spot", "PodDisruptionBudget/valkey", "spec.selector.matchLabels", OF_THE_SERVER),
+    ("gke-spot", "StatefulSet/valkey", "spec.selector.matchLabels", OF_THE_SERVER),
     ("gke-spot", "StatefulSet/valkey", "spec.serviceName", "valkey"),
-    # The user in the server's image, and an exit code where it answers with an error.
-    ("gke-spot", "StatefulSet/valkey", "spec.template.spec.securityContext.runAsUser", 999),
-    ("gke-spot", "StatefulSet/valkey", "spec.template.spec.containers.0.readinessProbe.exec.command.1", "-e"),
+    # Replicas share no data: each would elect a leader of its own.
+    ("gke-spot", "StatefulSet/valkey", "spec.replicas", 1),
+    ("gke-spot", "Service/valkey", "spec.ports.0.port", 6379),
+    # With -e, the exit code shows an error reply.
+    (
+        "gke-spot",
+        "StatefulSet/valkey",
+        "spec.template.spec.containers.0.readinessProbe.exec.command",
+        ["valkey-cli", "-e", "ping"],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("overlay", "where", "path", "value"), CHOSEN)
-def test_what_was_chosen_is_there(overlay: str, where: str, path: str, value: Any) -> None:
-    """Values that are as valid as others, and of which each has its reason."""
+def test_each_chosen_value_is_there(overlay: str, where: str, path: str, value: Any) -> None:
+    """Kubernetes would accept others, and each of these has its reason."""
     assert at(render(overlay), where, path) == value
 
 
 def test_a_single_node_has_no_server_and_keeps_its_pods_together() -> None:
-    """The lock is in the backup directory, and works on one node only."""
+    """The lock is in the backup directory, and excludes processes of one node only."""
     manifests = render("single-node")
     assert not [name for name in kinds(manifests) if "valkey" in name]
     pods = at(manifests, "Job/train", "spec.template.spec")
@@ -180,14 +188,14 @@ def test_a_single_node_has_no_server_and_keeps_its_pods_together() -> None:
 
 @pytest.mark.parametrize("name", ["aks-spot", "eks-spot", "gke-spot"])
 def test_the_server_starts_without_a_storage_class(name: str) -> None:
-    """EKS has no default one: a claim would wait for ever."""
+    """EKS has no default class, so a claim would wait without limit."""
     server = at(render(name), "StatefulSet/valkey", "spec")
     assert "volumeClaimTemplates" not in server
     assert at(render(name), "StatefulSet/valkey", "spec.template.spec.volumes.[data].emptyDir")
 
 
 def test_a_bucket_takes_the_place_of_the_volume() -> None:
-    """Nothing is claimed, nothing mounted; what gives a pod its right to the bucket can be reached."""
+    """No volume is claimed or mounted, and pods reach the service that grants access to the bucket."""
     manifests = render("bucket")
     assert "PersistentVolumeClaim/backup" not in kinds(manifests)
     assert "backup" not in json.dumps(at(manifests, "Job/train", "spec.template.spec.volumes"))
@@ -196,7 +204,7 @@ def test_a_bucket_takes_the_place_of_the_volume() -> None:
 
 
 def test_a_jobset_runs_the_same_job_and_is_the_run() -> None:
-    """The Job itself is gone, and the run's id survives a restart of the JobSet's Job."""
+    """The JobSet replaces the Job, and the run's id survives a restart of the JobSet's Job."""
     manifests = render("jobset")
     assert find(manifests, "Job", "train") is None
     job = at(manifests, "JobSet/train", "spec.replicatedJobs.0.template.spec")
@@ -208,15 +216,37 @@ def test_a_jobset_runs_the_same_job_and_is_the_run() -> None:
 
 @pytest.mark.parametrize(("name", "where"), [("kueue", "Job/train"), ("all", "JobSet/train")])
 def test_kueue_gets_a_suspended_job_with_its_queue(name: str, where: str) -> None:
-    """Of Kueue's documentation: the label names the LocalQueue, and the job is created suspended."""
+    """As Kueue documents: the label names the LocalQueue, and the job is created suspended."""
     manifests = render(name)
     assert at(manifests, where, "spec.suspend") is True
     queue = at(manifests, where, "metadata.labels")["kueue.x-k8s.io/queue-name"]
     assert find(manifests, "LocalQueue", queue) is not None
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
-    """By the names under which Prometheus has them."""
+def test_prometheus_scrapes_the_port_that_workers_listen_on() -> None:
+    """It may enter from the namespace `monitoring` only, with the label of its pods."""
+    manifests = render("monitoring")
+    port = at(manifests, "Job/train", "spec.template.spec.containers.0.ports")
+    assert port == [{"name": "metrics", "containerPort": 9464}]
+    assert at(manifests, "ConfigMap/train", "data.DISTRIBUTED_BACKUP_METRICS_PORT") == "9464"
+    workers = {"matchLabels": {"app.kubernetes.io/name": "train", "app.kubernetes.io/component": "worker"}}
+    assert at(manifests, "PodMonitor/train", "spec") == {
+        "selector": workers,
+        "podMetricsEndpoints": [{"port": "metrics", "interval": "10s"}],
+    }
+    prometheus = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+    }
+    assert at(manifests, "NetworkPolicy/train-from-prometheus", "spec") == {
+        "podSelector": workers,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [prometheus], "ports": [{"protocol": "TCP", "port": "metrics"}]}],
+    }
+
+
+def test_the_dashboard_queries_only_metrics_that_exist() -> None:
+    """A counter has the suffix `_total` in Prometheus, and a histogram `_bucket`."""
     board = json.loads(at(render("monitoring"), "ConfigMap/train-dashboard", "data")["dashboard.json"])
     asked = set(re.findall(r"distributed_backup_\w+", json.dumps(board)))
     suffixes = {"counter": "_total", "histogram": "_bucket", "gauge": ""}

@@ -1,4 +1,4 @@
-"""deploy/README.md: its commands and files exist, its overlay builds, and its tables are about what is there."""
+"""deploy/README.md: its commands and files exist, its overlays build, and its tables name what exists."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Any
 
 import yaml
 
+from tests.deploy.contract import problems
 from tests.deploy.facts import DEPLOY, ROOT, is_command, job_variables, package_variables
-from tests.deploy.job_checks import JOB_CHECKS
 from tests.deploy.model import Manifest
-from tests.deploy.network_checks import NETWORK_CHECKS
-from tests.deploy.pod_checks import POD_CHECKS
 from tests.deploy.renderings import COMPONENTS, OVERLAYS, at, kustomized, render
 from tests.deploy.schemas import NEWEST, OLDEST, schema_problems
 
@@ -30,13 +28,13 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
 
 
 def first_column(heading: str) -> list[str]:
-    """The cells of the first column of the table that begins with `heading`."""
+    """Return the first column of the table that begins with `heading`."""
     table = README.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
     return [line.split("|")[1].strip() for line in table.splitlines()[2:]]
 
 
 def built(tmp_path: Path, overlay: dict[str, Any]) -> list[Manifest]:
-    """The objects of an overlay `mine` in a copy of deploy/."""
+    """Build an overlay `mine` in a copy of deploy/ and return its objects."""
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     mine = tmp_path / "deploy" / "overlays" / "mine"
     mine.mkdir()
@@ -45,8 +43,8 @@ def built(tmp_path: Path, overlay: dict[str, Any]) -> list[Manifest]:
     return [item for item in yaml.load_all(kustomized(mine), Loader=yaml.CSafeLoader) if item]
 
 
-def test_every_command_names_what_there_is() -> None:
-    """Overlays that are built by tests, the Dockerfile, commands of the CLI; the rest is kubectl's own and docker's."""
+def test_every_command_names_files_overlays_and_commands_that_exist() -> None:
+    """Overlays, paths below deploy/ and commands of the CLI are checked, arguments of kubectl and docker are not."""
     applied = [re.findall(r"kubectl (?:apply -k|kustomize) deploy/overlays/(\S+)", line) for line in COMMANDS]
     assert {name for names in applied for name in names} <= {*OVERLAYS, "mine"}
     for line in COMMANDS:
@@ -59,10 +57,10 @@ def test_every_command_names_what_there_is() -> None:
             assert is_command(command.split()), command
 
 
-def test_the_overlay_for_users_builds_and_nothing_is_wrong_with_it(tmp_path: Path) -> None:
-    """With their image, password and values."""
+def test_the_overlay_for_users_builds_and_keeps_the_contract(tmp_path: Path) -> None:
+    """It has their image, password, values and namespace."""
     manifests = built(tmp_path, MINE)
-    assert [problem for check in (*JOB_CHECKS, *NETWORK_CHECKS, *POD_CHECKS) for problem in check(manifests)] == []
+    assert problems(manifests) == []
     assert [schema_problems(manifests, version) for version in (OLDEST, NEWEST)] == [[], []]
     worker = at(manifests, "Job/train", "spec.template.spec.containers.0")
     assert worker["image"] == "registry.example.com/team/distributed-backup-train:0.3.0"
@@ -72,12 +70,12 @@ def test_the_overlay_for_users_builds_and_nothing_is_wrong_with_it(tmp_path: Pat
 
 
 def test_the_patch_that_keeps_checkpoints_in_redis_applies(tmp_path: Path) -> None:
-    """No volume is left to wait for; each reference stands below what it refers to; the server's disk outlives pods."""
+    """Workers claim no volume, the order of the variables is right, and the server's disk outlives its pod."""
     below = {"resources": ["../standby"], "components": ["../../components/bucket"]}
     overlay = below | {"patches": [{"patch": json.dumps(patch)} for patch in IN_REDIS]}
     manifests = built(tmp_path, overlay)
     assert not [item for item in manifests if item["kind"] == "PersistentVolumeClaim"]
-    assert [problem for check in (*JOB_CHECKS, *NETWORK_CHECKS, *POD_CHECKS) for problem in check(manifests)] == []
+    assert problems(manifests) == []
     directory = at(manifests, "Job/train", "spec.template.spec.containers.0.env.[BACKUP_DIR].value")
     assert directory == "$(DISTRIBUTED_BACKUP_COORDINATOR)"
     assert [schema_problems(manifests, version) for version in (OLDEST, NEWEST)] == [[], []]
@@ -87,7 +85,7 @@ def test_the_patch_that_keeps_checkpoints_in_redis_applies(tmp_path: Path) -> No
 
 
 def test_the_storage_class_for_eks_is_the_one_that_is_claimed() -> None:
-    """With the mount options of the other clouds', and the user of the pods."""
+    """It has the mount options of the other clouds' classes, and the user of the pods."""
     assert schema_problems([CLASS], OLDEST) == []
     assert at(render("eks-spot"), "PersistentVolumeClaim/backup", "spec.storageClassName") == CLASS["metadata"]["name"]
     for cloud in ("aks-spot", "gke-spot"):
@@ -96,8 +94,8 @@ def test_the_storage_class_for_eks_is_the_one_that_is_claimed() -> None:
     assert CLASS["parameters"]["uid"] == CLASS["parameters"]["gid"] == str(user)
 
 
-def test_the_tables_are_about_what_there_is() -> None:
-    """Overlays, components, and fields; the oldest version is the one that the manifests are validated for."""
+def test_the_tables_name_overlays_components_and_fields_that_exist() -> None:
+    """The oldest version of Kubernetes is the one that the manifests are validated for."""
     assert set(re.findall(r"`([a-z-]+)`", " ".join(first_column("overlay")))) == set(OVERLAYS)
     assert set(re.findall(r"`([a-z-]+)`", " ".join(first_column("component")))) == COMPONENTS
     assert f"Needs Kubernetes {OLDEST} or newer" in " ".join(README.split())
@@ -112,7 +110,7 @@ def test_the_tables_are_about_what_there_is() -> None:
             assert field.split(" ")[0] in everything, field
 
 
-def test_every_variable_that_is_named_is_read() -> None:
-    """By the package or by train.py; $OPENAI_API_KEY is the language model's, BACKUP_ROOT the manifests' own."""
+def test_the_package_or_train_py_reads_every_variable() -> None:
+    """Other variables of the manifests refer to BACKUP_ROOT."""
     named = set(re.findall(r"\b(?:DISTRIBUTED_BACKUP|TRAIN|BACKUP)_[A-Z_]+\b", README))
     assert named <= package_variables() | job_variables() | {"BACKUP_ROOT"}

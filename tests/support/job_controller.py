@@ -1,9 +1,8 @@
-"""A stand-in for Kubernetes' Job controller, and for the kubelets that run its pods as processes of this machine.
+"""Imitate Kubernetes' Job controller and kubelets, with processes of this machine as pods.
 
-It behaves as Kubernetes documents for an Indexed Job, which `job_manifest` has read: a pod per index, SIGTERM, the
-grace period, SIGKILL, what counts as a failure and what is ignored, and a replacement only when the old pod is gone.
-Nothing moves but by `sync`, and nothing is timed but by the clock that is passed in. The limits: one container a pod,
-always a node with room, and no API server, so that nobody else changes the Job.
+It follows Kubernetes' documentation of Indexed Jobs, for the fields that `job_manifest` reads. Each index has one pod.
+A pod gets SIGTERM, and SIGKILL after its grace period. A replacement starts only after the old pod has ended.
+`sync` makes every change, and the clock is an argument. Limits: one container a pod, always a node with room, no API.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from distributed_backup.clock import Clock
-from tests.support import processes  # noqa: F401 - what is forked below is forked from its server
-from tests.support.job_manifest import Action, Container, Manifest, PodFields
+from tests.support import processes  # noqa: F401 - configures the server that is forked from
+from tests.support.job_manifest import Action, Container, PodFields, Rendering
 
 type Phase = Literal["Running", "Succeeded", "Failed"]
 
 DISRUPTION = "DisruptionTarget"
 
-# Of pkg/controller/job: before the n-th replacement of an index there are 10 s, 20 s, 40 s and so on, at most 10 min.
+# From pkg/controller/job: the replacements of an index wait 10 s, 20 s, 40 s and so on, at most 10 min.
 FIRST_DELAY = 10.0
 LONGEST_DELAY = 600.0
 
@@ -42,7 +41,7 @@ class Process(Protocol):
         ...
 
     def poll(self) -> int | None:
-        """None while it runs; then its exit code as container runtimes tell it, 128 + n if signal n ended it."""
+        """Return None while it runs, then its exit code: 128 + n if signal n ended it."""
         ...
 
 
@@ -51,20 +50,10 @@ type Launch = Callable[[PodFields], Process]
 
 @dataclass(slots=True, kw_only=True)
 class Pod:
-    """One pod.
+    """One pod of an index.
 
-    Attributes:
-        index: Its completion index.
-        fields: Its metadata.
-        process: What runs in it.
-        failures: How often its index had failed before, as far as that counted.
-        ignored: How often as far as it did not count.
-        created_at: When it was made.
-        finished_at: When it was seen to be over.
-        exit_code: None while it runs, and for ever if its node took it along.
-        conditions: The conditions that are true of it.
-        terminating: It was told to end.
-        action: What became of its failure.
+    Its exit code is None while it runs, and stays None if its node was lost. `failures` and `ignored` count the earlier
+    pods of its index that failed. `action` is the decision about its own failure.
     """
 
     index: int
@@ -92,18 +81,18 @@ class Pod:
         return "Succeeded" if self.exit_code == 0 else "Failed"
 
     def terminate(self, kill_at: float) -> None:
-        """SIGTERM now, SIGKILL at `kill_at`; who was told before is not told again, and gets no more time."""
+        """Send SIGTERM now and SIGKILL at `kill_at`. A second call has no effect."""
         if not self.terminating:
             self.terminating, self._kill_at = True, kill_at
             self.process.send(signal.SIGTERM)
 
     def lose_node(self) -> None:
-        """The machine is gone, and with it whatever could tell how the container ended."""
+        """Kill the container and lose its exit code."""
         self._node_lost = True
         self.process.send(signal.SIGKILL)
 
     def observe(self, now: float) -> bool:
-        """What a kubelet does: kill whose time is over; tell whether the pod is over."""
+        """Return whether the pod has ended, and kill it if its grace period has expired."""
         code = self.process.poll()
         if code is not None:
             self.exit_code, self.finished_at = None if self._node_lost else code, now
@@ -114,77 +103,63 @@ class Pod:
 
 
 class JobController:
-    """Brings one Job to its end, one `sync` after the other.
+    """Bring one Job to its end, one `sync` after the other.
 
-    Args:
-        manifest: The objects that the Job is among.
-        launch: Starts the process of a pod.
-        clock: Where time comes from.
-        first_delay: Seconds before the first replacement of an index.
-
-    Attributes:
-        pods: All that there were, in the order of their creation.
-        succeeded: The indexes that are complete.
-        failed_indexes: The indexes that were given up.
-        failed: How many pods failed, as far as that counted.
-        result: "Complete", or why the Job failed, as soon as that is settled.
+    `pods` are all pods in the order of their creation. `failed` counts the failures that no rule ignored. `result` is
+    "Complete" or "FailedIndexes" once each index has succeeded or failed. `first_delay` is the wait in seconds before
+    the first replacement of an index.
     """
 
-    def __init__(self, manifest: Manifest, launch: Launch, *, clock: Clock, first_delay: float = FIRST_DELAY) -> None:
+    def __init__(self, manifest: Rendering, launch: Launch, *, clock: Clock, first_delay: float = FIRST_DELAY) -> None:
         self.uid = str(uuid.uuid4())
         self.pods: list[Pod] = []
         self.succeeded: set[int] = set()
         self.failed_indexes: set[int] = set()
         self.failed = 0
-        self.result: str | None = None
         self._manifest = manifest
-        self._spec = manifest.spec
+        self._spec = manifest.job
         self._launch = launch
         self._clock = clock
         self._first_delay = first_delay
 
     @property
     def running(self) -> list[Pod]:
-        """The pods that are not over yet; they may have been told to end."""
+        """The pods that have not ended, those that terminate included."""
         return [pod for pod in self.pods if pod.phase == "Running"]
 
     @property
-    def finished(self) -> bool:
-        """Settled, and all pods are over."""
-        return self.result is not None and not self.running
+    def result(self) -> str | None:
+        if len(self.succeeded | self.failed_indexes) < self._spec.completions:
+            return None
+        return "FailedIndexes" if self.failed_indexes else "Complete"
 
     def sync(self) -> None:
-        """See which pods are over, settle what follows, and start those that are due."""
+        """Record the pods that have ended, and start the replacements that are due."""
         for pod in self.running:
             if pod.observe(self._clock.now()):
                 self._account(pod)
-        if self.result is None:
-            self.result = self._settle()
-        if self.result is None:
-            self._start_due()
-        elif self.result != "Complete":
-            self.delete(*self.running)
+        self._start_due()
 
-    # ---------------------------------------------------------------- what befalls pods
+    # ---------------------------------------------------------------- faults
 
     def evict(self, *pods: Pod) -> None:
-        """Preemption, eviction, the drain of the node that these pods run on."""
+        """End pods as a preemption, an eviction or a drain of their node does."""
         for pod in pods:
             pod.conditions.add(DISRUPTION)
         self.delete(*pods)
 
     def delete(self, *pods: Pod) -> None:
-        """As `kubectl delete pod`: the same, and nothing is told of a disruption."""
+        """End pods as `kubectl delete pod` does: without the condition DisruptionTarget."""
         for pod in pods:
             pod.terminate(self._clock.now() + self._spec.grace)
 
     def lose_node(self, *pods: Pod) -> None:
-        """The node that these pods run on goes without a word."""
+        """Kill pods as the loss of their node does."""
         for pod in pods:
             pod.conditions.add(DISRUPTION)
             pod.lose_node()
 
-    # ---------------------------------------------------------------- what the controller does
+    # ---------------------------------------------------------------- reactions
 
     def _account(self, pod: Pod) -> None:
         if pod.phase == "Succeeded":
@@ -194,32 +169,18 @@ class JobController:
         if pod.action == "Ignore":
             return
         self.failed += 1
-        if pod.action == "FailIndex" or pod.failures >= self._spec.backoff_limit_per_index:
+        if pod.failures >= self._spec.backoff_limit_per_index:
             self.failed_indexes.add(pod.index)
 
-    def _settle(self) -> str | None:
-        spec = self._spec
-        if any(pod.action == "FailJob" for pod in self.pods):
-            return "PodFailurePolicy"
-        if self.failed > spec.backoff_limit:
-            return "BackoffLimitExceeded"
-        if spec.max_failed_indexes is not None and len(self.failed_indexes) > spec.max_failed_indexes:
-            return "MaxFailedIndexesExceeded"
-        if len(self.succeeded | self.failed_indexes) < spec.completions:
-            return None
-        return "FailedIndexes" if self.failed_indexes else "Complete"
-
     def _start_due(self) -> None:
-        taken = {pod.index for pod in self.running}
-        done = self.succeeded | self.failed_indexes
-        pending = [index for index in range(self._spec.completions) if index not in taken | done]
-        for index in pending[: self._spec.parallelism - len(taken)]:
+        busy = {pod.index for pod in self.running} | self.succeeded | self.failed_indexes
+        for index in sorted(set(range(self._spec.completions)) - busy):
             before = next((pod for pod in reversed(self.pods) if pod.index == index), None)
             if before is None or self._clock.now() >= self._replaced_from(before):
                 self._start(index, before)
 
     def _replaced_from(self, pod: Pod) -> float:
-        # The controller delays by all failures of the index, those that were ignored included.
+        # Ignored failures of the index lengthen the delay too.
         assert pod.finished_at is not None
         return pod.finished_at + min(self._first_delay * 2.0 ** (pod.failures + pod.ignored), LONGEST_DELAY)
 
@@ -228,9 +189,7 @@ class JobController:
         if before is not None:
             failures = before.failures + (before.action != "Ignore")
             ignored = before.ignored + (before.action == "Ignore")
-        fields = self._manifest.pod_fields(
-            index=index, job_uid=self.uid, suffix=uuid.uuid4().hex[:5], failures=failures, ignored=ignored
-        )
+        fields = self._manifest.pod_fields(index=index, job_uid=self.uid, suffix=uuid.uuid4().hex[:5])
         self.pods.append(
             Pod(
                 index=index,
@@ -244,18 +203,13 @@ class JobController:
 
 
 class ContainerProcess:
-    """A container that runs `python SCRIPT ARGUMENTS`, in a process forked from a server that has synalinks imported.
+    """Run `python SCRIPT ARGUMENTS` in a process forked from a server that has synalinks imported.
 
-    The script sees its own arguments, the environment of its container and nothing of ours, and writes to `log`.
-
-    Args:
-        container: How it is started, with the paths of this machine.
-        log: Where its output goes.
+    The script has its own arguments and the environment of its container, and writes to `log`.
     """
 
     def __init__(self, container: Container, log: Path) -> None:
         assert container.command[0] == "python", f"only python is modelled, got {container.command}"
-        self._is_pid_one = container.is_pid_one
         self._process = multiprocessing.get_context("forkserver").Process(target=_run, args=(container, log))
         self._process.start()
 
@@ -265,25 +219,18 @@ class ContainerProcess:
         return self._process.pid
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal; one that it has no handler for, PID 1 does not get (pid_namespaces(7)), but for SIGKILL."""
-        with suppress(FileNotFoundError, ProcessLookupError):  # it may be gone by now
-            if number == signal.SIGKILL or not self._is_pid_one or self._handles(number):
-                os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it may have ended
+            os.kill(self.pid, number)
 
     def poll(self) -> int | None:
         code = self._process.exitcode
         return code if code is None or code >= 0 else 128 - code
 
     def end(self) -> None:
-        """Kill it if it still runs, and tidy up."""
+        """Kill it if it still runs, and release its resources."""
         self._process.kill()
         self._process.join()
         self._process.close()
-
-    def _handles(self, number: signal.Signals) -> bool:
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
-        return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _run(container: Container, log: Path) -> None:

@@ -1,7 +1,7 @@
-"""An Indexed Job as it was rendered: what its controller goes by, and what its containers get.
+"""Read an Indexed Job as kustomize rendered it: the rules of its controller, and the environment of its containers.
 
-Reads what Kubernetes documents of batch/v1 Jobs and of a container's environment, as far as preemptible training jobs
-need it. What is not modelled, or what the API server would refuse, is refused here: a manifest is never half read.
+The module follows Kubernetes' documentation of batch/v1 Jobs and of environment variables. It reads only the fields
+that the manifests in deploy/ have. It refuses a Job with any other field, so a manifest is never read in part.
 """
 
 from __future__ import annotations
@@ -10,28 +10,26 @@ import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from functools import cached_property
+from typing import Any, Literal, Self
 
 import yaml
 
-type Action = Literal["Ignore", "Count", "FailIndex", "FailJob"]
+type Action = Literal["Ignore", "Count"]
 
-# Every field of a Job's spec that is read; Kubernetes has more, which would change what is tested here.
+# Every field of a Job's spec that is read.
 _SPEC = {
-    "backoffLimit",
     "backoffLimitPerIndex",
     "completionMode",
     "completions",
-    "maxFailedIndexes",
     "parallelism",
     "podFailurePolicy",
     "podReplacementPolicy",
     "template",
-    "ttlSecondsAfterFinished",  # says only when a finished Job is deleted
 }
 
-# Every field of a worker's pod and of its container that is read, or changes nothing on a machine that has no cluster:
-# what these may be is checked where the manifests are. Others, such as activeDeadlineSeconds, would end pods.
+# Every field of a worker's pod and of its container that is read, or that has no effect on a machine without a cluster.
+# Others, such as `activeDeadlineSeconds`, would end pods.
 POD_FIELDS = {
     "affinity",
     "automountServiceAccountToken",
@@ -48,7 +46,6 @@ POD_FIELDS = {
     "volumes",
 }
 CONTAINER_FIELDS = {
-    "args",
     "command",
     "env",
     "envFrom",
@@ -62,15 +59,12 @@ CONTAINER_FIELDS = {
     "workingDir",
 }
 
-# The API server's default of `backoffLimit` where `backoffLimitPerIndex` is given.
-_NO_LIMIT = 2**31 - 1
-
-# "$$" is a dollar sign, "$(NAME)" a reference; see the API reference of EnvVar.
+# "$$" is a dollar sign and "$(NAME)" a reference: see the API reference of EnvVar.
 _REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
 
 
 class ManifestError(Exception):
-    """The API server would refuse this manifest, or it has what is not modelled here."""
+    """The API server would refuse this manifest, or this module does not model one of its fields."""
 
 
 def _demand(holds: bool, message: str) -> None:
@@ -80,189 +74,132 @@ def _demand(holds: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A rule of a podFailurePolicy: on exit codes (of one container or of any), or on conditions that are true."""
+    """A podFailurePolicy rule that ignores exit codes, or conditions that are true."""
 
-    action: Action
-    container: str | None = None
-    operator: Literal["In", "NotIn"] = "In"
-    values: frozenset[int] = frozenset()
-    conditions: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        _demand(self.action in get_args(Action.__value__), f"unknown action {self.action!r}")
-        _demand(self.operator in {"In", "NotIn"}, f"unknown operator {self.operator!r}")
-        _demand(bool(self.values) != bool(self.conditions), "a rule is on exit codes or on conditions, and not on both")
-        _demand(not (0 in self.values and self.operator == "In"), "exit code 0 is no failure")
+    values: frozenset[int]
+    conditions: frozenset[str]
 
     @classmethod
-    def read(cls, rule: Mapping[str, Any]) -> Self:
-        codes = rule.get("onExitCodes", {})
+    def read(cls, rule: Mapping[str, Any], container: str) -> Self:
+        codes = rule.get("onExitCodes", {"operator": "In", "values": ()})
         patterns = rule.get("onPodConditions", [])
-        _demand(all(str(item.get("status", "True")) == "True" for item in patterns), "only conditions that are true")
-        return cls(
-            action=rule["action"],
-            container=codes.get("containerName"),
-            operator=codes.get("operator", "In"),
-            values=frozenset(codes.get("values", ())),
-            conditions=frozenset(item["type"] for item in patterns),
-        )
+        _demand(rule["action"] == "Ignore", f"only action: Ignore is modelled, got {rule['action']}")
+        _demand(codes["operator"] == "In", f"only operator: In is modelled, got {codes['operator']}")
+        _demand(all(item.get("status", "True") == "True" for item in patterns), "only true conditions are modelled")
+        _demand(bool(codes["values"]) != bool(patterns), "a rule is on exit codes or on conditions, and not on both")
+        _demand(0 not in codes["values"], "exit code 0 is no failure")
+        named = codes.get("containerName", container)
+        _demand(named == container, f"the rule names the container {named!r}, the pod has {container!r}")
+        return cls(values=frozenset(codes["values"]), conditions=frozenset(item["type"] for item in patterns))
 
     def matches(self, exit_code: int | None, conditions: Set[str]) -> bool:
-        """Tell whether this rule is for a pod that failed like this; the container is the one that a rule may name."""
-        if self.conditions:
-            return bool(self.conditions & conditions)
-        return exit_code is not None and (exit_code in self.values) == (self.operator == "In")
+        """Return whether this rule applies to a failed pod. The exit code is None if its node was lost."""
+        return exit_code in self.values or bool(self.conditions & conditions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """What the controller goes by."""
+    """The part of a Job's spec that its controller reads."""
 
-    name: str
     completions: int
-    parallelism: int
-    backoff_limit: int
     backoff_limit_per_index: int
-    max_failed_indexes: int | None
     rules: tuple[Rule, ...]
     grace: float
 
     @classmethod
-    def read(cls, job: Mapping[str, Any]) -> Self:
-        """Read a Job.
+    def read(cls, spec: Mapping[str, Any]) -> Self:
+        """Read the spec of a Job.
 
         Raises:
-            ManifestError: It would not be accepted, or has what is not modelled here.
+            ManifestError: The API server would refuse it, or this module does not model one of its fields.
         """
-        spec, pod = job["spec"], job["spec"]["template"]["spec"]
-        _demand(len(pod["containers"]) == 1 and not pod.get("initContainers"), "only one container is modelled")
-        unknown = sorted(
-            {*spec.keys() - _SPEC, *pod.keys() - POD_FIELDS, *pod["containers"][0].keys() - CONTAINER_FIELDS}
-        )
+        pod = spec["template"]["spec"]
+        _demand(len(pod["containers"]) == 1, "only one container is modelled")
+        [container] = pod["containers"]
+        unknown = sorted({*spec.keys() - _SPEC, *pod.keys() - POD_FIELDS, *container.keys() - CONTAINER_FIELDS})
         _demand(not unknown, f"not modelled: {', '.join(unknown)}")
         _demand(spec.get("completionMode") == "Indexed", "only completionMode: Indexed is modelled")
+        _demand(spec["parallelism"] == spec["completions"], "only parallelism equal to completions is modelled")
         _demand("backoffLimitPerIndex" in spec, "only Jobs with backoffLimitPerIndex are modelled")
+        _demand(spec.get("podReplacementPolicy") == "Failed", "only podReplacementPolicy: Failed is modelled")
         _demand(pod.get("restartPolicy") == "Never", "backoffLimitPerIndex needs restartPolicy: Never")
-        policy = spec.get("podFailurePolicy", {})
-        # With a podFailurePolicy, "Failed" is the default and the only value that is accepted.
-        replaced_when = spec.get("podReplacementPolicy", "Failed" if policy else "TerminatingOrFailed")
-        _demand(replaced_when == "Failed", f"only podReplacementPolicy: Failed is modelled, got {replaced_when}")
-        rules = tuple(Rule.read(rule) for rule in policy.get("rules", ()))
-        named = {rule.container for rule in rules} - {None}
-        _demand(named <= {pod["containers"][0]["name"]}, f"rules name containers that are not there: {named}")
+        # Otherwise the process is PID 1 and the kernel withholds a SIGTERM that it has no handler for.
+        _demand(pod.get("shareProcessNamespace") is True, "only shareProcessNamespace: true is modelled")
         return cls(
-            name=job["metadata"]["name"],
             completions=spec["completions"],
-            parallelism=spec["parallelism"],
-            backoff_limit=spec.get("backoffLimit", _NO_LIMIT),
             backoff_limit_per_index=spec["backoffLimitPerIndex"],
-            max_failed_indexes=spec.get("maxFailedIndexes"),
-            rules=rules,
-            grace=float(pod.get("terminationGracePeriodSeconds", 30)),
+            rules=tuple(Rule.read(rule, container["name"]) for rule in spec["podFailurePolicy"]["rules"]),
+            grace=float(pod["terminationGracePeriodSeconds"]),
         )
 
     def action(self, exit_code: int | None, conditions: Set[str]) -> Action:
-        """What becomes of a failure: what the first rule says that matches it; "Count" if none does.
-
-        Args:
-            exit_code: Of the container; None where its node took it along.
-            conditions: Those that are true of the pod.
-        """
-        return next((rule.action for rule in self.rules if rule.matches(exit_code, conditions)), "Count")
+        """Return "Ignore" if a rule matches the failure, otherwise "Count"."""
+        return "Ignore" if any(rule.matches(exit_code, conditions) for rule in self.rules) else "Count"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodFields:
-    """What the downward API tells a container of its pod."""
+    """The metadata of a pod that its container can refer to."""
 
     name: str
-    namespace: str
-    uid: str
     labels: Mapping[str, str]
-    annotations: Mapping[str, str]
 
     def read(self, path: str) -> str:
-        """The field at `path`, as "metadata.labels['app']"; a label or annotation that is not there is empty."""
-        found = re.fullmatch(r"metadata\.(?:(name|namespace|uid)|(labels|annotations)\['([^']+)'\])", path)
+        """Return the field at "metadata.name" or "metadata.labels['app']". An unset label is empty."""
+        found = re.fullmatch(r"metadata\.(?:name|labels\['([^']+)'\])", path)
         if found is None:
             raise ManifestError(f"not modelled: fieldRef {path}")
-        if found[1]:
-            return str(getattr(self, found[1]))
-        entries: Mapping[str, str] = getattr(self, found[2])
-        return entries.get(found[3], "")
+        return self.labels.get(found[1], "") if found[1] else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """How a container is started, and whether its process is PID 1 there."""
+    """The command of a container, with its directory and its environment."""
 
     command: tuple[str, ...]
     directory: str
     environment: Mapping[str, str]
-    is_pid_one: bool
 
 
-class Manifest:
-    """The objects of one rendering, of which one is a Job.
-
-    Args:
-        objects: What `kubectl kustomize` printed, parsed.
-    """
+class Rendering:
+    """The objects that `kubectl kustomize` printed, parsed."""
 
     def __init__(self, objects: Iterable[Mapping[str, Any]]) -> None:
         self.objects = {(item["kind"], item["metadata"]["name"]): item for item in objects}
-        jobs = [item for (kind, _), item in self.objects.items() if kind == "Job"]
-        _demand(len(jobs) == 1, f"one Job is wanted, got {len(jobs)}")
-        self.job = jobs[0]
-        self.spec = JobSpec.read(self.job)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        return cls(item for item in yaml.safe_load_all(text) if item)
+        return cls(item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item)
 
-    def pod_fields(self, *, index: int, job_uid: str, suffix: str, failures: int, ignored: int) -> PodFields:
-        """The metadata that the controller gives a pod: what the template has, and its own."""
-        own = {
-            "batch.kubernetes.io/controller-uid": job_uid,
-            "batch.kubernetes.io/job-name": self.spec.name,
-            "batch.kubernetes.io/job-completion-index": str(index),
-            # Of before 1.27, and still set.
-            "controller-uid": job_uid,
-            "job-name": self.spec.name,
-        }
-        counts = {
-            "batch.kubernetes.io/job-completion-index": str(index),
-            "batch.kubernetes.io/job-index-failure-count": str(failures),
-            "batch.kubernetes.io/job-index-ignored-failure-count": str(ignored),
-        }
-        metadata = self.job["spec"]["template"].get("metadata", {})
+    @cached_property
+    def job(self) -> JobSpec:
+        return JobSpec.read(self.objects["Job", "train"]["spec"])
+
+    def pod_fields(self, *, index: int, job_uid: str, suffix: str) -> PodFields:
+        """Return the metadata that the controller gives a pod: the labels of the template, and its own."""
+        labels = self.objects["Job", "train"]["spec"]["template"]["metadata"]["labels"]
+        own = {"controller-uid": job_uid, "job-name": "train", "job-completion-index": str(index)}
         return PodFields(
-            name=f"{self.spec.name}-{index}-{suffix}",
-            namespace=self.job["metadata"].get("namespace", "default"),
-            uid=f"{job_uid}-{index}-{suffix}",
-            labels={**metadata.get("labels", {}), **own},
-            annotations={**metadata.get("annotations", {}), **counts},
+            name=f"train-{index}-{suffix}",
+            labels={**labels, **{f"batch.kubernetes.io/{name}": value for name, value in own.items()}},
         )
 
-    def container(self, owner: Mapping[str, Any], pod: PodFields, localise: Callable[[str], str]) -> Container:
-        """How the container of a pod is started.
+    def container(self, template: Mapping[str, Any], pod: PodFields, localise: Callable[[str], str]) -> Container:
+        """Return how the one container of a pod is started.
 
         Args:
-            owner: The object with the pod's template.
-            pod: The pod.
-            localise: Puts what is on this machine in the place of what is in the cluster; sees each value and each word
-                once, before references in it are replaced.
+            template: The spec of the pod.
+            pod: The metadata of the pod.
+            localise: Replaces paths and hosts of the cluster by those of this machine. It sees each value and each word
+                once, before their references are replaced.
         """
-        template = owner["spec"]["template"]["spec"]
         [container] = template["containers"]
-        _demand(bool(container.get("command")), "an image's own command is not modelled")
         environment = self._environment(container, pod, localise)
         words = [*container["command"], *container.get("args", ())]
         return Container(
             command=tuple(_expanded(localise(word), environment) for word in words),
             directory=localise(container.get("workingDir", "/")),
             environment=environment,
-            is_pid_one=not template.get("shareProcessNamespace", False),
         )
 
     def _environment(
@@ -270,41 +207,37 @@ class Manifest:
     ) -> dict[str, str]:
         environment: dict[str, str] = {}
         for source in container.get("envFrom", ()):
-            _demand("prefix" not in source, "not modelled: prefix")
             environment.update((name, localise(value)) for name, value in self._entries(source).items())
         for entry in container.get("env", ()):
             if "valueFrom" in entry:
                 environment[entry["name"]] = localise(self._value_from(entry["valueFrom"], pod))
             else:
-                environment[entry["name"]] = _expanded(localise(entry.get("value", "")), environment)
-        # A Job's pods get it behind all others, unless it is there.
-        index = pod.labels.get("batch.kubernetes.io/job-completion-index")
-        return environment if index is None else {"JOB_COMPLETION_INDEX": index, **environment}
+                environment[entry["name"]] = _expanded(localise(entry["value"]), environment)
+        return environment
 
     def _value_from(self, source: Mapping[str, Any], pod: PodFields) -> str:
         [(kind, reference)] = source.items()
         if kind == "fieldRef":
             return pod.read(reference["fieldPath"])
-        _demand(kind in {"configMapKeyRef", "secretKeyRef"}, f"not modelled: {kind}")
         entries = self._entries({kind.replace("KeyRef", "Ref"): reference})
         _demand(reference["key"] in entries, f"{reference['name']!r} has no key {reference['key']!r}")
         return entries[reference["key"]]
 
     def _entries(self, source: Mapping[str, Any]) -> dict[str, str]:
-        """All of a ConfigMap or a Secret."""
-        kind = "ConfigMap" if "configMapRef" in source else "Secret"
-        reference = source["configMapRef" if kind == "ConfigMap" else "secretRef"]
+        """Return all entries of a ConfigMap or a Secret."""
+        [(field, reference)] = source.items()
+        kind = {"configMapRef": "ConfigMap", "secretRef": "Secret"}[field]
         found = self.objects.get((kind, reference["name"]))
         if found is None:
-            _demand(reference.get("optional", False), f"the {kind} {reference['name']!r} is not there")
+            _demand(reference.get("optional", False), f"there is no {kind} {reference['name']!r}")
             return {}
         if kind == "ConfigMap":
-            return dict(found.get("data", {}))
-        return {name: base64.b64decode(value).decode() for name, value in found.get("data", {}).items()}
+            return dict(found["data"])
+        return {name: base64.b64decode(value).decode() for name, value in found["data"].items()}
 
 
 def _expanded(text: str, environment: Mapping[str, str]) -> str:
-    """`text` with its references to variables replaced; one to a variable that is not there stays as it is."""
+    """Return `text` with its references replaced, except those to a variable that is not set."""
 
     def replaced(found: re.Match[str]) -> str:
         return "$" if found[1] is None else environment.get(found[1], found[0])
@@ -313,10 +246,6 @@ def _expanded(text: str, environment: Mapping[str, str]) -> str:
 
 
 def localiser(places: Mapping[str, str]) -> Callable[[str], str]:
-    """A function that puts what is on this machine in the place of what is in the cluster.
-
-    Args:
-        places: What stands in the manifest (a path, a host and port), and what stands for it here.
-    """
+    """Return a function that replaces each key of `places`, a path or a host and port, by its value."""
     anywhere = re.compile("|".join(re.escape(place) for place in places))
     return lambda text: anywhere.sub(lambda found: places[found[0]], text)
