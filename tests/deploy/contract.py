@@ -123,6 +123,9 @@ def _of_a_pod(each: Pods) -> Problems:
     yield from _differences(each.where, _part(each.spec, ANY_POD), ANY_POD)
     yield from _differences(f"{each.where} pod", each.spec["securityContext"], POD_SECURITY | user)
     yield from _differences(f"{each.where} container", each.container["securityContext"], CONTAINER_SECURITY)
+    for entry in each.container.get("env", []):
+        if entry["name"].endswith("PASSWORD") and "secretKeyRef" not in entry.get("valueFrom", {}):
+            yield f"{each.where}: {entry['name']} must come from a Secret"
     for field in sorted(each.spec.keys() & {"hostIPC", "hostNetwork", "hostPID"}):
         yield f"{each.where}: a pod must have no {field}"
     for volume in each.spec.get("volumes", []):

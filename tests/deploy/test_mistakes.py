@@ -78,6 +78,10 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ({f"{SETTINGS}.DISTRIBUTED_BACKUP_STANDBY": "maybe"}, ["DISTRIBUTED_BACKUP_STANDBY must be true or false"]),
     ({f"{ENV}.[VALKEY_PASSWORD]": GONE}, ["a value refers to VALKEY_PASSWORD, which must stand above it"]),
     ({f"{ENV}.[VALKEY_PASSWORD].valueFrom.secretKeyRef.key": "secret"}, ["has no key 'secret'"]),
+    (
+        {f"{ENV}.[VALKEY_PASSWORD]": {"name": "VALKEY_PASSWORD", "value": "x"}},
+        ["VALKEY_PASSWORD must come from a Secret"],
+    ),
     ({f"{ENV}.[DISTRIBUTED_BACKUP_COORDINATOR].value": "redis://:hunter2@valkey:6379/0"}, ["the coordinator must be"]),
     # References to other objects.
     ({f"{POD}.volumes.0.persistentVolumeClaim.claimName": "b"}, ["no PersistentVolumeClaim b"]),
