@@ -303,3 +303,33 @@ def test_a_signal_shows_in_the_exit_code(run: Callable[..., ContainerProcess]) -
     process.send(signal.SIGTERM)
     assert ended(process) == 143
     process.send(signal.SIGTERM)  # the process has ended
+
+
+# ---------------------------------------------------------------- train.py alone
+
+
+def train(root: Path, name: str) -> list[str]:
+    """Run train.py to its end, with data of a user, and return the lines that it printed."""
+    (root / "data.json").write_text(json.dumps(DATA))
+    environment = {
+        "BACKUP_DIR": str(root / "run"),
+        "DISTRIBUTED_BACKUP_WORKER_ID": name,
+        "TRAIN_DATA": str(root / "data.json"),
+        "TRAIN_EPOCHS": "2",
+        "TRAIN_LATENCY": "0",
+    }
+    container = Container(command=("python", "train.py"), directory=str(DEPLOY), environment=environment)
+    process = ContainerProcess(container, root / name)
+    try:
+        assert ended(process) == 0, (root / name).read_text()
+    finally:
+        process.end()
+    return (root / name).read_text().splitlines()
+
+
+def test_a_pod_that_starts_after_the_run_is_complete_prints_the_final_state(tmp_path: Path) -> None:
+    """It succeeds, prints the same as the first and trains nothing, because the checkpoints are kept."""
+    first, second = train(tmp_path, "train-0-aaaaa"), train(tmp_path, "train-0-bbbbb")
+    assert first[-1].startswith("final state: epoch=2 batch=0 sha256=")
+    assert second[-1] == first[-1]
+    assert [sum(" committed " in line for line in lines) for lines in (first, second)] == [2, 0]
