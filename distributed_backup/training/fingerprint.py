@@ -12,8 +12,6 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from distributed_backup.training.state import _OPTIONS
-
 _MAX_SAMPLES: Final = 1024
 
 
@@ -35,9 +33,11 @@ def fingerprint(inputs: Mapping[str, Any] | None, params: Mapping[str, Any]) -> 
     """
     sizes = ("batch_size", "steps", "validation_batch_size", "validation_steps", "train_size", "val_size")
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(orjson.dumps({name: params.get(name) for name in sizes}, option=_OPTIONS))
+    digest.update(orjson.dumps({name: params.get(name) for name in sizes}, option=orjson.OPT_SERIALIZE_NUMPY))
     for name, value in sorted((inputs or {}).items()):
-        digest.update(orjson.dumps([name, list(_samples(value))], option=_OPTIONS, default=_name_of_type))
+        digest.update(
+            orjson.dumps([name, list(_samples(value))], option=orjson.OPT_SERIALIZE_NUMPY, default=_name_of_type)
+        )
     return digest.hexdigest()
 
 

@@ -13,7 +13,6 @@ and OMEGA are built at their first sample, so they must be built before their st
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -21,22 +20,14 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from distributed_backup.checkpoints.state_json import decode_state
-from distributed_backup.errors import ProgramMismatchError, StateError
+from distributed_backup.checkpoints.state_json import decode_state, encode_state, is_json
+from distributed_backup.errors import ProgramMismatchError
 
-_OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
-# What orjson would write as strings would not come back as what it was.
-_STRICT: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
-# Written by ourselves, and without numbers that JSON lacks.
-TRUSTED_KEYS: Final = ("python_random", "numpy_random", "schema")
 _PLAIN: Final = (dict, list, tuple, int, float, str, bool, type(None), np.number)
 # Attributes of every optimizer that describe it or tie it to a program, and are no state.
 _NOT_STATE: Final = frozenset(
     {"_lock", "_program", "_tracker", "_iterations", "_trainable_variables", "_non_trainable_variables", "_modules"}
 )
-_LISTS: Final = (list, tuple)
-_WHOLE: Final = (str, int, type(None))
-_NUMBERS: Final = (float, np.generic, np.ndarray)
 FIT_ATTRIBUTES: Final = frozenset({"params", "_program"})
 
 
@@ -86,7 +77,7 @@ class TrainingState:
             "loop": dict(loop or {}),
             "schema": orjson.loads(schema),
         }
-        return _encode(state)
+        return encode_state(state)
 
     def loop_state(self, body: bytes) -> dict[str, Any]:
         """What was given to `capture` as `loop`; empty where that was nothing."""
@@ -176,7 +167,7 @@ def _attributes_of_optimizer(optimizer: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(optimizer).items()
-        if name.startswith("_") and name not in _NOT_STATE and isinstance(value, _PLAIN) and _is_json(value)
+        if name.startswith("_") and name not in _NOT_STATE and isinstance(value, _PLAIN) and is_json(value)
     }
 
 
@@ -187,7 +178,7 @@ def _state_of(item: Any) -> dict[str, Any]:
         state = {
             name: value
             for name, value in vars(item).items()
-            if name not in FIT_ATTRIBUTES and isinstance(value, _PLAIN) and _is_json(value)
+            if name not in FIT_ATTRIBUTES and isinstance(value, _PLAIN) and is_json(value)
         }
     # EarlyStopping and others choose a function of numpy once, and change other attributes along with it.
     functions = {name: value.__name__ for name, value in vars(item).items() if isinstance(value, np.ufunc)}
@@ -216,96 +207,6 @@ def _put(item: Any, name: str, value: Any) -> None:
         setattr(item, name, value)
 
 
-def _is_json(value: Any) -> bool:
-    try:
-        orjson.dumps(value, option=_STRICT, default=_plain_scalar)
-    except TypeError:
-        return _can_be_tagged(value)
-    return True
-
-
-def _can_be_tagged(value: Any) -> bool:
-    try:
-        _tag(value, "")
-    except (StateError, RecursionError):
-        return False
-    return True
-
-
-# -------------------------------------------------------------------- bytes
-
-
-def _encode(state: dict[str, Any]) -> bytes:
-    """JSON that gives back what went in.
-
-    orjson is the fastest way, and turns NaN and infinities into null without a word. So where a null stands in the
-    result, the slower way of looking at each value tells whether there are any; if so, and for integers beyond 64
-    bits, values that JSON lacks are written as tagged strings.
-    """
-    rest = {name: value for name, value in state.items() if name not in TRUSTED_KEYS}
-    sure = {name: orjson.Fragment(orjson.dumps(state[name], option=_OPTIONS)) for name in TRUSTED_KEYS}
-    try:
-        # The default, for numpy's numbers: orjson's own way rounds float32 to fewer digits than a float has.
-        body = orjson.dumps({**rest, **sure}, option=_STRICT, default=_plain_scalar)
-        if body.rfind(b"null") < 0 or _is_finite(rest):
-            return body
-    except TypeError:
-        pass
-    try:
-        return orjson.dumps({"tagged": _tag(state, "state")}, option=_OPTIONS)
-    except (TypeError, RecursionError) as error:
-        raise StateError(f"the training state is not JSON: {error}") from error
-
-
 def _without_none(state: tuple[Any, ...]) -> tuple[Any, ...]:
     """The state of `random` without the None it mostly ends in: a null in every body would tell nothing."""
     return state[:-1] if state[-1] is None else state
-
-
-def _is_finite(values: dict[str, Any]) -> bool:
-    """Whether there is no NaN or infinity among `values`, as far as one can tell."""
-    left: list[Any] = [values]
-    while left:
-        value = left.pop()
-        if type(value) is str or isinstance(value, _WHOLE):
-            continue
-        if isinstance(value, dict):
-            left.extend(value.values())
-        elif isinstance(value, _LISTS):
-            left.extend(value)
-        elif type(value) is float:
-            if not math.isfinite(value):
-                return False
-        elif not isinstance(value, _NUMBERS) or not np.isfinite(value).all():
-            return False
-    return True
-
-
-def _plain_scalar(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(type(value).__name__)
-
-
-def _tag(value: Any, where: str) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise StateError(f"the training state is not JSON: {where} has keys that are not strings")
-        return {"$" + key: _tag(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_tag(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, float) and not np.isfinite(value):
-        return {"float": repr(value)}
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return {"int": str(value)}
-    if isinstance(value, str) and not value.isascii() and _has_surrogates(value):
-        return {"text": value.encode("utf-8", "surrogatepass").hex()}
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    raise StateError(f"the training state is not JSON: {where} is of type {type(value).__name__}")
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_backup.checkpoints.state_json import decode_state
+from distributed_backup.checkpoints.state_json import decode_state, encode_state
 from distributed_backup.errors import StateError
 from distributed_backup.training.fingerprint import fingerprint
-from distributed_backup.training.state import _encode
 from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.training_state_scenarios"
@@ -89,7 +88,7 @@ def state(value: Any) -> dict[str, Any]:
 @given(VALUES)
 def test_any_json_and_more_comes_back(value: Any) -> None:
     """Whatever a variable may hold is read as it was written, however it resembles our own marks."""
-    decoded = decode_state(_encode(state(copy.deepcopy(value))))
+    decoded = decode_state(encode_state(state(copy.deepcopy(value))))
     assert repr(decoded["variables"]["trainable"][0]) == repr(value)
     assert decoded["schema"] == {"trainable": []}
     assert decoded["python_random"] == [3, [1, 2], 0.5]
@@ -98,7 +97,7 @@ def test_any_json_and_more_comes_back(value: Any) -> None:
 
 def test_a_state_without_oddities_is_plain_json() -> None:
     """Other programs can read it, and it is written the fast way even where it holds a null."""
-    body = _encode(state({"reward": None}))
+    body = encode_state(state({"reward": None}))
     assert orjson.loads(body)["variables"] == {"trainable": [{"reward": None}]}
 
 
@@ -108,7 +107,7 @@ def test_a_state_too_deep_for_json_is_refused() -> None:
     for _ in range(300):
         value = [value]
     with pytest.raises(StateError, match="not JSON"):
-        _encode(state(value))
+        encode_state(state(value))
 
 
 # ---------------------------------------------------------------- fingerprints

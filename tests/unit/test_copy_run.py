@@ -14,6 +14,7 @@ import pytest
 
 from distributed_backup.checkpoints.format import Checkpoint, Snapshot
 from distributed_backup.checkpoints.reader import Rows
+from distributed_backup.checkpoints.state_json import encode_state
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.cli.copy_run import Copied, copy_run
 from distributed_backup.cli.export import export_variables, state_tree
@@ -21,7 +22,6 @@ from distributed_backup.errors import BackupError, ConfigError, CorruptCheckpoin
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Chunks
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.training.state import _encode
 
 RUN = "run-42"
 LOG = "events-20260101T000000Z-w-12345678.jsonl"
@@ -339,7 +339,7 @@ def state(**groups: Mapping[str, Any]) -> bytes:
 
 def encoded(groups: Mapping[str, list[tuple[str, Any]]]) -> bytes:
     """Encode as `TrainingState.capture` does."""
-    return _encode(
+    return encode_state(
         {
             "variables": {name: [value for _, value in items] for name, items in groups.items()},
             "schema": {name: [{"path": path} for path, _ in items] for name, items in groups.items()},

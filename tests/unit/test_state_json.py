@@ -1,0 +1,156 @@
+"""The training state as JSON: values that orjson lacks, bodies of version 0.3, and what is refused."""
+
+from __future__ import annotations
+
+import array
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distributed_backup.checkpoints.format import Checkpoint, Snapshot, decode, encode
+from distributed_backup.checkpoints.state_json import decode_state, encode_state, is_json
+from distributed_backup.cli.export import state_tree
+from distributed_backup.cli.status import describe
+from distributed_backup.errors import StateError
+from distributed_backup.position import Position
+
+# What orjson turns into null, refuses, or reads as another value.
+ODD = {
+    "nan": math.nan,
+    "infinities": [math.inf, -math.inf],
+    "big": [2**64, -(2**63) - 1],
+    "half": "\ud83d",
+    "float": 1.5,
+    "$": None,
+    "é": "x",
+    "tagged": {"int": "7", "text": [True]},
+}
+# The body that version 0.3 wrote for a state with these values.
+TAGGED = (
+    b'{"tagged":{"$variables":{"$trainable":[{"$nan":{"float":"nan"},"$infinities":[{"float":"inf"},{"float":"-inf"}],'
+    b'"$big":[{"int":"18446744073709551616"},{"int":"-9223372036854775809"}],"$half":{"text":"eda0bd"},"$float":1.5,'
+    b'"$$":null,"$\xc3\xa9":"x","$tagged":{"$int":"7","$text":[true]}}]},"$python_random":[3,[1]],'
+    b'"$numpy_random":["MT19937",[1],0],"$loop":{},"$schema":{"$trainable":[]}}}'
+)
+GROUPS = ("trainable", "non_trainable", "optimizer_trainable", "optimizer_non_trainable", "metrics")
+
+
+def state(value: Any) -> dict[str, Any]:
+    return {
+        "variables": {"trainable": [value]},
+        "python_random": [3, [1]],
+        "numpy_random": ["MT19937", [1], 0],
+        "loop": {},
+        "schema": {"trainable": []},
+    }
+
+
+def checkpoint(value: Any) -> Checkpoint:
+    """A checkpoint whose only variable, `a/b`, has this value."""
+    groups: dict[str, list[Any]] = {name: [] for name in GROUPS}
+    body = encode_state(
+        {
+            **state(value),
+            "variables": {**groups, "trainable": [value]},
+            "schema": {**groups, "trainable": [{"path": "a/b"}]},
+        }
+    )
+    header, line = encode(Snapshot(position=Position(1), body=body), run_id="run", term=1, worker_id="w", created_at="")
+    return decode(line + body + b"\n", path=header.name)
+
+
+def test_a_body_of_version_0_3_is_read() -> None:
+    """Bodies with tagged values give the state that was written, as new bodies do."""
+    assert repr(decode_state(TAGGED)) == repr(state(ODD))
+    assert repr(decode_state(encode_state(state(ODD)))) == repr(state(ODD))
+
+
+def test_a_plain_body_of_version_0_3_is_read_and_written_as_before() -> None:
+    """Without odd values, the bytes are those of version 0.3."""
+    plain = state({"x": [1, 0.1, None, "é"]})
+    body = (
+        b'{"variables":{"trainable":[{"x":[1,0.1,null,"\xc3\xa9"]}]},"loop":{},"python_random":[3,[1]],'
+        b'"numpy_random":["MT19937",[1],0],"schema":{"trainable":[]}}'
+    )
+    assert (encode_state(plain), decode_state(body)) == (body, plain)
+
+
+def test_a_body_with_odd_values_is_written_by_the_standard_library() -> None:
+    """One line, under the key `exact`, with the names that the standard library gives to NaN and infinities."""
+    body = encode_state(state([math.nan, -math.inf, 2**64, None, "é\n"]))
+    head = '{"exact":{"variables":{"trainable":[[NaN,-Infinity,18446744073709551616,null,"é\\n"]]},'
+    assert body.startswith(head.encode())
+    assert b"\n" not in body
+
+
+def test_surrogates_are_neither_joined_nor_lost() -> None:
+    """Two halves that stand side by side stay two code points."""
+    text = "\ud83d \ude00 \ud83d\ude00 \ude00\ud83d \U0001f600\ud83d \x00\u2028"
+    assert decode_state(encode_state(state({text: text})))["variables"]["trainable"] == [{text: text}]
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(0.1), np.array([[1.5, math.nan]]), np.int64(7), np.bool_(True), np.str_("x")]
+)
+def test_numbers_and_arrays_of_numpy_become_plain_values(value: Any) -> None:
+    """Each comes back as `tolist` gives it, beside a null or a NaN as well."""
+    for beside in (None, math.nan):
+        (found,) = decode_state(encode_state(state([value, beside])))["variables"]["trainable"]
+        assert repr(found) == repr([value.tolist(), beside])
+
+
+class Picture:
+    """Has numpy's array protocol, and is no array."""
+
+    __array_interface__: dict[str, Any] = {}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({1}, "variables.trainable[0][1] is of type set"),
+        (array.array("d", [1.0]), "variables.trainable[0][1] is of type array"),
+        (Picture(), "variables.trainable[0][1] is of type Picture"),
+        ({"a": {1: 2}}, "variables.trainable[0][1].a has keys that are not strings"),
+        ({"a": {None: 2}}, "variables.trainable[0][1].a has keys that are not strings"),
+        (np.array([None, {1}], dtype=object), "variables.trainable[0][1][1] is of type set"),
+        (np.datetime64("2026-01-01"), "variables.trainable[0][1] is of type date"),
+        pytest.param(10**5000, "Exceeds the limit", id="digits"),
+    ],
+)
+@pytest.mark.parametrize("beside", [1, None, math.nan])
+def test_a_value_that_is_not_json_is_refused(value: Any, problem: str, beside: Any) -> None:
+    """The error names the place and the type, whatever stands beside the value."""
+    with pytest.raises(StateError) as caught:
+        encode_state(state([beside, value]))
+    assert problem in str(caught.value)
+    assert str(caught.value).startswith("the training state is not JSON: ")
+
+
+def test_a_value_is_json_if_it_can_be_written() -> None:
+    """Odd values count, other types and keys do not."""
+    assert all(map(is_json, [ODD, [math.nan], 2**70, "\ud83d", np.array([1.0]), {"a": (1, None)}]))
+    assert not any(map(is_json, [{1}, {1: 2}, [object()], array.array("d"), [Picture()]]))
+
+
+@pytest.mark.parametrize("odd", [math.nan, 2**70])
+def test_a_state_too_deep_for_json_is_refused_whatever_it_contains(odd: Any) -> None:
+    """With an odd value, too, the depth is bounded: a body that is written can be read."""
+    value: Any = odd
+    for _ in range(240):
+        value = [value]
+    assert repr(decode_state(encode_state(state(value)))["variables"]["trainable"]) == repr([value])
+    for _ in range(60):
+        value = [value]
+    with pytest.raises(StateError, match="nested more than 250 levels"):
+        encode_state(state(value))
+    assert not is_json(value)
+
+
+def test_a_checkpoint_with_odd_values_is_shown_and_exported() -> None:
+    """`checkpoints show` gives the size of each variable, `checkpoints export` finds the values."""
+    made = checkpoint({"x": [math.nan, 2**64]})
+    assert describe(made)["variables"]["trainable"] == {"a/b": len('{"x":[NaN,18446744073709551616]}')}
+    assert repr(state_tree(made)["trainable_variables"]) == repr({"a": {"b": {"x": [math.nan, 2**64]}}})
