@@ -1,4 +1,4 @@
-"""Checks of single values that come from a user."""
+"""Check single values that come from a user. A wrong one raises `ConfigError`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ import re
 
 from distributed_backup.errors import ConfigError
 
-# What may stand in a run id or a worker id: they become file names and, later, parts of keys.
+# The form of run ids and worker ids, which become parts of file names and of Redis keys.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def checked_name(kind: str, value: object) -> str:
-    """Return `value` if it may be a file name of ours, else raise ConfigError.
-
-    Args:
-        kind: What it names, for the message: "run_id", "worker_id".
-        value: Comes from outside.
+    """Return `value` if it is a valid id, else raise ConfigError. `kind` is "run_id" or "worker_id".
 
     Example:
         >>> checked_name("run_id", "job-42")
@@ -25,7 +21,7 @@ def checked_name(kind: str, value: object) -> str:
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
     raise ConfigError(
-        f"{kind} must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit; got {value!r}"
+        f"{kind} must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit, got {value!r}"
     )
 
 
@@ -37,17 +33,17 @@ def checked_seconds(name: str, value: object) -> float:
 
 
 def checked_boolean(name: str, value: object) -> bool:
-    """Return `value` if it is True or False, else raise ConfigError: "false" would count as true."""
+    """Return `value` if it is True or False, else raise ConfigError. The text "false" would count as true."""
     if isinstance(value, bool):
         return value
     raise ConfigError(f"{name} must be True or False, got {value!r}")
 
 
 def is_whole(value: object) -> bool:
-    """Whether `value` is an int, and not a bool."""
+    """Whether `value` is an int other than a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is an int or a float, and not a bool."""
+    """Whether `value` is an int other than a bool, or a float."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,29 +1,29 @@
-"""Every error this package raises, in one tree.
+"""Every error that this package raises, in one tree.
 
     BackupError
     ├── ConfigError               an argument or an environment variable is wrong (also a ValueError)
     ├── StoreError                the backup directory can't be read or written
     │   ├── CorruptCheckpointError    one checkpoint does not verify
-    │   ├── NoUsableCheckpointError   there are checkpoints and none verifies
+    │   ├── NoUsableCheckpointError   there are checkpoints, and none verifies
     │   ├── RunMismatchError          the directory belongs to another run
-    │   └── StaleTermError            a newer term has committed: we are no longer the writer
-    ├── CoordinatorError          the coordinator refused or could not be understood
-    │   └── CoordinatorUnavailableError  it can't be reached just now; trying again may help
+    │   └── StaleTermError            a newer term has committed: this worker is no longer the writer
+    ├── CoordinatorError          the coordinator refused a request, or its reply is not valid
+    │   └── CoordinatorUnavailableError  the coordinator is unreachable, a retry may succeed
     ├── RestoreError              a position could not be restored
-    │   ├── RestoreTimeoutError       nobody announced a position in time
-    │   └── NotSharedError            the announced checkpoint is not in our directory
-    ├── StateError                the training state can't be expressed as JSON
+    │   ├── RestoreTimeoutError       no position was announced within `restore_timeout`
+    │   └── NotSharedError            the announced checkpoint is not in this worker's directory
+    ├── StateError                the training state is not JSON
     └── ProgramMismatchError      the program does not fit the checkpoint
 
-`Preempted` is not an error: it is a `SystemExit` that leaves `fit` after the save. Each message is one line
-that says what, where and what to do; the data are attributes.
+`Preempted` is not an error: it is a `SystemExit`, see `preemption/exit.py`. Each message is one line that says what
+happened, why, and what to do. Its data are attributes.
 """
 
 from __future__ import annotations
 
 
 class BackupError(Exception):
-    """Base of every error of this package."""
+    """Base class of every error of this package."""
 
 
 class ConfigError(BackupError, ValueError):
@@ -34,8 +34,8 @@ class StoreError(BackupError):
     """The backup directory can't be read or written.
 
     Attributes:
-        path: What could not be read or written.
-        may_pass: Whether it is of the kind that passes by itself: a server that is busy, or can't be reached.
+        path: The file or directory that could not be read or written.
+        retryable: Whether a retry may succeed, because the server is busy or unreachable.
     """
 
     def __init__(self, message: str, *, path: str, retryable: bool = False) -> None:
@@ -48,7 +48,7 @@ class CorruptCheckpointError(StoreError):
     """One checkpoint does not verify.
 
     Attributes:
-        reason: What is wrong with it.
+        reason: Why it does not verify.
     """
 
     def __init__(self, *, path: str, reason: str) -> None:
@@ -57,12 +57,16 @@ class CorruptCheckpointError(StoreError):
 
 
 class NoUsableCheckpointError(StoreError):
-    """There are checkpoints and none of them verifies. Nothing was deleted."""
+    """There are checkpoints, and none of them verifies. Nothing was deleted.
+
+    Attributes:
+        reasons: "NAME: REASON" for each checkpoint, newest first.
+    """
 
     def __init__(self, *, path: str, reasons: tuple[str, ...]) -> None:
         super().__init__(
-            f"none of the {len(reasons)} checkpoint(s) in {path} is usable ({'; '.join(reasons)}); nothing was "
-            "deleted: repair them, or move them away to start from the beginning",
+            f"none of the {len(reasons)} checkpoint(s) in {path} is usable ({'; '.join(reasons)}). Nothing was "
+            "deleted. Repair them, or move them away to start from the beginning",
             path=path,
         )
         self.reasons = reasons
@@ -72,7 +76,7 @@ class RunMismatchError(StoreError):
     """The directory belongs to another run.
 
     Attributes:
-        expected: The run id this worker was given.
+        expected: The run id of this worker.
         found: The run id in the directory.
     """
 
@@ -87,26 +91,30 @@ class RunMismatchError(StoreError):
 
 
 class StaleTermError(StoreError):
-    """This worker is no longer the writer: a newer term has committed, or another worker under the same one.
+    """This worker is no longer the writer: a newer term has committed, or another worker under the same term.
+
+    See `checkpoints/fencing.py` for the rule.
 
     Attributes:
         term: The term of the refused commit.
-        newest: The newest term in the directory.
+        newest: The newest committed term in the directory.
     """
 
     def __init__(self, *, path: str, term: int, newest: int, writer: str | None = None) -> None:
-        by = "" if writer is None else f" by {writer}"
-        super().__init__(f"commit under term {term} refused: {path} already holds term {newest}{by}", path=path)
+        by = "" if writer is None else f", written by {writer}"
+        super().__init__(
+            f"commit under term {term} refused: {path} already contains a checkpoint of term {newest}{by}", path=path
+        )
         self.term = term
         self.newest = newest
 
 
 class CoordinatorError(BackupError):
-    """The coordinator refused, or answered what can't be understood."""
+    """The coordinator refused a request, or its reply is not valid."""
 
 
 class CoordinatorUnavailableError(CoordinatorError):
-    """The coordinator can't be reached just now; trying again may help."""
+    """The coordinator is unreachable. A retry may succeed."""
 
 
 class RestoreError(BackupError):
@@ -114,16 +122,16 @@ class RestoreError(BackupError):
 
 
 class RestoreTimeoutError(RestoreError):
-    """Nobody announced a position within `restore_timeout`."""
+    """No position was announced within `restore_timeout`."""
 
 
 class NotSharedError(RestoreError):
-    """The announced checkpoint is not in our directory."""
+    """The announced checkpoint is not in this worker's directory: the workers do not share one."""
 
 
 class StateError(BackupError):
-    """The training state can't be expressed as JSON."""
+    """The training state is not JSON."""
 
 
 class ProgramMismatchError(BackupError):
-    """The program does not fit the checkpoint; it was left untouched."""
+    """The program does not fit the checkpoint. The program was not changed."""

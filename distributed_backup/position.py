@@ -1,4 +1,4 @@
-"""How far a fit has come: the one value that every room shares."""
+"""The position of a fit: the value that every room shares."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ _MAX_COUNT: Final = 10**8 - 1
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """How far a fit has come. Positions are ordered as training passes through them.
+    """The number of epochs and batches that a fit has completed. Positions sort in the order of training.
 
     Args:
         epoch: Epochs completed.
-        batch: Batches completed in the current epoch: its training batches and, after them, its validation
-            batches, so that an interrupted validation is continued and not paid for again.
+        batch: Batches completed in the current epoch, training batches first, then validation batches. Validation
+            batches count so that an interrupted validation is continued, and paid for once.
+
+    Raises:
+        ConfigError: A value is no whole number from 0 to 99,999,999.
 
     Example:
         >>> Position(2, 3) < Position(3)

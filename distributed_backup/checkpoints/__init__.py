@@ -1,1 +1,1 @@
-"""What a run keeps: checkpoints, run identity, term claims, and the thread that commits."""
+"""The checkpoints of a run, its id, the claims of its terms, and the thread that commits."""

@@ -75,7 +75,8 @@ class TermClaims:
         """
         location = self._storage.location
         if term > MAX_TERM:
-            raise StoreError(f"no term is left in {location}: remove what is named {MAX_TERM}", path=location)
+            text = f"no term is left in {location}: remove the files whose names begin with {MAX_TERM}"
+            raise StoreError(text, path=location)
         if term <= self.highest_term() or not self._create(f"{term:010d}.term"):
             return False
         found = self._storage.names()

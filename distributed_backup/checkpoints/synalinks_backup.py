@@ -1,8 +1,8 @@
-"""Backups that synalinks' own `BackupAndRestore` left in a directory, read so that changing one import is enough.
+"""Read and remove backups of synalinks' own `BackupAndRestore`, so that a user only changes one import.
 
-Its state is two files, each written in place, so they may be torn; with `double_checkpoint` the previous pair
-is beside them. Only what that callback saved can be restored: the program's variables and the epoch. The
-batch in its metadata counts differently and is not used.
+A backup is two files, each written in place, so a kill can tear them. With `double_checkpoint`, the previous pair has
+the suffix `.bkp`. It contains the program's variables and the epoch, and no other state. Its batch counts differently
+and is not used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SynalinksBackup:
 
     Args:
         name: File name of the variables.
-        position: The epoch to go on with.
+        position: The start of the epoch to continue with.
         digest: BLAKE2b-256 of the variables' file, in hex.
         state_tree: For `Program.set_state_tree`.
     """
@@ -43,11 +43,11 @@ class SynalinksBackup:
 
 
 def find_synalinks_backup(storage: Storage) -> SynalinksBackup | None:
-    """The backup of synalinks' callback in `storage`, the previous one if the newest can't be read; None without any.
+    """Return the newest backup of synalinks' callback in `storage` that can be read, None if there is none.
 
     Raises:
-        NoUsableCheckpointError: There is one, and it is torn, and so is the previous one if there is any.
-        StoreError: The files can't be read.
+        NoUsableCheckpointError: There is a backup, and each pair of files is torn.
+        StoreError: A file can't be read, and no other pair can be used.
     """
     found = storage.names()
     problems, unreadable = [], None
@@ -61,7 +61,7 @@ def find_synalinks_backup(storage: Storage) -> SynalinksBackup | None:
             problem = str(error)
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                continue  # another worker has finished meanwhile
+                continue  # another worker has finished and removed it
             unreadable = unreadable or error
             problem = str(error)
         logger.warning("backup skipped name=%s reason=%s", name, problem)
@@ -88,7 +88,7 @@ def _read(storage: Storage, variables: str, metadata: str, found: Names) -> Syna
 
 
 def remove_synalinks_backup(storage: Storage) -> None:
-    """Remove the files of synalinks' callback; those that are not there are no error.
+    """Remove the files of synalinks' callback, if there are any.
 
     Raises:
         StoreError: A file could not be removed.

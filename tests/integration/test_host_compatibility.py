@@ -75,7 +75,7 @@ def test_2_a_damaged_checkpoint_with_none_before_it_is_an_error_that_deletes_not
     found = result(tmp_path, "damaged", False)
     assert found["left"] == found["names"]
     assert found["names"][0] in found["error"]
-    assert "nothing was deleted" in found["error"]
+    assert "Nothing was deleted" in found["error"]
 
 
 def test_3_a_stop_because_of_a_preemption_is_no_finish(tmp_path: Path) -> None:

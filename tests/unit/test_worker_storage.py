@@ -233,7 +233,9 @@ def test_a_term_that_none_can_follow_is_named(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.open_run()
     (tmp_path / "9999999999.term").touch()
-    with pytest.raises(StoreError, match=r"^no term is left in .*: remove what is named 9999999999$"):
+    with pytest.raises(
+        StoreError, match=r"^no term is left in .*: remove the files whose names begin with 9999999999$"
+    ):
         store.claim_term(10_000_000_000)
 
 
