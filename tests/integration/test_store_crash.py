@@ -1,7 +1,7 @@
 """The store under real kills, real full disks and real concurrent processes.
 
-The children are forked from a small server of our own: one thread, no synalinks, so that a fork takes a
-millisecond and is safe whatever runs in the test process. Run as a program, this module is that server.
+The children are forked from a small server process, which has one thread and no synalinks. So a fork takes 1 ms, and
+is safe beside the threads of the test process. Run as a program, this module is that server.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def commit(store: CheckpointStore, epoch: int, *, term: int, body: bytes = BODY)
 # -------------------------------------------------------------------- in the children
 
 
-class Fated(LocalStorage):
+class KillingStorage(LocalStorage):
     """A storage that kills its own process at one step.
 
     Args:
-        spec: `root`; `fatal`: the number of the step, or None; `when`: before, half or after.
-        report: Takes each step before it is made, and the death before it is died.
+        spec: `root`, `fatal` (the number of the step, or None) and `when` (before, half or after).
+        report: Is called with each step before it is made, and with the kill before it happens.
     """
 
     def __init__(self, spec: Spec, report: Callable[[Event], None]) -> None:
@@ -64,16 +64,16 @@ class Fated(LocalStorage):
         self._report({"step": name})
         fatal = number == self._fatal
         if fatal and self._when == "before":
-            self._die(name)
+            self._kill(name)
         if fatal and self._when == "half" and half is not None:
             half()
-            self._die(name)
+            self._kill(name)
         whole()
         if fatal and self._when == "after":
-            self._die(name)
+            self._kill(name)
 
-    def _die(self, name: str) -> None:
-        self._report({"died": name, "when": self._when})
+    def _kill(self, name: str) -> None:
+        self._report({"killed": name, "when": self._when})
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _write(self, descriptor: int, chunk: bytes) -> None:
@@ -97,11 +97,12 @@ class Fated(LocalStorage):
 
 
 def act(spec: Spec, report: Callable[[Event], None]) -> None:
-    """What a child does: open, delete, or commit `count` epochs (None: until it is killed)."""
+    """Run a child's task: open, delete, or commit `count` epochs (None: until it is killed)."""
     if "limit" in spec:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else the limit kills instead of failing the write
+        # Otherwise the limit kills the process instead of failing the write.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (spec["limit"], spec["limit"]))
-    storage = Fated(spec, report) if "fatal" in spec else LocalStorage(spec["root"])
+    storage = KillingStorage(spec, report) if "fatal" in spec else LocalStorage(spec["root"])
     store = CheckpointStore(storage, keep=spec.get("keep", 1), run_id=spec.get("run_id"))
     if spec["do"] == "open":
         report({"run_id": store.open_run()})
@@ -124,12 +125,12 @@ def child(spec: Spec, sender: int, gate: int) -> None:
         act(spec, report)
     except StoreError as error:
         report({"error": type(error).__name__, "message": str(error), "path": error.path})
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the test shows it
+    except BaseException as error:  # noqa: BLE001 - the test shows any error
         report({"error": type(error).__name__, "message": str(error), "path": ""})
 
 
 def run(specs: list[Spec]) -> list[Outcome]:
-    """Fork a child for each spec, let all go at once, kill those that are to be killed, wait for all."""
+    """Fork a child for each spec, let all start at once, kill those that are to be killed, wait for all."""
     gate, gate_end = os.pipe()
     children = []
     for spec in specs:
@@ -150,7 +151,7 @@ def run(specs: list[Spec]) -> list[Outcome]:
 
 
 def follow(spec: Spec, pid: int, receiver: int) -> Outcome:
-    """Read what a child reports until it ends; kill it `delay` seconds after its `reports`-th commit."""
+    """Read a child's reports until it ends. Kill it `delay` seconds after its `reports`-th commit."""
     raw, deadline = b"", time.monotonic() + PATIENCE
     if spec.get("reports") == 0:
         deadline = time.monotonic() + spec["delay"]
@@ -182,7 +183,7 @@ def serve() -> None:
 # -------------------------------------------------------------------- in the tests
 
 
-class Nursery:
+class ForkServer:
     """The server that forks the children."""
 
     def __init__(self) -> None:
@@ -206,7 +207,7 @@ class Nursery:
     def end(self) -> list[Outcome]:
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
-        assert line, "the server of the children has died"
+        assert line, "the server of the children has exited"
         outcomes: list[Outcome] = json.loads(line)
         return outcomes
 
@@ -224,10 +225,10 @@ class Nursery:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+def fork_server() -> Iterator[ForkServer]:
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.close()
 
 
 def collect(outcome: Outcome, key: str) -> list[Any]:
@@ -235,7 +236,7 @@ def collect(outcome: Outcome, key: str) -> list[Any]:
 
 
 def newest(root: Path) -> tuple[int, int]:
-    """(term, epoch) of the newest checkpoint that verifies; (0, 0) if there never was one."""
+    """Return (term, epoch) of the newest checkpoint that verifies, (0, 0) if there is none."""
     found = CheckpointStore(root).latest()
     return (0, 0) if found is None else (found.header.term, found.position.epoch)
 
@@ -249,7 +250,7 @@ def empty(root: Path) -> None:
 
 
 def with_history(root: Path) -> None:
-    """Three checkpoints of two terms, and what crashed writers left."""
+    """Make a run with three checkpoints of two terms, and partial files of crashed writers."""
     store = CheckpointStore(root, run_id="run", keep=3)
     for term, epoch in ((1, 1), (1, 2), (2, 3)):
         commit(store, epoch, term=term)
@@ -258,7 +259,7 @@ def with_history(root: Path) -> None:
 
 
 def without_run_file(root: Path) -> None:
-    """A run whose id is lost."""
+    """Make a run whose `run.json` is lost."""
     with_history(root)
     (root / RUN_FILE).unlink()
 
@@ -268,37 +269,37 @@ def without_run_file(root: Path) -> None:
     [(empty, 1, 55), (with_history, 1, 50), (with_history, 2, 50), (without_run_file, 2, 60)],
 )
 def test_a_kill_at_any_step_of_a_commit_leaves_the_last_committed_checkpoint(
-    tmp_path: Path, nursery: Nursery, prepare: Callable[[Path], None], keep: int, at_least: int
+    tmp_path: Path, fork_server: ForkServer, prepare: Callable[[Path], None], keep: int, at_least: int
 ) -> None:
-    """Before, after and in the middle of each write, fsync, rename, directory fsync and removal of three commits."""
+    """The kill comes before, after or in the middle of each step of three commits."""
     prepare(tmp_path / "template")
     before = newest(tmp_path / "template")
     spec: Spec = {"do": "commit", "keep": keep, "term": 2, "first": 4, "count": 3}
     shutil.copytree(tmp_path / "template", tmp_path / "rehearsal")
-    (rehearsal,) = nursery.run({**spec, "root": tmp_path / "rehearsal", "fatal": None})
+    (rehearsal,) = fork_server.run({**spec, "root": tmp_path / "rehearsal", "fatal": None})
     steps = collect(rehearsal, "step")
     assert (rehearsal["signal"], newest(tmp_path / "rehearsal")) == (0, (2, 6))
     assert set(steps) == {"write", "sync", "publish", "sync directory", "remove"}
 
-    fates = [
+    kills = [
         (number, when)
         for number, step in enumerate(steps)
         for when in (("before", "half", "after") if step == "write" else ("before", "after"))
     ]
-    for number, when in fates:
+    for number, when in kills:
         root = tmp_path / f"{number}-{when}"
         shutil.copytree(tmp_path / "template", root)
-        (outcome,) = nursery.run({**spec, "root": root, "fatal": number, "when": when})
-        # The fault happened, there and then.
+        (outcome,) = fork_server.run({**spec, "root": root, "fatal": number, "when": when})
+        # The kill happened at this step.
         assert outcome["signal"] == signal.SIGKILL
-        assert outcome["events"][-1] == {"died": steps[number], "when": when}
-        # What was reported is there, and what was renamed.
+        assert outcome["events"][-1] == {"killed": steps[number], "when": when}
+        # Each commit that was reported or renamed is there.
         reported = max(map(tuple, collect(outcome, "committed")), default=before)
         renamed = steps[:number].count("publish") + (steps[number] == "publish" and when == "after")
         found = newest(root)
         assert found >= reported
         assert found == ((2, 3 + renamed) if renamed else before), (number, when)
-        # The next incarnation goes on, and tidies up.
+        # The next incarnation commits, and removes the leftovers.
         store = CheckpointStore(root, keep=keep)
         commit(store, 9, term=3)
         assert newest(root) == (3, 9)
@@ -306,18 +307,18 @@ def test_a_kill_at_any_step_of_a_commit_leaves_the_last_committed_checkpoint(
         assert partials(root) == []
         assert store.verify() == []
         shutil.rmtree(root)
-    assert len(fates) >= at_least
+    assert len(kills) >= at_least
 
 
 def test_a_kill_at_any_step_of_a_delete_leaves_a_run_that_can_be_resumed_or_none(
-    tmp_path: Path, nursery: Nursery
+    tmp_path: Path, fork_server: ForkServer
 ) -> None:
-    """The newest checkpoint is there as long as any is."""
+    """The newest checkpoint stays as long as any does."""
     with_history(tmp_path / "template")
     for number in range(100):
         root = tmp_path / str(number)
         shutil.copytree(tmp_path / "template", root)
-        (outcome,) = nursery.run({"do": "delete", "root": root, "fatal": number, "when": "after"})
+        (outcome,) = fork_server.run({"do": "delete", "root": root, "fatal": number, "when": "after"})
         if not outcome["signal"]:
             assert not root.exists()
             break
@@ -329,14 +330,14 @@ def test_a_kill_at_any_step_of_a_delete_leaves_a_run_that_can_be_resumed_or_none
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_kill_at_any_instant_leaves_the_last_committed_checkpoint(
-    tmp_path: Path, nursery: Nursery, keep: int
+    tmp_path: Path, fork_server: ForkServer, keep: int
 ) -> None:
-    """Sixty incarnations in a row on one directory, each killed at a random instant of its commits."""
+    """Sixty incarnations of one run are killed in turn, each at a random instant of its commits."""
     chance = random.Random(keep)
     reached, midway = (0, 0), 0
     for term in range(1, 61):
         spec: Spec = {"do": "commit", "root": tmp_path, "keep": keep, "fatal": None, "term": term, "first": term}
-        (outcome,) = nursery.run(
+        (outcome,) = fork_server.run(
             {**spec, "times": 20, "reports": chance.randrange(3), "delay": chance.uniform(0.0, 0.008)}
         )
         assert outcome["signal"] == signal.SIGKILL
@@ -352,13 +353,13 @@ def test_a_kill_at_any_instant_leaves_the_last_committed_checkpoint(
     assert len(CheckpointStore(tmp_path).names()) <= keep + 2
 
 
-def test_a_deposed_writer_that_goes_on_never_wins(tmp_path: Path, nursery: Nursery) -> None:
-    """Two processes commit at once under two terms, the newer is killed: its last commit is the newest checkpoint."""
+def test_a_deposed_writer_that_goes_on_never_wins(tmp_path: Path, fork_server: ForkServer) -> None:
+    """Two processes commit under two terms. The newer is killed, and its last commit is the newest checkpoint."""
     chance = random.Random(0)
     for number in range(20):
         root = tmp_path / str(number)
         common: Spec = {"do": "commit", "root": root, "keep": 1, "fatal": None}
-        new, old = nursery.run(
+        new, old = fork_server.run(
             {**common, "term": 2, "first": 1, "reports": 2, "delay": chance.uniform(0.0, 0.01)},
             {**common, "term": 1, "first": 1000},
         )
@@ -369,29 +370,29 @@ def test_a_deposed_writer_that_goes_on_never_wins(tmp_path: Path, nursery: Nurse
         assert found[0] == 2
 
 
-def test_a_reader_beside_a_writer_always_finds_the_newest_checkpoint(tmp_path: Path, nursery: Nursery) -> None:
-    """While another process commits and prunes: never none, never an older one than it has seen."""
+def test_a_reader_beside_a_writer_always_finds_the_newest_checkpoint(tmp_path: Path, fork_server: ForkServer) -> None:
+    """While another process commits and prunes, each read finds a checkpoint, and none older than the last."""
     commit(CheckpointStore(tmp_path), 1, term=1)
     reader = CheckpointStore(tmp_path)
-    nursery.begin({"do": "commit", "root": tmp_path, "term": 1, "first": 2, "count": 300})
+    fork_server.begin({"do": "commit", "root": tmp_path, "term": 1, "first": 2, "count": 300})
     seen = [1]
-    while not nursery.is_done():
+    while not fork_server.is_done():
         found, header = reader.latest(), reader.newest_header()
         assert found is not None
         assert header is not None
         assert header.epoch >= found.position.epoch >= seen[-1]
         seen.append(header.epoch)
-    (outcome,) = nursery.end()
+    (outcome,) = fork_server.end()
     assert len(collect(outcome, "committed")) == 300
     assert newest(tmp_path) == (1, 301)
     assert len(set(seen)) > 20
 
 
-def test_many_processes_that_start_at_once_agree_on_the_run(tmp_path: Path, nursery: Nursery) -> None:
-    """One of them makes the id, the others take it; again for each of several directories."""
+def test_many_processes_that_start_at_once_agree_on_the_run(tmp_path: Path, fork_server: ForkServer) -> None:
+    """One of twelve processes makes the id, the others read it, in each of ten directories."""
     for number in range(10):
         root = tmp_path / "made" / str(number)
-        outcomes = nursery.run(*[{"do": "open", "root": root}] * 12)
+        outcomes = fork_server.run(*[{"do": "open", "root": root}] * 12)
         ids = [run_id for outcome in outcomes for run_id in collect(outcome, "run_id")]
         assert len(ids) == 12, outcomes
         assert set(ids) == {CheckpointStore(root).read_run_id()}
@@ -402,12 +403,14 @@ def test_many_processes_that_start_at_once_agree_on_the_run(tmp_path: Path, nurs
 
 
 @pytest.mark.parametrize("limit", [0, 1, 100, 300, 4000, 4200])
-def test_a_file_size_limit_fails_the_commit_and_nothing_else(tmp_path: Path, nursery: Nursery, limit: int) -> None:
-    """A real write that the kernel cuts short, at nothing, in the header, and in the body."""
+def test_a_file_size_limit_fails_the_commit_and_nothing_else(
+    tmp_path: Path, fork_server: ForkServer, limit: int
+) -> None:
+    """The kernel cuts the write short at 0 bytes, in the header, and in the body."""
     commit(CheckpointStore(tmp_path), 1, term=1)
     before = sorted(os.listdir(tmp_path))
     spec: Spec = {"do": "commit", "root": tmp_path, "term": 1, "first": 2, "count": 1}
-    (outcome,) = nursery.run({**spec, "limit": limit})
+    (outcome,) = fork_server.run({**spec, "limit": limit})
     (event,) = outcome["events"]
     assert (outcome["signal"], event["error"]) == (0, "StoreError")
     assert event["path"] == str(tmp_path / checkpoint_name(1, Position(2)))
@@ -415,13 +418,13 @@ def test_a_file_size_limit_fails_the_commit_and_nothing_else(tmp_path: Path, nur
     assert "File too large" in event["message"]
     assert sorted(os.listdir(tmp_path)) == before
     assert newest(tmp_path) == (1, 1)
-    (outcome,) = nursery.run(spec)
+    (outcome,) = fork_server.run(spec)
     assert newest(tmp_path) == (1, 2)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
+    """Mount a file system of 256 kB."""
     root = tmp_path / "disk"
     root.mkdir()
     mounted = shutil.which("mount") and os.geteuid() == 0
@@ -433,7 +436,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_fails_the_commit_and_nothing_else(small_disk: Path) -> None:
-    """The previous checkpoint stays readable, the partial file goes, the run opens; with room it goes on."""
+    """The previous checkpoint stays, the partial file is removed, the run opens, and with room it commits again."""
     root = small_disk / "backup"
     store = CheckpointStore(root)
     commit(store, 1, term=1)
@@ -456,7 +459,7 @@ def test_a_full_disk_fails_the_commit_and_nothing_else(small_disk: Path) -> None
 
 
 def test_what_a_crashed_writer_left_makes_room_for_the_next(small_disk: Path) -> None:
-    """A disk that is full of torn files is not full for ever."""
+    """If partial files fill the disk, the next commit removes them and succeeds."""
     store = CheckpointStore(small_disk)
     commit(store, 1, term=1)
     torn = small_disk / f".partial-{checkpoint_name(1, Position(2))}-aaaa"
@@ -470,7 +473,7 @@ def test_what_a_crashed_writer_left_makes_room_for_the_next(small_disk: Path) ->
 
 
 def test_a_read_only_disk_can_be_restored_from(small_disk: Path) -> None:
-    """A commit fails and names the path; opening the run and reading go on."""
+    """A commit fails and names the path. Opening the run and reading succeed."""
     commit(CheckpointStore(small_disk), 1, term=1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     store = CheckpointStore(small_disk)

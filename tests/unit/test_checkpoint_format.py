@@ -1,4 +1,4 @@
-"""Positions, names, and the bytes of a checkpoint."""
+"""Positions, and names and bytes of checkpoints: each damage is found."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ snapshots = st.builds(Snapshot, position=positions, body=st.binary(max_size=200)
 
 
 def raw_of(snapshot: Snapshot, *, run_id: str = "run", term: int = 3, worker_id: str = "w") -> tuple[str, bytes]:
-    """Path and bytes of the checkpoint of `snapshot`."""
+    """Return path and bytes of the checkpoint of `snapshot`."""
     header, line = encode(snapshot, run_id=run_id, term=term, worker_id=worker_id, created_at="2026-01-01T00:00:00Z")
     return f"/backup/{header.name}", line + snapshot.body + b"\n"
 
@@ -43,13 +43,13 @@ HEAD = RAW.index(b"\n")
 
 
 def with_header(**changes: Any) -> bytes:
-    """The small checkpoint with fields of its header changed, written as we would write them."""
+    """Return the small checkpoint with changed header fields, written in our form."""
     fields = {**orjson.loads(RAW[:HEAD]), **changes}
     return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS) + RAW[HEAD:]
 
 
 def refused(raw: bytes, path: str = PATH) -> CorruptCheckpointError:
-    """The error that `decode` raises."""
+    """Return the error that `decode` raises."""
     with pytest.raises(CorruptCheckpointError) as caught:
         decode(raw, path=path)
     assert caught.value.path == path
@@ -62,7 +62,7 @@ def refused(raw: bytes, path: str = PATH) -> CorruptCheckpointError:
 
 @pytest.mark.parametrize("value", [-1, MAX_COUNT + 1, True, 1.0, "1", None])
 def test_a_position_refuses_what_is_no_count(value: Any) -> None:
-    """Both parts are checked, and the message shows what it got."""
+    """Both parts are checked, and the message shows the value."""
     with pytest.raises(ConfigError, match="epoch, batch"):
         Position(value)
     with pytest.raises(ConfigError) as caught:
@@ -71,13 +71,13 @@ def test_a_position_refuses_what_is_no_count(value: Any) -> None:
 
 
 def test_a_position_reads_as_people_say_it() -> None:
-    """Messages and logs show epoch and batch."""
+    """`str` gives epoch and batch, for messages and logs."""
     assert str(Position(2, 3)) == "epoch 2, batch 3"
 
 
 @pytest.mark.parametrize("term", [0, -1, MAX_TERM + 1, True, 1.5, "7", None])
 def test_a_name_refuses_what_is_no_term(term: Any) -> None:
-    """A term that would not keep the lexical order never becomes a name."""
+    """A term outside 1 to 9,999,999,999 would break the order of names."""
     with pytest.raises(ConfigError, match="term"):
         checkpoint_name(term, Position(0))
 
@@ -86,7 +86,7 @@ def test_a_name_refuses_what_is_no_term(term: Any) -> None:
 def test_the_lexical_order_of_names_is_the_order_of_term_and_position(
     term: int, position: Position, other_term: int, other: Position
 ) -> None:
-    """Sorting names sorts checkpoints, the term first."""
+    """Sorting names sorts checkpoints by term first."""
     ordered = (term, position) < (other_term, other)
     assert (checkpoint_name(term, position) < checkpoint_name(other_term, other)) == ordered
 
@@ -111,11 +111,11 @@ def test_a_name_tells_its_term_and_position(term: int, position: Position) -> No
         ".partial-0000000001-00000001-00000000.ckpt-aa",
         "../0000000001-00000001-00000000.ckpt",
         "-000000001-00000001-00000000.ckpt",
-        "٠٠٠٠٠٠٠٠٠١-٠٠٠٠٠٠٠١-٠٠٠٠٠٠٠٠.ckpt",  # noqa: RUF001 - digits to `int`, and above all ASCII in the order
+        "٠٠٠٠٠٠٠٠٠١-٠٠٠٠٠٠٠١-٠٠٠٠٠٠٠٠.ckpt",  # noqa: RUF001 - `int` reads these digits, and they sort above ASCII
     ],
 )
 def test_other_names_are_not_names_of_checkpoints(name: str) -> None:
-    """What we would not have written is not ours."""
+    """A name in any other form is refused."""
     assert parse_name(name) is None
 
 
@@ -143,7 +143,7 @@ def test_other_names_are_not_names_of_checkpoints(name: str) -> None:
     ],
 )
 def test_a_header_refuses_wrong_values(change: dict[str, Any]) -> None:
-    """Ids and numbers are checked once, where the header is made."""
+    """Ids and numbers are checked when the header is made."""
     sound: dict[str, Any] = {
         "run_id": "run",
         "term": 1,
@@ -162,7 +162,7 @@ def test_a_header_refuses_wrong_values(change: dict[str, Any]) -> None:
 
 @given(snapshots, names, terms, names)
 def test_what_was_encoded_is_decoded(snapshot: Snapshot, run_id: str, term: int, worker_id: str) -> None:
-    """A round trip gives every field and every byte back, even with newlines in the body."""
+    """Each field and byte comes back, also with newlines in the body."""
     path, raw = raw_of(snapshot, run_id=run_id, term=term, worker_id=worker_id)
     checkpoint = decode(raw, path=path)
     header = checkpoint.header
@@ -174,7 +174,7 @@ def test_what_was_encoded_is_decoded(snapshot: Snapshot, run_id: str, term: int,
 
 
 def test_the_file_is_two_lines_of_json() -> None:
-    """People and other tools can read it: no pickle, the header first, the body after it."""
+    """Other tools can read the file: the header is the first line, the body the second."""
     head, body, rest = RAW.split(b"\n")
     assert orjson.loads(head)["epoch"] == 2
     assert orjson.loads(body) == {"a": 1}
@@ -185,7 +185,7 @@ def test_the_file_is_two_lines_of_json() -> None:
 
 
 def test_a_checkpoint_cut_off_anywhere_is_refused() -> None:
-    """At 0, inside the header, at its newline, inside the body and before the last byte."""
+    """It is refused at each length: empty, inside the header, at its newline, and inside the body."""
     assert refused(b"").reason == "it is empty"
     for length in range(1, HEAD):
         assert refused(RAW[:length]).reason == "the header is not JSON", length
@@ -194,7 +194,7 @@ def test_a_checkpoint_cut_off_anywhere_is_refused() -> None:
 
 
 def test_every_flipped_bit_is_found() -> None:
-    """All eight bits of every byte, in header, newlines and body."""
+    """Each bit of header, newlines and body is flipped in turn."""
     for number in range(8 * len(RAW)):
         changed = bytearray(RAW)
         changed[number // 8] ^= 1 << number % 8
@@ -203,19 +203,19 @@ def test_every_flipped_bit_is_found() -> None:
 
 @pytest.mark.parametrize("extra", [b"\n", b"x", b"\0" * 512, RAW])
 def test_bytes_after_the_end_are_refused(extra: bytes) -> None:
-    """A file that is longer than its header says is not the one that was written."""
+    """The file must be as long as its header says."""
     assert "too long" in refused(RAW + extra).reason
 
 
 @pytest.mark.parametrize("extra", [b"\n", b" ", b"\0"])
 def test_bytes_before_the_beginning_are_refused(extra: bytes) -> None:
-    """Not even white space is passed over."""
+    """White space counts, too."""
     refused(extra + RAW)
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_at_all_raise_anything_but_corrupt(raw: bytes) -> None:
-    """Whatever a file holds, the reader gets the one error that makes it look at the next file."""
+    """Any bytes give `CorruptCheckpointError`, which makes the reader try the next file."""
     refused(raw)
 
 
@@ -228,7 +228,7 @@ json_values = st.recursive(
 
 @given(st.sampled_from(sorted(orjson.loads(RAW[:HEAD]))), json_values)
 def test_no_value_in_the_header_raises_anything_but_corrupt(field: str, value: Any) -> None:
-    """A header with a value of the wrong type is refused like any other damage."""
+    """A header value of a wrong type gives `CorruptCheckpointError`."""
     if value == orjson.loads(RAW[:HEAD])[field]:
         return
     refused(with_header(**{field: value}))
@@ -236,12 +236,12 @@ def test_no_value_in_the_header_raises_anything_but_corrupt(field: str, value: A
 
 @pytest.mark.parametrize("unknown", [0, 2, 99, "1", None])
 def test_an_unknown_format_is_named(unknown: Any) -> None:
-    """The message says which format the file has and which ones this version reads."""
+    """The message contains the file's format and the format that this version reads."""
     assert refused(with_header(format=unknown)).reason == f"format {unknown!r} is unknown, this version reads 1"
 
 
 def test_a_header_with_one_field_more_or_less_is_refused() -> None:
-    """The header is exactly what this format has."""
+    """The header must have exactly the fields of this format."""
     assert "not sound" in refused(with_header(extra=1)).reason
     fields = orjson.loads(RAW[:HEAD])
     del fields["data"]
@@ -249,7 +249,7 @@ def test_a_header_with_one_field_more_or_less_is_refused() -> None:
 
 
 def test_a_header_written_another_way_is_refused() -> None:
-    """The same fields in another order or spacing are not the bytes that were written."""
+    """The same fields in another order or spacing are other bytes."""
     fields = orjson.loads(RAW[:HEAD])
     assert refused(RAW[: HEAD - 1] + b" }" + RAW[HEAD:]).reason == "the header is not as it was written"
     swapped = orjson.dumps(dict(reversed(fields.items())))
@@ -258,22 +258,22 @@ def test_a_header_written_another_way_is_refused() -> None:
 
 @pytest.mark.parametrize("head", [b"[]", b"1", b"null", b'"x"'])
 def test_a_header_that_is_no_object_is_refused(head: bytes) -> None:
-    """JSON alone makes no header."""
+    """Valid JSON of another type is refused."""
     assert refused(head + RAW[HEAD:]).reason == "the header is not an object"
 
 
 def test_a_body_of_another_checkpoint_is_refused() -> None:
-    """The digest ties the body to its header, even when the length is right."""
+    """The digest covers the body, so one of the same length is refused."""
     assert refused(RAW.replace(b'{"a":1}', b'{"a":2}')).reason == "the digest does not match"
 
 
 def test_a_changed_header_field_is_refused_though_the_body_is_whole() -> None:
-    """The digest covers the header too: nobody moves a checkpoint to another run or worker unseen."""
+    """The digest covers the header, so a checkpoint can't be moved to another run or worker."""
     for field, value in {"run_id": "other", "worker_id": "v", "data": None, "created_at": "x"}.items():
         assert refused(with_header(**{field: value})).reason == "the digest does not match"
 
 
 def test_a_renamed_checkpoint_is_refused() -> None:
-    """Its header says under which name it was committed: a copy can't be made the newest by its name."""
+    """The header contains the name, so a copy under a higher name is refused."""
     name = checkpoint_name(9, Position(9))
     assert refused(RAW, path=f"/backup/{name}").reason == f"it was committed as {checkpoint_name(3, Position(2, 3))}"

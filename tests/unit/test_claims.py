@@ -1,4 +1,4 @@
-"""Claims of terms in the run's directory: each number once, for one worker, whatever a coordinator forgets."""
+"""Claims of terms in the run's directory: each term is claimed once, also if a coordinator loses its data."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_the_page_on_fencing_names_places_that_exist() -> None:
 
 
 def test_a_term_is_claimed_once(tmp_path: Path) -> None:
-    """By whoever comes first, through whatever object."""
+    """A second claim of the term is refused, also through another store object."""
     assert opened(tmp_path).claim_term(3)
     assert not opened(tmp_path).claim_term(3)
     assert opened(tmp_path).highest_term() == 3
 
 
 def test_a_term_below_the_newest_claim_is_used(tmp_path: Path) -> None:
-    """Whether or not anybody ever claimed it: terms only grow."""
+    """A lower term is refused, also if it was never claimed: terms only grow."""
     store = opened(tmp_path)
     assert store.claim_term(5)
     assert not store.claim_term(4)
@@ -66,7 +66,7 @@ def test_a_term_below_the_newest_claim_is_used(tmp_path: Path) -> None:
 
 
 def test_a_term_that_was_committed_under_is_used(tmp_path: Path) -> None:
-    """A directory of an earlier version has checkpoints and no claims."""
+    """The term in a checkpoint's name counts: earlier versions wrote no claims."""
     store = opened(tmp_path)
     commit(store, 7)
     assert claims(tmp_path) == []
@@ -75,7 +75,7 @@ def test_a_term_that_was_committed_under_is_used(tmp_path: Path) -> None:
 
 
 def test_the_highest_term_is_that_of_claims_and_checkpoints(tmp_path: Path) -> None:
-    """The floor of the next campaign."""
+    """`highest_term` is the greater of the two, and the next campaign begins above it."""
     store = opened(tmp_path)
     assert store.highest_term() == 0
     store.claim_term(2)
@@ -85,7 +85,7 @@ def test_the_highest_term_is_that_of_claims_and_checkpoints(tmp_path: Path) -> N
 
 
 def test_only_the_newest_few_claims_stay(tmp_path: Path) -> None:
-    """A run that changes its leader for days does not fill its directory."""
+    """After 29 claims, 8 files are left, so a long run does not fill its directory."""
     store = opened(tmp_path)
     for term in range(1, 30):
         assert store.claim_term(term)
@@ -93,7 +93,7 @@ def test_only_the_newest_few_claims_stay(tmp_path: Path) -> None:
 
 
 def test_a_claim_fences_no_save(tmp_path: Path) -> None:
-    """Until the newer leader has saved something, what the older one saves before its preemption is worth having."""
+    """After the newer leader's claim, the older leader may still commit. After its commit, it may not."""
     store = opened(tmp_path)
     store.claim_term(1)
     store.claim_term(2)
@@ -105,7 +105,7 @@ def test_a_claim_fences_no_save(tmp_path: Path) -> None:
 
 
 def test_claims_are_no_checkpoints_and_go_with_the_run(tmp_path: Path) -> None:
-    """They are not listed, and the last one out leaves nothing."""
+    """Claims are not listed as checkpoints, and `delete` removes them."""
     store = opened(tmp_path / "run")
     store.claim_term(1)
     assert (store.names(), store.list(), store.latest()) == ([], [], None)
@@ -114,7 +114,7 @@ def test_claims_are_no_checkpoints_and_go_with_the_run(tmp_path: Path) -> None:
 
 
 class Slow(LocalStorage):
-    """Others act between its look at the directory and its claim."""
+    """Lets another store claim terms between the listing and the claim."""
 
     others: tuple[CheckpointStore, int] | None = None
 
@@ -130,17 +130,17 @@ class Slow(LocalStorage):
 
 @pytest.mark.parametrize("terms", [1, 2, 20])
 def test_a_claim_that_others_passed_by_is_none(tmp_path: Path, terms: int) -> None:
-    """Term 1 was claimed since we looked; with many more after it, even its file is gone again."""
+    """Term 1 was claimed after the listing. With 20 newer claims, its file has been removed again."""
     storage = Slow(tmp_path)
     store = CheckpointStore(storage)
     store.open_run()
     storage.others = (opened(tmp_path), terms)
     assert not store.claim_term(1)
-    assert storage.others is None, "nobody came in between"
+    assert storage.others is None, "no other store has claimed in between"
 
 
 def test_a_directory_that_can_not_be_written_is_an_error_that_names_the_claim(tmp_path: Path) -> None:
-    """Not a refusal: another worker may be able to lead."""
+    """This is an error, while a used term returns False: another worker may be able to claim."""
     store = opened(tmp_path / "run")
     store.delete()
     with pytest.raises(StoreError, match=r"can't claim the term: can't write .*0000000001\.term"):
@@ -154,7 +154,7 @@ def _claim_all(root: Path, barrier: threading.Barrier, won: Queue[list[int]]) ->
 
 
 def test_of_many_processes_one_gets_each_term(tmp_path: Path) -> None:
-    """Four at once go through the same numbers."""
+    """Four processes claim the same 199 terms, and each term has one winner."""
     opened(tmp_path)
     context = multiprocessing.get_context("spawn")
     barrier, won = context.Barrier(4), context.Queue()

@@ -1,8 +1,8 @@
-"""The promises of DESIGN §1 under any order of elections, pauses, crashes, lost replies, outages and late commits.
+"""The promises of the package under any order of elections, pauses, crashes, lost replies, outages and late commits.
 
-Real electors, savers, stores and coordinators; only the threads are missing: hypothesis decides who moves next.
-One clock stands for all, since workers compare no clocks; a pause is a worker that makes no step while time goes
-on, and a late commit one that was begun under a term which may be history when it is finished.
+Electors, savers, stores and coordinators are real, without their threads: hypothesis chooses the next worker to act.
+All workers share one clock, because workers compare no clocks. A paused worker makes no step while time passes. A late
+commit begins under a term that another worker may have replaced when it ends.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ SLOTS = st.integers(0, 2)
 
 @dataclass
 class Network:
-    """What is wrong with the way to the coordinator, for all workers."""
+    """The faults of the network between all workers and the coordinator."""
 
     down: bool = False
 
 
 class Wire(Coordinator):
-    """One worker's way to the coordinator: may be down, lose the next reply, or make it late."""
+    """One worker's connection to the coordinator. It may be down, lose the next reply, or delay it."""
 
     heartbeat_interval = 2.0
 
@@ -132,7 +132,7 @@ class InterruptedStorage(LocalStorage):
 
 @dataclass
 class Incarnation:
-    """One worker in one incarnation, and what it has begun and not finished."""
+    """One worker in one incarnation, and the commits that it has begun and not finished."""
 
     worker_id: str
     wire: Wire
@@ -146,7 +146,7 @@ class Incarnation:
 
 
 class Observer:
-    """Listens for one worker, and holds the run to its first promise."""
+    """Listens for one worker, and asserts the first promise: see `checkpoints/fencing.py`."""
 
     def __init__(self, machine: Promises, worker_id: str) -> None:
         self._machine = machine
@@ -193,7 +193,7 @@ class Promises(RuleBasedStateMachine):
         for slot in range(3):
             self.start(slot)
         self.tick_all()
-        assert self.leaders(), "nobody leads: nothing would be shown"
+        assert self.leaders(), "no worker leads: nothing would be shown"
 
     def teardown(self) -> None:
         for worker in self.workers.values():
@@ -206,7 +206,7 @@ class Promises(RuleBasedStateMachine):
         return self.server
 
     def kill(self, worker: Incarnation) -> None:
-        """The process is gone; a lease in memory runs out by itself."""
+        """End the process. A lease in memory expires by itself."""
 
     def onlooker(self) -> Coordinator:
         return self.server
@@ -235,7 +235,7 @@ class Promises(RuleBasedStateMachine):
         self.workers[slot] = Incarnation(worker_id, wire, elector, saver, store, storage, position)
 
     def leaders(self) -> list[Incarnation]:
-        """Those who believe to lead and are awake to act on it."""
+        """Return the workers that believe to lead and are not paused."""
         return [worker for worker in self.workers.values() if worker.elector.is_leader and not worker.paused]
 
     def snapshot(self, worker: Incarnation) -> Snapshot:
@@ -249,7 +249,7 @@ class Promises(RuleBasedStateMachine):
             self.check()
 
     def check(self) -> None:
-        """Nothing that was the newest checkpoint is lost, superseded by an older term, or behind an earlier one."""
+        """Assert that each term has one writer, and that neither the newest name nor the position goes back."""
         for row in self.store.list():
             assert row.header is not None
             term, writer = row.term, row.header.worker_id
@@ -307,7 +307,7 @@ class Promises(RuleBasedStateMachine):
 
     @rule(slot=SLOTS, seconds=st.sampled_from([6.0, 12.0]), late=st.sampled_from([0.0, 4.0]))
     def tick_with_a_late_reply(self, slot: int, seconds: float, late: float) -> None:
-        """The answer is on its way for most of a lease; then the others come."""
+        """The reply takes most of a lease. Then the other workers tick."""
         self.workers[slot].wire.delay_next = seconds
         self.tick(slot)
         self.clock.advance(late)
@@ -325,7 +325,7 @@ class Promises(RuleBasedStateMachine):
 
     @initialize(forgetful=st.booleans())
     def character(self, forgetful: bool) -> None:
-        # With a coordinator that forgets, two may believe to lead for a moment, and less can be asserted.
+        # If the coordinator forgets a lease, two workers may believe to lead until it expires: less can be asserted.
         self.forgetful = forgetful
 
     @precondition(lambda self: self.forgetful)
@@ -369,7 +369,7 @@ class Promises(RuleBasedStateMachine):
     @precondition(lambda self: self.leaders())
     @rule(other=SLOTS)
     def commit_while_another_takes_over(self, other: int) -> None:
-        """The worst pause: after the last check of the commit, for as long as the next leader needs to commit."""
+        """The longest pause: after the last check of the commit, until the next leader has committed."""
         worker, successor = self.leaders()[0], self.workers[other]
         if worker is successor or successor.paused:
             return
@@ -389,7 +389,7 @@ class Promises(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_believes_to_lead(self) -> None:
-        """With honest clocks, and unless the coordinator forgot a lease that had not run out."""
+        """At most one worker believes to lead, unless the coordinator forgot a lease that had not expired."""
         leaders = [worker.worker_id for worker in self.workers.values() if worker.elector.is_leader]
         if self.clock.now() - self.forgotten_at >= TIMINGS.renew_deadline:
             assert len(leaders) <= 1, leaders
@@ -400,7 +400,7 @@ class Promises(RuleBasedStateMachine):
 
 
 class FilePromises(Promises):
-    """The same over a file lock: each incarnation has a coordinator object of its own, a crash frees its lock."""
+    """The same over a file lock. Each incarnation has its own coordinator object, and a crash frees its lock."""
 
     def connect(self) -> Coordinator:
         return FileCoordinator(self.root / "coordinator", self.clock)
@@ -414,7 +414,7 @@ class FilePromises(Promises):
 
 
 class TimedFake:
-    """What `RedisClient` needs of a client, over fakeredis, with the server's clock replaced by ours."""
+    """A Redis client over fakeredis, whose server reads the time from the test's clock."""
 
     def __init__(self, server: fakeredis.FakeServer, clock: FakeClock) -> None:
         self._client = fakeredis.FakeRedis(server=server, decode_responses=True)
@@ -448,7 +448,7 @@ class FakeRedisCoordinator(RedisCoordinator):
 
 
 class RedisPromises(Promises):
-    """The same over the Redis coordinator's scripts; each incarnation has a coordinator object of its own."""
+    """The same over the scripts of the Redis coordinator. Each incarnation has its own coordinator object."""
 
     def __init__(self) -> None:
         self.fake = fakeredis.FakeServer()
@@ -462,15 +462,15 @@ class RedisPromises(Promises):
 
 
 def test_the_promises_hold_with_a_lease_on_redis() -> None:
-    """The same, with the lease, the term and the announcement in scripts of ours."""
+    """The same, with lease, term and announcement kept by Lua scripts."""
     run_state_machine_as_test(RedisPromises, settings=SETTINGS)
 
 
 def test_the_promises_hold_with_a_lease_in_memory() -> None:
-    """One holder per term; an older term never wins; nothing committed is lost; progress never goes back."""
+    """A term has one holder, an older term never wins, no commit is lost, and progress never goes backwards."""
     run_state_machine_as_test(Promises, settings=SETTINGS)
 
 
 def test_the_promises_hold_with_a_file_lock() -> None:
-    """The same, where a paused holder keeps the lock and a killed one frees it at once."""
+    """The same, where a paused holder keeps the lock and a killed one frees it."""
     run_state_machine_as_test(FilePromises, settings=SETTINGS)

@@ -1,4 +1,4 @@
-"""What the package shows: its names, what importing it costs, its errors, and where its examples are."""
+"""The public face of the package: its names, the cost of its import, its errors, and where its examples are."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ NAMES = {
     "RedisCoordinator",
     "coordinator_from_url",
 }
-# Loading these takes synalinks.
+# These import synalinks.
 HEAVY = {"BackupAndRestore"}
 ROOT = Path(__file__).parents[2]
-# Clients of object stores, and what is under them all.
+# Clients of object stores, and fsspec below them.
 CLIENTS = {"fsspec", "s3fs", "gcsfs", "adlfs"}
 
 
 def fresh(code: str) -> str:
-    """What `code` prints in a new interpreter."""
+    """Return the output of `code` in a new interpreter."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_there_are_no_more_public_names_than_one_can_remember() -> None:
-    """At most twelve, and these."""
+    """There are at most twelve, sorted, and these."""
     assert len(distributed_backup.__all__) <= 12
     assert set(distributed_backup.__all__) == NAMES
     assert set(dir(distributed_backup)) >= NAMES
@@ -51,7 +51,7 @@ def test_there_are_no_more_public_names_than_one_can_remember() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMES - HEAVY))
 def test_a_public_name_is_loaded_when_it_is_used(name: str) -> None:
-    """It is the one of its module, has a docstring, and stays."""
+    """The object is the one of its module, has a docstring, and is cached."""
     value = getattr(distributed_backup, name)
     assert value.__name__ == name
     assert value.__module__.startswith("distributed_backup.")
@@ -60,7 +60,7 @@ def test_a_public_name_is_loaded_when_it_is_used(name: str) -> None:
 
 
 def test_every_public_name_has_a_home_that_defines_it() -> None:
-    """Read from the source, so that synalinks need not be imported for those that use it."""
+    """The test reads the source, so it does not import synalinks."""
     assert set(distributed_backup._HOMES) == NAMES
     for name, home in distributed_backup._HOMES.items():
         path = Path(distributed_backup.__file__).parent.joinpath(*home.split("."))
@@ -69,7 +69,7 @@ def test_every_public_name_has_a_home_that_defines_it() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    """As for any module; `from distributed_backup import x` is an ImportError."""
+    """Attribute access raises AttributeError, and `from distributed_backup import x` ImportError."""
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         distributed_backup.Nonsense  # noqa: B018
     with pytest.raises(ImportError, match="Nonsense"):
@@ -88,20 +88,20 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     ],
 )
 def test_importing_brings_in_neither_synalinks_nor_clients(code: str) -> None:
-    """Nor what they bring: only the callback needs them, and places that are no directories."""
+    """The callback alone imports synalinks. Clients are imported for the URLs that need them."""
     loaded = fresh(f"{code}; import sys; print(*sys.modules)").split()
     assert "distributed_backup" in loaded
     assert not {"synalinks", "litellm", "redis", "numpy", *CLIENTS} & set(loaded)
 
 
 def test_importing_the_package_loads_none_of_its_modules() -> None:
-    """So it costs next to nothing over a bare interpreter."""
+    """`import distributed_backup` loads one module."""
     loaded = fresh("import distributed_backup, sys; print(*sys.modules)").split()
     assert [name for name in loaded if name.startswith("distributed_backup")] == ["distributed_backup"]
 
 
 def test_importing_does_nothing_but_import() -> None:
-    """No environment is read and no thread is started, no logging set up."""
+    """An import reads no environment, starts no thread and configures no logging."""
     code = (
         "import os, sys, threading, logging\n"
         "os.environ = None\n"
@@ -146,7 +146,7 @@ TREE = {
 
 
 def test_the_errors_are_the_tree_that_is_drawn() -> None:
-    """Every error of the module is in the picture at its top, under its parent, and nowhere else."""
+    """Each error of the module is drawn at its top, under its parent."""
     found = {
         name: kind
         for name, kind in vars(errors).items()
@@ -162,12 +162,12 @@ def test_the_errors_are_the_tree_that_is_drawn() -> None:
 
 
 def test_a_wrong_argument_is_also_a_value_error() -> None:
-    """Scripts written for synalinks' callback catch that."""
+    """Scripts for synalinks' callback catch ValueError."""
     assert issubclass(errors.ConfigError, ValueError)
 
 
 def test_a_preemption_leaves_through_every_except_exception() -> None:
-    """It is a `SystemExit`, not an error, and carries what was saved."""
+    """`Preempted` is a `SystemExit` with position and checkpoint, so `except Exception` does not catch it."""
     preempted = distributed_backup.Preempted(143, position=Position(1, 2), checkpoint="name", seconds=0.5)
     assert isinstance(preempted, SystemExit)
     assert not isinstance(preempted, Exception)
@@ -190,7 +190,7 @@ def test_a_preemption_leaves_through_every_except_exception() -> None:
     ],
 )
 def test_a_message_is_one_line_with_all_its_data(error: errors.StoreError, parts: list[str]) -> None:
-    """What, where, and the path as an attribute."""
+    """The message contains each part, and the path is an attribute."""
     assert "\n" not in str(error)
     for part in parts:
         assert part in str(error)
@@ -198,6 +198,6 @@ def test_a_message_is_one_line_with_all_its_data(error: errors.StoreError, parts
 
 
 def test_values_can_be_sent_between_processes() -> None:
-    """Tests and launchers hand them over; no checkpoint is made that way."""
+    """A position survives pickle, for tests and launchers."""
     position = Position(1, 2)
     assert pickle.loads(pickle.dumps(position)) == position

@@ -1,4 +1,4 @@
-"""Backups that synalinks' own callback left: two files, each written in place, perhaps with the previous pair."""
+"""Backups of synalinks' own callback: two files, each written in place, with or without the previous pair."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREVIOUS = ".bkp"
 
 
 def leave(root: Path, epoch: int, suffix: str = "") -> dict[str, Any]:
-    """Write what synalinks' callback writes at the end of an epoch; the state."""
+    """Write the files that synalinks' callback writes at the end of an epoch. Return the state."""
     tree = {"trainable_variables": {"generator": {"examples": [epoch]}}, "optimizer": {"step": epoch}}
     (root / (VARIABLES + suffix)).write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
     (root / (METADATA + suffix)).write_bytes(orjson.dumps({"epoch": epoch, "batch": 3}))
@@ -55,7 +55,7 @@ class Broken(LocalStorage):
 
 
 def test_without_a_backup_there_is_none(tmp_path: Path) -> None:
-    """Neither in an empty directory nor in one that isn't there, nor beside other files."""
+    """An empty directory, a missing one, and metadata alone give None."""
     assert find_synalinks_backup(LocalStorage(tmp_path)) is None
     assert find_synalinks_backup(LocalStorage(tmp_path / "missing")) is None
     (tmp_path / METADATA).write_bytes(b'{"epoch":1}')
@@ -63,7 +63,7 @@ def test_without_a_backup_there_is_none(tmp_path: Path) -> None:
 
 
 def test_a_backup_is_read(tmp_path: Path) -> None:
-    """State and epoch come back; the batch, which synalinks never reads, is not used."""
+    """State, epoch and digest are returned. The batch is not used."""
     tree = leave(tmp_path, 2)
     found = find_synalinks_backup(LocalStorage(tmp_path))
     assert found is not None
@@ -73,7 +73,7 @@ def test_a_backup_is_read(tmp_path: Path) -> None:
 
 
 def test_the_newest_pair_comes_before_the_previous_one(tmp_path: Path) -> None:
-    """With `double_checkpoint` there are two."""
+    """With `double_checkpoint` there are two pairs, and the newest is read."""
     leave(tmp_path, 1, PREVIOUS)
     leave(tmp_path, 2)
     found = find_synalinks_backup(LocalStorage(tmp_path))
@@ -82,7 +82,7 @@ def test_the_newest_pair_comes_before_the_previous_one(tmp_path: Path) -> None:
 
 
 def test_a_backup_without_metadata_starts_at_the_first_epoch(tmp_path: Path) -> None:
-    """As synalinks does: the kill came between its two files."""
+    """As in synalinks: a kill between its two writes leaves the variables alone."""
     leave(tmp_path, 1)
     (tmp_path / METADATA).unlink()
     found = find_synalinks_backup(LocalStorage(tmp_path))
@@ -95,7 +95,7 @@ def test_a_backup_without_metadata_starts_at_the_first_epoch(tmp_path: Path) -> 
 def test_a_torn_pair_gives_the_previous_one_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, raw: bytes
 ) -> None:
-    """Whichever of its two files is torn, and wherever."""
+    """If either file is torn, the previous pair is read, and the warning names the newest one."""
     previous = leave(tmp_path, 1, PREVIOUS)
     leave(tmp_path, 2)
     (tmp_path / name).write_bytes(raw)
@@ -109,7 +109,7 @@ def test_a_torn_pair_gives_the_previous_one_with_a_warning(
 
 
 def test_variables_torn_at_any_byte_are_never_restored(tmp_path: Path) -> None:
-    """Every cut gives the previous pair."""
+    """Each cut gives the previous pair."""
     leave(tmp_path, 1, PREVIOUS)
     leave(tmp_path, 2)
     raw = (tmp_path / VARIABLES).read_bytes()
@@ -122,7 +122,7 @@ def test_variables_torn_at_any_byte_are_never_restored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epoch", [-1, "2", 1.5, True, None])
 def test_an_epoch_that_is_none_is_damage(tmp_path: Path, epoch: Any) -> None:
-    """What can't be a position is not restored from."""
+    """An epoch that is no whole number from 0 makes the pair unusable."""
     leave(tmp_path, 1)
     (tmp_path / METADATA).write_bytes(orjson.dumps({"epoch": epoch}))
     with pytest.raises(NoUsableCheckpointError):
@@ -130,7 +130,7 @@ def test_an_epoch_that_is_none_is_damage(tmp_path: Path, epoch: Any) -> None:
 
 
 def test_the_previous_pair_alone_is_read(tmp_path: Path) -> None:
-    """The newest may have been removed."""
+    """The newest pair may have been removed."""
     leave(tmp_path, 1, PREVIOUS)
     found = find_synalinks_backup(LocalStorage(tmp_path))
     assert found is not None
@@ -138,7 +138,7 @@ def test_the_previous_pair_alone_is_read(tmp_path: Path) -> None:
 
 
 def test_when_both_pairs_are_torn_the_error_says_why_and_nothing_is_deleted(tmp_path: Path) -> None:
-    """Starting from the beginning unasked would throw the run away."""
+    """The error names both files. A silent start from the beginning would lose the run."""
     for suffix in ("", PREVIOUS):
         leave(tmp_path, 1, suffix)
         (tmp_path / (VARIABLES + suffix)).write_bytes(b"{")
@@ -152,7 +152,7 @@ def test_when_both_pairs_are_torn_the_error_says_why_and_nothing_is_deleted(tmp_
 
 
 def test_a_torn_newest_pair_without_a_previous_one_is_an_error(tmp_path: Path) -> None:
-    """It is not taken for a fresh start."""
+    """It does not count as a fresh start."""
     leave(tmp_path, 1)
     (tmp_path / VARIABLES).write_bytes(b"")
     with pytest.raises(NoUsableCheckpointError):
@@ -161,7 +161,7 @@ def test_a_torn_newest_pair_without_a_previous_one_is_an_error(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", [VARIABLES, METADATA])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    """A broken disk is an error of the store, with the path of the file."""
+    """An I/O error is a `StoreError` with the path of the file."""
     leave(tmp_path, 1)
     with pytest.raises(StoreError, match="can't read") as caught:
         find_synalinks_backup(Broken(tmp_path / name))
@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [VARIABLES, METADATA])
 def test_a_file_that_cannot_be_read_gives_the_previous_pair(tmp_path: Path, name: str) -> None:
-    """That is what `double_checkpoint` is for, in synalinks' own words: an IO error of the current one."""
+    """An I/O error on either file gives the previous pair, as synalinks documents `double_checkpoint`."""
     leave(tmp_path, 1, PREVIOUS)
     leave(tmp_path, 2)
     found = find_synalinks_backup(Broken(tmp_path / name))
@@ -180,7 +180,7 @@ def test_a_file_that_cannot_be_read_gives_the_previous_pair(tmp_path: Path, name
 
 
 def test_only_its_four_files_are_removed(tmp_path: Path) -> None:
-    """The directory and everything else in it stay; what is not there is no error."""
+    """Other files and the directory stay, and a second removal succeeds."""
     others = ["latest.variables.json.bkp2", "notes.txt", "run.json"]
     for name in others:
         (tmp_path / name).touch()
@@ -195,7 +195,7 @@ def test_only_its_four_files_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
-    """The error carries its path."""
+    """The error contains the path."""
     leave(tmp_path, 1)
     with pytest.raises(StoreError, match="can't remove") as caught:
         remove_synalinks_backup(Broken(tmp_path / METADATA))
