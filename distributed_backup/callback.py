@@ -1,7 +1,7 @@
-"""`BackupAndRestore`: synalinks' hooks, translated.
+"""`BackupAndRestore`: the hooks that synalinks calls, translated.
 
-Glue only: each hook hands over to the session of the running fit. Policy is in `worker`, the wrapped methods in
-`resume`, all reading of a program in `training_state`.
+Each hook passes its call to the `FitSession` of the running fit. A hook that is called outside `fit`, as by
+`program.evaluate`, does nothing. The protocol is in `worker`, the wrapped methods are in `training.fast_forward`.
 """
 
 from __future__ import annotations
@@ -14,75 +14,75 @@ from typing import TYPE_CHECKING, Any
 import synalinks
 
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.checks import checked_boolean, checked_name, checked_seconds
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination import coordinator_from_url
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.timings import LeaseTimings
-from distributed_backup.errors import ConfigError
-from distributed_backup.preemption.sources import NoticeSource, NoticeSources, notice_sources
+from distributed_backup.observability.events import Sink
+from distributed_backup.preemption.sources.base import NoticeSource
 from distributed_backup.storage import storage_from_url
 from distributed_backup.training.session import FitSession
-from distributed_backup.training.settings import EnvironmentSettings, SaveFrequency, SessionOptions, checked_save_freq
-from distributed_backup.worker.options import OnSaveError, WorkerOptions, new_worker_id
+from distributed_backup.training.settings import DEFAULT_SAVE_FREQ, Arguments, SaveFrequency, Settings
+from distributed_backup.worker.options import OnSaveError
 
 if TYPE_CHECKING:
     import redis
 
 
-class _Default(str):
-    """The host's default, told apart from the same value given explicitly, which wins over the environment."""
-
-    __slots__ = ()
-
-
-_EPOCH: Any = _Default("epoch")
-
-# Leases are shortened to fit into a grace period, and can't be as short as one likes.
-MIN_GRACE_PERIOD = 0.1
-
-# Of the grace period, for one request to a store: a save that hangs when the notice comes can be tried again.
-_REQUEST_PART = 1 / 3
-
-
 class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # synalinks has no types
-    """Backs up a fit, restores it after a preemption, and goes on exactly where it was.
+    """Back up a fit, restore it after a preemption, and continue at the batch where it stopped.
 
-    A drop-in for `synalinks.callbacks.BackupAndRestore`, whose first four arguments it takes. N workers may run the
-    same script on one `backup_dir`: one of them, the leader, writes; all of them start from the same position.
+    A drop-in for `synalinks.callbacks.BackupAndRestore`, whose four arguments come first. N workers may run the same
+    script on one `backup_dir`. One of them, the leader, writes checkpoints. All of them start from the same position.
+
+    All durations are in seconds. An argument wins over its environment variable. Variables are read when the callback
+    is made.
 
     Args:
-        backup_dir: The directory of the run, shared by its workers and by nothing else; or a URL: `s3://bucket/run-42`,
-            `gs://`, `az://`, any other that fsspec knows, or that of a Redis deployment (see `storage_from_url`).
-        save_freq: "epoch", or every how many batches (int >= 1), or False: no checkpoint is ever written unless a
-            preemption comes (but the final state, with `standby` or `delete_checkpoint=False`). Left out,
-            `$DISTRIBUTED_BACKUP_SAVE_FREQ` counts, else "epoch".
-        double_checkpoint: Keep the previous checkpoint too.
-        delete_checkpoint: Delete the backup when the last worker has finished. A worker that is away at that moment
-            finds nothing when it comes back: use False where workers are restarted.
-        save_before_preemption: On a notice, save the last batch boundary at once and leave; False: serve no notice.
-        coordinator: A `Coordinator`, a URL (see `coordinator_from_url`), a client of Redis, or None for
-            `$DISTRIBUTED_BACKUP_COORDINATOR`, else "file:", a lock in `backup_dir`; a `backup_dir` on a Redis
-            deployment is led over the same.
-        run_id: Id of the run; None for `$DISTRIBUTED_BACKUP_RUN_ID`, else the directory's own.
-        worker_id: Name of this worker (pod, machine); None for `$DISTRIBUTED_BACKUP_WORKER_ID`, else host name and
-            process id. Each fit adds a random suffix.
-        standby: Only the leader trains; the others wait in `on_train_begin` and take over from the newest checkpoint
-            when it is gone, or return with the final state. None for `$DISTRIBUTED_BACKUP_STANDBY`, else False.
-        grace_period: Seconds between a notice and the kill, where the notice does not say; None for
-            `$DISTRIBUTED_BACKUP_GRACE_PERIOD`, else 30, the default of Kubernetes.
-        exit_code: Of `Preempted`; 143 is what a process killed by SIGTERM would show (128 + 15).
-        signals: Which signals mean a preemption.
-        notices: What tells of a preemption: "signal"; "file:/path", when it is touched; "gce", "aws" or "azure", when
-            the metadata service of that cloud says so; a `notice_sources.NoticeSource`; or several of these. None for
-            `$DISTRIBUTED_BACKUP_NOTICES` (names with commas between them), else "signal".
-        state_of: Callbacks or other objects whose state is saved and restored too.
-        on_save_error: "warn" logs a failed commit and trains on; "raise" ends the fit with the error.
-        restore_timeout: Seconds to wait for another worker's announcement at the start.
-        timings: Durations of the lease; None for those of client-go, shortened where the grace period is short.
+        backup_dir: The run's directory, for the workers of this run only. A path, or a URL: `s3://bucket/run-42`,
+            `gs://`, `az://`, another scheme of fsspec, or a Redis deployment (see `storage_from_url`).
+        save_freq: When the leader commits a checkpoint: "epoch", or an int >= 1 for every so many training batches.
+            False commits at a notice only, and at the end with `standby=True` or `delete_checkpoint=False`.
+            Default: `$DISTRIBUTED_BACKUP_SAVE_FREQ`, or else "epoch", as in synalinks.
+        double_checkpoint: Whether to keep the previous checkpoint too. It is used if the newest one is damaged.
+            Default: False, as in synalinks.
+        delete_checkpoint: Whether the last worker to finish deletes the backup. Use False where finished workers may
+            be restarted: a worker that returns after the deletion trains from the beginning. Default: True, as in
+            synalinks.
+        save_before_preemption: Whether to serve notices: save the last batch boundary, then raise `Preempted`.
+            Default: True. False installs no signal handler and polls no source.
+        coordinator: How the leader is elected: a `Coordinator`, a URL (see `coordinator_from_url`) or a `redis.Redis`
+            client. Default: `$DISTRIBUTED_BACKUP_COORDINATOR`, or else "file:", a lock in `backup_dir` that needs no
+            server and works on one machine. A `backup_dir` on a Redis deployment is coordinated over the same
+            deployment.
+        run_id: Id of the run, 1 to 128 letters, digits, ".", "_" or "-". A directory of another run is refused.
+            Default: `$DISTRIBUTED_BACKUP_RUN_ID`, or else the id in the directory, random at first. A `backup_dir` on a
+            Redis deployment has no default.
+        worker_id: Name of this worker, such as its pod. Each fit appends a random suffix, so a restarted worker is a
+            new member. Default: `$DISTRIBUTED_BACKUP_WORKER_ID`, or else host name and process id, which are unique.
+        standby: Whether only the leader trains. The others wait in `on_train_begin`. They take over from the newest
+            checkpoint when the leader fails, or return with the final state. Default: `$DISTRIBUTED_BACKUP_STANDBY`, or
+            else False: each worker trains, and a takeover needs no waiting.
+        grace_period: Seconds between a notice and the kill, at least 0.1. A notice that carries its own time wins.
+            Default: `$DISTRIBUTED_BACKUP_GRACE_PERIOD`, or else 30, the default of Kubernetes. Name 1 to 2 s less than
+            the platform allows: Python may run a signal handler late on a busy machine.
+        exit_code: Exit code of `Preempted`, 0 to 255. Default: 143 (128 + 15), what a shell reports for a process that
+            SIGTERM has killed.
+        signals: The signals that are notices. Default: SIGTERM, which Kubernetes and Slurm send before SIGKILL.
+        notices: The sources of notices, one or several: "signal", "file:/path" (a touch of the file), "gce", "aws",
+            "azure" (the metadata service of that cloud), or a `NoticeSource`. Default: `$DISTRIBUTED_BACKUP_NOTICES`
+            (names separated by commas), or else "signal", which every platform sends.
+        state_of: Callbacks or other objects whose state is saved and restored: by `get_state` and `set_state` if they
+            have both, or else those attributes that are JSON. Default: none, because most callbacks need no state.
+        on_save_error: "warn" logs a failed commit and training continues. "raise" ends the fit with the error.
+            Default: "warn", because earlier checkpoints are intact and the next commit may succeed.
+        restore_timeout: Seconds to wait at the start for the store, and for the leader's announcement. Default: 300,
+            which covers the start of all pods of a job. A standby waits without limit.
+        timings: Durations of the lease. Default: those of kubernetes/client-go (15, 10 and 2 s), shortened in
+            proportion where `grace_period` is under 28.3 s, so that a follower can take over and save in time.
 
     Raises:
-        ConfigError: A wrong argument or environment variable; it is a ValueError.
+        ConfigError: An argument or a variable is invalid. It is a ValueError.
 
     Example:
         ```python
@@ -94,7 +94,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
     def __init__(
         self,
         backup_dir: str | os.PathLike[str],
-        save_freq: SaveFrequency = _EPOCH,
+        save_freq: SaveFrequency = DEFAULT_SAVE_FREQ,
         double_checkpoint: bool = False,
         delete_checkpoint: bool = True,
         *,
@@ -113,101 +113,71 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         timings: LeaseTimings | None = None,
     ) -> None:
         super().__init__()
-        environment = EnvironmentSettings.read(os.environ)
-        save_before_preemption = checked_boolean("save_before_preemption", save_before_preemption)
-        if not backup_dir:
-            raise ConfigError("Empty `backup_dir` argument passed")
-        save_freq = checked_save_freq(save_freq)
-        if isinstance(save_freq, _Default):
-            save_freq = _first(environment.save_freq, "epoch")
-        sources = environment.notices
-        if notices is not None or sources is None:
-            sources = notice_sources(_first(notices, "signal"))
-        signals = _signals(signals)
-        listens = bool(sources.others or (sources.signal and signals))
-        if save_freq is False:
-            _check_that_it_saves(save_before_preemption, sources, listens=listens)
-        if on_save_error not in {"warn", "raise"}:
-            raise ConfigError(f"on_save_error must be 'warn' or 'raise', got {on_save_error!r}")
-        if not isinstance(exit_code, int) or isinstance(exit_code, bool) or not 0 <= exit_code <= 255:
-            raise ConfigError(f"exit_code must be a whole number from 0 to 255, got {exit_code!r}")
-        if not isinstance(timings, LeaseTimings | None):
-            raise ConfigError(f"timings must be a LeaseTimings, got {timings!r}")
-        if isinstance(state_of, str) or not isinstance(state_of, Iterable):
-            raise ConfigError(f"state_of must be a sequence of objects, got {state_of!r}")
-        if environment.metrics_port is not None:
-            import distributed_backup.observability.metrics  # noqa: F401 - now, so that what is missing is said before the fit
-        grace_period = _grace_period(_first(grace_period, environment.grace_period, 30.0))
-        run_id = run_id or environment.run_id
-        storage = storage_from_url(backup_dir, run_id=run_id, limit=grace_period * _REQUEST_PART)
-        self._store = CheckpointStore(
-            storage, run_id=run_id, keep=2 if checked_boolean("double_checkpoint", double_checkpoint) else 1
-        )
-        self._coordinator = _coordinator(_first(coordinator, environment.coordinator, "file:"), backup_dir)
-        name = worker_id or environment.worker_id
-        self._worker_name = None if name is None else checked_name("worker_id", name)
-        self._options = SessionOptions(
-            worker=WorkerOptions(
-                timings=timings or LeaseTimings.for_grace_period(grace_period),
-                standby=checked_boolean("standby", _first(standby, environment.standby, False)),
-                grace_period=grace_period,
-                exit_code=exit_code,
-                restore_timeout=checked_seconds("restore_timeout", restore_timeout),
-                on_save_error=on_save_error,
-                delete_checkpoint=checked_boolean("delete_checkpoint", delete_checkpoint),
-            ),
+        settings = Arguments(
+            backup_dir=backup_dir,
             save_freq=save_freq,
-            save_before_preemption=save_before_preemption and listens,
-            notices=sources,
+            double_checkpoint=double_checkpoint,
+            delete_checkpoint=delete_checkpoint,
+            save_before_preemption=save_before_preemption,
+            coordinator=coordinator,
+            run_id=run_id,
+            worker_id=worker_id,
+            standby=standby,
+            grace_period=grace_period,
+            exit_code=exit_code,
             signals=signals,
-            state_of=tuple(state_of),
-            metrics_port=environment.metrics_port,
-        )
+            notices=notices,
+            state_of=state_of,
+            on_save_error=on_save_error,
+            restore_timeout=restore_timeout,
+            timings=timings,
+        ).resolve(os.environ)
+        self._store = _store(settings)
+        self._coordinator = _coordinator(settings)
+        self._options = settings.session
         self._session: FitSession | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - synalinks' signature, as below
-        """Join the run and restore; may wait for other workers."""
+        """Join the run and restore. May wait for other workers."""
         if self._session is not None:
             self._session.end()
         self._session = FitSession(
-            callback=self,
-            program=self.program,
-            params=self.params or {},
+            self,
             store=self._store,
             coordinator=self._coordinator,
-            worker_id=new_worker_id(self._worker_name),
             clock=SystemClock(),
             options=self._options,
+            sinks=self._event_sinks(),
         )
         self._session.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Note where we are."""
+        """Note the epoch that begins."""
         if self._session is not None:
             self._session.epoch_begins(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Hand the boundary over."""
+        """Submit the boundary of a training batch."""
         if self._session is not None:
             self._session.train_batch_ended(batch)
 
     def on_test_begin(self, logs: Any = None) -> None:  # noqa: ARG002
-        """Note that the validation begins."""
+        """Note that a validation begins."""
         if self._session is not None:
             self._session.test_begins()
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Hand the boundary over."""
+        """Submit the boundary of a validation batch."""
         if self._session is not None:
             self._session.test_batch_ended(batch)
 
     def on_test_end(self, logs: Any = None) -> None:  # noqa: ARG002
-        """Note that the validation is over."""
+        """Note that a validation has ended."""
         if self._session is not None:
             self._session.test_ended()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Hand the boundary over."""
+        """Submit the boundary of an epoch."""
         if self._session is not None:
             self._session.epoch_ended(epoch)
 
@@ -217,44 +187,22 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
             session, self._session = self._session, None
             session.train_ends()
 
-
-def _first(*values: Any) -> Any:
-    """The first that is not None: argument, environment, default."""
-    return next(value for value in values if value is not None)
-
-
-def _coordinator(coordinator: Coordinator | redis.Redis | str, backup_dir: str | os.PathLike[str]) -> Coordinator:
-    if isinstance(coordinator, Coordinator):
-        return coordinator
-    if isinstance(coordinator, str):
-        return coordinator_from_url(coordinator, backup_dir=backup_dir)
-    from distributed_backup.coordination.redis import RedisCoordinator  # its driver, only for those who use it
-
-    return RedisCoordinator(coordinator)
+    def _event_sinks(self) -> tuple[Sink, ...]:
+        """Return sinks that receive this worker's events besides the event log. For subclasses."""
+        return ()
 
 
-def _grace_period(value: object) -> float:
-    seconds = checked_seconds("grace_period", value)
-    if seconds < MIN_GRACE_PERIOD:
-        raise ConfigError(
-            f"grace_period must be at least {MIN_GRACE_PERIOD:g} s, got {value!r}: nothing is saved in less"
-        )
-    return seconds
+def _store(settings: Settings) -> CheckpointStore:
+    storage = storage_from_url(settings.backup_dir, run_id=settings.run_id, limit=settings.request_timeout)
+    return CheckpointStore(storage, run_id=settings.run_id, keep=settings.checkpoints_kept)
 
 
-def _check_that_it_saves(save_before_preemption: bool, sources: NoticeSources, *, listens: bool) -> None:
-    cause = None if listens else "signals=()" if sources else "notices=()"
-    cause = cause if save_before_preemption else "save_before_preemption=False"
-    if cause is not None:
-        raise ConfigError(f"save_freq=False with {cause} would never save anything")
+def _coordinator(settings: Settings) -> Coordinator:
+    if isinstance(settings.coordinator, Coordinator):
+        return settings.coordinator
+    if isinstance(settings.coordinator, str):
+        return coordinator_from_url(settings.coordinator, backup_dir=settings.backup_dir)
+    # Imported here, because only users of Redis have its driver.
+    from distributed_backup.coordination.redis import RedisCoordinator
 
-
-def _signals(numbers: Iterable[int]) -> tuple[signal.Signals, ...]:
-    try:
-        found = tuple(signal.Signals(number) for number in numbers)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"signals must be signal numbers: {error}") from None
-    for number in found:
-        if number in {signal.SIGKILL, signal.SIGSTOP}:
-            raise ConfigError(f"{number.name} can't be handled by any process")
-    return found
+    return RedisCoordinator(settings.coordinator)

@@ -1,7 +1,7 @@
-"""A bound on what a fit awaits, set by another thread while it is being awaited.
+"""Cancel an await of a fit at a deadline that another thread may set meanwhile.
 
-Cancelling is asking: code that catches CancelledError goes on. So it is asked again and again; code that blocks the
-event loop can't be asked at all.
+Code that catches CancelledError continues, so the cancellation is repeated every 20 ms. Code that blocks the event loop
+can't be cancelled.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any, Final
 
 from distributed_backup.clock import Clock
 
-_CUT_PERIOD: Final = 0.02
+# Seconds between two cancellations of one await.
+_CANCEL_PERIOD: Final = 0.02
 
 
 class DeadlineExceededError(Exception):
-    """What was awaited was cancelled, for the grace period is running out. Never leaves this package."""
+    """The await was cancelled at its deadline. Never leaves this package."""
 
 
 class CancelScope:
-    """Bounds what a fit awaits by an instant that another thread may set at any time."""
+    """A deadline for the awaits of a fit, set at any time and from any thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -31,22 +32,22 @@ class CancelScope:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._cuts = 0
+        self._cancellations = 0
 
     def set_deadline(self, instant: float) -> None:
-        """Cancel what is awaited at `instant`; the earliest instant counts. From any thread."""
+        """Cancel the running await at `instant` of the clock. The earliest instant counts. From any thread."""
         with self._lock:
             self._instant = instant if self._instant is None else min(self._instant, instant)
             loop = self._loop
         if loop is not None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile: nothing is awaited any more
+            with suppress(RuntimeError):  # the loop is closed, so nothing is awaited
                 loop.call_soon_threadsafe(self._arm)
 
     async def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Await `awaitable`.
+        """Return the result of `awaitable`.
 
         Raises:
-            CutOffError: The instant came first.
+            DeadlineExceededError: The deadline passed first.
         """
         with self._lock:
             self._loop = asyncio.get_running_loop()
@@ -55,36 +56,36 @@ class CancelScope:
         try:
             result = await awaitable
         except (Exception, asyncio.CancelledError):
-            if self._cuts:
+            if self._cancellations:
                 raise DeadlineExceededError from None
             raise
         else:
-            if self._cuts:
-                # A retry may have taken the cancellation for a failed call, and the rest have gone on without it.
+            if self._cancellations:
+                # A retry may have treated the cancellation as a failed call, so the result may lack that call's part.
                 raise DeadlineExceededError
             return result
         finally:
             self._disarm()
 
     def _arm(self) -> None:
-        if self._instant is None or self._task is None or self._loop is None or self._cuts:
+        if self._instant is None or self._task is None or self._loop is None or self._cancellations:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(max(0.0, self._instant - self._clock.now()), self._cut)
+        self._timer = self._loop.call_later(max(0.0, self._instant - self._clock.now()), self._cancel)
 
-    def _cut(self) -> None:
-        # Again and again: synalinks retries language-model calls with tenacity, which takes a cancellation for one
-        # more failure of the call and goes on. It ends when one falls into the pause between two tries.
+    def _cancel(self) -> None:
+        # Repeated, because synalinks retries language-model calls with tenacity, which treats a cancellation as one
+        # more failed call. A cancellation in the pause between two attempts ends the retries.
         if self._task is not None and self._loop is not None:
-            self._cuts += 1
+            self._cancellations += 1
             self._task.cancel()
-            self._timer = self._loop.call_later(_CUT_PERIOD, self._cut)
+            self._timer = self._loop.call_later(_CANCEL_PERIOD, self._cancel)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         task, self._task, self._timer = self._task, None, None
-        while task is not None and self._cuts:
+        while task is not None and self._cancellations:
             task.uncancel()
-            self._cuts -= 1
+            self._cancellations -= 1

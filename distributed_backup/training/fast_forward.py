@@ -1,13 +1,15 @@
-"""Continue a fit at a position: fast-forward, then apply. The only module that wraps methods of a fit.
+"""Continue a fit at a position: fast-forward, then apply the state. Only this module wraps methods of a fit.
 
-A fit can't be told to begin at batch 3. So its loop runs from the start of the epoch, with everything that costs
-or draws made a no-op, and at the boundary the state is applied: data is consumed just as it was the first time.
-It promises the same only for a pipeline that yields the same data again.
+`fit` can't start at batch 3. So its loop runs from the start of the epoch, and calls that cost money or draw random
+numbers do nothing. At the position the state is applied. The loop consumes the epoch's data as it did the first time.
+The resume is exact only if the pipeline yields the same data again.
 
-Order inside `fit` (synalinks 0.10.14): callbacks' on_train_begin → optimizer.on_train_begin, which empties
-candidates → per epoch reset_metrics, optimizer.on_epoch_begin, batches, validation, optimizer.on_epoch_end, callbacks'
-on_epoch_end → optimizer.on_train_end → callbacks' on_train_end. Every await of that loop is one of the methods
-wrapped here.
+Order inside `fit` (synalinks 0.10.14), where every await is one of the methods wrapped here:
+
+1. `on_train_begin` of the callbacks, then of the optimizer, which empties its candidates.
+2. For each epoch: `reset_metrics`, the optimizer's `on_epoch_begin`, the batches, the validation.
+3. At its end: `on_epoch_end` of the optimizer, then of the callbacks.
+4. `on_train_end` of the optimizer, then of the callbacks.
 """
 
 from __future__ import annotations
@@ -27,29 +29,23 @@ _OPTIMIZER_HOOKS: Final = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "
 
 
 class FitListener(Protocol):
-    """What a resumed fit asks of the session that runs it."""
+    """The session of a fit, as the wrapped methods call it."""
 
-    async def prepare(self) -> None:
-        """The optimizer's reset is over: build, apply the restored state, take the first snapshot."""
+    async def on_optimizer_reset(self) -> None:
+        """Prepare the state: the optimizer has emptied its own."""
 
-    def apply(self) -> None:
-        """The boundary of the restored position was reached: apply the restored state again."""
+    def on_target_reached(self) -> None:
+        """Apply the restored state again: the loop has reached its position."""
 
-    def cut_off(self) -> BaseException:
-        """Training was cut off; the exception to raise out of `fit`."""
+    def on_deadline(self) -> BaseException:
+        """Return the exception to raise out of `fit`: the deadline has cancelled training."""
 
-    def failed(self, error: BaseException) -> BaseException:
-        """An exception is leaving `fit`; the one to raise in its place, or itself."""
+    def on_error(self, error: BaseException) -> BaseException:
+        """Return the exception to raise out of `fit` in place of `error`, or `error` itself."""
 
 
 class FastForward:
-    """The methods of one program and its optimizer, wrapped for one fit.
-
-    Args:
-        program: The program of the fit.
-        guard: Bounds what is awaited.
-        listener: Asked and told.
-    """
+    """The methods of one program and its optimizer, wrapped for one fit. Everything awaited is awaited in `scope`."""
 
     def __init__(self, program: Any, *, scope: CancelScope, listener: FitListener) -> None:
         self._program = program
@@ -61,19 +57,19 @@ class FastForward:
         self._epoch = 0
         self._trained = 0
         self._validating = False
-        # Whether a callback has ended the training; what a signal handler or another thread sets does not count: a
-        # program that is asked to stop because of a preemption has not come to its end.
+        # Whether a callback has stopped the training. A stop by a signal handler or another thread does not count: a
+        # program that is stopped because of a preemption has not finished.
         self._stopped = self._stopped_outside = False
         self._training_logs: dict[str, Any] = {}
         self._saved: Mapping[str, Any] = {}
 
     @property
-    def skipping(self) -> bool:
-        """Whether the fit is still being fast-forwarded."""
+    def active(self) -> bool:
+        """Whether the loop has not yet reached the position."""
         return self._target is not None
 
     def loop_state(self) -> dict[str, Any]:
-        """What the loop of `fit` itself remembers at this boundary, as JSON; `install` takes it to go on from there."""
+        """Return the variables of the loop of `fit` at this boundary, as JSON. `install` takes them."""
         return {
             "trained": self._trained,
             "logs": self._training_logs,
@@ -82,19 +78,14 @@ class FastForward:
         }
 
     def install(self, target: Position | None, saved: Mapping[str, Any] | None = None) -> None:
-        """Wrap the methods.
-
-        Args:
-            target: Fast-forward to this position of its epoch; None to run from the start of the epoch.
-            saved: The `loop_state` at that position.
-        """
+        """Wrap the methods, to fast-forward to `target` if it is inside an epoch. `saved` is the `loop_state` there."""
         self._target = target if target is not None and target.batch > 0 else None
         self._saved = saved if saved is not None and self._target is not None else {}
         self._wrap_methods()
-        self._wrapped += RunningFit.find(self._program).silence_other_callbacks(lambda: self.skipping)
+        self._wrapped += RunningFit.find(self._program).silence_other_callbacks(lambda: self.active)
         if not self._program.trainable_variables:
-            # Then fit calls no hook of the optimizer; and nothing in `prepare` has anything to wait for.
-            _run_synchronously(self._listener.prepare())
+            # Then `fit` calls no hook of the optimizer, and the listener has nothing to wait for.
+            _run_synchronously(self._listener.on_optimizer_reset())
 
     def _wrap_methods(self) -> None:
         self._replace(self._program, "get_metrics_result", self._get_metrics_result)
@@ -106,54 +97,54 @@ class FastForward:
             self._wrap(optimizer, name, self._optimizer_hook)
 
     def remove(self) -> None:
-        """Unwrap the methods; the program is as it was before the fit. May be called again."""
+        """Unwrap the methods. The program is as it was before the fit. May be called again."""
         while self._wrapped:
             self._wrapped.pop().remove()
-        # synalinks never resets it, so a second fit would start late.
+        # synalinks never resets it, so a second fit would start at this epoch.
         self._program._initial_epoch = None  # noqa: SLF001 - the documented way for a callback to set the epoch
 
-    # ---------------------------------------------------------------- what the callback's hooks report
+    # ---------------------------------------------------------------- from the callback's hooks
 
     def epoch_begins(self, epoch: int) -> None:
-        """An epoch begins."""
+        """Note the epoch that begins."""
         self._epoch, self._trained, self._validating = epoch, 0, False
 
     def train_batch_ended(self, step: int) -> Position | None:
-        """A training batch ended; the boundary reached, or None if it was skipped."""
+        """Return the boundary of a training batch. None if the batch was skipped."""
         # synalinks counts steps in strides of `steps_per_execution`.
         self._trained = step + self._program.steps_per_execution
-        if self.skipping and self._trained == self._saved.get("trained") and self._saved["stop_training"]:
+        if self.active and self._trained == self._saved.get("trained") and self._saved["stop_training"]:
             self._program.stop_training = True
         position = self._reached(self._trained)
         self._note_stop()
-        # After this batch, or as saved after it, the loop takes them for the epoch's.
+        # `fit` reports these metrics as the epoch's training logs.
         self._training_logs = self._program.get_metrics_result()
         return position
 
     def test_begins(self) -> None:
-        """A validation begins."""
+        """Note that a validation begins."""
         self._validating = True
 
     def test_batch_ended(self, step: int) -> Position | None:
-        """A validation batch ended; the boundary reached, or None if it was skipped."""
+        """Return the boundary of a validation batch. None if the batch was skipped."""
         position = self._reached(self._trained + step + self._program.steps_per_execution)
         self._note_stop()
         return position
 
     def test_ended(self) -> None:
-        """The validation ended."""
+        """Note that a validation has ended."""
         self._validating = False
 
     def epoch_ended(self, epoch: int) -> Position:
-        """An epoch ended.
+        """Return the boundary of an epoch.
 
         Raises:
-            RestoreError: The position to fast-forward to was not in it.
+            RestoreError: The epoch ended before the position to fast-forward to.
         """
         if self._target is not None:
             raise RestoreError(
-                f"the checkpoint is at {self._target}, which this fit's epoch {epoch} does not reach: is the data, "
-                "the batch size or the validation another? restore with the same, or use another backup_dir"
+                f"the checkpoint is at {self._target}, but this fit's epoch {epoch} ended before it: use the data, the "
+                "batch size and the validation that it was saved with, or another backup_dir"
             )
         self._note_stop()
         return Position(epoch + 1)
@@ -166,7 +157,7 @@ class FastForward:
             return Position(self._epoch, batches)
         if batches >= self._target.batch:
             self._target = None
-            self._listener.apply()
+            self._listener.on_target_reached()
             if self._validating and self._saved.get("stop_evaluating"):
                 self._program.stop_evaluating = True
         return None
@@ -174,51 +165,51 @@ class FastForward:
     # ---------------------------------------------------------------- the wrapped methods
 
     def _get_metrics_result(self, original: Callable[..., Any]) -> Any:
-        if self.skipping and not self._validating and self._saved.get("logs"):
+        if self.active and not self._validating and self._saved.get("logs"):
             return dict(self._saved["logs"])
         return original()
 
     async def _on_train_begin(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         if self._begun:
-            # The next fit of this program: ours has died of an exception that we did not see.
+            # The next fit of this program: another callback's exception has left ours unseen.
             self.remove()
             return await original(*args, **kwargs)
         self._begun = True
 
         async def begin() -> Any:
             result = await original(*args, **kwargs)
-            await self._listener.prepare()
+            await self._listener.on_optimizer_reset()
             return result
 
-        return await self._guarded(begin())
+        return await self._in_scope(begin())
 
     async def _train_on_batch(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        if self.skipping:
+        if self.active:
             return self._program.get_metrics_result()
-        return await self._guarded(original(*args, **kwargs))
+        return await self._in_scope(original(*args, **kwargs))
 
     async def _test_on_batch(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         if not self._validating:
-            # An evaluation of the user's own, inside a callback: none of our business.
+            # An evaluation that a callback of the user runs: not part of the fit.
             return await original(*args, **kwargs)
-        if self.skipping:
+        if self.active:
             return self._program.get_metrics_result()
-        return await self._guarded(original(*args, **kwargs))
+        return await self._in_scope(original(*args, **kwargs))
 
     async def _optimizer_hook(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        if self.skipping:
+        if self.active:
             return None
-        return await self._guarded(original(*args, **kwargs))
+        return await self._in_scope(original(*args, **kwargs))
 
-    async def _guarded(self, awaitable: Awaitable[Any]) -> Any:
+    async def _in_scope(self, awaitable: Awaitable[Any]) -> Any:
         try:
             result = await self._scope.run(awaitable)
             self._stopped_outside = bool(self._program.stop_training) and not self._stopped
             return result  # noqa: TRY300 - the handlers below are for the await
         except DeadlineExceededError:
-            raise self._listener.cut_off() from None
+            raise self._listener.on_deadline() from None
         except BaseException as error:
-            replacement = self._listener.failed(error)
+            replacement = self._listener.on_error(error)
             if replacement is error:
                 raise
             raise replacement from error
@@ -234,9 +225,9 @@ class FastForward:
 
 
 def _run_synchronously(awaitable: Awaitable[None]) -> None:
-    """Run a coroutine that never waits, where there is nobody to await it."""
+    """Run a coroutine that never waits, from a caller that can't await."""
     try:
         next(iter(awaitable.__await__()))
     except StopIteration:
         return
-    raise RestoreError("a program without trainable variables had something to wait for")
+    raise RestoreError("the build of a program without trainable variables must not wait, but it did")

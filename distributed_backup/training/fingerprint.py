@@ -1,6 +1,6 @@
-"""Fingerprint of a fit's data pipeline, to notice that it has changed between two runs.
+"""Compute a fingerprint of a fit's data pipeline, to detect that it has changed between two runs.
 
-A generator's samples can't be looked at without using them up, so a changed generator goes unnoticed.
+Reading a generator consumes its samples, so a changed generator is not detected.
 """
 
 from __future__ import annotations
@@ -15,21 +15,11 @@ import orjson
 _MAX_SAMPLES: Final = 1024
 
 
-# -------------------------------------------------------------------- data
-
-
 def fingerprint(inputs: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str:
-    """Fingerprint of a fit's data pipeline: batch sizes, numbers of samples, and the samples.
+    """Return 32 hexadecimal digits that depend on batch sizes, numbers of samples, and samples.
 
-    Of arrays up to 1,024 evenly spaced samples count; a generator's samples can't be looked at without using them
-    up, so of it only the type and the number of steps count.
-
-    Args:
-        inputs: `x`, `y`, `val_x`, `val_y` of the fit.
-        params: The parameters that synalinks gives to callbacks.
-
-    Returns:
-        32 hexadecimal digits.
+    `inputs` are `x`, `y`, `val_x` and `val_y` of the fit, `params` the parameters that synalinks gives to callbacks. An
+    array counts with up to 1,024 evenly spaced samples, a generator with its type and its number of steps.
     """
     sizes = ("batch_size", "steps", "validation_batch_size", "validation_steps", "train_size", "val_size")
     digest = hashlib.blake2b(digest_size=16)

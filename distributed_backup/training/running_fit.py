@@ -1,7 +1,7 @@
-"""What a callback needs of the running `fit` and synalinks does not give it: its callbacks, its data, its methods.
+"""Reach the callbacks, the data and the methods of the running `fit`, which synalinks gives to no callback.
 
-Facts leant on (synalinks 0.10.14): `callbacks` and `epoch_iterator` are locals of `Trainer.fit`, and a method is looked
-up on the instance first. A program with a `fit` of its own has no such frame.
+Facts relied on (synalinks 0.10.14): `callbacks` and `epoch_iterator` are locals of `Trainer.fit`, and Python looks a
+method up on the instance first. A program with a `fit` of its own has no such frame.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_ba
 
 
 class MethodPatch:
-    """A method of one instance, wrapped until `remove`; wrappers may be removed in any order."""
+    """A method of one instance, wrapped until `remove`. Patches may be removed in any order."""
 
     def __init__(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         self._owner, self._name = owner, name
         self.wrapper: Callable[..., Any] | None = wrapper
         self.previous = vars(owner).get(name)
         self._original = getattr(owner, name)
-        # Not setattr: program and optimizer track what is set on them.
+        # Not setattr: program and optimizer track the attributes that are set on them.
         vars(owner)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the wrapper with the original first, or the original once it was removed."""
+        """Call the wrapper with the original as its first argument. After `remove`, call the original."""
         if self.wrapper is None:
             return self._original(*args, **kwargs)
         return self.wrapper(self._original, *args, **kwargs)
 
     def remove(self) -> None:
-        """Let calls through; and leave, with any below that were removed before, once nothing is on top."""
+        """Pass calls through. Restore the method if this patch is on top, below it all patches removed before."""
         self.wrapper = None
         attributes = vars(self._owner)
         top = attributes.get(self._name)
@@ -51,8 +51,8 @@ class MethodPatch:
 class RunningFit:
     """The running `fit` that called a hook: its callbacks and its data.
 
-    synalinks gives a callback neither. Both are locals of `Trainer.fit`, whose frame is up the stack while
-    `on_train_begin` runs; a program with a `fit` of its own has none, and then only what needs them is missing.
+    Both are locals of `Trainer.fit`, whose frame is up the stack while `on_train_begin` runs. Without that frame the
+    methods do nothing.
     """
 
     def __init__(self, frame: FrameType | None) -> None:
@@ -60,7 +60,7 @@ class RunningFit:
 
     @classmethod
     def find(cls, program: Any) -> RunningFit:
-        """The fit of `program` up the stack."""
+        """Return the fit of `program` whose frame is up the stack."""
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - inspect.currentframe() is the same
         while frame is not None:
             names = frame.f_locals
@@ -70,10 +70,10 @@ class RunningFit:
         return cls(frame)
 
     def call_last(self, callback: Any) -> None:
-        """Make `callback` the last of the fit's: what it captures then includes what the others did.
+        """Make `callback` the last callback of the fit, called in the training thread.
 
-        And have it called in the training thread: `callbacks=callback`, not in a list, makes synalinks call it from a
-        pool of threads while the next batch is already running.
+        The state that it captures then includes the effects of all others. A callback that is given outside a list
+        would be called from a thread pool, while the next batch is running.
         """
         if self._frame is not None:
             container = self._frame.f_locals["callbacks"]
@@ -83,34 +83,38 @@ class RunningFit:
             container._async_train = container._async_test = False  # noqa: SLF001 - there is no public way
 
     def silence_other_callbacks(self, condition: Callable[[], bool]) -> list[MethodPatch]:
-        """Keep batches from all callbacks but the last one: the others were told of them when they were trained.
+        """Call batch hooks of the last callback only, while `condition` holds.
 
-        They may count, stop the training, or spend calls on an evaluation of their own.
+        The others have already seen these batches. A second call might count them twice, stop the training, or pay for
+        an evaluation.
         """
         if self._frame is None:
             return []
         container = self._frame.f_locals["callbacks"]
 
         def wrapper(name: str) -> Callable[..., None]:
-            def told(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            def wrapped(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
                 if condition():
                     getattr(container.callbacks[-1], name)(*args, **kwargs)
                 else:
                     original(*args, **kwargs)
 
-            return told
+            return wrapped
 
         return [MethodPatch(container, name, wrapper(name)) for name in _BATCH_HOOKS]
 
     def replay(self, epochs: int) -> None:
-        """Consume the data of the epochs before number `epochs` as the fit did, where later epochs depend on it.
+        """Consume the data of the first `epochs` epochs, where later epochs depend on it.
 
-        Arrays without `steps_per_epoch` start afresh at each epoch and need no replay; a generator, or arrays that
-        are walked in portions, goes on where the epoch before ended.
+        Arrays without `steps_per_epoch` start again at each epoch and need no replay. A generator, or arrays with
+        `steps_per_epoch`, continue where the epoch before ended.
         """
         if self._frame is None:
             if epochs:
-                logger.warning("this program's fit is not synalinks' own: if its data is a generator, skip it yourself")
+                logger.warning(
+                    "this program has a fit of its own, so its data is not skipped: skip %d epochs of a generator",
+                    epochs,
+                )
             return
         iterator = self._frame.f_locals["epoch_iterator"]
         if iterator.steps_per_epoch is None and iterator.data_adapter.batch_size is not None:

@@ -1,13 +1,17 @@
-"""The exact state of a fit: captured as bytes, checked, and applied.
+"""Capture the exact state of a fit as bytes, check it, and apply it.
 
-State is every variable of program, optimizer and metrics, in the order they were created; what the optimizer
-keeps outside variables (OMEGA's `_difficulty`); both global random generators that synalinks draws from; and
-what the user names with `state_of`. Variables are matched by group and order, not by path: an OMEGA path holds
-`id(...)` and differs in every process. What lives elsewhere is not covered: a language model's cache or counters,
-generators of a user's own, `numpy.random.default_rng()`.
+The state has these parts:
 
-Facts leant on (synalinks 0.10.14): `get_state_tree` flattens empty dicts away, so it can't be used; CompileMetrics
-and OMEGA are built at their first sample, so they must be built before their state can be applied.
+- every variable of program, optimizer and metrics, in the order of creation
+- the optimizer's state outside variables (OMEGA's `_difficulty`)
+- both global random generators that synalinks draws from: `random` and `numpy.random`
+- the objects of the callback's `state_of`
+
+Variables are matched by group and order, not by path: an OMEGA path contains `id(...)` and differs in every process.
+Not covered are a language model's cache or counters, and generators of the user such as `numpy.random.default_rng()`.
+
+Facts relied on (synalinks 0.10.14): `get_state_tree` drops empty dicts, so it can't be used. CompileMetrics and OMEGA
+are built at their first sample, so they must be built before their state can be applied.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from distributed_backup.checkpoints.state_json import decode_state, encode_state
 from distributed_backup.errors import ProgramMismatchError
 
 _PLAIN: Final = (dict, list, tuple, int, float, str, bool, type(None), np.number)
-# Attributes of every optimizer that describe it or tie it to a program, and are no state.
+# Attributes of every optimizer that are not state: they describe it or refer to its program.
 _NOT_STATE: Final = frozenset(
     {"_lock", "_program", "_tracker", "_iterations", "_trainable_variables", "_non_trainable_variables", "_modules"}
 )
@@ -32,13 +36,7 @@ FIT_ATTRIBUTES: Final = frozenset({"params", "_program"})
 
 
 class TrainingState:
-    """Captures and applies the state of one program in one fit.
-
-    Args:
-        program: A compiled `synalinks.Program`.
-        state_of: Callbacks and other objects whose state belongs to the fit's: `get_state` and `set_state` where
-            they have them, else their attributes that are JSON.
-    """
+    """The state of one compiled program in one fit, with the objects of the callback's `state_of`."""
 
     def __init__(self, program: Any, state_of: Sequence[Any] = ()) -> None:
         self._program = program
@@ -46,8 +44,8 @@ class TrainingState:
         self._cached: tuple[dict[str, list[Any]], bytes] | None = None
         self._decoded: tuple[bytes, dict[str, Any]] | None = None
 
-    async def prepare(self) -> None:
-        """Build what is otherwise built at the first sample, so that all variables exist. Costs no LM call."""
+    async def build(self) -> None:
+        """Build the parts that synalinks builds at the first sample, so that all variables exist. Costs no LM call."""
         program = self._program
         if program.trainable_variables and not program.optimizer.built:
             await program.optimizer.build(program.trainable_variables)
@@ -59,13 +57,10 @@ class TrainingState:
         self._cached = self._layout()
 
     def capture(self, loop: Mapping[str, Any] | None = None) -> bytes:
-        """The state as one line of JSON.
-
-        Args:
-            loop: What the loop of `fit` remembers, to be had again from `loop_state`.
+        """Return the state as one line of JSON. `loop_state` returns `loop` again.
 
         Raises:
-            StateError: Something in it is not JSON; the message says what.
+            StateError: A value is not JSON. The message names it.
         """
         groups, schema = self._cached or self._layout()
         state = {
@@ -80,16 +75,16 @@ class TrainingState:
         return encode_state(state)
 
     def loop_state(self, body: bytes) -> dict[str, Any]:
-        """What was given to `capture` as `loop`; empty where that was nothing."""
+        """Return the `loop` that was given to `capture`. Empty if none was."""
         self._decoded = body, decode_state(body)
         loop: dict[str, Any] = self._decoded[1].get("loop", {})
         return loop
 
     def apply(self, body: bytes) -> None:
-        """Make the state in `body` the program's.
+        """Set the program and the random generators to the state in `body`.
 
         Raises:
-            ProgramMismatchError: The program does not fit; nothing was changed.
+            ProgramMismatchError: The program does not fit the checkpoint. Nothing was changed.
         """
         state = self._checked(body)
         groups, _ = self._cached or self._layout()
@@ -106,7 +101,8 @@ class TrainingState:
         np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
 
     def _checked(self, body: bytes) -> dict[str, Any]:
-        # Reading it takes longest of all; and each `apply` needs values that nobody has changed since.
+        # Decoding is the slowest step, so `loop_state` shares its result. It is used once, because the program may
+        # change the values that it was given.
         decoded, self._decoded = self._decoded, None
         state = decoded[1] if decoded is not None and decoded[0] is body else decode_state(body)
         _, schema = self._cached or self._layout()
@@ -114,12 +110,12 @@ class TrainingState:
         saved, own = state["objects"], [type(item).__name__ for item in self._objects]
         if [item["class"] for item in saved] != own:
             raise ProgramMismatchError(
-                f"state_of does not fit the checkpoint: it holds {[item['class'] for item in saved]}, given were {own}"
+                f"state_of does not fit the checkpoint: it holds {[item['class'] for item in saved]}, not {own}"
             )
         return state
 
     def _layout(self) -> tuple[dict[str, list[Any]], bytes]:
-        """The variables by group, and the description that a checkpoint is matched against."""
+        """Return the variables by group, and their description, which a checkpoint must match."""
         program, optimizer = self._program, self._program.optimizer
         groups = {
             "trainable": program.trainable_variables,
@@ -138,7 +134,7 @@ def _describe(variable: Any) -> dict[str, str]:
 
 
 def _shape(schema: Any) -> Any:
-    """A schema without what is only for people; automatic titles depend on what else the process has built."""
+    """Remove titles and descriptions from a schema. Automatic titles depend on what else the process has built."""
     if isinstance(schema, dict):
         return {key: _shape(value) for key, value in schema.items() if key not in {"title", "description"}}
     return [_shape(item) for item in schema] if isinstance(schema, list) else schema
@@ -163,7 +159,7 @@ def _paths(variables: list[dict[str, str]]) -> list[str]:
 
 
 def _attributes_of_optimizer(optimizer: Any) -> dict[str, Any]:
-    """Private attributes that are JSON: what an optimizer remembers outside variables. Public ones are settings."""
+    """Return the private attributes that are JSON: the state outside variables. Public attributes are settings."""
     return {
         name: value
         for name, value in vars(optimizer).items()
@@ -180,7 +176,7 @@ def _state_of(item: Any) -> dict[str, Any]:
             for name, value in vars(item).items()
             if name not in FIT_ATTRIBUTES and isinstance(value, _PLAIN) and is_json(value)
         }
-    # EarlyStopping and others choose a function of numpy once, and change other attributes along with it.
+    # EarlyStopping and others choose a function of numpy once, and change other attributes at the same time.
     functions = {name: value.__name__ for name, value in vars(item).items() if isinstance(value, np.ufunc)}
     return {"class": type(item).__name__, "state": state, "functions": functions}
 
@@ -196,7 +192,7 @@ def _set_state(item: Any, saved: dict[str, Any]) -> None:
 
 
 def _put(item: Any, name: str, value: Any) -> None:
-    """Set an attribute; a dict or list is changed in place, for others may hold on to it."""
+    """Set an attribute. Change a dict or list in place, because other objects may refer to it."""
     old = getattr(item, name, None)
     if isinstance(old, dict) and isinstance(value, dict):
         old.clear()

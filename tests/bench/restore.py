@@ -38,7 +38,7 @@ class Times:
 async def measure(directory: Path, size: int) -> Times:
     program, _ = await build_program()
     state = TrainingState(program)
-    await state.prepare()
+    await state.build()
     inflate(program, size)
     body = state.capture()
     header = CheckpointStore(directory).commit(Snapshot(position=Position(1), body=body), term=1, worker_id="bench")

@@ -16,6 +16,7 @@ import synalinks
 
 from distributed_backup import BackupAndRestore, CheckpointStore
 from distributed_backup.errors import NoUsableCheckpointError
+from distributed_backup.observability.events import Event, Sink
 from tests.integration.resume_scenarios import (
     HOOKS,
     Fit,
@@ -311,6 +312,38 @@ def finish(report: Report, delete: bool, early: bool) -> dict[str, Any]:
         )
         position = newest(root)
         return {"epochs": outcome.history.epoch, "exists": root.exists(), "position": position}
+
+
+# -------------------------------------------------------------------- a sink of a subclass
+
+
+class Listening(BackupAndRestore):
+    """Collects its own events."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kinds: list[str] = []
+        self.closed = False
+
+    def emit(self, event: Event) -> None:
+        self.kinds.append(event.kind)
+
+    def close(self, timeout: float) -> None:
+        self.closed = True
+
+    def _event_sinks(self) -> tuple[Sink, ...]:
+        return (self,)
+
+
+def event_sinks(report: Report) -> dict[str, Any]:
+    """The kinds of events that a subclass receives, those in the event log, and whether its sink was closed."""
+    strict()
+    with directory() as root:
+        backup = Listening(root, delete_checkpoint=False)
+        run_part(Fit(epochs=1), root, callbacks=lambda _, interrupter: [backup])
+        [log] = root.glob("events-*.jsonl")
+        logged = [json.loads(line)["event"] for line in log.read_bytes().splitlines()]
+        return {"received": backup.kinds, "logged": logged, "closed": backup.closed}
 
 
 # -------------------------------------------------------------------- how callbacks are given

@@ -269,5 +269,4 @@ def train_and_be_told_at_the_end(report: Report, job: Job, owner: type, what: st
 def _notice_given(job: Job) -> bool:
     from distributed_backup.training import session as fit_session
 
-    sessions = fit_session._open_sessions.get(str(job.backup_dir), [])
-    return any(session._worker.notice_given for session in sessions)
+    return any(session._worker.notice_given for session in fit_session._open_sessions)

@@ -238,8 +238,9 @@ async def build(fit: Fit, seed: int = 7) -> tuple[Any, Any]:
 
 def exit_interpreter(root: Path) -> None:
     """Do what the interpreter's exit would do, of which a fit that died in a callback leaves the rest to."""
-    for session in list(fit_session._open_sessions.get(str(root.absolute()), ())):
-        session.end()
+    for session in list(fit_session._open_sessions):
+        if session._location == str(root.absolute()):
+            session.end()
 
 
 def run_part(fit: Fit, backup_dir: Path | None, interruption: Interruption | None = None, **more: Any) -> Outcome:

@@ -68,7 +68,7 @@ def exported(report: Report, root: Path) -> dict[str, Any]:
         program, _ = await build(fit := Fit(optimizer=optimizer, modules=2))
         await program.fit(**fit.inputs(), epochs=2, minibatch_size=None, verbose=0)
         state = TrainingState(program)
-        await state.prepare()
+        await state.build()
         store = CheckpointStore(root / optimizer)
         name = store.commit(Snapshot(position=Position(2), body=state.capture()), term=1, worker_id="w").name
         ours, theirs = root / f"{optimizer}.variables.json", root / "theirs.variables.json"

@@ -153,6 +153,17 @@ def test_a_finished_run_deletes_its_backup_if_it_is_to(tmp_path: Path, delete: b
     assert found["position"] == (None if delete else Position(epochs))
 
 
+# ---------------------------------------------------------------- a sink of a subclass
+
+
+def test_a_subclass_receives_the_events_that_the_event_log_has(tmp_path: Path) -> None:
+    """`_event_sinks` adds sinks to the event log and the metrics, and they are closed like these."""
+    found = result(tmp_path, "event_sinks")
+    assert {"joined", "elected", "committed", "finished"} <= set(found["received"])
+    assert found["received"][: len(found["logged"])] == found["logged"]
+    assert found["closed"]
+
+
 # ---------------------------------------------------------------- how callbacks are given
 
 

@@ -64,7 +64,7 @@ def test_other_objects_than_were_saved_are_refused_before_anything_is_changed(tm
     """A `state_of` that is not what it was names both sides and leaves the program as it is."""
     message = result(tmp_path, "other_objects")
     assert message.startswith("ProgramMismatchError: state_of does not fit the checkpoint: it holds ['Counter']")
-    assert message.endswith("given were [] []")
+    assert message.endswith("not [] []")
 
 
 # ---------------------------------------------------------------- bytes

@@ -37,7 +37,7 @@ def awkward_values() -> dict[str, Any]:
 async def _built(**fields: Any) -> tuple[Any, TrainingState]:
     program, _ = await build(Fit(**fields))
     state = TrainingState(program)
-    await state.prepare()
+    await state.build()
     return program, state
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +18,14 @@ from distributed_backup.checks import checked_name, checked_seconds
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
-from distributed_backup.training.settings import EnvironmentSettings, checked_save_freq
+from distributed_backup.preemption.sources import NoticeSources
+from distributed_backup.training.settings import (
+    DEFAULT_SAVE_FREQ,
+    Arguments,
+    EnvironmentSettings,
+    Settings,
+    checked_save_freq,
+)
 from distributed_backup.worker.options import new_worker_id
 
 # -------------------------------------------------------------------- lease timings
@@ -236,6 +245,91 @@ def test_a_wrong_value_is_refused_naming_its_variable(name: str, text: str) -> N
         EnvironmentSettings.read({f"DISTRIBUTED_BACKUP_{name}": text})
     assert f"$DISTRIBUTED_BACKUP_{name} " in str(caught.value)
     assert repr(text) in str(caught.value)
+
+
+# -------------------------------------------------------------------- arguments, variables and defaults
+
+
+def arguments(**given: Any) -> Arguments:
+    """Return the arguments of a callback that was made with `given`, with the defaults of its signature."""
+    defaults: dict[str, Any] = {
+        "backup_dir": "/run-42",
+        "save_freq": DEFAULT_SAVE_FREQ,
+        "double_checkpoint": False,
+        "delete_checkpoint": True,
+        "save_before_preemption": True,
+        "exit_code": 143,
+        "signals": (signal.SIGTERM,),
+        "state_of": (),
+        "on_save_error": "warn",
+        "restore_timeout": 300.0,
+    }
+    optional = dict.fromkeys(
+        ("coordinator", "run_id", "worker_id", "standby", "grace_period", "notices", "timings"), None
+    )
+    return Arguments(**{**optional, **defaults, **given})
+
+
+def names(notices: NoticeSources) -> str:
+    return ",".join(["signal"] * notices.signal + [source.name for source in notices.others])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "variable", "argument", "default", "found"),
+    [
+        ("coordinator", "memory:", "memory:", "file:", "file:", lambda settings: settings.coordinator),
+        ("run_id", "theirs", "theirs", "ours", None, lambda settings: settings.run_id),
+        ("worker_id", "theirs", "theirs", "ours", None, lambda settings: settings.session.worker_name),
+        ("save_freq", "25", 25, "epoch", "epoch", lambda settings: settings.session.save_freq),
+        ("standby", "1", True, False, False, lambda settings: settings.session.worker.standby),
+        ("grace_period", "60", 60.0, 15.0, 30.0, lambda settings: settings.session.worker.grace_period),
+        ("notices", "gce", "gce", "signal", "signal", lambda settings: names(settings.session.notices)),
+    ],
+)
+def test_an_argument_wins_over_its_variable_and_a_variable_over_the_default(
+    name: str, text: str, variable: Any, argument: Any, default: Any, found: Callable[[Settings], Any]
+) -> None:
+    """An argument that equals the default wins too."""
+    environment = {f"DISTRIBUTED_BACKUP_{name.upper()}": text}
+    assert found(arguments(**{name: argument}).resolve(environment)) == argument
+    assert found(arguments().resolve(environment)) == variable
+    assert found(arguments().resolve({})) == default
+
+
+def test_the_grace_period_bounds_a_request_to_the_store_and_shortens_the_lease() -> None:
+    """One request takes at most a third of it, and the lease fits into 0.6 of it."""
+    settings = arguments(grace_period=3.0).resolve({})
+    assert settings.request_timeout == pytest.approx(1.0)
+    timings = settings.session.worker.timings
+    assert timings.duration + timings.retry_period == pytest.approx(1.8)
+
+
+def test_double_checkpoint_keeps_two() -> None:
+    """The default keeps one."""
+    assert arguments().resolve({}).checkpoints_kept == 1
+    assert arguments(double_checkpoint=True).resolve({}).checkpoints_kept == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backup_dir": ""}, "Empty `backup_dir` argument passed"),
+        ({"signals": (signal.SIGKILL,)}, "signals can't include SIGKILL: no process can handle it"),
+        ({"signals": (0,)}, "signals must be signal numbers: 0 is not a valid Signals"),
+        ({"on_save_error": "ignore"}, "on_save_error must be 'warn' or 'raise', got 'ignore'"),
+        ({"exit_code": 256}, "exit_code must be a whole number from 0 to 255, got 256"),
+        ({"restore_timeout": 0}, "restore_timeout must be a positive number of seconds, got 0"),
+        (
+            {"save_freq": False, "save_before_preemption": False},
+            "save_freq=False with save_before_preemption=False would never save anything",
+        ),
+    ],
+)
+def test_an_invalid_argument_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+    """The message shows the value too."""
+    with pytest.raises(ConfigError) as caught:
+        arguments(**given).resolve({})
+    assert str(caught.value) == message
 
 
 # -------------------------------------------------------------------- the clock
