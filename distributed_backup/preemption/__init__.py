@@ -1,1 +1,1 @@
-"""How a worker learns that its machine is about to be taken away. What it does then is in `worker.preemption`."""
+"""Receive preemption notices: signals and polled sources. `worker` serves them."""

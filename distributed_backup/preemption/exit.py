@@ -1,4 +1,4 @@
-"""The exit that a served preemption raises out of `fit`."""
+"""Define the exit that a served notice raises out of `fit`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ if TYPE_CHECKING:
 
 
 class Preempted(SystemExit):
-    """Leaves `fit` after a preemption was served; the process exits with `code`.
+    """The exit out of `fit` after a notice was served. The process exits with `code`.
+
+    It is a `SystemExit`, so `except Exception` does not catch it.
 
     Attributes:
         code: The exit code, `exit_code` of the callback (default 143 = 128 + SIGTERM).
-        position: Position of the newest checkpoint known to be durable; None if there is none.
-        checkpoint: Its name; None if there is none.
-        seconds: Seconds from the notice until here.
+        position: Position of the newest checkpoint known to be durable. None if there is none.
+        checkpoint: Name of that checkpoint. None if there is none.
+        seconds: Seconds from the notice to this exit.
 
     Example:
         >>> error = Preempted(143, position=None, checkpoint=None, seconds=0.5)

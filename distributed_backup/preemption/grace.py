@@ -1,15 +1,10 @@
-"""How the grace period is divided."""
+"""Divide the grace period between training and shutdown."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def shutdown_reserve(remaining: float) -> float:
-    """Seconds to keep of those that remain before a kill: a tenth, at least 1 s but no more than 40 %.
+    """Return the seconds before a kill that shutdown may use: a tenth of those remaining, at least 1 s, at most 40 %.
 
     Example:
         >>> shutdown_reserve(30.0), shutdown_reserve(5.0), shutdown_reserve(1.0)

@@ -1,26 +1,29 @@
 """Poll the sources of notices (files, metadata services), each from a thread of its own.
 
-A source that hangs delays only itself. A cloud that announces nothing can't be heard.
+A source that hangs delays only itself. A preemption that no source announces is not detected.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from typing import Final, TypeGuard
 
 from distributed_backup.clock import Clock
-from distributed_backup.preemption.signals import logger
 from distributed_backup.preemption.sources import Alert, NoticeSource
 
-# An end that is farther away is a warning until then. It is the most that a cloud gives who takes a Spot machine back.
+logger = logging.getLogger(__name__)
+
+# Seconds. A termination further away is a warning. 120 s is the longest notice that a cloud gives before it reclaims a
+# Spot machine.
 IMMINENT: Final = 120.0
-# Between two polls of a source that has never answered: most likely it is not there.
+# Seconds between two polls of a source that has never answered. Most likely the machine has no such service.
 IDLE_POLL_PERIOD: Final = 60.0
 
 
-def _asked(source: NoticeSource) -> Alert | None:
-    """What a source says, which may be anybody's."""
+def _poll(source: NoticeSource) -> Alert | None:
+    """Poll a source and check the type of its answer, because users may write sources."""
     alert: object = source.poll()
     if isinstance(alert, Alert | None):
         return alert
@@ -28,19 +31,13 @@ def _asked(source: NoticeSource) -> Alert | None:
 
 
 class NoticePoller:
-    """Asks sources of notices for as long as a fit runs, each from a thread of its own: none waits for another.
+    """Polls of all sources of one fit.
 
-    A sure end is a notice as soon as it is near. One that is still far away is a warning until then, for what is done
-    at a notice is to leave, and a job that is started anew on the same machine would leave again at once.
+    A terminal alert is a notice once it is imminent: at most 120 s away, or the grace period if that is longer. Before,
+    it is a warning: a worker exits at a notice, so a job restarted on the same machine would exit again and again.
 
-    Args:
-        sources: Whom to ask.
-        on_notice: Called from such a thread, once for a source at most, with the reason and the seconds that remain;
-            None where the source can't tell.
-        on_warning: Called from such a thread with the reason, when a source begins to warn of it; False if nobody could
-            be told: then it is called again.
-        grace_period: An end is near if it is no farther away than this, or two minutes.
-        clock: Where time comes from.
+    Each source calls `on_notice` at most once, with the reason and the remaining seconds, None if unknown. It calls
+    `on_warning` with the reason at the first poll that returns a warning, and again while that returns False.
     """
 
     def __init__(
@@ -55,12 +52,12 @@ class NoticePoller:
         self._sources = tuple(sources)
         self._on_notice = on_notice
         self._on_warning = on_warning
-        self._soon = max(IMMINENT, grace_period)
+        self._imminent = max(IMMINENT, grace_period)
         self._clock = clock
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start one thread for each source."""
         for source in self._sources:
             source.begin()
             threading.Thread(
@@ -68,38 +65,38 @@ class NoticePoller:
             ).start()
 
     def stop(self) -> None:
-        """Ask no more. A poll that is under way is not waited for; what it finds counts for nothing."""
+        """Stop polling. A poll under way is not waited for, and its result is ignored."""
         self._stopped.set()
 
     def _watch(self, source: NoticeSource) -> None:
-        pause, has_answered, failure_told = source.period, False, False
-        known: str | None = None
+        pause, has_answered, failure_logged = source.period, False, False
+        warned_of: str | None = None
         while not self._stopped.is_set():
             try:
-                alert = _asked(source)
-                if self._is_near_end(alert):
+                alert = _poll(source)
+                if self._is_imminent(alert):
                     self._on_notice(alert.reason, alert.remaining)
                     return
-                known = self._warned_of(alert, known)
-            except Exception as error:  # noqa: BLE001 - a source may be anybody's
-                if not failure_told:
-                    logger.warning("no notices from %s for now: %s", source.name, error)
-                failure_told = True
-                # Never heard of: not there, or not yet. Else it fails for a moment, which may be the one that counts.
+                warned_of = self._report_warning(alert, warned_of)
+            except Exception as error:  # noqa: BLE001 - users may write sources
+                if not failure_logged:
+                    logger.warning("no notices from %s until it answers: %s", source.name, error)
+                failure_logged = True
+                # A source that has answered before fails for a short time, and its notice may come at any poll.
                 pause = source.period if has_answered else min(2 * pause, IDLE_POLL_PERIOD)
             else:
                 pause, has_answered = source.period, True
             self._clock.wait(self._stopped, pause)
 
-    def _is_near_end(self, alert: Alert | None) -> TypeGuard[Alert]:
-        """Whether a source has said its last word."""
+    def _is_imminent(self, alert: Alert | None) -> TypeGuard[Alert]:
+        """Whether the alert is a notice."""
         if alert is None or self._stopped.is_set() or not alert.terminal:
             return False
-        return alert.remaining is None or alert.remaining <= self._soon
+        return alert.remaining is None or alert.remaining <= self._imminent
 
-    def _warned_of(self, alert: Alert | None, known: str | None) -> str | None:
-        """The reason that was warned of by now."""
+    def _report_warning(self, alert: Alert | None, warned_of: str | None) -> str | None:
+        """Report a new warning. Return the reason that has been reported, None if there is none."""
         if alert is None or self._stopped.is_set():
             return None
-        told = alert.reason == known or self._on_warning(alert.reason)
-        return alert.reason if told else None
+        reported = alert.reason == warned_of or self._on_warning(alert.reason)
+        return alert.reason if reported else None

@@ -1,9 +1,8 @@
-"""What tells of a preemption, and what comes of it; the only module that touches `signal`.
+"""Turn signals into preemption notices.
 
-Signals and sources of notices (files, metadata services) are watched from threads of their own. The signal handler
-takes a note and nothing else: it takes no lock, does no I/O and logs nothing, for it may interrupt anything
-(signal-safety(7)); a thread does the rest. Python runs handlers on the main thread between two bytecodes, so a main
-thread that sits in a long call of C code hears of a signal late. The last resort waits for nobody.
+The signal handler only records the signal. It takes no lock, does no I/O and logs nothing, because it may interrupt any
+code (signal-safety(7)). A thread gives the notice. Python runs handlers on the main thread between two bytecodes, so a
+long call of C code there delays the notice.
 """
 
 from __future__ import annotations
@@ -22,27 +21,24 @@ logger = logging.getLogger(__name__)
 
 
 class SignalWatch:
-    """Turns signals into notices while it is installed.
+    """Handlers that turn signals into notices while they are installed.
 
-    Handlers that were there before are called for each signal, and put back at the end.
-
-    Args:
-        signals: Which signals.
-        on_notice: Called from a thread with the signal's name, for the first signal.
+    Each signal is also passed to the handler before ours, which is restored at the end. A thread calls `on_notice` with
+    the name of the first signal.
     """
 
     def __init__(self, signals: Iterable[signal.Signals], *, on_notice: Callable[[str], None]) -> None:
         self._signals = tuple(signals)
         self._on_notice = on_notice
         self._previous: dict[int, Any] = {}
-        # Reentrant by contract, unlike an Event: a second signal may interrupt the handler of the first.
+        # SimpleQueue is reentrant, unlike Event: a second signal may interrupt the handler of the first.
         self._notes: SimpleQueue[int | None] = SimpleQueue()
         self._active = False
         self._pid = os.getpid()
         self.noted: str | None = None
-        """Name of the first signal; set before anything else happens because of it."""
+        """Name of the first signal. Set by the handler, before its thread runs."""
         self._noted_at = 0.0
-        self._handler = self._handle  # a bound method is a new object at each look; we compare identities
+        self._handler = self._handle  # kept, because each access makes a new bound method and `is` compares
 
     @property
     def seconds_since(self) -> float:
@@ -50,11 +46,12 @@ class SignalWatch:
         return time.monotonic() - self._noted_at
 
     def install(self) -> bool:
-        """Install the handlers and start the thread; False, with a warning, off the main thread."""
+        """Install the handlers and start the thread. Off the main thread, warn and return False."""
         if threading.current_thread() is not threading.main_thread():
             logger.warning(
-                "fit does not run on the main thread, so signals can't be handled there: a SIGTERM ends this process "
-                "without a save; other sources of notices work, and a notice to another worker is still served"
+                "fit does not run on the main thread, so signals can't be handled: a SIGTERM ends this process without "
+                "a save. Other sources of notices work, and a notice to another worker is still served. Run fit on the "
+                "main thread to have signals served too"
             )
             return False
         self._active = True
@@ -64,19 +61,19 @@ class SignalWatch:
         return True
 
     def uninstall(self) -> None:
-        """Put the previous handlers back, where ours are still in place, and stop the thread."""
+        """Stop the thread, and restore the previous handlers where ours are still in place."""
         self._active = False
         self._notes.put(None)
         if threading.current_thread() is threading.main_thread():
             for number, previous in list(self._previous.items()):
-                # Somebody who chained to us since still calls us, and we the one before us.
+                # A handler that was installed since and chains to ours keeps calling it, and ours calls the previous.
                 if signal.getsignal(number) is self._handler and previous is not None:
                     signal.signal(number, previous)
                     del self._previous[number]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid or not self._active:
-            # A forked child, or a fit that is over and could not put the handler back: not ours to swallow.
+            # A forked child, or a finished fit whose handler could not be removed: act as if ours were absent.
             self._pass_on(number, frame)
             return
         if self.noted is None:
@@ -91,7 +88,7 @@ class SignalWatch:
 
     def _call_previous(self, number: int, frame: FrameType | None) -> bool:
         previous = self._previous.get(number)
-        # Python's own SIGINT handler raises KeyboardInterrupt, which would abort the save it should bring about.
+        # Python's own SIGINT handler raises KeyboardInterrupt, which would abort the save that the notice asks for.
         if not callable(previous) or previous is signal.default_int_handler:
             return False
         previous(number, frame)
@@ -103,4 +100,4 @@ class SignalWatch:
             return
         self._on_notice(signal.Signals(number).name)
         while self._notes.get() is not None:
-            logger.warning("signal came again, the save goes on")
+            logger.warning("a signal arrived again: the save before the exit continues")

@@ -1,6 +1,6 @@
-"""Act at a deadline, whatever else hangs.
+"""Act at a deadline, even if every other thread hangs.
 
-The timer has a thread of its own. It can't interrupt the thread that hangs.
+The timer has a thread of its own. It can't interrupt a thread that hangs.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from collections.abc import Callable
 
 
 class ExitWatchdog:
-    """Acts once, at the earliest of the instants that it was given, unless it is called off. Thread-safe.
-
-    Args:
-        act: Called from a thread of its own, so that whatever hangs elsewhere can't take it away.
-    """
+    """A timer that calls `act` once, at the earliest instant it was armed for, unless it is disarmed. Thread-safe."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self._act = act
@@ -25,7 +21,7 @@ class ExitWatchdog:
         self._over = False
 
     def arm(self, seconds: float) -> None:
-        """Act in `seconds`, if that is sooner than what was said before."""
+        """Act in `seconds`, or at an earlier instant that it is armed for already."""
         instant = time.monotonic() + seconds
         with self._lock:
             if self._over or (self._instant is not None and self._instant <= instant):
@@ -33,11 +29,11 @@ class ExitWatchdog:
             if self._timer is not None:
                 self._timer.cancel()
             self._instant, self._timer = instant, threading.Timer(seconds, self._act)
-            self._timer.name, self._timer.daemon = "distributed-backup-last-resort", True
+            self._timer.name, self._timer.daemon = "distributed-backup-watchdog", True
             self._timer.start()
 
     def disarm(self) -> None:
-        """It is not needed any more."""
+        """Never act, even if armed again."""
         with self._lock:
             self._over = True
             if self._timer is not None:

@@ -39,7 +39,7 @@ class ForcedExit:
         self._watchdog.disarm()
 
     def handle_late_signal(self, signals: SignalWatch) -> None:
-        """Handle a signal that arrived while the worker left a complete run. Nobody sends it again.
+        """Handle a signal that arrived after training had finished. The platform does not send it again.
 
         Raises:
             Preempted: The final state is kept, so a restarted job has it to return to.

@@ -230,7 +230,7 @@ def test_other_data_is_warned_of_and_its_epoch_begun_again(tmp_path: Path, chang
     """A batch number means nothing among other batches."""
     found = result(tmp_path, "changed_data", change)
     assert found["interrupted_at"] == Position(1, 1)
-    assert [message.partition(" when ")[0] for message in found["logged"]] == ["data or batch size is not what it was"]
+    assert [message.partition(" since ")[0] for message in found["logged"]] == ["data or batch size has changed"]
     assert "start of epoch 1" in found["logged"][0]
     assert found["epochs"] == [1, 2]
     assert found["batches"] == 2 * change.get("steps", 3)

@@ -68,7 +68,7 @@ def test_a_file_that_is_touched_makes_a_fit_save_and_leave(start: Start, tmp_pat
     assert (position, code) == (Position(1, 1), 143)
     assert seconds < SOON
     assert [checkpoint] == [row.name for row in CheckpointStore(tmp_path / "run").list()]
-    assert "other sources of notices work" in child.output()
+    assert "Other sources of notices work" in child.output()
     assert f"reason=file:{path} grace=1" in child.output()
 
 

@@ -205,7 +205,7 @@ def test_a_signal_while_a_complete_run_is_deleted_is_told_and_does_not_have_it_s
     assert child.result()["state"] == uninterrupted["state"]
     assert not backup_dir.exists()
     [log] = [path.read_text() for path in tmp_path.glob("log-*")]
-    assert "SIGTERM came when the fit was complete" in log
+    assert "SIGTERM arrived after training had finished" in log
 
 
 def test_a_fit_that_hangs_as_it_leaves_is_ended_before_the_grace_period_is(start: Start, backup_dir: Path) -> None:

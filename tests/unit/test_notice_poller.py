@@ -144,7 +144,7 @@ def test_a_warning_that_nobody_could_be_told_of_is_told_again() -> None:
 def test_what_is_no_alert_is_an_error_of_the_source(caplog: pytest.LogCaptureFixture) -> None:
     """A user's own; what it says next counts."""
     heard = Heard(Told("soon", END))
-    assert "no notices from told for now: poll must return an Alert or None, got 'soon'" in caplog.text
+    assert "no notices from told until it answers: poll must return an Alert or None, got 'soon'" in caplog.text
     assert heard.notices == [("test:end", 110.0)]
 
 
@@ -165,7 +165,7 @@ def test_a_source_that_is_not_there_is_asked_ever_more_rarely_and_told_of_once(
     heard = Heard(Told(OSError("nobody there"), period=1.0), polls=8)
     assert heard.clock.waits == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "no notices from told for now: nobody there")
+        ("WARNING", "no notices from told until it answers: nobody there")
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where notices come from, besides signals: files, the clouds' metadata services, and what a user adds."""
+"""Poll for notices besides signals: files, the clouds' metadata services, and sources that a user adds."""
 
 from __future__ import annotations
 
@@ -22,30 +22,24 @@ _CLOUDS: Final = {"gce": GceSource, "aws": AwsSource, "azure": AzureSource}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoticeSources:
-    """Where notices are taken from.
-
-    Args:
-        signal: Whether from signals.
-        others: From what else.
-    """
+    """The sources of a callback. `signal` says whether signals are one, `others` are polled."""
 
     signal: bool
     others: tuple[NoticeSource, ...]
 
     def __bool__(self) -> bool:
-        """Whether from anything."""
+        """Whether there is any source."""
         return self.signal or bool(self.others)
 
 
 def notice_sources(notices: str | NoticeSource | Iterable[str | NoticeSource]) -> NoticeSources:
-    """Make sources of their names.
+    """Return the sources that `notices` names.
 
-    Args:
-        notices: "signal", "file:/absolute/path", "gce", "aws", "azure", any of these with commas between them, a
-            `NoticeSource`, or a sequence of names and sources.
+    A name is "signal", "file:/absolute/path", "gce", "aws" or "azure". Several are a text with commas, or a sequence
+    that may hold `NoticeSource`s too.
 
     Raises:
-        ConfigError: A name is none of these, or the environment names an impossible metadata service.
+        ConfigError: A name is unknown, or the environment has an invalid address of a metadata service.
 
     Example:
         >>> found = notice_sources("signal, file:/run/notice")
@@ -62,7 +56,7 @@ def notice_sources(notices: str | NoticeSource | Iterable[str | NoticeSource]) -
 
 
 def _check(source: NoticeSource) -> None:
-    """Before the fit: what is wrong with it would show in a thread that nobody looks at."""
+    """Check a source before the fit, because an error in its thread would only be logged."""
     name = getattr(source, "name", None)
     if not isinstance(name, str) or not name:
         raise ConfigError(f"a NoticeSource must have a name, {type(source).__name__} has {name!r}")
@@ -79,7 +73,7 @@ def _source(notice: str | NoticeSource) -> NoticeSource:
         return notice
     if isinstance(notice, str) and notice in _CLOUDS:
         return _CLOUDS[notice]()
-    # file:/path and file:///path are the same place (RFC 8089).
+    # file:/path and file:///path name the same file (RFC 8089).
     scheme, _, path = str(notice).partition(":")
     path = path.removeprefix("//")
     if scheme == "file" and path.startswith("/") and not path.endswith("/"):

@@ -1,14 +1,14 @@
 """Amazon EC2: the interruption notice and the rebalance recommendation of a Spot Instance.
 
-- `spot/instance-action` is there two minutes before the instance is stopped or terminated, or the moment it hibernates,
-  with the approximate time; before that it is a 404. A time in the past stays where EC2 did not do as it said: after
-  some minutes it is a warning only, else a job that is started again on this machine would leave again and again.
+- `spot/instance-action` exists from two minutes before the instance is stopped or terminated, or from the moment it
+  hibernates. It has the approximate time. Until then it is a 404. If EC2 does not do as announced, a time in the past
+  remains. 300 s later it counts as a warning: a job restarted on this machine would otherwise exit again and again.
   https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
-- `events/recommendations/rebalance` is there when the risk of an interruption is high: a warning.
+- `events/recommendations/rebalance` exists while the risk of an interruption is high: a warning.
   https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
 
-Both are asked for over IMDSv2, whose every question needs a session token, every five seconds, as EC2 recommends. The
-token's way is one network hop unless the instance allows more: a container without the host's network needs two.
+Both are polled every five seconds, as EC2 recommends, over IMDSv2, where each request needs a session token. The token
+crosses one network hop unless the instance allows more. A container without the host's network needs two.
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
 """
 
@@ -23,18 +23,21 @@ from distributed_backup.preemption.sources.metadata import ADDRESS, Answer, Meta
 
 _ENDPOINT: Final = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 _TOKEN: Final = "X-aws-ec2-metadata-token"  # noqa: S105 - the header's name
-# What may stand in a header; a captive portal would answer with a page.
+# A valid header value. A captive portal would answer with a page.
 _TOKEN_TEXT: Final = re.compile(r"[!-~]{1,1024}")
-# Seconds; the longest there is. One that ended sooner is refused, and replaced.
+# Seconds: EC2's maximum. A token that has expired is refused with 401, and replaced.
 _TOKEN_LIFE: Final = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
 
 _ACTIONS: Final = ("terminate", "stop", "hibernate")
-# Seconds after which an end that did not come is none: EC2 did not do as it said.
+# Seconds after its announced time at which an interruption counts as cancelled.
 _OVERDUE: Final = 300.0
 
 
 class AwsSource(NoticeSource):
-    """Interruptions of this Spot Instance; `$AWS_EC2_METADATA_SERVICE_ENDPOINT` is another URL, as in Amazon's SDKs."""
+    """Interruptions of this Spot Instance.
+
+    `$AWS_EC2_METADATA_SERVICE_ENDPOINT` sets another URL, as in Amazon's SDKs.
+    """
 
     name = "aws"
     period = 5.0
@@ -44,16 +47,16 @@ class AwsSource(NoticeSource):
         self._token: str | None = None
 
     def poll(self) -> Alert | None:
-        """An interruption is a sure end, with its time; a recommendation a warning."""
+        """Return a terminal alert with its time at an interruption, a warning at a recommendation."""
         interruption = self._item("spot/instance-action")
         if interruption is not None:
-            return _end(interruption)
+            return _interruption(interruption)
         if self._item("events/recommendations/rebalance") is not None:
             return Alert(reason="aws:rebalance", terminal=False)
         return None
 
     def _item(self, item: str) -> Answer | None:
-        """None where there is no such item."""
+        """Return an item of the metadata, None if it does not exist."""
         answer = self._ask(item)
         if answer.status == 401:
             self._token = None
@@ -72,12 +75,12 @@ class AwsSource(NoticeSource):
         return answer.text.strip()
 
 
-def _end(answer: Answer) -> Alert:
+def _interruption(answer: Answer) -> Alert:
     document = answer.json()
     action = document.get("action") if isinstance(document, dict) else None
     if action not in _ACTIONS:
         raise answer.parse_error()
-    # By the server's clock: ours may be wrong. An end without a time that makes sense is an end all the same.
+    # By the server's clock, because ours may be wrong. An interruption without a valid time is still terminal.
     end, now = iso_time(document.get("time")), answer.server_time
     overdue = end is not None and now is not None and (now - end).total_seconds() > _OVERDUE
     return Alert(reason=f"aws:{action}", remaining=seconds_left(end, now), terminal=not overdue)

@@ -1,16 +1,15 @@
 """Azure: scheduled events of this virtual machine.
 
-- Preempt (at least 30 s before) and Terminate (5 to 15 min) delete the machine; Reboot and Redeploy (10 min or more,
-  days where hardware is about to fail) end its processes. All are sure ends, and carry the time before which they don't
-  begin.
-- One that has started has no time. A machine that is back from a Reboot or a Redeploy may see it as started for minutes
-  yet, so that then it is a warning only; else a restarted job would leave again and again.
-- Freeze pauses the machine for seconds, and any kind that is not known here is taken for as little: a warning.
-- Events are told to all machines of a set, and name those that they concern.
+- Preempt (announced at least 30 s before) and Terminate (5 to 15 min) delete the machine. Reboot and Redeploy (10 min
+  or more, days if hardware is about to fail) end its processes. All are terminal. Their time is the earliest start.
+- An event that has started has no time. After a Reboot or a Redeploy a machine may see it as started for some minutes,
+  so a started one is a warning. A restarted job would otherwise exit again and again.
+- Freeze pauses the machine for seconds: a warning. Unknown kinds are warnings too.
+- Azure announces events to all machines of a set, with the names of the machines concerned.
 
-No event is approved: that would have it begin sooner, on all the machines it names. The first question of all may be
-answered after two minutes only; so whoever begins to ask may have no answer at first. Asked for each second, as Azure
-recommends. https://learn.microsoft.com/en-us/azure/virtual-machines/linux/scheduled-events
+This module approves no event, because the event would then start sooner on all machines concerned. Azure may take 120 s
+to answer the first request. Polled every second, as Azure recommends.
+https://learn.microsoft.com/en-us/azure/virtual-machines/linux/scheduled-events
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ _NAME: Final = "/metadata/instance/compute/name?api-version=2021-02-01&format=te
 
 
 class AzureSource(NoticeSource):
-    """Scheduled events of this VM.
-
-    Args:
-        address: URL of the service; a machine outside of a virtual network has another than the usual one.
-    """
+    """Scheduled events of this VM. A machine outside of a virtual network has another `address` of the service."""
 
     name = "azure"
 
@@ -39,8 +34,8 @@ class AzureSource(NoticeSource):
         self._machine: str | None = None
 
     def poll(self) -> Alert | None:
-        """The most pressing of the events that concern this machine."""
-        if self._machine is None:  # now, for when an event is there may be too late to find out
+        """Return the most urgent event that concerns this machine."""
+        if self._machine is None:  # read at the first poll, because 30 s before the end may be too late
             self._machine = self._service.ask(_NAME, headers=_HEADERS).raise_for_status().text.strip().casefold()
         answer = self._service.ask(_EVENTS, headers=_HEADERS).raise_for_status()
         document = answer.json()
@@ -48,7 +43,7 @@ class AzureSource(NoticeSource):
             alerts = [_alert(event, answer) for event in document["Events"] if self._machine in _machines(event)]
         except (AttributeError, KeyError, TypeError):
             raise answer.parse_error() from None
-        return min(alerts, key=_pressing, default=None)
+        return min(alerts, key=_urgency, default=None)
 
 
 def _machines(event: dict[str, Any]) -> set[str]:
@@ -62,5 +57,5 @@ def _alert(event: dict[str, Any], answer: Answer) -> Alert:
     return Alert(reason=f"azure:{kind[:40]}", remaining=remaining, terminal=terminal)
 
 
-def _pressing(alert: Alert) -> tuple[bool, float]:
+def _urgency(alert: Alert) -> tuple[bool, float]:
     return not alert.terminal, alert.remaining or 0.0

@@ -1,8 +1,7 @@
-"""The contract of a source of notices: something that can be asked whether this machine is about to go.
+"""Define the contract of a source of notices: it is polled for upcoming interruptions of this machine.
 
-A source says what it sees, and decides nothing: when to save and when to leave is the watch's business, see
-`preemption`. It is asked again and again from a thread of its own, and may block there for a moment. It can't promise
-to be in time: a cloud announces what it does as best it can, or not at all.
+A source reports and decides nothing: `preemption.poller` decides what is a notice. Each source has a thread of its own
+and may block there. A source can't promise to be in time: a cloud may announce an interruption late or not at all.
 """
 
 from __future__ import annotations
@@ -16,15 +15,23 @@ from distributed_backup.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Something is going to happen to this machine.
+    """An upcoming interruption of this machine.
 
     Args:
-        reason: What, for the logs and the other workers: "aws:terminate".
-        remaining: Seconds until then, as of now; None if that can't be told, and the grace period counts.
-        sure: Whether it ends this process. Else it is a warning: what is there is saved, and training goes on.
+        reason: The interruption, for the logs and the other workers, such as "aws:terminate".
+        remaining: Seconds from now until the interruption. Default: None, unknown, and the callback's `grace_period`
+            counts.
+        terminal: Whether the interruption ends this process. A terminal alert makes the worker save and exit. False is
+            a warning: the run is saved and training continues. Default: True, because most interruptions are
+            terminal.
 
     Raises:
-        ConfigError: `remaining` is no positive number of seconds.
+        ConfigError: `remaining` is not a positive, finite number.
+
+    Example:
+        >>> from distributed_backup import Alert
+        >>> Alert(reason="maintenance:tonight", remaining=3600.0, terminal=False)
+        Alert(reason='maintenance:tonight', remaining=3600.0, terminal=False)
     """
 
     reason: str
@@ -37,9 +44,16 @@ class Alert:
 
 
 class NoticeSource(ABC):
-    """One source of notices. Used by one fit at a time.
+    """A source of notices, to be given as `BackupAndRestore(notices=[..., source])`. Serves one fit at a time.
+
+    A subclass sets `name` and defines `poll`.
+
+    Attributes:
+        name: Name in the logs.
+        period: Seconds between two polls. Default: 1.0, as Azure recommends. The shortest notices of clouds are 30 s.
 
     Example:
+        >>> from distributed_backup import Alert, NoticeSource
         >>> class Maintenance(NoticeSource):
         ...     name = "maintenance"
         ...
@@ -50,18 +64,15 @@ class NoticeSource(ABC):
     """
 
     name: str
-    """What it is called in the logs."""
-
     period: float = 1.0
-    """Seconds between two polls."""
 
-    def begin(self) -> None:  # noqa: B027 - most have nothing to remember
-        """A fit begins: what was there before is not news. Called from the training thread; must not block."""
+    def begin(self) -> None:  # noqa: B027 - most have no state
+        """Forget earlier notices: a fit begins. Called from the training thread. Must not block."""
 
     @abstractmethod
     def poll(self) -> Alert | None:
-        """What is going to happen, for as long as it is; None if nothing is.
+        """Return the upcoming interruption, at each poll while it is upcoming. None if there is none.
 
         Raises:
-            Exception: It can't be told; logged once, and asked again.
+            Exception: Any error. The first one is logged, and polling continues.
         """

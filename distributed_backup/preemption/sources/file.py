@@ -1,7 +1,7 @@
-"""A file that is touched before the kill, by a preStop hook or an operator.
+"""Give notice when a file is touched, by a preStop hook or an operator.
 
-Only a touch during the fit counts, whatever the file's age: one that an earlier pod or preemption left behind would
-else end each fit at its start. A touch before the fit begins is lost; the SIGTERM that follows a preStop hook is not.
+Only a touch during the fit counts. A file that an earlier pod left behind would otherwise end each fit at its start. A
+touch before the fit is lost, but the SIGTERM that follows a preStop hook is still served.
 """
 
 from __future__ import annotations
@@ -12,46 +12,42 @@ from typing import Final
 
 from distributed_backup.preemption.sources.base import Alert, NoticeSource
 
-# A look costs a system call.
+# Seconds. A poll costs one system call.
 _PERIOD: Final = 0.2
 
 
 class FileSource(NoticeSource):
-    """Gives notice when a file is created or touched.
-
-    Args:
-        path: The file; neither it nor its directory need exist yet.
-    """
+    """A notice when a file is created or touched. Neither the file nor its directory need exist before."""
 
     period = _PERIOD
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._before: tuple[int, int] | None = None
-        # Not while it can't be looked at: when that works again, what is there is not news either.
+        # False while the file can't be read: its state at the first successful poll is not a notice.
         self._before_is_known = False
         self.name = f"file:{path}"
 
     def begin(self) -> None:
-        """What is there now is old."""
+        """Remember the file's state. Only a later change is a notice."""
         self._before_is_known = False
-        with suppress(OSError):  # `poll` will tell
+        with suppress(OSError):  # `poll` raises it again
             self._remember()
 
     def poll(self) -> Alert | None:
-        """A sure end, if the file was touched since the fit began; without it, nothing."""
+        """Return a terminal alert if the file was touched since the fit began. None if it does not exist."""
         if not self._before_is_known:
             self._remember()
             return None
-        found = self._look()
+        found = self._state()
         return None if found is None or found == self._before else Alert(reason=self.name)
 
     def _remember(self) -> None:
-        self._before = self._look()
+        self._before = self._state()
         self._before_is_known = True
 
-    def _look(self) -> tuple[int, int] | None:
-        """What a touch changes; compared with itself only, for the clock that set it may be another machine's."""
+    def _state(self) -> tuple[int, int] | None:
+        """Return inode and modification time. The time may come from another machine's clock, so only changes count."""
         try:
             status = self._path.stat()
         except FileNotFoundError:

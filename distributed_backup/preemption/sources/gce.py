@@ -1,16 +1,16 @@
 """Google Compute Engine: the metadata keys `preempted` and `maintenance-event`.
 
-- `preempted` turns from FALSE to TRUE when a Spot VM is being preempted. It does not say how much time is left: 30 s,
-  and 120 s more where the VM was made with a notice duration. So the grace period counts.
+- `preempted` changes from FALSE to TRUE when a Spot VM is being preempted. 30 s remain, and 120 s more if the VM was
+  made with a notice duration. The key does not show which, so the grace period counts.
   https://cloud.google.com/compute/docs/instances/create-use-spot
-- `maintenance-event` is MIGRATE_ON_HOST_MAINTENANCE a minute before a live migration, which the process survives, or
-  TERMINATE_ON_HOST_MAINTENANCE before the VM is stopped: a minute, with GPUs an hour, and it does not say which. Both
-  are warnings, for to leave at once might waste an hour; the stop itself comes as a SIGTERM. The minute is given only
-  to those who have asked before. https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice and
+- `maintenance-event` is MIGRATE_ON_HOST_MAINTENANCE 60 s before a live migration, which the process survives. It is
+  TERMINATE_ON_HOST_MAINTENANCE before the VM is stopped: 60 s, or an hour with GPUs. The key does not show which, so
+  both are warnings. The stop itself sends a SIGTERM. A VM gets the 60 s only if it has read the key before.
+  https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice and
   https://cloud.google.com/compute/docs/gpus/gpu-host-maintenance
 
-Both are asked for each second. A request that hangs until the value changes (`wait_for_change`) would hear of it at
-once, but could not be taken back when the fit is over.
+Both are polled every second. A request with `wait_for_change` would return sooner, but it could not be cancelled at the
+end of a fit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VALUE: Final = re.compile(r"[A-Z][A-Z_]{0,99}")
 
 
 class GceSource(NoticeSource):
-    """Preemptions and maintenance of this VM; `$GCE_METADATA_HOST` names another host, as in Google's clients."""
+    """Preemptions and maintenance of this VM. `$GCE_METADATA_HOST` sets another host, as in Google's clients."""
 
     name = "gce"
 
@@ -38,11 +38,11 @@ class GceSource(NoticeSource):
         self._service = MetadataService(f"http://{host}" if host else ADDRESS, origin=f"${_HOST}")
 
     def poll(self) -> Alert | None:
-        """A preemption is a sure end, maintenance a warning."""
+        """Return a terminal alert at a preemption, a warning at maintenance."""
         if _value(self._ask("preempted").raise_for_status()) == "TRUE":
             return Alert(reason="gce:preempted")
         answer = self._ask("maintenance-event")
-        # A server that stands in for Google's, such as GKE's, may not show it; the key above is what counts.
+        # GKE's metadata server may not have this key. The key above is the one that must work.
         event = "NONE" if answer.status != 200 else _value(answer)
         return None if event == "NONE" else Alert(reason=f"gce:{event}", terminal=False)
 
@@ -60,6 +60,6 @@ def _value(answer: Answer) -> str:
 
 
 def _check_flavor(answer: Answer) -> None:
-    """Another server may sit at the address, or a captive portal answer for it."""
+    """Check that Google's server has answered, not another server at the address or a captive portal."""
     if answer.headers.get("metadata-flavor") != "Google":
         raise BackupError(f"{answer.url} was not answered by Google's metadata server")

@@ -1,8 +1,8 @@
-"""Asking a cloud's metadata service: short questions over plain HTTP, and what goes wrong with them.
+"""Send requests to a cloud's metadata service, and translate its errors to `BackupError`s of one line.
 
-The service is asked directly, never through a proxy: it answers for the machine that asks. Each wait for it is short,
-and every failure is a BackupError of one line. It is reached by its link-local address rather than by name: a resolver
-may take half a minute to find out that there is no such name.
+`http.client` is used because it follows no proxy and no redirect: the service answers for the machine that connects.
+The address is link-local rather than a name, because a resolver may take 30 s to report a missing name. Each wait ends
+after 2 s, but a server that sends one byte at a time can take longer.
 """
 
 from __future__ import annotations
@@ -21,23 +21,17 @@ from distributed_backup.errors import BackupError, ConfigError
 
 ADDRESS: Final = "http://169.254.169.254"
 
-# For each wait: to connect, and for each piece of the answer.
+# Seconds for each wait: to connect, and for each piece of the answer.
 _TIME_LIMIT: Final = 2.0
+# Bytes of a body.
 _SIZE_LIMIT: Final = 1 << 18
-# Less can't be told apart from nothing: the times are whole seconds, and said to be approximate.
-_LEAST_LEFT: Final = 1.0
+# Seconds. The services give approximate times in whole seconds, so a shorter remainder counts as unknown.
+_MIN_LEFT: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the service answered.
-
-    Args:
-        url: What was asked for.
-        status: HTTP status.
-        headers: By name in lower case.
-        text: The body.
-    """
+    """An answer of the service. The names in `headers` are in lower case."""
 
     url: str
     status: int
@@ -46,24 +40,24 @@ class Answer:
 
     @property
     def server_time(self) -> datetime | None:
-        """The instant by the server's clock; None if it did not say."""
+        """The time of the answer by the server's clock. None if the header `Date` is missing or invalid."""
         return http_time(self.headers.get("date"))
 
     def raise_for_status(self) -> Answer:
-        """This.
+        """Return this answer if its status is 200.
 
         Raises:
-            BackupError: It is not the answer to what was asked.
+            BackupError: The status is another.
         """
         if self.status != 200:
             raise BackupError(f"{self.url} answered {self.status}")
         return self
 
     def json(self) -> Any:
-        """The body, parsed.
+        """Return the parsed body.
 
         Raises:
-            BackupError: It is no JSON.
+            BackupError: The body is not JSON.
         """
         try:
             return json.loads(self.text)
@@ -71,19 +65,17 @@ class Answer:
             raise self.parse_error() from None
 
     def parse_error(self) -> BackupError:
-        """The error to raise if it makes no sense."""
+        """Return the error to raise if the body can't be parsed."""
         return BackupError(f"{self.url} answered what can't be understood: {self.text[:80]!r}")
 
 
 class MetadataService:
-    """A metadata service.
+    """The metadata service at `address`, an http URL of a host and maybe a port.
 
-    Args:
-        address: URL of scheme, host and maybe port.
-        origin: Where it comes from, for the message.
+    `origin` names the setting of the address, for the error text.
 
     Raises:
-        ConfigError: `address` is no such URL.
+        ConfigError: `address` is not such a URL.
     """
 
     def __init__(self, address: str, *, origin: str) -> None:
@@ -93,20 +85,15 @@ class MetadataService:
         except ValueError:
             host, port = None, None
         if not host or parts.scheme != "http" or parts.path.strip("/"):
-            raise ConfigError(f"{origin} must name a host and maybe a port, over http; got {address!r}")
+            raise ConfigError(f"{origin} must name a host and maybe a port, over http, got {address!r}")
         self._host, self._port = host, port or 80
         self._address = f"http://{parts.netloc}"
 
     def ask(self, path: str, *, headers: Mapping[str, str], method: str = "GET") -> Answer:
-        """One question, one answer.
-
-        Args:
-            path: Begins with a slash.
-            headers: Of the request.
-            method: Of the request.
+        """Send one request and return its answer, whatever its status.
 
         Raises:
-            BackupError: There was no complete answer in time.
+            BackupError: The service did not send a complete answer in time.
         """
         url = f"{self._address}{path}"
         with closing(HTTPConnection(self._host, self._port, timeout=_TIME_LIMIT)) as connection:
@@ -124,7 +111,7 @@ class MetadataService:
 
 
 def http_time(text: Any) -> datetime | None:
-    """An instant as HTTP writes it; None if `text` is none.
+    """Parse a time in the format of HTTP. Return None if `text` is not one.
 
     Example:
         >>> http_time("Mon, 19 Sep 2016 18:29:47 GMT")
@@ -137,7 +124,7 @@ def http_time(text: Any) -> datetime | None:
 
 
 def iso_time(text: Any) -> datetime | None:
-    """An instant by ISO 8601; None if `text` is none.
+    """Parse a time in ISO 8601. Return None if `text` is not one.
 
     Example:
         >>> iso_time("2017-09-18T08:22:00Z")
@@ -154,13 +141,8 @@ def _in_utc(instant: datetime) -> datetime:
 
 
 def seconds_left(end: datetime | None, now: datetime | None) -> float | None:
-    """Seconds until `end`; None if that can't be told, or it is over: then what was to happen did not yet.
-
-    Args:
-        end: By the clock of `now`.
-        now: By the server's clock; ours may be wrong.
-    """
+    """Return the seconds from `now` to `end`, both by the server's clock. None if unknown, past, or under 1 s."""
     if end is None or now is None:
         return None
     left = (end - now).total_seconds()
-    return left if left >= _LEAST_LEFT else None
+    return left if left >= _MIN_LEFT else None
