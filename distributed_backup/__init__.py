@@ -1,6 +1,6 @@
 """Preemption-safe, cluster-aware backup and exact resume for synalinks `fit` jobs.
 
-Importing the package imports neither synalinks nor redis: names are loaded when they are first used.
+Importing the package imports neither synalinks nor redis. Each name is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from distributed_backup.errors import BackupError
     from distributed_backup.position import Position
     from distributed_backup.preemption.exit import Preempted
+    from distributed_backup.preemption.sources.base import Alert, NoticeSource
 
 _HOMES = {
+    "Alert": "preemption.sources.base",
     "BackupAndRestore": "callback",
     "BackupError": "errors",
     "CheckpointStore": "checkpoints.store",
     "FileCoordinator": "coordination.file",
     "LeaseTimings": "coordination.timings",
     "MemoryCoordinator": "coordination.memory",
+    "NoticeSource": "preemption.sources.base",
     "Position": "position",
     "Preempted": "preemption.exit",
     "RedisCoordinator": "coordination.redis",
@@ -34,12 +37,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alert",
     "BackupAndRestore",
     "BackupError",
     "CheckpointStore",
     "FileCoordinator",
     "LeaseTimings",
     "MemoryCoordinator",
+    "NoticeSource",
     "Position",
     "Preempted",
     "RedisCoordinator",

@@ -16,12 +16,14 @@ from distributed_backup import errors
 from distributed_backup.position import Position
 
 NAMES = {
+    "Alert",
     "BackupAndRestore",
     "BackupError",
     "CheckpointStore",
     "FileCoordinator",
     "LeaseTimings",
     "MemoryCoordinator",
+    "NoticeSource",
     "Position",
     "Preempted",
     "RedisCoordinator",
