@@ -1,4 +1,4 @@
-"""What the children of the tests of host compatibility run: fits with synalinks' own callback and with ours."""
+"""Run fits with synalinks' own callback and with ours in a child, for `test_host_compatibility`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _error(kind: Any, arguments: tuple[Any, ...]) -> str:
 
 
 class Watcher(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Looks for checkpoints at every hook."""
+    """Lists the checkpoints at every hook."""
 
     def __init__(self, root: Path) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def saves_without_schedule(report: Report) -> dict[str, Any]:
 
 
 def damaged(report: Report, double: bool) -> dict[str, Any]:
-    """The newest checkpoint is cut short; the fit goes on from the one before it, if there is one."""
+    """Truncate the newest checkpoint, and resume from the one before it, if there is one."""
     strict()
     fit, options = Fit(), {"save_freq": "epoch", "double_checkpoint": double}
     reference = run_part(fit, None)
@@ -132,7 +132,7 @@ def damaged(report: Report, double: bool) -> dict[str, Any]:
 
 
 class GracefulStop(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Asks the training to stop while a batch is under way, as a user's own SIGTERM handler would."""
+    """Sets `stop_training` during a batch, as a user's own SIGTERM handler would."""
 
     def __init__(self, at: int, backup: Any, notice: bool) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class GracefulStop(synalinks.callbacks.Callback):  # type: ignore[misc]
 
 
 def graceful_stop(report: Report) -> dict[str, Any]:
-    """A preemption makes both our callback and the user's handler stop the training; then the fit goes on."""
+    """Stop the training by our callback and by the user's handler at once, then resume."""
     strict()
     fit, options = Fit(), {"delete_checkpoint": True}
     reference, wrong, kept = run_part(fit, None), [], []
@@ -248,7 +248,7 @@ def _population(program: Any) -> Any:
 
 
 class Prober(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Notes the population that the first epoch finds."""
+    """Records the population at the start of the first epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,12 +260,12 @@ class Prober(synalinks.callbacks.Callback):  # type: ignore[misc]
 
 
 def legacy(report: Report, torn: bool = False) -> dict[str, Any]:
-    """The host's callback backed a fit up, and ours goes on in its directory."""
+    """Back a fit up with the host's callback, and resume it with ours in its directory."""
     strict()
     fit = Fit()
 
     async def run(root: Path) -> dict[str, Any]:
-        # The programs are built under the same names, as in a fresh process: the host matches variables by path.
+        # Programs get the same names as in a fresh process, because the host matches variables by path.
         synalinks.clear_session()
         interruption = Interruption(at=2, hooks=("on_epoch_begin",), how="raise")
         first = await host_part(fit, root, interruption, double_checkpoint=True)
@@ -301,7 +301,7 @@ def legacy(report: Report, torn: bool = False) -> dict[str, Any]:
 
 
 def finish(report: Report, delete: bool, early: bool) -> dict[str, Any]:
-    """What is left when a run has finished, by itself or by EarlyStopping."""
+    """Return what is left of a run that has finished, by itself or by EarlyStopping."""
     strict()
     stop = synalinks.callbacks.EarlyStopping(monitor="val_reward", mode="max", stop_at=-1.0)
     with directory() as root:
@@ -336,7 +336,7 @@ class Listening(BackupAndRestore):
 
 
 def event_sinks(report: Report) -> dict[str, Any]:
-    """The kinds of events that a subclass receives, those in the event log, and whether its sink was closed."""
+    """Return the kinds of events in a subclass and in the event log, and whether its sink was closed."""
     strict()
     with directory() as root:
         backup = Listening(root, delete_checkpoint=False)
@@ -350,7 +350,7 @@ def event_sinks(report: Report) -> dict[str, Any]:
 
 
 class Noticing(BackupAndRestore):
-    """Gives itself a notice after some training batches, and notes which threads call it."""
+    """Gives itself a notice after some training batches, and records the threads that call it."""
 
     def __init__(self, *args: Any, after: int | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -370,7 +370,7 @@ class Noticing(BackupAndRestore):
 
 
 def order(report: Report) -> dict[str, Any]:
-    """The same interrupted fits with our callback at every place of the list, in a tuple, and without a list."""
+    """Run the same interrupted fits with our callback at every place of the list, in a tuple, and alone."""
     strict()
     fit = Fit(epochs=2)
     reference = run_part(fit, None)

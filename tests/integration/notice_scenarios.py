@@ -1,4 +1,4 @@
-"""What the children of the tests of notices run. Imports synalinks, through the callback."""
+"""Make a callback in a child, for `test_notice_sources`. Imports synalinks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distributed_backup.errors import ConfigError
 
 
 def make(report: Callable[..., None], directory: Path, variable: str, arguments: dict[str, Any]) -> Any:
-    """Make a callback: the sources it takes notices from and whether it serves any, or why there is none."""
+    """Make a callback. Return its sources and whether it serves notices, or the text of its error."""
     os.environ["DISTRIBUTED_BACKUP_NOTICES"] = variable
     try:
         options = BackupAndRestore(directory, **arguments)._options

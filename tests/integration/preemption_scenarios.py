@@ -1,4 +1,4 @@
-"""What the children of the preemption tests run: a real fit that reports where it is. Imports synalinks."""
+"""Run a real fit that reports its hooks in a child, for `test_preemption`. Imports synalinks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Report = Callable[..., None]
 
 
 class Reporter(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Reports each hook and slows the language model down when it is told to."""
+    """Reports each hook, and slows the language model down from the hook `slow` of the job."""
 
     def __init__(self, report: Report, job: Job, model: SlowModel) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Reporter(synalinks.callbacks.Callback):  # type: ignore[misc]
 
 
 class SlowModel(OfflineLanguageModel):
-    """Announces the call that is slow, so that a test knows that it is under way."""
+    """Reports a slow call when it begins."""
 
     report: Report | None = None
     blocking = False
@@ -102,7 +102,7 @@ def train(report: Report, job: Job) -> dict[str, Any]:
 
 
 def train_with_handler(report: Report, job: Job) -> dict[str, Any]:
-    """A handler was there before; it must be called, and be back afterwards."""
+    """Train with a handler of the user, and report its call and its return."""
 
     def theirs(number: int, frame: Any) -> None:
         report("their_handler", number)
@@ -115,7 +115,7 @@ def train_with_handler(report: Report, job: Job) -> dict[str, Any]:
 
 
 def train_with_exiting_handler(report: Report, job: Job) -> dict[str, Any]:
-    """A handler was there before that leaves the process, and does so before our thread gets to run."""
+    """Train with a handler of the user that exits before our thread runs."""
     watch = SignalWatch._watch
 
     def late(self: SignalWatch) -> None:
@@ -142,7 +142,7 @@ def train_in_a_thread(report: Report, job: Job) -> Any:
 
 
 def train_with_slow_disk(report: Report, job: Job, seconds: float) -> dict[str, Any]:
-    """Each fsync of a checkpoint takes `seconds`, and is reported."""
+    """Train with an fsync that takes `seconds` and is reported."""
     original = LocalStorage._sync
 
     def slow(self: LocalStorage, descriptor: int) -> None:
@@ -155,7 +155,7 @@ def train_with_slow_disk(report: Report, job: Job, seconds: float) -> dict[str, 
 
 
 def train_with_hanging_commit(report: Report, job: Job) -> dict[str, Any]:
-    """Each rename hangs for ever, as on a network disk that went away, and a checkpoint's is reported."""
+    """Train with a rename that never returns, as on a lost network disk. Report a checkpoint's."""
 
     def hang(self: LocalStorage, partial: Any, path: Any) -> None:
         if path.suffix == ".ckpt":
@@ -167,7 +167,7 @@ def train_with_hanging_commit(report: Report, job: Job) -> dict[str, Any]:
 
 
 def train_with_failing_disk(report: Report, job: Job) -> dict[str, Any]:
-    """Every commit fails with ENOSPC."""
+    """Train with commits that all fail with ENOSPC."""
 
     def full(self: LocalStorage, descriptor: int, chunk: bytes) -> None:
         if chunk.startswith(b'{"batch"'):
@@ -181,7 +181,7 @@ def train_with_failing_disk(report: Report, job: Job) -> dict[str, Any]:
 
 
 def train_after_a_death(report: Report, job: Job) -> dict[str, Any]:
-    """As in a notebook: a fit dies in a callback, unseen by us, and the next one runs in the same process and task."""
+    """Let a fit die in a callback, and run the next one in the same process and task, as in a notebook."""
 
     class Dying(synalinks.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -199,7 +199,7 @@ def train_after_a_death(report: Report, job: Job) -> dict[str, Any]:
 
 
 def train_and_die(report: Report, job: Job) -> None:
-    """A fit dies in a callback with a commit still pending, and the interpreter exits."""
+    """Let a fit die in a callback with a commit pending, and run the exit functions of the interpreter."""
     import atexit
 
     try:
@@ -228,7 +228,7 @@ def train_after_epoch_one_die(report: Report, job: Job) -> None:
 
 
 def train_with_signal_at(report: Report, job: Job, hook: str) -> dict[str, Any]:
-    """SIGTERM to ourselves inside a hook of another callback."""
+    """Send SIGTERM to this process inside a hook of another callback."""
 
     class Signalling(synalinks.callbacks.Callback):  # type: ignore[misc]
         fired = False
@@ -240,7 +240,7 @@ def train_with_signal_at(report: Report, job: Job, hook: str) -> dict[str, Any]:
                     Signalling.fired = True
                     report("fired")
                     signal.raise_signal(signal.SIGTERM)
-                    # So that the notice has surely been taken when the next hook runs.
+                    # The next hook must run after the notice.
                     deadline = time.monotonic() + 5
                     while not _notice_given(job) and time.monotonic() < deadline:
                         time.sleep(0.001)
@@ -252,7 +252,7 @@ def train_with_signal_at(report: Report, job: Job, hook: str) -> dict[str, Any]:
 
 
 def train_and_be_told_at_the_end(report: Report, job: Job, owner: type, what: str, hangs: bool) -> dict[str, Any]:
-    """SIGTERM to ourselves in a method with which a fit that is complete leaves the run; it may hang, too."""
+    """Send SIGTERM to this process in a method that a complete fit calls as it leaves. The method may hang."""
     original = getattr(owner, what)
 
     def told(*arguments: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What the children of the tests of exact resume run: fits that are interrupted and go on. Imports synalinks.
+"""Run fits that are interrupted and resumed in a child, for `test_exact_resume`. Imports synalinks.
 
-One child runs a whole matrix of fits, each with a program of its own, so that synalinks is imported once. A fit that
-goes on gets generators seeded otherwise than the interrupted one: what is equal at the end was restored.
+One child runs a whole matrix of fits, each with its own program, so that synalinks is imported once. A resumed fit
+starts with other seeds than the interrupted one, so an equal state at the end was restored.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import tempfile
 import warnings
 from collections import Counter as Counted
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ import pydantic
 import synalinks
 
 from distributed_backup import BackupAndRestore, CheckpointStore, Preempted
-from distributed_backup.errors import ProgramMismatchError
 from distributed_backup.position import Position
 from distributed_backup.training import session as fit_session
 from tests.support.programs import batches, build_program, complete_state, samples
 
 Report = Callable[..., None]
 
-# Every hook of a fit at which something can come between, but the first and the last.
+# Every hook of a fit except the first and the last: those at which an interruption is possible.
 HOOKS = (
     "on_epoch_begin",
     "on_train_batch_begin",
@@ -46,11 +45,11 @@ ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
 
 
 class InterruptedFitError(Exception):
-    """What a callback of the user raises, as in synalinks' own tests of its backups."""
+    """The error that a user's callback raises, as in synalinks' own tests."""
 
 
 class Batches:
-    """Batches that can be walked again and again."""
+    """Batches that can be iterated many times."""
 
     def __init__(self, count: int, batch_size: int) -> None:
         self._count, self._batch_size = count, batch_size
@@ -60,7 +59,7 @@ class Batches:
 
 
 class SizedBatches(Batches):
-    """Batches that say how many they are."""
+    """Batches with a length."""
 
     def __len__(self) -> int:
         return self._count
@@ -108,7 +107,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Interruption:
-    """What comes between, at the how manyeth of certain hooks."""
+    """An interruption: at which call of which hooks, and how."""
 
     at: int
     hooks: tuple[str, ...] = HOOKS
@@ -147,7 +146,7 @@ class Interrupter(synalinks.callbacks.Callback):  # type: ignore[misc]
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What one part of a fit came to."""
+    """The result of one part of a fit."""
 
     state: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
@@ -180,7 +179,7 @@ async def part(
     hooks: tuple[str, ...] | None = None,
     program: Any = None,
 ) -> Outcome:
-    """One program's fit, from whatever is in `backup_dir`, to its end or to the interruption."""
+    """Run one fit from the content of `backup_dir` to its end or to the interruption."""
     program, model = program or await build(fit, seed)
     calls = model.calls
     interrupter = Interrupter(hooks or (interruption.hooks if interruption else HOOKS), interruption)
@@ -205,7 +204,7 @@ async def part(
 
 
 def _count_hooks(optimizer: Any) -> Counted[str]:
-    """Have an optimizer count the hooks that it is called at."""
+    """Make an optimizer count the calls of its hooks."""
     kind = type(optimizer)
     counts = Counted[str]()
 
@@ -237,7 +236,7 @@ async def build(fit: Fit, seed: int = 7) -> tuple[Any, Any]:
 
 
 def exit_interpreter(root: Path) -> None:
-    """Do what the interpreter's exit would do, of which a fit that died in a callback leaves the rest to."""
+    """End the sessions of `root`, as the interpreter's exit would."""
     for session in list(fit_session._open_sessions):
         if session._location == str(root.absolute()):
             session.end()
@@ -250,7 +249,7 @@ def run_part(fit: Fit, backup_dir: Path | None, interruption: Interruption | Non
 
 @contextmanager
 def _logged() -> Iterator[list[str]]:
-    """What our package logs as a warning or worse, but for the notices that we give ourselves."""
+    """Collect our log messages from WARNING up, except those of the notices that the test gives."""
     messages: list[str] = []
 
     class Collector(logging.Handler):
@@ -275,13 +274,13 @@ def directory() -> Iterator[Path]:
 
 
 def strict() -> None:
-    """Warnings are errors, but for those that synalinks and its dependencies give by themselves."""
+    """Make warnings errors, except those that synalinks and its dependencies cause."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", module=r"(pydantic|litellm|synalinks)(\.|$)")
 
 
 def _remember(owner: Any, name: str, wrap: Callable[[Any], Any] = lambda function: function) -> None:
-    """Make fits some five times as fast: synalinks works the same schemas and templates out again at each call."""
+    """Cache schemas and templates, which synalinks computes at each call. Fits become about five times as fast."""
     original = vars(owner)[name]
     function = getattr(original, "__func__", original)
     known: dict[Any, Any] = {}
@@ -300,7 +299,7 @@ _remember(jinja2.Environment, "compile")
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """The places where two states differ, for a message that can be read."""
+    """Return the places where two states differ."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return [item for key in one for item in differences(one[key], other[key], f"{where}.{key}")]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other) < 100:
@@ -311,7 +310,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def newest(root: Path) -> Position | None:
-    """Where the newest checkpoint in a directory stands."""
+    """Return the position of the newest checkpoint in a directory."""
     header = CheckpointStore(root).newest_header()
     return None if header is None else header.position
 
@@ -326,11 +325,10 @@ def matrix(
     how: str = "notice",
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Interrupt a fit at each of its hooks in turn, go on, and compare with the same fit without our callback.
+    """Interrupt a fit at each of its hooks in turn, resume it, and compare it with the same fit without our callback.
 
-    Returns:
-        What was not as promised, under "wrong"; how many interruptions were tried; the calls that each repeated, and
-        those of the batch that each fell into; at how many positions the fits went on.
+    Return the broken promises under "wrong", the number of interruptions, and the number of positions resumed from. For
+    each interruption return the calls that were repeated, and the calls of the batch in flight.
     """
     strict()
     chosen, options = Fit(**fit), options or {}
@@ -341,7 +339,7 @@ def matrix(
         with directory() as root:
             first = run_part(chosen, root, Interruption(at=at, hooks=hooks, how=how), options=options)
             position = newest(root)
-            # A fit that has nothing to go on from begins again, with the generators as they were.
+            # Without a checkpoint the fit begins again, with the same seed.
             second = run_part(chosen, root, seed=7 if position is None else 100 + at, options=options)
         where = f"{at} {reference.log[at]} from {position}"
         wrong += [] if first.ended_early else [f"{where}: was not interrupted"]
@@ -365,7 +363,7 @@ def matrix(
 
 
 def undisturbed(fit: Fit, reference: Outcome, options: dict[str, Any]) -> list[str]:
-    """How a fit with our callback differs from one without."""
+    """Return the differences between a fit with our callback and one without."""
     with directory() as root:
         outcome = run_part(fit, root, options=options)
     found = differences(reference.state, outcome.state) + outcome.logged
@@ -374,7 +372,7 @@ def undisturbed(fit: Fit, reference: Outcome, options: dict[str, Any]) -> list[s
 
 
 def in_flight(reference: Outcome) -> list[int]:
-    """For each hook, the calls from it to the next."""
+    """Return for each hook the calls from it to the next."""
     calls = [*reference.calls_at, reference.calls]
     return [later - earlier for earlier, later in itertools.pairwise(calls)]
 
@@ -405,7 +403,7 @@ def chain(report: Report, fit: dict[str, Any], cases: list[list[int]]) -> dict[s
 
 
 class Stopper(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Stops training in the middle of an epoch, as a budget does; synalinks still validates that epoch."""
+    """Stops training in the middle of an epoch, as a budget does. synalinks still validates that epoch."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -418,7 +416,7 @@ class Stopper(synalinks.callbacks.Callback):  # type: ignore[misc]
 
 
 class Counter(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Keeps its state to itself, and gives it when it is asked."""
+    """Has private state, with `get_state` and `set_state`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -435,20 +433,20 @@ class Counter(synalinks.callbacks.Callback):  # type: ignore[misc]
 
 
 def observers(stop: dict[str, Any]) -> list[Any]:
-    """Callbacks that remember: what they hold at the end is to be that of the whole run."""
+    """Return callbacks with state, which must end with that of the whole run."""
     stopping = [synalinks.callbacks.EarlyStopping(**stop)] if "monitor" in stop else []
     stopping += [Stopper(**stop)] if "after" in stop else []
     return [synalinks.callbacks.History(), Counter(), *stopping]
 
 
 def remembered(callbacks: list[Any]) -> list[Any]:
-    """What they hold, by their public attributes."""
+    """Return the public attributes of callbacks."""
     hidden = {"params", "_program", "monitor_op"}
     return [{name: value for name, value in vars(item).items() if name not in hidden} for item in callbacks]
 
 
 def state_of(report: Report, fit: dict[str, Any], stop: dict[str, Any]) -> dict[str, Any]:
-    """Interrupt a fit with other callbacks at each hook, go on, and compare what those remember."""
+    """Interrupt a fit with other callbacks at each hook, resume, and compare their state."""
     strict()
     chosen, wrong = Fit(**fit), []
 
@@ -483,221 +481,7 @@ def state_of(report: Report, fit: dict[str, Any], stop: dict[str, Any]) -> dict[
 
 
 def resumed_history(fit: Fit) -> list[int]:
-    """The epochs in the history of a fit that went on after its first epoch, without `state_of`."""
+    """Return the epochs in the history of a fit that resumed after its first epoch, without `state_of`."""
     with directory() as root:
         run_part(fit, root, Interruption(at=0, hooks=("on_epoch_end",)))
         return list(run_part(fit, root).history.epoch)
-
-
-# -------------------------------------------------------------------- one case each
-
-
-def instance_attributes(program: Any) -> dict[str, list[str]]:
-    """What is set on a program and its optimizer; methods that were put there show by their names."""
-    return {
-        role: sorted(f"{name}()" if callable(value) else name for name, value in vars(owner).items())
-        for role, owner in (("program", program), ("optimizer", program.optimizer))
-    }
-
-
-def second_fit(report: Report) -> dict[str, Any]:
-    """Three fits of one program, the second one resumed: what each trains, and what is left on the instances."""
-    strict()
-    fit = Fit(optimizer="omega")
-
-    async def run(root: Path) -> dict[str, Any]:
-        first = await part(fit, None)
-        before, finished = instance_attributes(first.program[0]), {"delete_checkpoint": True}
-        second = await part(fit, root, program=first.program, options=finished)
-        interrupted = await part(fit, root, Interruption(at=9), program=first.program)
-        left_by_preemption = instance_attributes(first.program[0])
-        resumed = await part(fit, root, program=first.program, options=finished)
-        again = await part(fit, root, program=first.program, options=finished)
-        return {
-            "epochs": [outcome.history.epoch for outcome in (first, second, resumed, again)],
-            "position": interrupted.preempted and interrupted.preempted.position,
-            "before": before,
-            "after": instance_attributes(first.program[0]),
-            "after_preemption": left_by_preemption,
-        }
-
-    with directory() as root:
-        return asyncio.run(run(root))
-
-
-def fit_without_us_after_a_death(report: Report) -> dict[str, Any]:
-    """A fit dies of another callback's exception, unseen by us; the program's next fits have no callback of ours."""
-    strict()
-    fit = Fit()
-
-    async def unended(root: Path) -> Outcome:
-        await part(fit, root, Interruption(at=3))
-        program = await build(fit, seed=99)
-        other = Interrupter(("on_epoch_end",), Interruption(at=0, how="raise"))
-        other.model, backup = program[1], BackupAndRestore(root, save_freq=1)
-        with suppress(InterruptedFitError):
-            await program[0].fit(callbacks=[other, backup], **fit.inputs(), epochs=3, minibatch_size=None, verbose=0)
-        return await part(fit, None, program=program)
-
-    async def reference() -> Outcome:
-        program = await build(fit)
-        await part(fit, None, Interruption(at=0, hooks=("on_epoch_end",), how="raise"), program=program)
-        return await part(fit, None, program=program)
-
-    with directory() as root:
-        expected, outcome = asyncio.run(reference()), asyncio.run(unended(root))
-        attributes = instance_attributes(outcome.program[0])
-        exit_interpreter(root)
-        return {
-            "wrong": differences(expected.state, outcome.state),
-            "attributes": [
-                instance_attributes(expected.program[0]),
-                attributes,
-                instance_attributes(outcome.program[0]),
-            ],
-            "calls": [expected.calls, outcome.calls],
-        }
-
-
-def mismatch(report: Report, saved: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A program finds a checkpoint of another one; what it says, and what it has become."""
-    strict()
-
-    async def run(root: Path) -> dict[str, Any]:
-        await part(Fit(**saved), root, Interruption(at=9))
-        program = await build(Fit(**other))
-        await program[0].optimizer.on_train_begin(program[0].trainable_variables)
-        expected = complete_state(program[0])
-        program = await build(Fit(**other))
-        attributes = instance_attributes(program[0])
-        try:
-            await part(Fit(**other), root, program=program)
-        except ProgramMismatchError as error:
-            message = str(error)
-        else:
-            message = "no error"
-        wrong = [
-            item
-            for item in differences(expected, complete_state(program[0]))
-            if not item.startswith((".variables.optimizer", ".variables.metrics"))
-        ]
-        return {
-            "message": message,
-            "wrong": wrong,
-            "attributes": [
-                {kind: [name for name in names if name.endswith("()")] for kind, names in item.items()}
-                for item in (attributes, instance_attributes(program[0]))
-            ],
-            "initial_epoch": program[0]._initial_epoch,
-            "position": newest(root),
-        }
-
-    with directory() as root:
-        return asyncio.run(run(root))
-
-
-def changed_data(report: Report, change: dict[str, Any]) -> dict[str, Any]:
-    """A fit is interrupted within its second epoch and goes on with other data."""
-    strict()
-    fit = Fit()
-    with directory() as root:
-        first = run_part(fit, root, Interruption(at=1, hooks=("on_epoch_begin",)))
-        second = run_part(replace(fit, **change), root, seed=100)
-        return {
-            "interrupted_at": first.preempted and first.preempted.position,
-            "epochs": second.history.epoch,
-            "batches": second.log.count("on_train_batch_end"),
-            "logged": second.logged,
-        }
-
-
-def fit_as_a_task(report: Report) -> dict[str, Any]:
-    """A fit runs as one task of many in a running loop, is preempted there, and goes on as another task."""
-    strict()
-    fit = Fit()
-    reference = run_part(fit, None)
-
-    async def train(root: Path, interruption: Interruption | None, seed: int, keep: list[Any]) -> Any:
-        program, model = await build(fit, seed)
-        keep.append((program, model))
-        interrupter = Interrupter(HOOKS, interruption)
-        interrupter.backup = backup = BackupAndRestore(root, save_freq=False, delete_checkpoint=False)
-        interrupter.model = model
-        arguments = {**fit.inputs(), "epochs": fit.epochs, "minibatch_size": None, "verbose": 0}
-        ticking = asyncio.create_task(asyncio.sleep(600))
-        task = asyncio.create_task(program.fit(callbacks=[interrupter, backup], **arguments))
-        await asyncio.wait([task, ticking], return_when=asyncio.FIRST_COMPLETED)
-        ticking.cancel()
-        return complete_state(program)
-
-    with directory() as root:
-        programs: list[Any] = []
-        try:
-            asyncio.run(train(root, Interruption(at=20), 7, programs))
-        except Preempted as preempted:
-            position = preempted.position
-        state = asyncio.run(train(root, None, 8, programs))
-    calls = sum(model.calls for _, model in programs)
-    return {"position": position, "wrong": differences(reference.state, state), "calls": calls - reference.calls}
-
-
-def properties(report: Report, examples: int) -> dict[str, Any]:
-    """Draw programs, data, ways to save and ways to be interrupted; what did not end as it should, if anything."""
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
-
-    strict()
-    seen: list[Any] = []
-    references: dict[str, Outcome] = {}
-    fits = st.builds(
-        Fit,
-        optimizer=st.sampled_from(["few-shot", "omega"]),
-        modules=st.integers(1, 2),
-        data=st.sampled_from(["arrays", "arrays in portions", "re-iterable", "sized re-iterable", "generator"]),
-        steps=st.integers(1, 4),
-        batch_size=st.integers(1, 3),
-        epochs=st.integers(1, 3),
-        val_size=st.integers(1, 3),
-        arguments=st.fixed_dictionaries(
-            {"validation_freq": st.integers(1, 2), "validation_batch_size": st.integers(1, 2)}
-        ),
-    )
-
-    @settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(
-        fit=fits,
-        save_freq=st.sampled_from([False, 1, 2, 3, "epoch"]),
-        how=st.sampled_from(["notice", "notice", "raise"]),
-        boundary=st.lists(st.integers(0, 10_000), min_size=1, max_size=3),
-    )
-    def check(fit: Fit, save_freq: Any, how: str, boundary: list[int]) -> None:
-        key = repr(fit)
-        if key not in references:
-            references[key] = run_part(fit, None)
-        reference, options = references[key], {"save_freq": save_freq}
-        calls, interrupted = 0, 0
-        with directory() as root:
-            for number in [*boundary, None]:
-                seed = 7 if newest(root) is None else 100 + interrupted
-                what = None if number is None else Interruption(at=number % reference.hooks, how=how)
-                outcome = run_part(fit, root, what, seed=seed, options=options)
-                calls += outcome.calls
-                interrupted += outcome.ended_early
-                if not outcome.ended_early:
-                    break
-        seen.append((how, save_freq, interrupted))
-        assert differences(reference.state, outcome.state)[:3] == []
-        assert outcome.logged == []
-        assert calls == reference.calls if how == "notice" else calls >= reference.calls
-
-    try:
-        check()
-    except AssertionError as error:
-        return {"wrong": "\n".join([str(error), *getattr(error, "__notes__", [])]), "seen": seen}
-    return {"wrong": None, "seen": seen}

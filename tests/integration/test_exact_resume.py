@@ -1,7 +1,7 @@
-"""A fit that is interrupted anywhere and goes on ends in the state, bit for bit, of one that nothing happened to.
+"""Test that an interrupted and resumed fit ends in the state, bit for bit, of an uninterrupted one.
 
-It is compared with a fit without our callback, and so is one with our callback that nothing happens to. A fit that goes
-on has generators seeded otherwise. The scenarios run in children, a whole matrix in each: see `resume_scenarios`.
+The reference is a fit without our callback. An uninterrupted fit with it is compared too. A resumed fit starts with
+other seeds. The scenarios run in children, a whole matrix in each: see `resume_scenarios`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from distributed_backup.training.cancellation import CancelScope, DeadlineExceed
 from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.resume_scenarios"
+CASES = "tests.integration.resume_case_scenarios"
 ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
 
 
-def result(tmp_path: Path, name: str, *arguments: Any) -> Any:
-    with Child(f"{SCENARIOS}:{name}", *arguments, log=tmp_path / "log") as child:
+def result(tmp_path: Path, name: str, *arguments: Any, module: str = SCENARIOS) -> Any:
+    with Child(f"{module}:{name}", *arguments, log=tmp_path / "log") as child:
         return child.result()
 
 
@@ -30,7 +31,7 @@ def result(tmp_path: Path, name: str, *arguments: Any) -> Any:
 
 
 def test_a_fit_that_is_interrupted_at_any_hook_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    """Before, in and after each batch, between the last batch and the validation, in it, and at the end of the run."""
+    """An interruption at any hook, followed by a resume, ends in the state of an uninterrupted fit."""
     found = result(tmp_path, "matrix", {"epochs": 2})
     assert found["wrong"] == []
     assert found["tried"] == 28
@@ -42,7 +43,7 @@ def test_a_fit_that_is_interrupted_at_any_hook_ends_as_if_nothing_had_happened(t
     "fit", [{"modules": 2}, {"optimizer": "omega"}, {"optimizer": "omega", "modules": 2}, {"trainable": False}], ids=str
 )
 def test_any_program_resumes_exactly_from_every_boundary(tmp_path: Path, fit: dict[str, Any]) -> None:
-    """RandomFewShot and OMEGA, one module and two, and a program with nothing to train; no call is paid for twice."""
+    """Each optimizer, one module or two, and a program with nothing to train resume exactly. No call is repeated."""
     found = result(tmp_path, "matrix", {"epochs": 2, **fit}, ENDS)
     assert found["wrong"] == []
     assert found["resumed_at"] == found["tried"] == 12
@@ -53,7 +54,7 @@ def test_any_program_resumes_exactly_from_every_boundary(tmp_path: Path, fit: di
     "data", ["re-iterable", "sized re-iterable", "generator", "arrays in portions", "generator until it ends"]
 )
 def test_any_kind_of_data_goes_on_where_it_was(tmp_path: Path, data: str) -> None:
-    """Batches that start again with each epoch, and batches that go on across epochs and can be had only once."""
+    """Data that restarts at each epoch and data that continues across epochs resume exactly."""
     found = result(tmp_path, "matrix", {"epochs": 2, "steps": 2, "data": data}, ENDS)
     assert found["wrong"] == []
     assert found["resumed_at"] == found["tried"] == 10
@@ -71,7 +72,7 @@ def test_any_kind_of_data_goes_on_where_it_was(tmp_path: Path, data: str) -> Non
     ids=str,
 )
 def test_the_arguments_of_fit_keep_their_meaning(tmp_path: Path, fit: dict[str, Any], boundaries: int) -> None:
-    """Epochs without validation, a fit that begins late, and steps of several batches resume exactly too."""
+    """Epochs without validation, a fit with an initial epoch, and steps of several batches resume exactly."""
     found = result(tmp_path, "matrix", {"epochs": 2, "steps": 2, **fit}, ENDS)
     assert found["wrong"] == []
     if fit != {"arguments": {"validation_freq": 2}}:
@@ -80,8 +81,8 @@ def test_the_arguments_of_fit_keep_their_meaning(tmp_path: Path, fit: dict[str, 
 
 
 def test_random_fits_resume_exactly(tmp_path: Path) -> None:
-    """Whatever program, data, way of saving, and number, kind and place of interruptions are drawn."""
-    found = result(tmp_path, "properties", 16)
+    """Random programs, data, schedules and interruptions resume exactly."""
+    found = result(tmp_path, "properties", 16, module=CASES)
     assert found["wrong"] is None
     assert len(found["seen"]) == 16
     assert max(interrupted for *_, interrupted in found["seen"]) >= 2
@@ -89,8 +90,8 @@ def test_random_fits_resume_exactly(tmp_path: Path) -> None:
 
 
 def test_a_fit_in_a_task_of_a_running_loop_resumes_exactly(tmp_path: Path) -> None:
-    """The exit leaves the task and the loop, and another loop's task goes on."""
-    found = result(tmp_path, "fit_as_a_task")
+    """`Preempted` leaves the task and the loop, and a fit in another loop resumes exactly."""
+    found = result(tmp_path, "fit_as_a_task", module=CASES)
     assert found == {"position": Position(1, 3), "wrong": [], "calls": 0}
 
 
@@ -98,7 +99,7 @@ def test_a_fit_in_a_task_of_a_running_loop_resumes_exactly(tmp_path: Path) -> No
 
 
 def test_a_batch_that_is_cut_off_is_all_that_is_paid_for_twice(tmp_path: Path) -> None:
-    """A language model that does not answer within the grace period costs the calls of that batch once more."""
+    """If the language model does not answer within the grace period, only that batch is repeated."""
     arguments = ("on_train_batch_begin", "on_test_batch_begin"), "cut off", {"grace_period": 0.4}
     found = result(tmp_path, "matrix", {"optimizer": "omega", "epochs": 2}, *arguments)
     assert found["wrong"] == []
@@ -109,7 +110,7 @@ def test_a_batch_that_is_cut_off_is_all_that_is_paid_for_twice(tmp_path: Path) -
 
 @pytest.mark.parametrize("error", [None, ValueError("no answer")], ids=["goes on without", "fails"])
 def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -> None:
-    """Retries of calls may take the cut for a failure of the call; a batch that lacks an answer is no batch."""
+    """An await that is cancelled at the deadline raises, even if a retry catches the cancellation."""
     clock = SystemClock()
 
     async def swallowing() -> str:
@@ -134,7 +135,7 @@ def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -
 def test_an_exception_of_another_callback_loses_only_what_was_not_due(
     tmp_path: Path, save_freq: Any, positions: int
 ) -> None:
-    """The run goes on from the last checkpoint of the schedule, or from the beginning, and is exact."""
+    """The run resumes exactly from the last scheduled checkpoint, or from the beginning if there is none."""
     found = result(tmp_path, "matrix", {"epochs": 2}, ENDS, "raise", {"save_freq": save_freq})
     assert found["wrong"] == []
     assert found["resumed_at"] == positions
@@ -143,7 +144,7 @@ def test_an_exception_of_another_callback_loses_only_what_was_not_due(
 
 
 def test_a_fit_may_be_interrupted_again_before_it_has_come_to_where_it_was(tmp_path: Path) -> None:
-    """The second and third interruption fall before, into and after the fast-forward; each makes some way."""
+    """Interruptions before, in and after the fast-forward all resume exactly, and each makes progress."""
     cases = [[6, at, 2] for at in range(4)] + [[10, at] for at in (0, 1, 2, 4)] + [[25, 0, 0, 0]]
     found = result(tmp_path, "chain", {}, cases)
     assert found["wrong"] == []
@@ -167,7 +168,7 @@ def test_a_fit_may_be_interrupted_again_before_it_has_come_to_where_it_was(tmp_p
 def test_callbacks_whose_state_is_kept_remember_the_whole_run(
     tmp_path: Path, stop: dict[str, Any], epochs: list[int]
 ) -> None:
-    """History, EarlyStopping and what has `get_state` hold at the end what they hold in an uninterrupted run."""
+    """Callbacks in `state_of` end with the state that they have in an uninterrupted run."""
     found = result(
         tmp_path, "state_of", {"epochs": 3 if "monitor" in stop else 2, "steps": 3 if "after" in stop else 2}, stop
     )
@@ -181,19 +182,19 @@ def test_callbacks_whose_state_is_kept_remember_the_whole_run(
 
 
 def test_each_fit_of_a_program_starts_at_its_first_epoch_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """After a finish, a preemption and a resume: no method and no attribute of ours is on program or optimizer."""
-    found = result(tmp_path, "second_fit")
+    """After a finish, a preemption and a resume, program and optimizer have no method or attribute of ours."""
+    found = result(tmp_path, "second_fit", module=CASES)
     assert found["epochs"] == [[0, 1, 2]] * 4
     assert found["position"] == Position(0, 4)
     assert found["after"] == found["before"]
     left = {role: set(found["after_preemption"][role]) - set(found["before"][role]) for role in found["before"]}
-    # That one synalinks leaves itself, where a validation does not come to its end.
+    # synalinks itself leaves this one after an interrupted validation.
     assert left == {"program": {"_eval_epoch_iterator"}, "optimizer": set()}
 
 
 def test_a_fit_that_died_unseen_does_not_reach_into_the_next_one(tmp_path: Path) -> None:
-    """After another callback's exception a fit without our callback is as it would have been without it before."""
-    found = result(tmp_path, "fit_without_us_after_a_death")
+    """After another callback's exception, a fit without our callback is not affected by the fit before."""
+    found = result(tmp_path, "fit_without_us_after_a_death", module=CASES)
     assert found["wrong"] == []
     assert found["calls"][0] == found["calls"][1]
     assert found["attributes"][0] == found["attributes"][2]
@@ -214,8 +215,8 @@ def test_a_fit_that_died_unseen_does_not_reach_into_the_next_one(tmp_path: Path)
 def test_a_program_that_does_not_fit_is_refused_and_left_untouched(
     tmp_path: Path, saved: dict[str, Any], other: dict[str, Any], theirs: int, own: int
 ) -> None:
-    """The error names the variables of both sides; program, generators and checkpoint are what they were."""
-    found = result(tmp_path, "mismatch", saved, other)
+    """The error names the variables of both sides. Program, generators and checkpoint are unchanged."""
+    found = result(tmp_path, "mismatch", saved, other, module=CASES)
     assert found["message"].startswith("the program does not fit the checkpoint: its ")
     before, _, after = found["message"].partition(", the checkpoint's are ")
     assert (before.count("/"), after.partition(" (")[0].count("/")) == (own, theirs)
@@ -227,8 +228,8 @@ def test_a_program_that_does_not_fit_is_refused_and_left_untouched(
 
 @pytest.mark.parametrize("change", [{"batch_size": 1, "steps": 6}, {"steps": 4}, {"val_size": 3}], ids=str)
 def test_other_data_is_warned_of_and_its_epoch_begun_again(tmp_path: Path, change: dict[str, Any]) -> None:
-    """A batch number means nothing among other batches."""
-    found = result(tmp_path, "changed_data", change)
+    """A run with other data resumes at the start of its epoch, with a warning."""
+    found = result(tmp_path, "changed_data", change, module=CASES)
     assert found["interrupted_at"] == Position(1, 1)
     assert [message.partition(" since ")[0] for message in found["logged"]] == ["data or batch size has changed"]
     assert "start of epoch 1" in found["logged"][0]
@@ -237,8 +238,8 @@ def test_other_data_is_warned_of_and_its_epoch_begun_again(tmp_path: Path, chang
 
 
 def test_more_epochs_are_no_other_data(tmp_path: Path) -> None:
-    """A run that is given more epochs goes on where it was."""
-    found = result(tmp_path, "changed_data", {"epochs": 4})
+    """A run with more epochs resumes at its batch, without a warning."""
+    found = result(tmp_path, "changed_data", {"epochs": 4}, module=CASES)
     assert found["logged"] == []
     assert found["epochs"] == [1, 2, 3]
     assert found["batches"] == 8

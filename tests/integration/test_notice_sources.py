@@ -1,4 +1,4 @@
-"""Notices of other sources than signals to real processes that run a real fit: what is on disk, and the exit code."""
+"""Test notices of sources other than signals, in real processes with a real fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.metadata_servers import Azure
 from tests.support.processes import PATIENCE, Child
 
 Start = Callable[..., Child]
-# Far from the grace period of a second, on a busy machine, and from the minute that a notice or a batch lasts.
+# Seconds. Well above the grace period of 1 s on a busy machine, and well below the 60 s of a notice or a batch.
 SOON = 30.0
 
 
@@ -35,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def fit(start: Start, root: Path, how: str, *, blocking: bool = False, **arguments: Any) -> Child:
-    """A fit that hangs in batch 1 of epoch 1; its grace period is 1 s."""
+    """Start a fit that hangs in batch 1 of epoch 1, with a grace period of 1 s."""
     options = {"delete_checkpoint": False, "save_freq": False, "grace_period": 1.0, **arguments}
     child = start(
         f"preemption_scenarios:{how}",
@@ -58,7 +58,7 @@ def newest(root: Path) -> Position | None:
 
 
 def test_a_file_that_is_touched_makes_a_fit_save_and_leave(start: Start, tmp_path: Path) -> None:
-    """Within the grace period, and off the main thread, where no signal is heard; an old file does nothing."""
+    """A touch ends the fit with a save within the grace period, even off the main thread. An old file does nothing."""
     path = tmp_path / "notice"
     path.touch()
     child = fit(start, tmp_path, "train_in_a_thread", notices=["signal", f"file:{path}"])
@@ -73,7 +73,7 @@ def test_a_file_that_is_touched_makes_a_fit_save_and_leave(start: Start, tmp_pat
 
 
 def test_who_takes_notices_from_elsewhere_only_is_told_what_a_signal_does(start: Start, tmp_path: Path) -> None:
-    """A list that names a cloud, and forgets the signal that comes of it, takes protection away."""
+    """`notices` without 'signal' logs a warning that a SIGTERM ends the process without a save."""
     path = tmp_path / "notice"
     child = fit(start, tmp_path, "train", notices=[f"file:{path}"])
     assert f"'signal' is not among the notices, which are file:{path}" in child.output()
@@ -82,7 +82,7 @@ def test_who_takes_notices_from_elsewhere_only_is_told_what_a_signal_does(start:
 
 
 def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start, tmp_path: Path) -> None:
-    """The first has the fit saved, the second would give it a minute, the third ends it within its second, by force."""
+    """A warning saves. A notice of 60 s sets a deadline. A SIGTERM shortens it to 1 s and ends a blocked fit."""
     cloud = Azure()
     with cloud.served():
         child = fit(start, tmp_path, "train", blocking=True, notices=["signal", AzureSource(cloud.url)])
@@ -119,7 +119,7 @@ def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start
 def test_an_argument_wins_over_the_variable_and_without_either_signals_count(
     start: Start, tmp_path: Path, variable: str, arguments: dict[str, Any], made: Any
 ) -> None:
-    """And whoever saves nothing otherwise must take notices from somewhere."""
+    """`save_freq=False` without a source of notices is refused, because nothing would be saved."""
     assert start("notice_scenarios:make", tmp_path / "run", variable, arguments).result() == made
 
 
@@ -140,13 +140,13 @@ def test_an_argument_wins_over_the_variable_and_without_either_signals_count(
 def test_a_wrong_argument_is_refused_before_the_fit(
     start: Start, tmp_path: Path, arguments: dict[str, Any], refusal: str
 ) -> None:
-    """Text in particular, which would count as true."""
+    """Each invalid argument is refused by name, text for a boolean among them."""
     assert start("notice_scenarios:make", tmp_path / "run", "", arguments).result() == refusal
     assert not (tmp_path / "run").exists()
 
 
 def test_a_variable_that_names_no_source_is_refused(start: Start, tmp_path: Path) -> None:
-    """Before the fit, in the line that says what there is."""
+    """The error names the variable and lists the valid names."""
     refusal = start("notice_scenarios:make", tmp_path / "run", "signal,gpc", {}).result()
     assert "notices must be any of" in refusal
     assert refusal.endswith("got 'gpc'")

@@ -1,4 +1,4 @@
-"""Preemption of real processes that run a real fit, with real signals: what is on disk, and the exit code."""
+"""Test preemption by real signals in real processes with a real fit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def newest(backup_dir: Path) -> Position | None:
 
 
 def seconds_until_saved(backup_dir: Path, position: Position) -> float:
-    """Seconds until the newest checkpoint is at `position` or beyond."""
+    """Return the seconds until the newest checkpoint is at `position` or beyond."""
     store, begin = CheckpointStore(backup_dir), time.monotonic()
     while time.monotonic() - begin < PATIENCE:
         header = store.newest_header()
@@ -73,7 +73,7 @@ def wait_for_members(coordinator: FileCoordinator, count: int) -> None:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a fit gives that nothing happens to."""
+    """Return the result of an uninterrupted fit."""
     root = tmp_path_factory.mktemp("uninterrupted")
     with Child(f"{SCENARIOS}:train", job(root / "run"), log=root / "log") as child:
         result: dict[str, Any] = child.result()
@@ -81,7 +81,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def assert_resumes_exactly(start: Start, backup_dir: Path, uninterrupted: dict[str, Any]) -> int:
-    """Run the job again to its end; the calls that the second part took."""
+    """Run the job again to its end. Return the calls that the second part took."""
     result = start(job(backup_dir)).result()
     assert result["state"] == uninterrupted["state"]
     return int(result["calls"])
@@ -93,7 +93,7 @@ def assert_resumes_exactly(start: Start, backup_dir: Path, uninterrupted: dict[s
 def test_a_batch_in_flight_that_takes_too_long_is_given_up_and_the_last_boundary_is_on_disk_at_once(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """60 s of batch, 2 s of grace: durable within 100 ms of the signal, gone before the grace ends."""
+    """With a batch of 60 s and 2 s of grace, the save takes 100 ms and the process exits before the kill."""
     latencies = []
     for attempt in range(3):
         directory = backup_dir.with_name(f"run-{attempt}")
@@ -113,7 +113,7 @@ def test_a_batch_in_flight_that_takes_too_long_is_given_up_and_the_last_boundary
 def test_a_batch_in_flight_that_ends_within_the_grace_period_is_saved_too(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """First the last boundary, then the one that the batch in flight leads to."""
+    """The last boundary is committed first, and then that of the batch in flight."""
     child = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=1.0, arguments={"save_freq": False}))
     child.expect("slow_call")
     child.kill(signal.SIGTERM)
@@ -127,7 +127,7 @@ def test_a_batch_in_flight_that_ends_within_the_grace_period_is_saved_too(
 
 
 def test_a_batch_that_blocks_the_event_loop_is_ended_before_the_grace_period_is(start: Start, backup_dir: Path) -> None:
-    """A synchronous call can't be cancelled; the boundary is saved all the same, and the process is gone in time."""
+    """A synchronous call can't be cancelled. The boundary is saved, and the process is forced to exit in time."""
     child = start(
         job(backup_dir, slow=("batch_begin", 1, 1), blocking=True, arguments={"save_freq": False, "grace_period": 2.0})
     )
@@ -142,7 +142,7 @@ def test_a_batch_that_blocks_the_event_loop_is_ended_before_the_grace_period_is(
 def test_a_notice_during_the_very_first_batch_saves_the_start(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """Even the state before the first batch is a boundary: the random generators' state is in it."""
+    """A notice in the first batch saves the state before it, with the random generators."""
     child = start(job(backup_dir, slow=("batch_begin", 0, 0), arguments={"grace_period": 2.0}))
     child.expect("slow_call")
     child.kill(signal.SIGTERM)
@@ -154,7 +154,7 @@ def test_a_notice_during_the_very_first_batch_saves_the_start(
 def test_a_notice_during_validation_keeps_what_validation_has_done(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """3 training batches and 1 validation batch of the epoch are done: that is batch 4 of it."""
+    """After 3 training batches and 1 validation batch the position is batch 4."""
     child = start(job(backup_dir, slow=("test_batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 2.0}))
     child.expect("slow_call")
     child.kill(signal.SIGTERM)
@@ -176,7 +176,7 @@ def test_a_notice_during_validation_keeps_what_validation_has_done(
 def test_a_notice_between_batches_and_epochs_and_at_the_end_of_training_is_served(
     hook: str, position: Position, start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """Wherever in a fit the signal falls, the exit is clean, the next boundary is on disk, and nothing is deleted."""
+    """A signal at any hook gives a clean exit with the next boundary on disk and nothing deleted."""
     child = start(
         job(backup_dir, arguments={"save_freq": False, "delete_checkpoint": True}), hook, how="train_with_signal_at"
     )
@@ -187,7 +187,7 @@ def test_a_notice_between_batches_and_epochs_and_at_the_end_of_training_is_serve
 
 
 def test_a_signal_while_a_complete_fit_leaves_is_not_lost(start: Start, backup_dir: Path) -> None:
-    """Nobody sends it again. The final state is there to come back to, so the process may go."""
+    """With the final state kept, a signal during the last steps of a fit ends it with `Preempted`."""
     child = start(job(backup_dir), FileCoordinator, "leave", False, how="train_and_be_told_at_the_end")
     position, name, seconds, _ = child.expect("preempted")
     assert child.join() == 143
@@ -199,7 +199,7 @@ def test_a_signal_while_a_complete_fit_leaves_is_not_lost(start: Start, backup_d
 def test_a_signal_while_a_complete_run_is_deleted_is_told_and_does_not_have_it_start_again(
     start: Start, backup_dir: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """An exit code that has the job restarted would have it paid for again."""
+    """A signal during the deletion logs a warning, and the exit code is 0, so the job is not restarted."""
     complete = job(backup_dir, arguments={"delete_checkpoint": True})
     child = start(complete, CheckpointStore, "delete", False, how="train_and_be_told_at_the_end")
     assert child.result()["state"] == uninterrupted["state"]
@@ -209,7 +209,7 @@ def test_a_signal_while_a_complete_run_is_deleted_is_told_and_does_not_have_it_s
 
 
 def test_a_fit_that_hangs_as_it_leaves_is_ended_before_the_grace_period_is(start: Start, backup_dir: Path) -> None:
-    """A coordinator on a network disk that went away, and a signal that comes too late to be served."""
+    """A hang after the end of training is ended by the forced exit, although no save is needed."""
     child = start(
         job(backup_dir, arguments={"grace_period": 2.0}),
         FileCoordinator,
@@ -225,7 +225,7 @@ def test_a_fit_that_hangs_as_it_leaves_is_ended_before_the_grace_period_is(start
 
 
 def test_a_second_signal_and_ctrl_c_do_not_disturb_the_save(start: Start, backup_dir: Path) -> None:
-    """Each fsync takes half a second here; SIGTERM and SIGINT come again meanwhile."""
+    """A second SIGTERM and a SIGINT during a slow save do not disturb it."""
     child = start(
         job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 5.0}),
         0.5,
@@ -241,7 +241,7 @@ def test_a_second_signal_and_ctrl_c_do_not_disturb_the_save(start: Start, backup
 
 
 def test_a_handler_that_was_there_is_called_and_put_back(start: Start, backup_dir: Path) -> None:
-    """We chain, and we leave as we found."""
+    """The user's handler is called at the signal, and restored afterwards."""
     child = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=1.0), how="train_with_handler")
     child.expect("slow_call")
     child.kill(signal.SIGTERM)
@@ -254,7 +254,7 @@ def test_a_handler_that_was_there_is_called_and_put_back(start: Start, backup_di
 def test_a_handler_that_was_there_and_leaves_the_process_does_not_prevent_the_save(
     start: Start, backup_dir: Path
 ) -> None:
-    """Many scripts call sys.exit in their SIGTERM handler."""
+    """A user's handler that calls sys.exit does not prevent the save."""
     child = start(
         job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 5.0}),
         how="train_with_exiting_handler",
@@ -266,7 +266,7 @@ def test_a_handler_that_was_there_and_leaves_the_process_does_not_prevent_the_sa
 
 
 def test_without_saving_before_preemption_signals_are_left_alone(start: Start, backup_dir: Path) -> None:
-    """Then SIGTERM does what it does to any process."""
+    """With `save_before_preemption=False` a SIGTERM kills the process."""
     child = start(
         job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": 1, "save_before_preemption": False})
     )
@@ -279,7 +279,7 @@ def test_without_saving_before_preemption_signals_are_left_alone(start: Start, b
 def test_a_full_disk_does_not_stop_training_and_a_notice_tries_until_the_grace_ends(
     start: Start, backup_dir: Path
 ) -> None:
-    """Each failure is logged with the path; the exit is still clean and in time."""
+    """Each failure is logged with the path. The exit is clean and in time."""
     child = start(
         job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": 1, "grace_period": 2.0}),
         how="train_with_failing_disk",
@@ -296,7 +296,7 @@ def test_a_full_disk_does_not_stop_training_and_a_notice_tries_until_the_grace_e
 
 
 def test_a_full_disk_ends_the_fit_if_asked_to(start: Start, backup_dir: Path) -> None:
-    """on_save_error="raise": the fit ends with our error; it names the path."""
+    """With `on_save_error="raise"` the fit ends with our error, which names the path."""
     child = start(
         job(backup_dir, latency=0.02, arguments={"save_freq": 1, "on_save_error": "raise"}),
         how="train_with_failing_disk",
@@ -309,14 +309,14 @@ def test_a_full_disk_ends_the_fit_if_asked_to(start: Start, backup_dir: Path) ->
 def test_off_the_main_thread_a_warning_is_given_and_training_goes_on(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """No handler can be installed there; everything else works."""
+    """Off the main thread a warning is logged, no handler is installed, and training continues."""
     child = start(job(backup_dir), how="train_in_a_thread")
     assert child.result()["state"] == uninterrupted["state"]
     assert "signals can't be handled" in child.output()
 
 
 def test_a_leader_off_the_main_thread_saves_for_a_follower_that_is_preempted(start: Start, backup_dir: Path) -> None:
-    """Every source of a notice but its own signals still works there."""
+    """A leader off the main thread still serves the notices of other workers."""
     fields = {"slow": ("batch_begin", 1, 1), "slow_latency": 3.0, "arguments": {"save_freq": False}}
     leader = start(job(backup_dir, **fields), how="train_in_a_thread")
     leader.expect("slow_call")
@@ -339,7 +339,7 @@ train(lambda *event: print(*event, flush=True), Job(
 
 
 def test_a_script_exits_with_143_and_without_a_traceback(backup_dir: Path) -> None:
-    """A whole interpreter, as a job's container runs it, down to its exit."""
+    """A whole interpreter exits with 143 and prints no traceback."""
     with subprocess.Popen(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, str(backup_dir)],
         stdout=subprocess.PIPE,
@@ -361,7 +361,7 @@ def test_a_script_exits_with_143_and_without_a_traceback(backup_dir: Path) -> No
 def test_a_fit_that_died_does_not_block_the_next_one_in_the_process(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """The next fit ends what the first left open, takes over, and goes on where it was."""
+    """The next fit ends the session that the first left open, and resumes."""
     child = start(job(backup_dir), how="train_after_a_death")
     assert child.expect("died") == "dying"
     result = child.result()
@@ -369,7 +369,7 @@ def test_a_fit_that_died_does_not_block_the_next_one_in_the_process(
 
 
 def test_what_is_due_and_pending_is_committed_at_the_exit_of_the_interpreter(start: Start, backup_dir: Path) -> None:
-    """The fit dies while its first commit runs (a slow disk), and the process ends at once."""
+    """A commit that runs when the fit dies is completed at the interpreter's exit."""
     child = start(job(backup_dir), how="train_and_die")
     child.join()
     assert newest(backup_dir) == Position(1, 0)
@@ -381,7 +381,7 @@ def test_what_is_due_and_pending_is_committed_at_the_exit_of_the_interpreter(sta
 def start_leader_and_followers(
     start: Start, backup_dir: Path, followers: int, leader_runs: str = "train", **fields: Any
 ) -> tuple[Child, list[Child]]:
-    """A leader that has begun its slow call, then followers that have begun theirs."""
+    """Return a leader and then followers, each in its slow call."""
     slow = {"slow": ("batch_begin", 1, 1), **fields}
     leader = start(job(backup_dir, **slow), how=leader_runs)
     leader.expect("slow_call")
@@ -394,7 +394,7 @@ def start_leader_and_followers(
 def test_a_notice_to_a_follower_makes_the_leader_commit_and_lets_only_the_follower_go(
     start: Start, backup_dir: Path
 ) -> None:
-    """The leader saves its last boundary though it has no notice itself, and goes on training."""
+    """The leader commits its last boundary for the follower and continues training."""
     leader, (follower,) = start_leader_and_followers(
         start, backup_dir, 1, slow_latency=3.0, arguments={"save_freq": False}
     )
@@ -412,7 +412,7 @@ def test_a_notice_to_a_follower_makes_the_leader_commit_and_lets_only_the_follow
 def test_a_notice_to_all_at_once_is_saved_by_the_leader(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """One term, one writer, all gone within the grace period."""
+    """The leader alone commits, and all workers exit within the grace period."""
     leader, followers = start_leader_and_followers(
         start, backup_dir, 2, arguments={"save_freq": False, "grace_period": 3.0}
     )
@@ -429,7 +429,7 @@ def test_a_notice_to_all_at_once_is_saved_by_the_leader(
 def test_a_follower_saves_when_the_leader_is_killed_while_it_saves(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """All are signalled; the leader hangs in fsync and is killed there; a follower takes over and commits."""
+    """If the leader is killed in fsync after all workers got a notice, a follower takes over and commits."""
     leader, followers = start_leader_and_followers(
         start,
         backup_dir,
@@ -451,7 +451,7 @@ def test_a_follower_saves_when_the_leader_is_killed_while_it_saves(
 def test_a_killed_leader_is_replaced_and_the_run_ends_exactly(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """SIGKILL needs no notice: the follower leads at its next tick, and its own training is what counts."""
+    """After a SIGKILL of the leader the follower leads at its next tick and ends exactly."""
     leader, (follower,) = start_leader_and_followers(start, backup_dir, 1, slow_latency=1.0)
     leader.kill(signal.SIGKILL)
     assert leader.join() == -signal.SIGKILL
@@ -461,7 +461,7 @@ def test_a_killed_leader_is_replaced_and_the_run_ends_exactly(
 
 
 def test_a_worker_that_starts_late_joins_at_the_newest_commit(start: Start, backup_dir: Path) -> None:
-    """It does not train again what the leader has committed."""
+    """A worker that joins late starts from the newest checkpoint."""
     leader = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=2.0))
     leader.expect("slow_call")
     late = start(job(backup_dir, epochs=3))
@@ -470,7 +470,7 @@ def test_a_worker_that_starts_late_joins_at_the_newest_commit(start: Start, back
 
 
 def test_a_signal_while_waiting_for_the_leader_ends_the_wait(start: Start, backup_dir: Path) -> None:
-    """The lock is held by somebody who never announces anything; nothing is deleted, nothing is written."""
+    """A worker that waits for an announcement exits at a signal, and writes and deletes nothing."""
     coordinator = FileCoordinator(backup_dir / "coordinator")
     coordinator.heartbeat(Heartbeat(worker_id="silent", campaign=True, floor=0, duration=1000.0))
     child = start(job(backup_dir))
@@ -483,7 +483,7 @@ def test_a_signal_while_waiting_for_the_leader_ends_the_wait(start: Start, backu
 
 
 def test_the_last_worker_to_finish_deletes_the_backup_and_no_other(start: Start, backup_dir: Path) -> None:
-    """Finished means finished: nobody deletes what a slower worker still needs."""
+    """A worker that finishes first leaves the backup to the slower one."""
     slow = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=1.5, arguments={"delete_checkpoint": True}))
     slow.expect("slow_call")
     quick = start(job(backup_dir, arguments={"delete_checkpoint": True}))
@@ -502,7 +502,7 @@ STANDBY = {"standby": True, "timings": QUICK}
 def test_a_standby_spends_no_call_and_takes_over_when_the_leader_is_killed(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """It waits in on_train_begin, restores the newest checkpoint, and ends exactly."""
+    """A standby makes no call, takes over from the newest checkpoint, and ends exactly."""
     leader = start(job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": 1, **STANDBY}))
     leader.expect("slow_call")
     seconds_until_saved(backup_dir, Position(1, 1))
@@ -518,7 +518,7 @@ def test_a_standby_spends_no_call_and_takes_over_when_the_leader_is_killed(
 def test_a_standby_returns_with_the_final_state_when_the_leader_has_finished(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """Without a single call, and only then is the backup deleted."""
+    """A standby makes no call, and the backup is deleted after it has restored the final state."""
     arguments = {"delete_checkpoint": True, "save_freq": False, **STANDBY}
     leader = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=1.5, arguments=arguments))
     leader.expect("slow_call")
@@ -532,7 +532,7 @@ def test_a_standby_returns_with_the_final_state_when_the_leader_has_finished(
 
 
 def test_a_signal_ends_the_wait_of_a_standby(start: Start, backup_dir: Path) -> None:
-    """Cleanly, and the leader goes on."""
+    """A standby that waits exits cleanly at a signal, and the leader continues."""
     leader = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=3.0, arguments=STANDBY))
     leader.expect("slow_call")
     standby = start(job(backup_dir, arguments=STANDBY))

@@ -1,4 +1,4 @@
-"""The state of a program as bytes: what comes back is what went in, or it is refused; and fingerprints of data."""
+"""Test that a captured state is applied exactly or refused, and that fingerprints detect other data."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def result(tmp_path: Path, name: str) -> Any:
 
 
 def test_values_that_json_lacks_come_back_exactly(tmp_path: Path) -> None:
-    """NaN, infinities, integers beyond 64 bits and halves of letters survive in variables and memory."""
+    """NaN, infinities, integers beyond 64 bits and lone surrogates are restored exactly."""
     assert result(tmp_path, "round_trips") == []
 
 
 def test_numbers_of_numpy_come_back_with_their_exact_value(tmp_path: Path) -> None:
-    """A float32 comes back as the float it is equal to, not as its shortest decimal."""
+    """A float32 is restored as the equal float, not as its shortest decimal."""
     pairs = result(tmp_path, "numbers_of_numpy")
     assert len(pairs) == 6
     assert [repr(given) for given, _ in pairs] == [repr(found) for _, found in pairs]
 
 
 def test_a_value_that_is_no_json_is_refused_and_its_place_named(tmp_path: Path) -> None:
-    """The error is a StateError that says where the value stands and what it is."""
+    """The StateError names the place of the value and its type."""
     messages = result(tmp_path, "refusals")
     assert set(messages) == {"datetime", "set", "bytes", "object", "key"}
     for name, message in messages.items():
@@ -56,12 +56,12 @@ def test_a_value_that_is_no_json_is_refused_and_its_place_named(tmp_path: Path) 
 
 
 def test_a_state_can_be_applied_again_after_the_program_went_on(tmp_path: Path) -> None:
-    """What a program does to the values it was given changes nothing in the state, and its own dicts stay its own."""
+    """A program that changes its values does not change the state, and keeps its own dicts."""
     assert result(tmp_path, "applied_again") == {"wrong": [], "same_object": True}
 
 
 def test_other_objects_than_were_saved_are_refused_before_anything_is_changed(tmp_path: Path) -> None:
-    """A `state_of` that is not what it was names both sides and leaves the program as it is."""
+    """Other objects in `state_of` are refused. The error names both sides, and the program is unchanged."""
     message = result(tmp_path, "other_objects")
     assert message.startswith("ProgramMismatchError: state_of does not fit the checkpoint: it holds ['Counter']")
     assert message.endswith("not [] []")
@@ -102,7 +102,7 @@ def test_a_state_without_oddities_is_plain_json() -> None:
 
 
 def test_a_state_too_deep_for_json_is_refused() -> None:
-    """The error is ours, not the library's."""
+    """The error is a StateError."""
     value: Any = 1
     for _ in range(300):
         value = [value]
@@ -137,18 +137,18 @@ def endless() -> Iterator[int]:
     ],
 )
 def test_other_data_has_another_fingerprint(inputs: dict[str, Any], params: dict[str, Any]) -> None:
-    """Any sample, the order, the batch sizes and the kind of data count."""
+    """Another sample, order, batch size or kind of data changes the fingerprint."""
     assert fingerprint({**INPUTS, **inputs}, {**PARAMS, **params}) != fingerprint(INPUTS, PARAMS)
 
 
 @pytest.mark.parametrize("params", [{"epochs": 9}, {"verbose": 1}, {"program": "other"}])
 def test_what_is_no_data_does_not_change_the_fingerprint(params: dict[str, Any]) -> None:
-    """A run that is given more epochs goes on where it was."""
+    """Parameters that are not data leave the fingerprint unchanged."""
     assert fingerprint(copy.deepcopy(INPUTS), {**PARAMS, **params}) == fingerprint(INPUTS, PARAMS)
 
 
 def test_a_generator_is_not_used_up_by_its_fingerprint() -> None:
-    """Its samples can't be looked at; another generator of the same kind has the same fingerprint."""
+    """The fingerprint reads no sample of a generator, so it depends on the generator's type only."""
     data = iter(range(3))
     first = fingerprint({"x": data}, PARAMS)
     assert list(data) == [0, 1, 2]
@@ -156,6 +156,6 @@ def test_a_generator_is_not_used_up_by_its_fingerprint() -> None:
 
 
 def test_data_that_can_not_be_written_as_json_has_a_fingerprint() -> None:
-    """Objects count by their type, NaN as nothing."""
+    """Objects count with their type, NaN as null."""
     odd = {"x": [object(), math.nan, {"a": b""}], "y": []}
     assert fingerprint(odd, {}) == fingerprint({"x": [object(), math.nan, {"a": b""}], "y": []}, {})

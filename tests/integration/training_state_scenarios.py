@@ -1,4 +1,4 @@
-"""What the children of the tests of the training state run: states that are captured and applied. Imports synalinks."""
+"""Capture and apply states in a child, for `test_training_state`. Imports synalinks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Report = Callable[..., None]
 
 
 def awkward_values() -> dict[str, Any]:
-    """Values that JSON lacks, or that look like the way in which we write those."""
+    """Values that JSON lacks, or that resemble our tags for them."""
     return {
         "finite": {"reward": 0.1, "examples": [], "nothing": None, "number": 2**63 - 1},
         "not a number": {"reward": float("nan"), "nothing": None},
@@ -42,7 +42,7 @@ async def _built(**fields: Any) -> tuple[Any, TrainingState]:
 
 
 def round_trips(report: Report) -> list[str]:
-    """Which values of a variable do not come back as they were."""
+    """Return the values of a variable that are not restored exactly."""
     strict()
 
     async def run() -> list[str]:
@@ -66,7 +66,7 @@ def round_trips(report: Report) -> list[str]:
 
 
 def numbers_of_numpy(report: Report) -> list[tuple[Any, Any]]:
-    """Numbers of numpy's types, and what they come back as."""
+    """Return numbers of numpy's types, and the restored values."""
     strict()
     given: list[Any] = [
         np.float32(0.1),
@@ -91,11 +91,11 @@ def numbers_of_numpy(report: Report) -> list[tuple[Any, Any]]:
 
 
 class Opaque:
-    """What no JSON can hold."""
+    """A type that JSON can't represent."""
 
 
 def refusals(report: Report) -> dict[str, str]:
-    """What is said of values that are no JSON, by their names."""
+    """Return the errors for values that are not JSON, by name."""
     strict()
     cases = {
         "datetime": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
@@ -120,7 +120,7 @@ def refusals(report: Report) -> dict[str, str]:
 
 
 def applied_again(report: Report) -> dict[str, Any]:
-    """A state is applied, the program goes on, and the state is applied once more."""
+    """Apply a state, train on, and apply the state once more."""
     strict()
 
     async def run() -> dict[str, Any]:
@@ -145,7 +145,7 @@ def applied_again(report: Report) -> dict[str, Any]:
 
 
 def other_objects(report: Report) -> str:
-    """What is said where `state_of` is not what it was, and whether anything was changed."""
+    """Return the error for other objects in `state_of`, and what was changed."""
     strict()
 
     async def run() -> str:

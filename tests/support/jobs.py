@@ -1,4 +1,4 @@
-"""What a test tells a child to run; no synalinks here, so that tests can make one."""
+"""Define a job for a child process. Imports no synalinks, so tests can make one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metadata services on this machine that answer as the clouds document; see the modules of `notice_sources`."""
+"""Serve local metadata services that answer as the clouds document. See `preemption.sources` for the rules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# The server's clock. Ours is years ahead, as that of a machine may be that lost its battery.
+# The server's clock, years behind ours.
 NOW = "Mon, 19 Sep 2016 18:29:47 GMT"
 
 
 @dataclass
 class Reply:
-    """What is sent, besides the headers of every reply."""
+    """One answer, without the headers that every answer has."""
 
     status: int = 200
     text: str = ""
@@ -24,23 +24,23 @@ class Reply:
 
 
 class Cloud:
-    """A server that any cloud is made of: says what it was told to, and keeps what it was asked."""
+    """A metadata server without content. It records its requests, and subclasses define its answers."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.fault: Reply | None = None
-        """Sent instead of anything else."""
+        """The answer to every request, if not None."""
         self.cut_off = False
-        """Each answer ends in its middle."""
+        """Whether each answer ends in its middle."""
         self.released = threading.Event()
-        """Answers wait for this."""
+        """Answers wait for this event."""
         self.released.set()
         self.headers = {"Date": NOW}
-        """Of every reply."""
+        """Headers of every answer."""
         self.url = ""
 
     def reply(self, method: str, path: str, headers: Any) -> Reply:
-        """What this cloud answers; in lack of a cloud, nothing is there."""
+        """Return the answer to a request. The base class has no content."""
         return Reply(404)
 
     @contextmanager
@@ -92,7 +92,7 @@ class Gce(Cloud):
         super().__init__()
         self.values = {"preempted": "FALSE", "maintenance-event": "NONE"}
         self.unknown = 404
-        """The answer where there is no such key."""
+        """The status for a missing key."""
 
     def reply(self, method: str, path: str, headers: Any) -> Reply:
         if headers["Metadata-Flavor"] != "Google":
@@ -111,7 +111,7 @@ class Aws(Cloud):
         self.tokens = 0
 
     def expire(self) -> None:
-        """The token that was given last is not valid any more."""
+        """Make the last token invalid."""
         self.tokens += 1
 
     def interrupt(self, action: str = "terminate", time: str = "2016-09-19T18:31:37Z") -> None:

@@ -1,7 +1,7 @@
 """Real processes for tests, forked from a server that has synalinks preloaded (its import takes seconds).
 
-A child runs a function of a test-support module with a `report` callable as first argument; what it reports, the
-test waits for. Nothing here sleeps.
+A child runs a function of a test-support module with a `report` callable as its first argument. The test waits for the
+reports. Nothing here sleeps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Self
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.programs", "distributed_backup.callback"])
 
-# Generous: two cores, and the first child waits for the server's import of synalinks.
+# Seconds. Generous, because the first child waits for the server's import of synalinks on two shared cores.
 PATIENCE = 120.0
 
 
@@ -50,7 +50,7 @@ class Child:
         return self._process.pid
 
     def expect(self, name: str, timeout: float = PATIENCE) -> Any:
-        """Wait for the next event called `name`; its value. Other events are kept in `seen`."""
+        """Wait for the next event called `name` and return its value. Keep other events in `seen`."""
         while True:
             if not self._events.poll(timeout):
                 raise AssertionError(f"no event {name!r} within {timeout} s; seen: {self.seen}\n{self.output()}")
@@ -67,7 +67,7 @@ class Child:
         os.kill(self.pid, number)
 
     def join(self, timeout: float = PATIENCE) -> int:
-        """Wait for the end; the exit code (negative: killed by that signal)."""
+        """Wait for the end and return the exit code. It is negative after a kill by a signal."""
         while True:
             try:
                 if not self._events.poll(timeout):
@@ -81,7 +81,7 @@ class Child:
         return self._process.exitcode
 
     def result(self, timeout: float = PATIENCE) -> Any:
-        """Wait for the end; what the function returned."""
+        """Wait for the end and return the function's result."""
         code = self.join(timeout)
         values = [value for event, value in self.seen if event == "result"]
         if not values:
@@ -89,7 +89,7 @@ class Child:
         return values[0]
 
     def output(self) -> str:
-        """What the child printed and logged."""
+        """Return the text that the child printed and logged."""
         return self._log.read_text() if self._log is not None and self._log.exists() else ""
 
     def __enter__(self) -> Self:

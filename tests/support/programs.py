@@ -1,4 +1,4 @@
-"""Small synalinks programs, their data, and the complete state of a fit; imports synalinks."""
+"""Build small synalinks programs and data, and read the complete state of a fit. Imports synalinks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Answer(synalinks.DataModel):  # type: ignore[misc]
 async def build_program(
     *, optimizer: str = "few-shot", modules: int = 1, latency: float = 0.0, seed: int = 7
 ) -> tuple[Any, OfflineLanguageModel]:
-    """A compiled program with one or two trainable modules, and its language model; seeds both generators."""
+    """Return a compiled program with one or two trainable modules and its language model. Seed both generators."""
     random.seed(seed)
     np.random.seed(seed)
     model = OfflineLanguageModel(latency=latency)
@@ -51,7 +51,7 @@ async def build_program(
 
 
 def samples(count: int, offset: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """`count` questions and answers."""
+    """Return `count` questions and answers."""
     numbers = range(offset, offset + count)
     x = np.array([Query(query=f"question {number}") for number in numbers], dtype="object")
     y = np.array([Answer(answer="yes" if number % 3 else "no") for number in numbers], dtype="object")
@@ -59,13 +59,13 @@ def samples(count: int, offset: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarr
 
 
 def batches(count: int, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """A one-shot generator of batches."""
+    """Yield batches, once."""
     for index in range(count):
         yield samples(batch_size, offset=index * batch_size)
 
 
 def complete_state(program: Any) -> dict[str, Any]:
-    """Everything that a resumed fit must have in common with an uninterrupted one."""
+    """Return the state that a resumed fit must share with an uninterrupted one."""
     optimizer = program.optimizer
     groups = {
         "trainable": program.trainable_variables,

@@ -1,4 +1,4 @@
-"""`NoticeWatch`: when to ask, and what to make of the answers. Time is the test's."""
+"""Test when `NoticePoller` polls and what it reports, with a fake clock."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.support.metadata_servers import Gce
 PATIENCE = 30.0
 
 
-class Told(NoticeSource):
-    """Says what it is told to, one after the other; the last stays."""
+class Scripted(NoticeSource):
+    """Returns or raises the given answers in order, and then the last one at each poll."""
 
-    def __init__(self, *said: Any, name: str = "told", period: float = 1.0) -> None:
+    def __init__(self, *answers: Any, name: str = "scripted", period: float = 1.0) -> None:
         self.name, self.period = name, period
-        self._said = list(said)
+        self._answers = list(answers)
         self.polls = 0
         self.begun = 0
 
@@ -35,15 +35,15 @@ class Told(NoticeSource):
 
     def poll(self) -> Alert | None:
         self.polls += 1
-        said = self._said.pop(0) if len(self._said) > 1 else self._said[0]
-        if isinstance(said, Exception):
-            raise said
-        alert: Alert | None = said
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        alert: Alert | None = answer
         return alert
 
 
 class Steps(FakeClock):
-    """Each wait but the last passes at once; then the watch is stopped, as when a fit ends."""
+    """A clock whose waits return immediately. The wait number `count` stops the poller, as at the end of a fit."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class Steps(FakeClock):
         return event.is_set()
 
 
-class Heard:
-    """What a watch makes of one source."""
+class Reports:
+    """The notices and warnings that a poller reports for one source."""
 
-    def __init__(self, source: NoticeSource, *, polls: int = 5, grace_period: float = 30.0, unheard: int = 0) -> None:
-        self._unheard = unheard
+    def __init__(self, source: NoticeSource, *, polls: int = 5, grace_period: float = 30.0, refused: int = 0) -> None:
+        self._refused = refused
         self.notices: list[tuple[str, float | None]] = []
         self.warnings: list[str] = []
         self.clock = Steps(polls)
@@ -77,7 +77,7 @@ class Heard:
 
     def _warned(self, reason: str) -> bool:
         self.warnings.append(reason)
-        return len(self.warnings) > self._unheard
+        return len(self.warnings) > self._refused
 
 
 def threads(name: str) -> list[threading.Thread]:
@@ -93,88 +93,90 @@ def join(name: str) -> None:
 END = Alert(reason="test:end", remaining=110.0)
 
 
-# ---------------------------------------------------------------- what is said
+# ---------------------------------------------------------------- notices and warnings
 
 
-def test_a_sure_end_is_a_notice_with_its_own_time_and_the_last_word() -> None:
-    """Two minutes are two minutes, though the grace period is shorter."""
-    source = Told(None, END, Alert(reason="test:another"))
-    heard = Heard(source)
-    assert heard.notices == [("test:end", 110.0)]
-    assert (source.polls, heard.warnings) == (2, [])
+def test_a_sure_end_is_a_notice_with_its_own_time_and_ends_the_polls() -> None:
+    """A terminal alert within 120 s is a notice, even if the grace period is shorter. Polling stops."""
+    source = Scripted(None, END, Alert(reason="test:another"))
+    reports = Reports(source)
+    assert reports.notices == [("test:end", 110.0)]
+    assert (source.polls, reports.warnings) == (2, [])
 
 
 def test_an_end_without_a_time_is_a_notice() -> None:
-    """The grace period counts."""
-    assert Heard(Told(Alert(reason="test:end"))).notices == [("test:end", None)]
+    """A terminal alert without a time is a notice, and the worker counts the grace period."""
+    assert Reports(Scripted(Alert(reason="test:end"))).notices == [("test:end", None)]
 
 
 def test_an_end_that_is_far_away_is_a_warning_until_it_is_near() -> None:
-    """Who leaves a day early may be started again on the same machine, and leave again."""
+    """A terminal alert more than 120 s away is a warning, and becomes a notice at 120 s."""
     far, near = Alert(reason="test:end", remaining=120.1), Alert(reason="test:end", remaining=120.0)
-    heard = Heard(Told(far, far, near), polls=2)
-    assert (heard.warnings, heard.notices) == (["test:end"], [])
-    heard = Heard(Told(far, far, near))
-    assert (heard.warnings, heard.notices) == (["test:end"], [("test:end", 120.0)])
+    reports = Reports(Scripted(far, far, near), polls=2)
+    assert (reports.warnings, reports.notices) == (["test:end"], [])
+    reports = Reports(Scripted(far, far, near))
+    assert (reports.warnings, reports.notices) == (["test:end"], [("test:end", 120.0)])
 
 
 def test_who_has_a_long_grace_period_leaves_that_early() -> None:
-    """It was set because a batch takes that long."""
-    assert Heard(Told(Alert(reason="test:end", remaining=599.0)), grace_period=600.0).notices == [("test:end", 599.0)]
+    """With a grace period of 600 s, an alert 599 s away is a notice."""
+    assert Reports(Scripted(Alert(reason="test:end", remaining=599.0)), grace_period=600.0).notices == [
+        ("test:end", 599.0)
+    ]
 
 
-def test_a_warning_is_told_once_while_it_lasts_and_anew_when_it_comes_again() -> None:
-    """A save each, and training goes on."""
+def test_a_warning_is_reported_once_while_it_lasts_and_again_when_it_comes_again() -> None:
+    """A warning is reported when it begins, and again when it begins again."""
     first, second = (
         Alert(reason="test:first", terminal=False),
         Alert(reason="test:second", remaining=1.0, terminal=False),
     )
-    source = Told(None, first, first, None, first, second, second)
-    heard = Heard(source, polls=8)
-    assert heard.warnings == ["test:first", "test:first", "test:second"]
-    assert (heard.notices, source.polls) == ([], 8)
+    source = Scripted(None, first, first, None, first, second, second)
+    reports = Reports(source, polls=8)
+    assert reports.warnings == ["test:first", "test:first", "test:second"]
+    assert (reports.notices, source.polls) == ([], 8)
 
 
-def test_a_warning_that_nobody_could_be_told_of_is_told_again() -> None:
-    """The coordinator was away, or training had not begun."""
-    heard = Heard(Told(Alert(reason="test:first", terminal=False)), polls=6, unheard=2)
-    assert heard.warnings == ["test:first"] * 3
+def test_a_warning_that_was_not_delivered_is_reported_again() -> None:
+    """A warning whose report returned False is reported again at the next poll."""
+    reports = Reports(Scripted(Alert(reason="test:first", terminal=False)), polls=6, refused=2)
+    assert reports.warnings == ["test:first"] * 3
 
 
 def test_what_is_no_alert_is_an_error_of_the_source(caplog: pytest.LogCaptureFixture) -> None:
-    """A user's own; what it says next counts."""
-    heard = Heard(Told("soon", END))
-    assert "no notices from told until it answers: poll must return an Alert or None, got 'soon'" in caplog.text
-    assert heard.notices == [("test:end", 110.0)]
+    """An answer of another type is an error that is logged. The next valid answer counts."""
+    reports = Reports(Scripted("soon", END))
+    assert "no notices from scripted until it answers: poll must return an Alert or None, got 'soon'" in caplog.text
+    assert reports.notices == [("test:end", 110.0)]
 
 
-# ---------------------------------------------------------------- when to ask
+# ---------------------------------------------------------------- when to poll
 
 
 def test_a_source_is_asked_at_once_and_then_in_its_own_period() -> None:
-    """Until the fit ends."""
-    source = Told(None, period=5.0)
-    heard = Heard(source, polls=3)
-    assert (source.begun, source.polls, heard.clock.waits) == (1, 3, [5.0] * 3)
+    """Polling begins immediately and repeats every `period` seconds until the fit ends."""
+    source = Scripted(None, period=5.0)
+    reports = Reports(source, polls=3)
+    assert (source.begun, source.polls, reports.clock.waits) == (1, 3, [5.0] * 3)
 
 
-def test_a_source_that_is_not_there_is_asked_ever_more_rarely_and_told_of_once(
+def test_a_source_that_is_not_there_is_asked_ever_more_rarely_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A machine without metadata service; but it may come yet."""
-    heard = Heard(Told(OSError("nobody there"), period=1.0), polls=8)
-    assert heard.clock.waits == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    """The pause of a source that has never answered doubles up to 60 s, and one warning is logged."""
+    reports = Reports(Scripted(OSError("nobody there"), period=1.0), polls=8)
+    assert reports.clock.waits == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "no notices from told until it answers: nobody there")
+        ("WARNING", "no notices from scripted until it answers: nobody there")
     ]
 
 
 def test_a_source_that_fails_for_a_moment_is_asked_as_often_as_before(caplog: pytest.LogCaptureFixture) -> None:
-    """Its next word may be the one that counts."""
+    """A source that has answered before is polled every `period` seconds while it fails."""
     error = OSError("503")
-    heard = Heard(Told(error, error, None, error, error, None, error, END), polls=20)
-    assert heard.clock.waits == [2.0, 4.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert heard.notices == [("test:end", 110.0)]
+    reports = Reports(Scripted(error, error, None, error, error, None, error, END), polls=20)
+    assert reports.clock.waits == [2.0, 4.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert reports.notices == [("test:end", 110.0)]
     assert len(caplog.records) == 1
 
 
@@ -182,7 +184,7 @@ def test_a_source_that_fails_for_a_moment_is_asked_as_often_as_before(caplog: py
 
 
 class Patient:
-    """The machine's clock."""
+    """A real clock whose waits take at most 0.01 s."""
 
     def now(self) -> float:
         raise AssertionError("nobody asks")
@@ -196,7 +198,7 @@ def watch_of(*sources: NoticeSource, on_notice: Callable[[str, float | None], No
 
 
 class Hanging(NoticeSource):
-    """Answers when it is released, and not before."""
+    """Blocks in `poll` until it is released."""
 
     name = "hanging"
 
@@ -210,7 +212,7 @@ class Hanging(NoticeSource):
 
 
 def test_a_source_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
-    """Nor the end of the fit; what it finds afterwards is nobody's business."""
+    """A hung source delays neither another source nor the end of the fit. Its late answer is ignored."""
     reasons: list[str] = []
     noticed = threading.Event()
 
@@ -231,8 +233,8 @@ def test_a_source_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
 
 
 def test_when_the_watch_is_stopped_its_threads_end() -> None:
-    """At once, where they wait."""
-    sources = [Told(None, name="first"), Told(None, name="second")]
+    """`stop` ends the threads of all sources."""
+    sources = [Scripted(None, name="first"), Scripted(None, name="second")]
     watch = watch_of(*sources)
     watch.start()
     assert len(threads("first") + threads("second")) == 2
@@ -242,8 +244,8 @@ def test_when_the_watch_is_stopped_its_threads_end() -> None:
 
 
 def test_a_forked_child_asks_nobody() -> None:
-    """It has none of the threads, and can do without."""
-    watch = watch_of(Told(None, name="forked"))
+    """A forked child has no thread of the poller."""
+    watch = watch_of(Scripted(None, name="forked"))
     watch.start()
     child = os.fork()
     if child == 0:
@@ -257,7 +259,7 @@ def test_a_forked_child_asks_nobody() -> None:
 def test_a_cloud_is_heard_through_all_its_layers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is away at first, ill then, and then it takes the machine back."""
+    """Errors of a real source are logged once, and its notice is reported."""
     cloud, noticed = Gce(), threading.Event()
     with cloud.served():
         monkeypatch.setenv("GCE_METADATA_HOST", cloud.url.removeprefix("http://"))
@@ -274,7 +276,7 @@ def test_a_cloud_is_heard_through_all_its_layers(
 
 
 def test_an_answer_that_is_none_does_not_end_a_source() -> None:
-    """A source may be anybody's: what it says wrong once must not keep its next word from being heard."""
+    """After one answer of a wrong type the next alert is reported."""
     odd: Any = "an end"
-    heard = Heard(Told(odd, Alert(reason="told:end", remaining=9.0)))
-    assert heard.notices == [("told:end", 9.0)]
+    reports = Reports(Scripted(odd, Alert(reason="test:end", remaining=9.0)))
+    assert reports.notices == [("test:end", 9.0)]

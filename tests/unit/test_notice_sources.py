@@ -1,4 +1,4 @@
-"""Each source of notices against what its cloud documents: servers on this machine, well and ill."""
+"""Test each source of notices against a local server that follows the cloud's documentation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.metadata_servers import Aws, Azure, Cloud, Gce, Reply
 
 @pytest.fixture(autouse=True)
 def nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that nobody must ask, for a metadata service answers for the machine that asks."""
+    """Set a proxy that no source may use: a metadata service answers for the machine that connects."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
 
 
@@ -56,7 +56,7 @@ def azure() -> Iterator[Azure]:
 
 
 def test_a_file_that_is_touched_is_a_notice(tmp_path: Path) -> None:
-    """A sure end, in the grace period."""
+    """A touch of the file is a terminal alert without a time."""
     path = tmp_path / "notice"
     source = FileSource(path)
     source.begin()
@@ -66,13 +66,13 @@ def test_a_file_that_is_touched_is_a_notice(tmp_path: Path) -> None:
 
 
 def test_a_file_of_an_earlier_time_is_none_until_it_is_touched_again(tmp_path: Path) -> None:
-    """It may be left from an earlier pod, and would end each fit at its start."""
+    """A file that an earlier pod left behind is ignored until its modification time changes."""
     path = tmp_path / "notice"
     path.touch()
     source = FileSource(path)
     source.begin()
     assert source.poll() is None
-    # Even by a clock that is behind.
+    # Also if the new time is the older one.
     os.utime(path, (1.0, 1.0))
     assert source.poll() is not None
     source.begin()
@@ -80,7 +80,7 @@ def test_a_file_of_an_earlier_time_is_none_until_it_is_touched_again(tmp_path: P
 
 
 def test_a_file_that_is_removed_is_no_notice(tmp_path: Path) -> None:
-    """Somebody cleans up."""
+    """The removal of the file is not a notice, and its creation afterwards is one."""
     path = tmp_path / "notice"
     path.touch()
     os.utime(path, (1.0, 1.0))
@@ -93,7 +93,7 @@ def test_a_file_that_is_removed_is_no_notice(tmp_path: Path) -> None:
 
 
 def test_a_file_whose_directory_comes_later_is_a_notice(tmp_path: Path) -> None:
-    """A volume may be mounted late."""
+    """Neither the file nor its directory need exist when the fit begins."""
     source = FileSource(tmp_path / "later" / "notice")
     source.begin()
     assert source.poll() is None
@@ -103,7 +103,7 @@ def test_a_file_whose_directory_comes_later_is_a_notice(tmp_path: Path) -> None:
 
 
 def test_a_file_that_can_not_be_looked_at_is_an_error_of_the_poll(tmp_path: Path) -> None:
-    """Not of the fit's beginning."""
+    """`begin` ignores a file that can't be read, and `poll` raises the error."""
     (tmp_path / "file").touch()
     source = FileSource(tmp_path / "file" / "notice")
     source.begin()
@@ -112,7 +112,7 @@ def test_a_file_that_can_not_be_looked_at_is_an_error_of_the_poll(tmp_path: Path
 
 
 def test_a_file_that_can_be_looked_at_later_is_no_notice_until_it_is_touched_then(tmp_path: Path) -> None:
-    """A mount that comes back has what was on it before."""
+    """The state at the first successful poll is not a notice. A later touch is one."""
     directory, source = tmp_path / "mount", FileSource(tmp_path / "mount" / "notice")
     directory.touch()
     source.begin()
@@ -126,7 +126,7 @@ def test_a_file_that_can_be_looked_at_later_is_no_notice_until_it_is_touched_the
 
 
 def test_another_file_of_the_same_time_is_a_notice(tmp_path: Path) -> None:
-    """Moved there, as by whoever writes a file in one step."""
+    """A file of the same time but another inode is a notice, as after an atomic rename."""
     path, other = tmp_path / "notice", tmp_path / "other"
     for each in (path, other):
         each.touch()
@@ -141,7 +141,7 @@ def test_another_file_of_the_same_time_is_a_notice(tmp_path: Path) -> None:
 
 
 def test_gce_says_that_the_machine_is_being_preempted(gce: Gce) -> None:
-    """A sure end; how much time is left is not said."""
+    """A preemption is a terminal alert without a time."""
     source = GceSource()
     assert source.poll() is None
     gce.values["preempted"] = "TRUE\n"
@@ -151,7 +151,7 @@ def test_gce_says_that_the_machine_is_being_preempted(gce: Gce) -> None:
 
 @pytest.mark.parametrize("event", ["MIGRATE_ON_HOST_MAINTENANCE", "TERMINATE_ON_HOST_MAINTENANCE"])
 def test_maintenance_on_gce_is_a_warning_while_it_lasts(gce: Gce, event: str) -> None:
-    """A migration is survived; with GPUs, the stop may be an hour away."""
+    """Maintenance is a warning at each poll until it is over."""
     source = GceSource()
     gce.values["maintenance-event"] = event
     assert source.poll() == Alert(reason=f"gce:{event}", terminal=False)
@@ -160,7 +160,7 @@ def test_maintenance_on_gce_is_a_warning_while_it_lasts(gce: Gce, event: str) ->
 
 
 def test_who_does_not_answer_as_google_is_not_believed(gce: Gce) -> None:
-    """A captive portal, or another cloud's server at the same address."""
+    """An answer without Google's header is an error."""
     gce.fault = Reply(text="TRUE")
     with pytest.raises(BackupError, match="instance/preempted was not answered by Google's metadata server"):
         GceSource().poll()
@@ -175,7 +175,7 @@ def test_who_does_not_answer_as_google_is_not_believed(gce: Gce) -> None:
     ],
 )
 def test_an_ill_gce_is_an_error_and_the_next_poll_finds_it_well(gce: Gce, fault: Reply, message: str) -> None:
-    """It is documented to answer 503 during maintenance."""
+    """An error status is an error of that poll only."""
     source = GceSource()
     gce.fault = fault
     with pytest.raises(BackupError, match=message):
@@ -186,7 +186,7 @@ def test_an_ill_gce_is_an_error_and_the_next_poll_finds_it_well(gce: Gce, fault:
 
 @pytest.mark.parametrize("status", [403, 404, 500])
 def test_gce_without_maintenance_events_tells_of_preemptions(gce: Gce, status: int) -> None:
-    """What stands in for Google's server in a cluster may not show all of its keys."""
+    """Without the key `maintenance-event`, as on GKE, preemptions are still reported."""
     del gce.values["maintenance-event"]
     gce.unknown = status
     source = GceSource()
@@ -196,7 +196,7 @@ def test_gce_without_maintenance_events_tells_of_preemptions(gce: Gce, status: i
 
 
 def test_gce_without_the_key_is_an_error(gce: Gce) -> None:
-    """A stand-in that knows less would be silent for ever."""
+    """Without the key `preempted` each poll is an error."""
     del gce.values["preempted"]
     with pytest.raises(BackupError, match="answered 404"):
         GceSource().poll()
@@ -206,7 +206,7 @@ def test_gce_without_the_key_is_an_error(gce: Gce) -> None:
 
 
 def test_aws_says_when_the_instance_ends(aws: Aws) -> None:
-    """By the server's clock, which is ten years behind ours."""
+    """The remaining seconds are counted by the server's clock, which is ten years behind ours."""
     source = AwsSource()
     assert source.poll() is None
     aws.interrupt("terminate", "2016-09-19T18:31:37Z")
@@ -215,35 +215,35 @@ def test_aws_says_when_the_instance_ends(aws: Aws) -> None:
 
 @pytest.mark.parametrize("action", ["stop", "hibernate"])
 def test_to_be_stopped_or_hibernated_is_an_end_too(aws: Aws, action: str) -> None:
-    """The process does not go on."""
+    """Stop and hibernate are terminal alerts."""
     aws.interrupt(action)
     assert AwsSource().poll() == Alert(reason=f"aws:{action}", remaining=110.0)
 
 
 @pytest.mark.parametrize("time", ["2016-09-19T18:29:47Z", "2016-09-19T18:24:47Z", "soon", ""])
 def test_an_end_whose_time_is_over_or_makes_no_sense_comes_in_the_grace_period(aws: Aws, time: str) -> None:
-    """EC2 documents that a time in the past stays where it did not do what it said."""
+    """A time that is past or invalid is a terminal alert without a time."""
     aws.interrupt("terminate", time)
     assert AwsSource().poll() == Alert(reason="aws:terminate")
 
 
 @pytest.mark.parametrize("time", ["2016-09-19T18:24:46Z", "2016-09-19T10:00:00Z"])
 def test_an_end_that_should_have_come_long_ago_is_a_warning(aws: Aws, time: str) -> None:
-    """The time stays; who left because of it, and is started again on the same machine, would leave again and again."""
+    """An interruption that is over 300 s late is a warning, so a restarted job does not exit again."""
     aws.interrupt("stop", time)
     assert AwsSource().poll() == Alert(reason="aws:stop", terminal=False)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Date": "today"}])
 def test_without_the_servers_clock_the_grace_period_counts(azure: Azure, headers: dict[str, str]) -> None:
-    """Ours is not asked."""
+    """Without a valid header `Date` the alert has no time."""
     azure.headers = headers
     azure.schedule("Preempt", before="Mon, 19 Sep 2016 18:30:17 GMT")
     assert AzureSource(azure.url).poll() == Alert(reason="azure:Preempt")
 
 
 def test_a_rebalance_recommendation_is_a_warning_and_an_interruption_more(aws: Aws) -> None:
-    """It says that an interruption is likely."""
+    """A recommendation is a warning, and an interruption replaces it."""
     source = AwsSource()
     aws.items["events/recommendations/rebalance"] = '{"noticeTime": "2016-09-19T18:29:00Z"}'
     assert source.poll() == Alert(reason="aws:rebalance", terminal=False)
@@ -252,7 +252,7 @@ def test_a_rebalance_recommendation_is_a_warning_and_an_interruption_more(aws: A
 
 
 def test_a_token_is_kept_until_it_is_refused(aws: Aws) -> None:
-    """Then there is another, and nothing is missed."""
+    """A refused token is replaced within the same poll."""
     source = AwsSource()
     source.poll()
     source.poll()
@@ -273,7 +273,7 @@ def test_a_token_is_kept_until_it_is_refused(aws: Aws) -> None:
     ],
 )
 def test_what_is_no_interruption_is_not_taken_for_one(aws: Aws, item: str, message: str) -> None:
-    """Nor for nothing."""
+    """An item of another form is an error, not the absence of an interruption."""
     aws.items["spot/instance-action"] = item
     with pytest.raises(BackupError, match=message):
         AwsSource().poll()
@@ -281,7 +281,7 @@ def test_what_is_no_interruption_is_not_taken_for_one(aws: Aws, item: str, messa
 
 @pytest.mark.parametrize("fault", [Reply(403), Reply(500), Reply(302, headers={"Location": "/login"})])
 def test_an_ill_aws_is_an_error_and_the_next_poll_finds_it_well(aws: Aws, fault: Reply) -> None:
-    """403: the service is turned off; a redirection is not followed."""
+    """Each error status is an error of that poll, and a redirect is not followed."""
     source = AwsSource()
     aws.fault = fault
     with pytest.raises(BackupError, match=f"/latest/api/token answered {fault.status}"):
@@ -294,7 +294,7 @@ def test_an_ill_aws_is_an_error_and_the_next_poll_finds_it_well(aws: Aws, fault:
 
 
 def test_a_page_is_no_token(aws: Aws) -> None:
-    """A captive portal's would be sent as a header."""
+    """A token with characters that no header may have is refused."""
     source = AwsSource()
     aws.fault = Reply(text="<html>\r\nlog in\r\n</html>")
     with pytest.raises(BackupError, match="can't be understood"):
@@ -308,7 +308,7 @@ def test_a_page_is_no_token(aws: Aws) -> None:
 
 @pytest.mark.parametrize("kind", ["Preempt", "Terminate", "Reboot", "Redeploy"])
 def test_azure_says_when_the_machine_ends(azure: Azure, kind: str) -> None:
-    """By the server's clock; names are compared as Azure does, whatever their case."""
+    """Events that delete or restart the machine are terminal, with the seconds by the server's clock."""
     source = AzureSource(azure.url)
     assert source.poll() is None
     azure.schedule(kind, "other_1", "WORKER_7", before="Mon, 19 Sep 2016 18:30:17 GMT")
@@ -317,33 +317,33 @@ def test_azure_says_when_the_machine_ends(azure: Azure, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["Preempt", "Terminate"])
 def test_a_deletion_that_has_begun_is_an_end(azure: Azure, kind: str) -> None:
-    """It has no time any more."""
+    """A started deletion is a terminal alert without a time."""
     azure.schedule(kind, status="Started")
     assert AzureSource(azure.url).poll() == Alert(reason=f"azure:{kind}")
 
 
 @pytest.mark.parametrize("kind", ["Reboot", "Redeploy"])
 def test_a_restart_that_has_begun_is_a_warning(azure: Azure, kind: str) -> None:
-    """Most likely it is what this machine has just come back from."""
+    """A started restart is a warning: the machine has most likely just returned from it."""
     azure.schedule(kind, status="Started")
     assert AzureSource(azure.url).poll() == Alert(reason=f"azure:{kind}", terminal=False)
 
 
 @pytest.mark.parametrize("kind", ["Freeze", "Something"])
 def test_a_freeze_and_what_is_unknown_are_warnings(azure: Azure, kind: str) -> None:
-    """The process goes on afterwards."""
+    """A freeze and an unknown kind are warnings."""
     azure.schedule(kind, before="Mon, 19 Sep 2016 18:44:47 GMT")
     assert AzureSource(azure.url).poll() == Alert(reason=f"azure:{kind}", remaining=900.0, terminal=False)
 
 
 def test_events_of_other_machines_are_not_ours(azure: Azure) -> None:
-    """All machines of a set are told of all events."""
+    """Events whose resources don't include this machine are ignored."""
     azure.schedule("Preempt", "worker_70", "worker_")
     assert AzureSource(azure.url).poll() is None
 
 
 def test_of_several_events_the_most_pressing_counts(azure: Azure) -> None:
-    """The end before the warning, the early before the late."""
+    """A terminal event comes before a warning, and an earlier event before a later one."""
     azure.schedule("Freeze", status="Started")
     azure.schedule("Reboot", before="Mon, 19 Sep 2016 18:44:47 GMT")
     azure.schedule("Preempt", before="Mon, 19 Sep 2016 18:30:17 GMT")
@@ -353,14 +353,14 @@ def test_of_several_events_the_most_pressing_counts(azure: Azure) -> None:
 
 
 def test_the_name_of_a_machine_may_be_in_capitals(azure: Azure) -> None:
-    """Names of machines on Azure don't differ by case, and are not written in one way."""
+    """Names of machines are compared without regard to case."""
     azure.schedule("Preempt", "WORKER_7")
     azure.name = "Worker_7"
     assert AzureSource(azure.url).poll() == Alert(reason="azure:Preempt")
 
 
 def test_azure_is_asked_for_the_machines_name_once_and_before_there_is_an_event(azure: Azure) -> None:
-    """And nothing is ever approved: there is no POST."""
+    """The name is read at the first poll, and no event is approved with a POST."""
     source = AzureSource(azure.url)
     source.poll()
     azure.schedule("Preempt")
@@ -375,7 +375,7 @@ def test_azure_is_asked_for_the_machines_name_once_and_before_there_is_an_event(
     "text", ["", "[]", "{}", '{"Events": [1]}', '{"Events": [{}]}', '{"Events": [{"Resources": ["worker_7"]}]}']
 )
 def test_what_azure_never_says_is_an_error(azure: Azure, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """One line that shows what was said."""
+    """The error is one line that shows the answer."""
     monkeypatch.setattr(
         azure, "reply", lambda method, path, headers: Reply(text=azure.name if "name" in path else text)
     )
@@ -393,7 +393,7 @@ def sources_at(url: str, monkeypatch: pytest.MonkeyPatch) -> list[NoticeSource]:
 
 
 def test_a_machine_without_a_metadata_service_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That names what was asked."""
+    """The error names the URL and the reason."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -403,7 +403,7 @@ def test_a_machine_without_a_metadata_service_is_an_error_of_one_line(monkeypatc
 
 
 def test_a_service_that_does_not_answer_in_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Azure's may take two minutes for the first answer of all."""
+    """A hung service is an error of the poll after the time limit."""
     monkeypatch.setattr(metadata, "_TIME_LIMIT", 0.05)
     cloud, begin = Cloud(), time.monotonic()
     with cloud.served():
@@ -415,14 +415,14 @@ def test_a_service_that_does_not_answer_in_time_is_left(monkeypatch: pytest.Monk
 
 
 def test_an_answer_that_is_cut_off_is_none(aws: Aws) -> None:
-    """Half of it might make sense."""
+    """An answer that ends early is an error, even if its part is valid."""
     aws.cut_off = True
     with pytest.raises(BackupError, match=r"no answer from .*/latest/api/token: IncompleteRead"):
         AwsSource().poll()
 
 
 def test_an_answer_without_end_is_not_read_to_it(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would fill the memory."""
+    """A longer answer than the size limit is an error."""
     monkeypatch.setattr(metadata, "_SIZE_LIMIT", 10)
     with pytest.raises(BackupError, match="IncompleteRead"):
         AzureSource(azure.url).poll()
@@ -430,7 +430,7 @@ def test_an_answer_without_end_is_not_read_to_it(azure: Azure, monkeypatch: pyte
 
 @pytest.mark.parametrize("words", [b"HTTP/1.0 200 OK\r\n\r\n\xff", b"\x00\xff\r\n\r\n", b""])
 def test_what_is_no_http_or_no_text_is_no_answer(words: bytes) -> None:
-    """Something else listens there."""
+    """An answer that is not HTTP or not text is an error."""
 
     def serve() -> None:
         connection, _ = server.accept()
@@ -449,7 +449,7 @@ def test_what_is_no_http_or_no_text_is_no_answer(words: bytes) -> None:
 def test_an_address_that_is_none_is_refused_when_the_callback_is_made(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """The message names the variable."""
+    """The error names the variable."""
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
     with pytest.raises(ConfigError, match=r"\$AWS_EC2_METADATA_SERVICE_ENDPOINT must name a host"):
         notice_sources("aws")
@@ -457,7 +457,7 @@ def test_an_address_that_is_none_is_refused_when_the_callback_is_made(
 
 @pytest.mark.parametrize("source", [GceSource, AwsSource, AzureSource])
 def test_the_usual_address_is_that_of_the_clouds(monkeypatch: pytest.MonkeyPatch, source: Any) -> None:
-    """By number: to look up a name that does not exist may take half a minute."""
+    """The default address is a number, because a resolver may take 30 s for a missing name."""
     monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "")
     service = source()._service
@@ -472,7 +472,7 @@ def names(found: NoticeSources) -> tuple[bool, list[str]]:
 
 
 def test_the_variable_may_be_set_and_left_empty() -> None:
-    """An overlay of manifests takes a value away so. What is no source is refused, naming the variable."""
+    """An empty variable counts as absent. An unknown name is refused with the variable's name."""
     found = EnvironmentSettings.read({"DISTRIBUTED_BACKUP_NOTICES": " signal, aws "}).notices
     assert found is not None
     assert names(found) == (True, ["aws"])
@@ -501,7 +501,7 @@ class Mine(NoticeSource):
     ],
 )
 def test_names_and_sources_in_any_form(notices: Any, found: Any) -> None:
-    """In a sequence each is one name, so that a path may hold a comma."""
+    """Commas separate names in a text, but not in a sequence, where a path may contain one."""
     assert names(notice_sources(notices)) == found
     assert bool(notice_sources(notices)) == (found != (False, []))
 
@@ -511,14 +511,14 @@ def test_names_and_sources_in_any_form(notices: Any, found: Any) -> None:
     ["", "sigterm", "file:", "file:notice", "file://host/notice", "file:/run/", "gce,,aws", 5, [None], [["gce"]]],
 )
 def test_what_is_no_source_is_refused(notices: Any) -> None:
-    """The message says what there is, and what it got."""
+    """The error lists the valid names and shows the value."""
     with pytest.raises(ConfigError, match=r"notices must be any of 'signal', 'file:/absolute/path', 'gce', .*; got "):
         notice_sources(notices)
 
 
 @pytest.mark.parametrize("remaining", [0.0, -1.0, math.inf, math.nan])
 def test_an_alert_checks_itself(remaining: float) -> None:
-    """What is over has no time that remains: None says so."""
+    """A remaining time of 0 or less, infinite or NaN is refused."""
     with pytest.raises(ConfigError, match="remaining must be a positive number of seconds or None, got"):
         Alert(reason="test", remaining=remaining)
 
@@ -535,7 +535,7 @@ def test_an_alert_checks_itself(remaining: float) -> None:
     ],
 )
 def test_a_source_of_ones_own_is_looked_at_before_the_fit(changes: dict[str, Any], message: str) -> None:
-    """In its thread nobody would see what is wrong with it."""
+    """A source without a valid name and period is refused when the callback is made."""
     source = Mine()
     vars(source).update(changes)
     with pytest.raises(ConfigError, match=message):

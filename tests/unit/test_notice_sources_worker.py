@@ -1,4 +1,4 @@
-"""What notices with a time of their own, and warnings, come to in a worker."""
+"""Test notices with their own time, and warnings, in a worker."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.support.team import STEP, Team, snapshot
 
 
 def test_the_reserve_fits_the_time_that_is_left() -> None:
-    """Of a notice that carries its own, as of the grace period."""
+    """The reserve is computed from the remaining time, of a notice as of the grace period."""
     assert WorkerOptions(grace_period=30.0).reserve == shutdown_reserve(30.0) == 3.0
     assert (shutdown_reserve(120.0), shutdown_reserve(5.0), shutdown_reserve(1.0)) == (12.0, 1.0, 0.4)
 
 
 def test_the_earlier_of_two_deadlines_counts_whichever_came_first() -> None:
-    """One preemption, of which a cloud tells first and the signal later; or the other way round."""
+    """A later notice can shorten the deadline of the first, and never lengthens it."""
     notices = Notices(lambda: 1)
     first = notices.give("aws:terminate", now=1000.0, remaining=110.0)
     assert first is not None
@@ -41,14 +41,14 @@ def test_the_earlier_of_two_deadlines_counts_whichever_came_first() -> None:
 
 
 def test_nothing_is_hastened_before_there_is_a_notice() -> None:
-    """There is no deadline yet."""
+    """Without a notice there is no deadline to shorten."""
     notices = Notices(lambda: 1)
     assert notices.shorten_deadline(now=0.0, remaining=1.0) is None
     assert notices.own is None
 
 
 def test_a_notice_with_its_own_time_bounds_the_training_by_that(team: Team) -> None:
-    """Not by the grace period, be it shorter or longer."""
+    """Training is cut off at the notice's own time less its reserve, whatever the grace period."""
     worker = team.started("a", grace_period=30.0)
     now = team.clock.now()
     worker.give_notice("aws:terminate", 110.0)
@@ -57,7 +57,7 @@ def test_a_notice_with_its_own_time_bounds_the_training_by_that(team: Team) -> N
 
 
 def test_a_signal_after_a_notice_with_more_time_shortens_it(team: Team) -> None:
-    """The batch in flight is cut off in time for the kill that is nearer than was thought."""
+    """A SIGTERM after a notice of 110 s cuts training off within the grace period."""
     worker = team.started("a", grace_period=30.0)
     worker.give_notice("aws:terminate", 110.0)
     team.step()
@@ -70,7 +70,7 @@ def test_a_signal_after_a_notice_with_more_time_shortens_it(team: Team) -> None:
 
 
 def test_a_notice_with_more_time_after_a_signal_lengthens_nothing(team: Team) -> None:
-    """The kubelet goes by its own clock."""
+    """A notice of 110 s after a SIGTERM leaves the earlier deadline."""
     worker = team.started("a", grace_period=30.0)
     worker.give_notice("SIGTERM")
     worker.give_notice("aws:terminate", 110.0)
@@ -79,7 +79,7 @@ def test_a_notice_with_more_time_after_a_signal_lengthens_nothing(team: Team) ->
 
 
 def test_who_waits_for_a_save_waits_no_longer_than_the_shortened_time(team: Team) -> None:
-    """The leader is silent; the follower must be gone before the kill."""
+    """A follower that waits for a dead leader's save exits by the shortened deadline."""
     leader = team.started("a")
     follower = team.started("b", grace_period=6.0)
     follower.boundary(snapshot(1), due=False)
@@ -98,7 +98,7 @@ def test_who_waits_for_a_save_waits_no_longer_than_the_shortened_time(team: Team
 
 
 def test_a_warning_to_the_leader_saves_its_last_boundary_and_training_goes_on(team: Team) -> None:
-    """Although nothing was due, and nobody leaves."""
+    """The leader commits its last boundary, gets no notice and continues."""
     leader = team.started("a")
     leader.boundary(snapshot(1, 3), due=False)
     leader.ask_for_save("aws:rebalance")
@@ -110,7 +110,7 @@ def test_a_warning_to_the_leader_saves_its_last_boundary_and_training_goes_on(te
 
 
 def test_a_warning_to_a_follower_makes_the_leader_save(team: Team) -> None:
-    """As if an operator had asked; it is answered, and both go on."""
+    """The leader commits for a follower's warning and answers it. Both continue."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(2), due=False)
     follower.boundary(snapshot(1), due=False)
@@ -134,7 +134,7 @@ class Counting(MemoryCoordinator):
 
 
 def test_a_notice_is_told_once_while_nothing_was_forgotten(team: Team) -> None:
-    """Whoever waits for its answer does not tell it again at each tick."""
+    """A notice that is on record is published once, although no answer comes."""
     coordinator = Counting(team.clock)
     leader, follower = team.started("a", coordinator=coordinator), team.started("b", coordinator=coordinator)
     leader.boundary(snapshot(2), due=False)
@@ -154,7 +154,7 @@ class Refusing(MemoryCoordinator):
 def test_a_warning_to_the_leader_saves_though_the_coordinator_does_not_answer(
     team: Team, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others need not hear of it."""
+    """The leader commits for its own warning without the coordinator."""
     leader = team.started("a", coordinator=Refusing(team.clock))
     leader.boundary(snapshot(1), due=False)
     assert leader.ask_for_save("gce:MIGRATE_ON_HOST_MAINTENANCE")
@@ -163,7 +163,7 @@ def test_a_warning_to_the_leader_saves_though_the_coordinator_does_not_answer(
 
 
 class Away(MemoryCoordinator):
-    """Answers nobody, for as long as it is."""
+    """Unreachable while `away` is True."""
 
     away = False
 
@@ -181,7 +181,7 @@ class Away(MemoryCoordinator):
 
 
 def test_a_warning_that_can_not_be_told_is_to_be_told_again(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """Once the coordinator is back; until then nobody is asked again and again."""
+    """`ask_for_save` returns False without a coordinator, logs it once, and works when it is back."""
     coordinator = Away(team.clock)
     leader, follower = team.started("a", coordinator=coordinator), team.started("b", coordinator=coordinator)
     leader.boundary(snapshot(1), due=False)
@@ -197,7 +197,7 @@ def test_a_warning_that_can_not_be_told_is_to_be_told_again(team: Team, caplog: 
 
 
 def test_a_warning_before_or_after_training_asks_nobody(team: Team) -> None:
-    """There is nothing that is not saved, yet; and who is being preempted has asked already."""
+    """A worker that does not train yet, or is being preempted, publishes no request."""
     leaving = team.started("a")
     assert not team.worker("b").ask_for_save("aws:rebalance")
     assert team.coordinator.view().notices == ()

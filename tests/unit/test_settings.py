@@ -1,4 +1,4 @@
-"""What a user may set, and the clock that everything is timed by."""
+"""Check the settings that a user may make, and the system clock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from distributed_backup.worker.options import new_worker_id
 
 
 def test_the_default_timings_are_those_of_the_field() -> None:
-    """kubernetes/client-go's 15, 10 and 2 seconds."""
+    """The defaults are those of kubernetes/client-go: 15, 10 and 2 seconds."""
     timings = LeaseTimings()
     assert (timings.duration, timings.renew_deadline, timings.retry_period) == (15.0, 10.0, 2.0)
 
@@ -56,7 +56,7 @@ def test_the_default_timings_are_those_of_the_field() -> None:
     ],
 )
 def test_timings_out_of_order_are_refused(retry_period: Any, renew_deadline: Any, duration: Any) -> None:
-    """The message shows the order that is wanted and what it got."""
+    """The message shows the required order and the given values."""
     with pytest.raises(ConfigError) as caught:
         LeaseTimings(duration=duration, renew_deadline=renew_deadline, retry_period=retry_period)
     assert str(caught.value) == (
@@ -69,13 +69,13 @@ def test_timings_out_of_order_are_refused(retry_period: Any, renew_deadline: Any
 
 @pytest.mark.parametrize("value", ["epoch", False, 1, 2, 10**9])
 def test_a_save_frequency_passes_unchanged(value: Any) -> None:
-    """`False` stays `False`: only before a preemption."""
+    """A valid value is returned as it is, with `False` distinct from 0."""
     assert checked_save_freq(value) is value
 
 
 @pytest.mark.parametrize("value", [True, 0, -1, 2.0, 1.5, "batch", "", "Epoch", "1", b"epoch", None, [1], math.nan])
 def test_a_wrong_save_frequency_is_refused(value: Any) -> None:
-    """With synalinks' own words and what it got; `True` is no number of batches, and 0 is not `False`."""
+    """The message begins like synalinks' own and shows the value. `True` and 0 are refused too."""
     with pytest.raises(ConfigError) as caught:
         checked_save_freq(value)
     assert str(caught.value).startswith("Invalid value for argument `save_freq`. Received: save_freq=")
@@ -85,7 +85,7 @@ def test_a_wrong_save_frequency_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [1, 0.001, 3600.0])
 def test_seconds_become_floats(value: float) -> None:
-    """Whole numbers too."""
+    """An int of seconds is returned as a float."""
     checked = checked_seconds("grace_period", value)
     assert type(checked) is float
     assert checked == value
@@ -101,7 +101,7 @@ def test_what_is_no_time_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["a", "job-42", "0", "A.b_c-1", "x" * 128])
 def test_a_name_passes_unchanged(value: str) -> None:
-    """Letters, digits and three signs, up to 128."""
+    """A name has up to 128 letters, digits, '.', '_' and '-'."""
     assert checked_name("run_id", value) == value
 
 
@@ -110,7 +110,7 @@ def test_a_name_passes_unchanged(value: str) -> None:
     ["", ".", "..", "../x", "a/b", "a\\b", "a\0", "a\n", "\n", " a", "-a", "_a", ".a", "ä", "x" * 129, 5, None, b"a"],
 )
 def test_what_is_no_file_name_is_refused(value: Any) -> None:
-    """No traversal, no hidden files, no options, no ends of line; the message shows it."""
+    """Traversal, hidden files, options and line ends are refused. The message shows the value."""
     with pytest.raises(ConfigError, match="worker_id must be 1 to 128") as caught:
         checked_name("worker_id", value)
     assert repr(value) in str(caught.value)
@@ -118,7 +118,7 @@ def test_what_is_no_file_name_is_refused(value: Any) -> None:
 
 @given(st.text(max_size=140))
 def test_every_accepted_name_is_one_part_of_a_path(value: str) -> None:
-    """Whatever comes from outside."""
+    """Any accepted text is one component of a path, of at most 128 bytes."""
     try:
         checked_name("run_id", value)
     except ConfigError:
@@ -132,7 +132,7 @@ def test_every_accepted_name_is_one_part_of_a_path(value: str) -> None:
 
 
 def test_each_incarnation_is_a_new_member() -> None:
-    """The same name twice gives two ids that both begin with it."""
+    """Two ids of one name differ, and both begin with the name."""
     first, second = new_worker_id("pod-0"), new_worker_id("pod-0")
     assert first != second
     for worker_id in (first, second):
@@ -141,14 +141,14 @@ def test_each_incarnation_is_a_new_member() -> None:
 
 
 def test_a_worker_without_a_name_is_called_by_host_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that people find it."""
+    """The default name is host name and process id."""
     monkeypatch.setattr(socket, "gethostname", lambda: "node7.example.org")
     assert new_worker_id(None).startswith(f"node7.example.org-{os.getpid()}-")
 
 
 @pytest.mark.parametrize("host", ["", ".", "-", "_._", "höst", "a b", "host/name", "x" * 300, "...x", "\0", "主机"])
 def test_any_host_name_gives_a_valid_id(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """Hosts are called all sorts of things."""
+    """Characters of a host name that an id can't contain are replaced."""
     monkeypatch.setattr(socket, "gethostname", lambda: host)
     worker_id = new_worker_id(None)
     assert checked_name("worker_id", worker_id) == worker_id
@@ -158,7 +158,7 @@ def test_any_host_name_gives_a_valid_id(monkeypatch: pytest.MonkeyPatch, host: s
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True))
 @example("x" * 128)
 def test_any_valid_name_gives_a_valid_id(name: str) -> None:
-    """Even the longest has room for its suffix."""
+    """The longest name is shortened so that the suffix fits."""
     worker_id = new_worker_id(name)
     assert checked_name("worker_id", worker_id) == worker_id
     assert worker_id.startswith(name[:119])
@@ -166,7 +166,7 @@ def test_any_valid_name_gives_a_valid_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "x" * 129])
 def test_a_wrong_worker_name_is_refused(name: str) -> None:
-    """A name that was given is not mended but refused."""
+    """An invalid name is refused, and no character of it is replaced."""
     with pytest.raises(ConfigError, match="worker_id"):
         new_worker_id(name)
 
@@ -175,7 +175,7 @@ def test_a_wrong_worker_name_is_refused(name: str) -> None:
 
 
 def test_an_empty_environment_sets_nothing() -> None:
-    """Absent, empty and blank variables, and those of others, leave every setting None."""
+    """Absent, empty and blank variables, and variables without our prefix, leave every setting None."""
     nothing = EnvironmentSettings()
     assert EnvironmentSettings.read({}) == nothing
     names = ("COORDINATOR", "RUN_ID", "WORKER_ID", "GRACE_PERIOD", "SAVE_FREQ", "STANDBY")
@@ -209,7 +209,7 @@ def test_an_empty_environment_sets_nothing() -> None:
     ],
 )
 def test_a_variable_sets_its_own_setting(name: str, text: str, field: str, value: object) -> None:
-    """And no other."""
+    """A variable sets exactly one setting."""
     settings = EnvironmentSettings.read({f"DISTRIBUTED_BACKUP_{name}": text})
     found = getattr(settings, field)
     assert (found, type(found)) == (value, type(value))
@@ -240,7 +240,7 @@ def test_a_variable_sets_its_own_setting(name: str, text: str, field: str, value
     ],
 )
 def test_a_wrong_value_is_refused_naming_its_variable(name: str, text: str) -> None:
-    """Somebody has to find it in a job manifest."""
+    """The message shows the variable's name and its value."""
     with pytest.raises(ConfigError) as caught:
         EnvironmentSettings.read({f"DISTRIBUTED_BACKUP_{name}": text})
     assert f"$DISTRIBUTED_BACKUP_{name} " in str(caught.value)
@@ -336,14 +336,14 @@ def test_an_invalid_argument_is_refused_by_name(given: dict[str, Any], message: 
 
 
 def test_the_clock_never_goes_back() -> None:
-    """And counts seconds."""
+    """Each reading is at least as late as the one before."""
     clock = SystemClock()
     instants = [clock.now() for _ in range(1000)]
     assert instants == sorted(instants)
 
 
 def test_the_clock_counts_while_the_machine_is_suspended() -> None:
-    """CLOCK_BOOTTIME, the same in every process: within the two readings around it."""
+    """The clock reads CLOCK_BOOTTIME, which is the same in every process."""
     import time
 
     clock = SystemClock()
@@ -354,7 +354,7 @@ def test_the_clock_counts_while_the_machine_is_suspended() -> None:
 
 @pytest.mark.parametrize("timeout", [-1.0, 0.0])
 def test_a_wait_that_is_over_returns_at_once(timeout: float) -> None:
-    """It tells whether the event is set."""
+    """A timeout of 0 or less returns immediately, with whether the event is set."""
     event = threading.Event()
     assert SystemClock().wait(event, timeout) is False
     event.set()

@@ -1,4 +1,4 @@
-"""`SignalWatch` with real signals to this process, and `LastResort`; what they do in a fit is in tests/integration."""
+"""Test `SignalWatch` with real signals to this process, and `ExitWatchdog`. Fits are in tests/integration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 30.0
 
 @pytest.fixture
 def before() -> Iterator[threading.Event]:
-    """A handler that was there before, and the event it sets."""
+    """Install a handler before ours. Return the event it sets."""
     called = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -41,7 +41,7 @@ def send() -> None:
 
 
 def test_a_signal_becomes_a_notice_and_the_earlier_handler_is_called_and_put_back(before: threading.Event) -> None:
-    """By name, once; afterwards all is as it was."""
+    """Two signals give one notice, with the signal's name."""
     handler = signal.getsignal(signal.SIGUSR1)
     noticed = threading.Event()
     names: list[str] = []
@@ -62,7 +62,7 @@ def test_a_signal_becomes_a_notice_and_the_earlier_handler_is_called_and_put_bac
 
 
 def test_who_chained_to_us_still_reaches_the_earlier_handler_afterwards(before: threading.Event) -> None:
-    """Somebody wrapped our handler during the fit, so the earlier one can't be put back; it is called all the same."""
+    """A handler that wraps ours stays installed after the fit. Ours then still calls the earlier one."""
     installed = watch(lambda _: None)
     installed.install()
     ours = signal.getsignal(signal.SIGUSR1)
@@ -78,7 +78,7 @@ def test_who_chained_to_us_still_reaches_the_earlier_handler_afterwards(before: 
 
 
 def test_off_the_main_thread_nothing_is_installed(before: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
-    """Python handles signals on the main thread only; one warning says so."""
+    """Python handles signals on the main thread only. Off it, `install` logs one warning and returns False."""
     handler = signal.getsignal(signal.SIGUSR1)
     results: list[bool] = []
     thread = threading.Thread(target=lambda: results.append(watch(lambda _: None).install()))
@@ -93,7 +93,7 @@ def test_off_the_main_thread_nothing_is_installed(before: threading.Event, caplo
 def installed(
     previous: Any = signal.SIG_DFL, on_notice: Callable[[str], None] = lambda _: None
 ) -> Iterator[SignalWatch]:
-    """A watch of SIGUSR1 over a handler that was there before."""
+    """Install a watch of SIGUSR1 over the handler `previous`."""
     before = signal.signal(signal.SIGUSR1, previous)
     found = watch(on_notice)
     try:
@@ -105,15 +105,15 @@ def installed(
 
 
 def test_a_forked_child_ends_by_the_signal_as_if_there_were_no_watch() -> None:
-    """It has no thread that could serve a notice: who terminates it would wait for ever."""
+    """A forked child has no thread to serve a notice, so it must die of the signal."""
     with installed() as found:
-        # Python forgets a signal that comes in the middle of a fork.
+        # Python drops a signal that arrives during a fork.
         ready, tell_ready = os.pipe()
         child = os.fork()
         if child == 0:
             with suppress(BaseException):
                 os.write(tell_ready, b"!")
-                # Not a call that blocks: a signal that comes just before it would be handled after it.
+                # A busy loop: a signal just before a blocking call would be handled only after it.
                 limit = time.monotonic() + PATIENCE
                 while time.monotonic() < limit:
                     pass
@@ -128,7 +128,7 @@ def test_a_forked_child_ends_by_the_signal_as_if_there_were_no_watch() -> None:
 
 
 def test_a_signal_that_was_ignored_before_stays_ignored_when_the_fit_is_over() -> None:
-    """Somebody chained to us, so that we are called still."""
+    """An ignored signal stays ignored, even if a handler that wraps ours still calls it."""
     with installed(signal.SIG_IGN) as found:
         ours = signal.getsignal(signal.SIGUSR1)
         assert callable(ours)
@@ -143,7 +143,7 @@ def test_a_signal_that_was_ignored_before_stays_ignored_when_the_fit_is_over() -
 
 
 def test_ctrl_c_as_a_notice_does_not_interrupt_the_save_that_it_asks_for() -> None:
-    """Python's own handler of SIGINT would raise KeyboardInterrupt."""
+    """Python's own handler of SIGINT, which raises KeyboardInterrupt, is not called."""
     interrupted = False
     with installed(signal.default_int_handler) as found:
         try:
@@ -154,7 +154,7 @@ def test_ctrl_c_as_a_notice_does_not_interrupt_the_save_that_it_asks_for() -> No
 
 
 def test_the_first_signal_is_the_one_that_is_noted() -> None:
-    """Its reason and its time are those of the notice."""
+    """Name and time of the notice are those of the first signal."""
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     found = SignalWatch([signal.SIGUSR1, signal.SIGUSR2], on_notice=lambda _: None)
     found.install()
@@ -168,7 +168,7 @@ def test_the_first_signal_is_the_one_that_is_noted() -> None:
 
 
 def test_a_watch_leaves_no_thread_behind() -> None:
-    """A process has many fits, one after the other."""
+    """The thread of a watch ends with its fit, whether a signal arrived or not."""
     noticed = threading.Event()
     for send_it in (False, True):
         before = set(threading.enumerate())
@@ -182,42 +182,42 @@ def test_a_watch_leaves_no_thread_behind() -> None:
         assert not threads[0].is_alive()
 
 
-# ---------------------------------------------------------------- the last resort
+# ---------------------------------------------------------------- the watchdog
 
 
-def test_the_last_resort_comes_at_the_earliest_of_its_instants() -> None:
-    """Two minutes from a cloud, and then a SIGTERM with less; what is later changes nothing."""
-    resorted, begin = threading.Event(), time.monotonic()
-    last_resort = ExitWatchdog(resorted.set)
-    last_resort.arm(PATIENCE)
-    last_resort.arm(0.05)
-    last_resort.arm(PATIENCE)
-    assert resorted.wait(PATIENCE / 2)
+def test_the_watchdog_acts_at_the_earliest_of_its_instants() -> None:
+    """An earlier instant replaces a later one, and a later one has no effect."""
+    acted, begin = threading.Event(), time.monotonic()
+    watchdog = ExitWatchdog(acted.set)
+    watchdog.arm(PATIENCE)
+    watchdog.arm(0.05)
+    watchdog.arm(PATIENCE)
+    assert acted.wait(PATIENCE / 2)
     assert time.monotonic() - begin >= 0.05
 
 
-def test_the_last_resort_comes_once() -> None:
-    """Though it was given two instants."""
+def test_the_watchdog_acts_once() -> None:
+    """A watchdog that is armed twice acts once."""
     calls: list[float] = []
-    last_resort = ExitWatchdog(lambda: calls.append(time.monotonic()))
-    last_resort.arm(0.1)
-    first = last_resort._timer
-    last_resort.arm(0.05)
-    for timer in (first, last_resort._timer):
+    watchdog = ExitWatchdog(lambda: calls.append(time.monotonic()))
+    watchdog.arm(0.1)
+    first = watchdog._timer
+    watchdog.arm(0.05)
+    for timer in (first, watchdog._timer):
         assert timer is not None
         timer.join(PATIENCE)
     assert len(calls) == 1
 
 
-def test_the_last_resort_does_not_come_once_it_is_called_off() -> None:
-    """The fit has left in time; a signal that comes yet is not its business."""
+def test_a_disarmed_watchdog_does_not_act() -> None:
+    """A disarmed watchdog never acts, even if it is armed again."""
     calls: list[None] = []
-    last_resort = ExitWatchdog(lambda: calls.append(None))
-    last_resort.arm(0.05)
-    timer = last_resort._timer
-    last_resort.disarm()
-    last_resort.arm(0.01)
+    watchdog = ExitWatchdog(lambda: calls.append(None))
+    watchdog.arm(0.05)
+    timer = watchdog._timer
+    watchdog.disarm()
+    watchdog.arm(0.01)
     assert timer is not None
-    assert timer is last_resort._timer
+    assert timer is watchdog._timer
     timer.join(PATIENCE)
     assert calls == []
