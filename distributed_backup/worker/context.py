@@ -43,6 +43,8 @@ class WorkerState:
 
     def __init__(self) -> None:
         self.condition = threading.Condition()
+        self.changes = 0
+        """How many notifications there were."""
         self.phase: Phase = "new"
         self.view: ClusterView | None = None
         self.commit_error: StoreError | None = None
@@ -58,14 +60,22 @@ class WorkerState:
         """Whether the fit has reached its end."""
         return self.phase in {"finishing", "finished", "deleting"}
 
-    def wait(self, timeout: float) -> None:
-        """Wait for a notification, at most `timeout` seconds."""
+    def pause(self, timeout: float) -> None:
+        """Wait for the next notification, at most `timeout` seconds."""
+        self.wait(timeout, since=self.changes)
+
+    def wait(self, timeout: float, *, since: int) -> None:
+        """Wait until `changes` differs from `since`, at most `timeout` seconds.
+
+        A loop reads `changes` before it decides. Then a notification between the decision and the wait is not lost.
+        """
         with self.condition:
-            self.condition.wait(timeout)
+            self.condition.wait_for(lambda: self.changes != since, timeout)
 
     def notify_all(self) -> None:
         """End all waits."""
         with self.condition:
+            self.changes += 1
             self.condition.notify_all()
 
 

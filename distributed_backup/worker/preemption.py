@@ -161,14 +161,17 @@ class OwnPreemption:
         notice = context.notices.own
         assert notice is not None
         context.notices.request_save(notice.notice_id)
-        while (step := next_step(self._status())) is not None:
+        while True:
+            seen = context.state.changes
+            step = next_step(self._status())
+            if step is None:
+                return self._is_saved()
             # The coordinator may have gone since the last look. Then this worker saves under its last term.
             context.saver.wake()
             if step.look_in_storage:
                 self._start_look_in_storage()
             with _keyboard_interrupt_ignored():
-                context.state.wait(step.seconds)
-        return self._is_saved()
+                context.state.wait(step.seconds, since=seen)
 
     def _status(self) -> PreemptionStatus:
         context = self._context

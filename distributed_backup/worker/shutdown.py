@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from distributed_backup.checkpoints.synalinks_backup import remove_synalinks_backup
-from distributed_backup.errors import CoordinatorError, StoreError
+from distributed_backup.errors import BackupError, CoordinatorError, StoreError
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.context import WAIT_SLICE, WorkerContext, errors_logged, position_fields
 from distributed_backup.worker.preemption import OwnPreemption
@@ -156,7 +156,7 @@ class Shutdown:
             if step != "drain":
                 break
             if not context.saver.drain(WAIT_SLICE) or context.saver.unsaved:
-                state.wait(context.elector.period)
+                state.pause(context.elector.period)
         if step == "failed":
             self._final_state_failed()
         if state.commit_error is not None:
@@ -196,7 +196,7 @@ class Shutdown:
                     return step == "delete"
                 if ages:
                     quiet_since = now
-                context.state.wait(context.elector.period)
+                context.state.pause(context.elector.period)
         except CoordinatorError as error:
             logger.warning("backup kept, the coordinator failed worker=%s reason=%s", context.worker_id, error)
         return False
@@ -243,11 +243,12 @@ class Shutdown:
         context.elector.stop()
         # A worker that never opened the coordinator is no member and leads nothing.
         is_member = context.state.phase != "new"
-        if is_member:
-            self._resign()
+        # Before a kill, each call to a coordinator that hangs would cost its time limit. Lease and membership expire.
+        may_call = limit is None or context.elector.coordinator_error is None
+        may_leave = is_member and may_call and (self._resign() or limit is None)
         # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
         context.report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
-        if is_member:
+        if may_leave:
             with errors_logged("leaving"):
                 context.coordinator.leave(context.worker_id)
         context.saver.stop()
@@ -255,13 +256,18 @@ class Shutdown:
         if is_member:
             context.coordinator.close()
 
-    def _resign(self) -> None:
+    def _resign(self) -> bool:
+        """Announce what is new, and give the lease back. Return whether the coordinator answered."""
         term, view = self._context.elector.term, self._context.state.view
         if term is not None:
             with errors_logged("announcing"):
                 self._context.announcer.publish(term, on_record=None if view is None else view.announcement)
-        with errors_logged("resigning"):
+        try:
             self._context.elector.resign()
+        except BackupError as error:
+            logger.warning("resigning failed: %s", error)
+            return False
+        return True
 
 
 def run_with_timeout(work: Callable[[], None], timeout: float | None) -> bool:

@@ -170,7 +170,7 @@ class Worker:
                     raise
                 warnings.warning("can't join yet, retrying worker=%s reason=%s", self.worker_id, error)
             self._raise_if_noticed()
-            self._state.wait(WAIT_SLICE)
+            self._state.pause(WAIT_SLICE)
 
     def _warn_of_long_lease(self) -> None:
         timings, options = self._context.options.timings, self._context.options
@@ -192,6 +192,7 @@ class Worker:
         """
         restore = Restore(self._context, self._live_terms)
         while True:
+            seen = self._state.changes
             self._raise_if_noticed()
             start = restore.attempt()
             if start is not None:
@@ -199,7 +200,7 @@ class Worker:
                 with self._state.condition:
                     self._state.phase = "training"
                 return start
-            self._state.wait(WAIT_SLICE)
+            self._state.wait(WAIT_SLICE, since=seen)
 
     def training_started(self, position: Position) -> None:
         """Report that training goes on from `position`, with the restored state applied."""

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.position import Position
+from distributed_backup.worker import preemption
+from distributed_backup.worker.preemption import PreemptionStatus, WaitForSave
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import elector_of, saver_of
 from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
@@ -202,3 +205,75 @@ def test_a_full_disk_at_the_end_is_tried_until_a_limit(team: Team, caplog: pytes
     finishing = team.begin(leader.finish)
     team.result(finishing)
     assert "the final state could not be saved" in caplog.text
+
+
+class Gated(FaultyStore):
+    """A commit waits until the gate is open."""
+
+    gate = threading.Event()
+
+    def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
+        assert self.gate.wait(PATIENCE)
+        return super().commit(snapshot, term=term, worker_id=worker_id)
+
+
+def test_a_save_between_the_decision_to_wait_and_the_wait_ends_it(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait would else last for the whole slice, which a short grace period does not have."""
+    store = Gated(team.root)
+    store.gate = threading.Event()
+    worker = team.started("a", store=store)
+    worker.boundary(snapshot(1), due=False)
+    held: list[WaitForSave] = []
+
+    def decide_then_save(status: PreemptionStatus) -> WaitForSave | None:
+        step = next_step(status)
+        if step is not None and not held:
+            store.gate.set()
+            soon(lambda: worker._context.notices.own_is_acknowledged)
+            held.append(step)
+        return step
+
+    next_step = preemption.next_step
+    monkeypatch.setattr(preemption, "next_step", decide_then_save)
+    monkeypatch.setattr(preemption, "WAIT_SLICE", 2 * PATIENCE)
+    worker.give_notice("SIGTERM")
+    assert team.begin(worker.preempt).result(PATIENCE).position == Position(1)
+    assert held, "the save came before the decision: nothing was shown"
+
+
+class Silent(MemoryCoordinator):
+    """While `cut`, heartbeats fail, and each other call is recorded."""
+
+    cut = False
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.calls: list[str] = []
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        if self.cut:
+            raise CoordinatorUnavailableError("no answer within 0.4 s")
+        return super().heartbeat(beat)
+
+    def resign(self, worker_id: str) -> None:
+        self.calls.append("resign")
+        super().resign(worker_id)
+
+    def leave(self, worker_id: str) -> None:
+        self.calls.append("leave")
+        super().leave(worker_id)
+
+
+@pytest.mark.parametrize(("cut", "calls"), [(False, ["resign", "leave"]), (True, [])])
+def test_a_preempted_worker_makes_no_call_to_a_coordinator_that_does_not_answer(
+    team: Team, cut: bool, calls: list[str]
+) -> None:
+    """Each call would cost its time limit, and the kill is near. Lease and membership expire by themselves."""
+    coordinator = Silent(team.clock)
+    worker = team.started("a", coordinator=coordinator)
+    worker.boundary(snapshot(1), due=False)
+    coordinator.cut = cut
+    team.until(lambda: (elector_of(worker).coordinator_error is not None) == cut)
+    worker.give_notice("SIGTERM")
+    assert team.result(team.begin(worker.preempt)).position == Position(1)
+    assert coordinator.calls == calls
