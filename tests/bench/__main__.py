@@ -1,6 +1,6 @@
-"""Run all benchmarks and print one Markdown table each: `uv run python -m tests.bench [DIRECTORY]`.
+"""Run benchmarks and print one Markdown table each: `uv run python -m tests.bench [NAME ...]`, by default all of them.
 
-Run nothing else on the machine meanwhile. The benchmarks write to DIRECTORY.
+The figures are comparable only if nothing else runs on the machine. `TMPDIR` names the disk that is written to.
 """
 
 from __future__ import annotations
@@ -9,20 +9,26 @@ import asyncio
 import os
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
+BENCHMARKS = ("blocked", "durable", "restore", "handover", "takeover", "fanout")
 
-async def run(directory: Path) -> None:
-    # Set before the import of synalinks, which would otherwise fetch a price list.
+
+async def run(directory: Path, names: list[str]) -> None:
+    # Set here because synalinks' import would otherwise request a price list from the network.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    from tests.bench import blocked, durable, fanout, handover, report, restore, takeover
+    from tests.bench import report
 
     print(report.machine(directory), end="\n\n", flush=True)
-    for benchmark in (blocked, durable, restore, handover, takeover, fanout):
-        print(await benchmark.report(directory / benchmark.__name__.rpartition(".")[2]), flush=True)
+    for name in names:
+        print(await import_module(f"tests.bench.{name}").report(directory / name), flush=True)
 
 
-# Contenders for a lease are spawned processes, which import this module again.
+# Contenders for a lease are spawned, and import this module again.
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=sys.argv[1] if len(sys.argv) > 1 else None) as made:
-        asyncio.run(run(Path(made)))
+    wanted = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := set(wanted) - set(BENCHMARKS):
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
+    with tempfile.TemporaryDirectory(prefix="bench-") as made:
+        asyncio.run(run(Path(made), wanted))
