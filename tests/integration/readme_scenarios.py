@@ -1,4 +1,4 @@
-"""Runs the README's example in a child. Imports synalinks."""
+"""Run the README's example in a child process, which imports synalinks."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def run_example(report: Any, code: str, directory: Path) -> dict[str, Any]:
 
 
 def constructor(report: Any) -> dict[str, Any]:
-    """The arguments of the callback and their defaults, as far as they can be sent."""
+    """Return the arguments of the callback with the repr of their defaults."""
     parameters = inspect.signature(BackupAndRestore).parameters
     return {name: repr(parameter.default) for name, parameter in parameters.items()}
