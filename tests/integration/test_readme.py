@@ -277,7 +277,9 @@ def test_every_message_that_is_explained_is_one_of_ours() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
-    parts = [part.strip(" ,:") for row in rows for message in re.findall(r"`(.*?)`", row) for part in message.split("…")]
+    parts = [
+        part.strip(" ,:") for row in rows for message in re.findall(r"`(.*?)`", row) for part in message.split("…")
+    ]
     assert [part for part in parts if part not in texts] == []
 
 
