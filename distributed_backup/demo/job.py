@@ -11,8 +11,10 @@ import hashlib
 import logging
 import random
 import threading
+from collections.abc import Mapping
 from importlib.resources import files
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,9 @@ import synalinks
 
 from distributed_backup.callback import BackupAndRestore
 from distributed_backup.clock import SystemClock
-from distributed_backup.demo.messages import Event, Plan, Role
+from distributed_backup.demo.messages import Message, OwnKind, Plan, Role
 from distributed_backup.demo.offline_model import OfflineLanguageModel
+from distributed_backup.observability.events import Event, Kind, Sink
 from distributed_backup.position import Position
 
 
@@ -38,64 +41,73 @@ class Answer(synalinks.DataModel):  # type: ignore[misc]
     answer: str = synalinks.Field(description="The answer, yes or no")
 
 
-class Reporter(logging.Handler):
-    """Sends the director what this process does; a logging handler, for our package logs its transitions."""
+class MessageSender:
+    """Sends messages to the parent process, and the worker's events among them. Callable from any thread."""
 
-    def __init__(self, sender: Connection, role: Role) -> None:
-        super().__init__(logging.INFO)
-        self._sender = sender
+    def __init__(self, connection: Connection, role: Role) -> None:
+        self._connection = connection
         self._role = role
         self._clock = SystemClock()
-        # Connections may not be written to by two threads at once; the saver and the elector log from theirs.
-        self._sending = threading.Lock()
+        # A connection takes one writer at a time. The saver and the elector report from their own threads.
+        self._lock = threading.Lock()
         self.calls = 0
 
-    def report(
-        self, kind: str, *, position: Position | None = None, text: str = "", fields: dict[str, str] | None = None
+    def send(
+        self, kind: OwnKind | Kind, *, position: Position | None = None, fields: Mapping[str, Any] | None = None
     ) -> None:
-        """Send one event."""
-        with self._sending:
-            self._sender.send(
-                Event(
-                    at=self._clock.now(),
-                    name=self._role.name,
-                    life=self._role.life,
-                    kind=kind,
-                    position=position,
-                    calls=self.calls,
-                    fields=fields or {},
-                    text=text,
-                )
+        """Send one message, with the instant of now."""
+        with self._lock:
+            message = Message(
+                at=self._clock.now(),
+                name=self._role.name,
+                life=self._role.life,
+                kind=kind,
+                position=position,
+                calls=self.calls,
+                fields=fields or {},
             )
+            self._connection.send(message)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send what was logged."""
-        text = record.getMessage()
-        pairs = (word.partition("=") for word in text.split() if "=" in word)
-        self.report(text.split(maxsplit=1)[0], text=text, fields={key: value for key, _, value in pairs})
-
-    def called(self) -> None:
-        """A call of the language model began."""
+    def count_call(self) -> None:
+        """Count a call of the language model that begins."""
         self.calls += 1
-        self.report("call")
+        self.send("call")
+
+    def emit(self, event: Event) -> None:
+        """Send an event of the worker."""
+        self.send(event.kind, fields=event.fields)
+
+    def close(self, timeout: float) -> None:
+        """Do nothing: the pipe ends with the process."""
+
+
+class ObservedBackup(BackupAndRestore):
+    """The callback under demonstration, with its events sent to the parent process."""
+
+    def __init__(self, sender: MessageSender, backup_dir: Path, **options: Any) -> None:
+        super().__init__(backup_dir, **options)
+        self._sender = sender
+
+    def _event_sinks(self) -> tuple[Sink, ...]:
+        return (self._sender,)
 
 
 class CountedLanguageModel(OfflineLanguageModel):
-    """An offline language model that tells a reporter of each call before it makes it."""
+    """An offline language model that reports each call to `sender` before it makes it."""
 
-    reporter: Reporter
+    sender: MessageSender
 
     async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
-        self.reporter.called()
+        self.sender.count_call()
         return await super()._acompletion(formatted_messages, **kwargs)
 
 
 class Boundaries(synalinks.callbacks.Callback):  # type: ignore[misc]
     """Reports each boundary of the fit, with the position that our package gives it."""
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, sender: MessageSender) -> None:
         super().__init__()
-        self._reporter = reporter
+        self._sender = sender
         self._epoch = self._trained = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002 - synalinks' signature, as below
@@ -105,29 +117,27 @@ class Boundaries(synalinks.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """A training batch ended."""
         self._trained = batch + 1
-        self._reporter.report("boundary", position=Position(self._epoch, self._trained))
+        self._sender.send("boundary", position=Position(self._epoch, self._trained))
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """A validation batch ended."""
-        self._reporter.report("boundary", position=Position(self._epoch, self._trained + batch + 1))
+        self._sender.send("boundary", position=Position(self._epoch, self._trained + batch + 1))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         """An epoch ended."""
-        self._reporter.report("boundary", position=Position(epoch + 1))
+        self._sender.send("boundary", position=Position(epoch + 1))
 
 
-def run(sender: Connection, plan: Plan, role: Role) -> None:
+def run(connection: Connection, plan: Plan, role: Role) -> None:
     """Run one fit to its end, or until it is preempted; the process then exits with the callback's exit code."""
-    reporter = Reporter(sender, role)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
-    logging.getLogger("distributed_backup").addHandler(reporter)
-    asyncio.run(_fit(plan, role, reporter))
+    asyncio.run(_fit(plan, role, MessageSender(connection, role)))
 
 
-async def _fit(plan: Plan, role: Role, reporter: Reporter) -> None:
-    program = await _build(plan, reporter)
+async def _fit(plan: Plan, role: Role, sender: MessageSender) -> None:
+    program = await _build(plan, sender)
     x, y = _samples("training")
-    reporter.report("ready")
+    sender.send("ready")
     await program.fit(
         x,
         y,
@@ -136,17 +146,18 @@ async def _fit(plan: Plan, role: Role, reporter: Reporter) -> None:
         minibatch_size=None,
         epochs=plan.epochs,
         verbose=0,
-        callbacks=[Boundaries(reporter), *_callbacks(plan, role)],
+        callbacks=[Boundaries(sender), *_callbacks(plan, role, sender)],
         validation_data=_samples("validation"),
         validation_batch_size=plan.batch_size,
     )
-    reporter.report("done", fields=complete_state(program))
+    sender.send("done", fields=complete_state(program))
 
 
-def _callbacks(plan: Plan, role: Role) -> list[Any]:
+def _callbacks(plan: Plan, role: Role, sender: MessageSender) -> list[Any]:
     if role.backup_dir is None:
         return []
-    callback = BackupAndRestore(
+    callback = ObservedBackup(
+        sender,
         role.backup_dir,
         save_freq="epoch",
         delete_checkpoint=not role.keep,
@@ -160,11 +171,11 @@ def _callbacks(plan: Plan, role: Role) -> list[Any]:
     return [callback]
 
 
-async def _build(plan: Plan, reporter: Reporter) -> Any:
+async def _build(plan: Plan, sender: MessageSender) -> Any:
     random.seed(plan.seed)
     np.random.seed(plan.seed)
     model = CountedLanguageModel(latency=plan.latency)
-    model.reporter = reporter
+    model.sender = sender
     inputs = synalinks.Input(data_model=Question)
     outputs = await synalinks.Generator(data_model=Answer, language_model=model)(inputs)
     program = synalinks.Program(inputs=inputs, outputs=outputs, name="quiz", description="Answers questions")

@@ -8,11 +8,13 @@ them is a duration whoever took them.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.observability.events import Kind
 from distributed_backup.position import Position
 
 TRAINING_QUESTIONS: Final = 24
@@ -101,29 +103,26 @@ class Role:
     log: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that happened in, or to, one of the processes.
+OwnKind = Literal["started", "ready", "call", "boundary", "done", "gone", "sent"]
 
-    Args:
-        at: When.
-        name: To whom.
-        life: To which incarnation.
-        kind: "ready": about to fit. "call": a call of the language model began. "boundary": a batch or an epoch
-            ended. "done": `fit` returned. "gone": the process ended. "sent": the director sent a signal. Else the
-            first word of what our package logged: "joined", "restored", "elected", "committed", "notice", …
-        position: The boundary, for "boundary".
-        calls: Calls of the language model that this incarnation has begun.
-        fields: For "done" a digest of each part of the final state, for "gone" the "code", for "sent" the
-            "signal", for what was logged its `key=value` pairs.
-        text: What was logged, in full.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A transition of a process: an event of its worker, or one of the demonstration's own.
+
+    The process or its parent takes the instant `at` from `SystemClock`, when the transition happens. `calls` counts
+    the calls of the language model that this incarnation has begun.
+
+    Own kinds: "started": the parent has started the process. "ready": `fit` is about to begin. "call": a call of the
+    language model began. "boundary": a batch or an epoch ended at `position`. "done": `fit` returned, `fields` holds a
+    digest of each part of the final state. "sent": the parent has sent the signal `fields["signal"]`. "gone": the
+    process ended with the exit code `fields["code"]`.
     """
 
     at: float
     name: str
     life: int
-    kind: str
+    kind: OwnKind | Kind
     position: Position | None = None
     calls: int = 0
-    fields: dict[str, str] = field(default_factory=dict)
-    text: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)

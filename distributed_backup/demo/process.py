@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
-from distributed_backup.demo.messages import Event, Plan, Role
+from distributed_backup.demo.messages import Message, Plan, Role
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
@@ -68,7 +68,7 @@ class DemoProcess:
         with _signals_held_back():
             multiprocessing.forkserver.ensure_running()
         self.role = role
-        self.events, sender = _CONTEXT.Pipe(duplex=False)
+        self.messages, sender = _CONTEXT.Pipe(duplex=False)
         self._process = _CONTEXT.Process(target=_run, args=(sender, plan, role), name=role.name)
         try:
             self._process.start()
@@ -85,13 +85,13 @@ class DemoProcess:
         """Send it a signal."""
         os.kill(self.pid, number)
 
-    def receive(self) -> Event | None:
-        """The next event; None when the process has closed its pipe, or was killed while it wrote."""
+    def receive(self) -> Message | None:
+        """The next message; None when the process has closed its pipe, or was killed while it wrote."""
         try:
-            event = self.events.recv()
+            message = self.messages.recv()
         except (EOFError, OSError):
             return None
-        return event if isinstance(event, Event) else None
+        return message if isinstance(message, Message) else None
 
     def join(self, timeout: float) -> int:
         """Wait for its end, which must be near; the exit code, negative if a signal ended it."""
@@ -104,11 +104,11 @@ class DemoProcess:
 
     def end(self) -> None:
         """Kill it if it still runs, and tidy up. May be called again."""
-        if not self.events.closed:
+        if not self.messages.closed:
             if self._process.is_alive():
                 self._process.kill()
             self._process.join()
-            self.events.close()
+            self.messages.close()
 
 
 def _end_with_director() -> None:

@@ -1,6 +1,6 @@
-"""What is known of the processes, from the events they sent: read by the director, the screen and the verdict.
+"""What is known of the processes, from the messages they sent: read by the director, the screen and the verdict.
 
-An event changes one life and nothing else; the order between processes is that of the events' instants.
+A message changes one life and nothing else; the order between processes is that of the messages' instants.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distributed_backup.checkpoints.format import parse_name
-from distributed_backup.demo.messages import REFERENCE, Event
+from distributed_backup.demo.messages import REFERENCE, Message
 from distributed_backup.position import Position
 
 Part = Literal["starting", "leader", "follower", "leaving", "gone", "finished", "training"]
@@ -74,51 +73,48 @@ class Life:
         """Whether it has begun calls beyond its last boundary."""
         return self.calls > self.calls_at.get(self.position, 0)
 
-    def apply(self, event: Event) -> None:
-        """Learn of an event."""
-        self.calls = max(self.calls, event.calls)
-        if event.kind == "boundary":
-            self._reached(event)
-        elif event.kind == "restored":
-            _, self.resumed = _checkpoint(event.fields.get("from", ""))
-            self.position = self.resumed
-            self.calls_at[self.resumed] = event.calls
-        elif event.kind == "committed":
-            term, position = _checkpoint(event.fields.get("name", ""))
-            self.commits.append(Commit(at=event.at, term=term, position=position))
-        elif event.kind == "elected":
-            self.term = int(event.fields["term"])
-            self.elected[self.term] = event.at
-        elif event.kind == "done":
-            self.state = event.fields
-        elif event.kind == "gone":
-            self.code, self.ended = int(event.fields["code"]), event.at
-        self.part = self._part_after(event)
+    def apply(self, message: Message) -> None:
+        """Learn of a message."""
+        self.calls = max(self.calls, message.calls)
+        if message.kind == "boundary":
+            self._reached(message)
+        elif message.kind == "restored":
+            self.resumed = self.position = _position_in(message)
+            self.calls_at[self.resumed] = message.calls
+        elif message.kind == "committed":
+            self.commits.append(Commit(at=message.at, term=message.fields["term"], position=_position_in(message)))
+        elif message.kind == "elected":
+            self.term = message.fields["term"]
+            self.elected[self.term] = message.at
+        elif message.kind == "done":
+            self.state = dict(message.fields)
+        elif message.kind == "gone":
+            self.code, self.ended = message.fields["code"], message.at
+        self.part = self._part_after(message)
 
-    def _reached(self, event: Event) -> None:
+    def _reached(self, message: Message) -> None:
         # A resumed fit runs through the batches that are done already, without a call; they are no news.
-        if event.position is not None and event.position > self.position:
-            self.position = event.position
-            self.calls_at.setdefault(event.position, event.calls)
+        if message.position is not None and message.position > self.position:
+            self.position = message.position
+            self.calls_at.setdefault(message.position, message.calls)
 
-    def _part_after(self, event: Event) -> Part:
-        if event.kind == "ready":
+    def _part_after(self, message: Message) -> Part:
+        if self.state is not None:
+            return "finished"  # whatever its threads still report
+        if message.kind == "ready":
             return "training" if self.name == REFERENCE else "starting"
-        if event.kind == "restored" and self.part == "starting":
-            return "leader" if "term" in event.fields else "follower"
-        if self.part == "leaving" and event.kind != "gone":
+        if message.kind == "restored" and self.part == "starting":
+            return "follower"
+        if self.part == "leaving" and message.kind != "gone":
             return "leaving"
-        if event.kind == "boundary" and self.part == "starting":
-            return "follower"  # a follower's fresh start is not logged
         changes: dict[str, Part] = {
             "elected": "leader",
-            "lease": "follower",
+            "lost": "follower",
             "resigned": "follower",
             "notice": "leaving",
-            "done": "finished",
-            "gone": "finished" if self.state is not None else "gone",
+            "gone": "gone",
         }
-        return changes.get(event.kind, self.part)
+        return changes.get(message.kind, self.part)
 
 
 class Cast:
@@ -131,10 +127,10 @@ class Cast:
         """A life begins."""
         self.lives.setdefault(life.name, []).append(life)
 
-    def apply(self, event: Event) -> Life:
-        """Give an event to the life it is of."""
-        life = self.lives[event.name][event.life - 1]
-        life.apply(event)
+    def apply(self, message: Message) -> Life:
+        """Give a message to the life it is of."""
+        life = self.lives[message.name][message.life - 1]
+        life.apply(message)
         return life
 
     def workers(self) -> Iterator[list[Life]]:
@@ -166,5 +162,5 @@ class Cast:
         return min(instants, default=None)
 
 
-def _checkpoint(name: str) -> tuple[int, Position]:
-    return parse_name(name) or (0, Position(0))
+def _position_in(message: Message) -> Position:
+    return Position(message.fields["epoch"], message.fields["batch"])

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock, SystemClock
-from distributed_backup.demo.messages import REFERENCE, Event, Plan, Role
+from distributed_backup.demo.messages import REFERENCE, Message, Plan, Role
 from distributed_backup.demo.process import DemoProcess
 from distributed_backup.demo.process_table import Cast, Life
 from distributed_backup.errors import BackupError
@@ -39,7 +39,7 @@ class Audience(Protocol):
     def step(self, text: str) -> None:
         """The director goes on to the next step of the script."""
 
-    def event(self, event: Event, cast: Cast) -> None:
+    def message(self, message: Message, cast: Cast) -> None:
         """Something happened; `cast` knows of it already."""
 
 
@@ -207,41 +207,41 @@ class Director:
         process = DemoProcess(self._plan, role)
         self._processes.append(process)
         self._cast.enter(Life(name=name, number=number, pid=process.pid))
-        self._tell(Event(at=self._clock.now(), name=name, life=number, kind="started"))
+        self._tell(Message(at=self._clock.now(), name=name, life=number, kind="started"))
 
     def _send(self, life: Life, number: signal.Signals) -> Blow:
         process = next(item for item in self._processes if item.pid == life.pid)
         blow = Blow(at=self._clock.now(), life=life, last_boundary=life.position)
         process.send(number)
-        self._tell(Event(at=blow.at, name=life.name, life=life.number, kind="sent", fields={"signal": number.name}))
+        self._tell(Message(at=blow.at, name=life.name, life=life.number, kind="sent", fields={"signal": number.name}))
         return blow
 
     def _until[T](self, condition: Callable[[], T | None], what: str) -> T:
         """Take events until `condition` gives something true; what it gave."""
         while not (value := condition()):
-            pipes = [process.events for process in self._processes if not process.events.closed]
+            pipes = [process.messages for process in self._processes if not process.messages.closed]
             if not pipes:
                 raise DemoError(f"everybody has left, and it did not happen that {what}; is the latency too short?")
             ready = wait(pipes, _PATIENCE)
             if not ready:
                 raise DemoError(f"gave up: waited until {what}, and nothing happened for {_PATIENCE:g} s")
-            for process in [item for item in self._processes if item.events in ready]:
+            for process in [item for item in self._processes if item.messages in ready]:
                 self._take(process)
             self._check(what)
         return value
 
     def _take(self, process: DemoProcess) -> None:
-        event = process.receive()
-        if event is None:
+        message = process.receive()
+        if message is None:
             code = process.join(_EXIT_PATIENCE)
             process.end()
             role = process.role
-            event = Event(at=self._clock.now(), name=role.name, life=role.life, kind="gone", fields={"code": str(code)})
-        self._tell(event)
+            message = Message(at=self._clock.now(), name=role.name, life=role.life, kind="gone", fields={"code": code})
+        self._tell(message)
 
-    def _tell(self, event: Event) -> None:
-        self._cast.apply(event)
-        self._audience.event(event, self._cast)
+    def _tell(self, message: Message) -> None:
+        self._cast.apply(message)
+        self._audience.message(message, self._cast)
 
     def _check(self, what: str) -> None:
         """Nobody may leave without the director's doing before the fit is complete."""

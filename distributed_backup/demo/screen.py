@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from distributed_backup.clock import Clock, SystemClock
-from distributed_backup.demo.messages import REFERENCE, Event, Plan
+from distributed_backup.demo.messages import REFERENCE, Message, Plan
 from distributed_backup.demo.process_table import Cast, Life
 from distributed_backup.demo.text import narrate
 
@@ -52,11 +52,11 @@ class PlainScreen:
         """The director goes on to the next step."""
         self._write(f"{self._clock.now() - self._began:6.2f} s  -- {text}")
 
-    def event(self, event: Event, cast: Cast) -> None:  # noqa: ARG002 - the audience's signature
+    def message(self, message: Message, cast: Cast) -> None:  # noqa: ARG002 - the audience's signature
         """Something happened."""
-        text = narrate(event, self._plan)
+        text = narrate(message, self._plan)
         if text:
-            self._write(f"{event.at - self._began:6.2f} s  {event.name:<10} {text}")
+            self._write(f"{message.at - self._began:6.2f} s  {message.name:<10} {text}")
 
     def __enter__(self) -> PlainScreen:
         return self
@@ -95,13 +95,13 @@ class LiveScreen:
         self._lines.append((f"{self._clock.now() - self._began:.2f}", "", f"-- {text}"))
         self._draw()
 
-    def event(self, event: Event, cast: Cast) -> None:
+    def message(self, message: Message, cast: Cast) -> None:
         """Something happened."""
         self._cast = cast
-        text = narrate(event, self._plan)
+        text = narrate(message, self._plan)
         if text:
-            self._last[event.name] = text
-            self._lines.append((f"{event.at - self._began:.2f}", event.name, text))
+            self._last[message.name] = text
+            self._lines.append((f"{message.at - self._began:.2f}", message.name, text))
         self._draw()
 
     def __enter__(self) -> LiveScreen:

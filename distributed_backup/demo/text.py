@@ -2,62 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-from distributed_backup.checkpoints.format import parse_name
-from distributed_backup.demo.messages import Event, Plan
+from distributed_backup.demo.messages import Message, Plan
 from distributed_backup.demo.verdict import Killed, Preempted, Verdict
 from distributed_backup.position import Position
 
-# "finished" and "backup kept" are what the library logs just before the process says "done".
-_QUIET: Final = frozenset({"ready", "call", "finished", "backup"})
+TEXTS: Final[Mapping[str, str]] = {
+    "started": "started",
+    "ready": "",
+    "joined": "joined the run",
+    "restored": "resumes from the checkpoint: {where}",
+    "call": "",
+    "boundary": "",
+    "progress": "",
+    "elected": "LEADS now, in term {term}",
+    "lost": "lost the lead: {reason}",
+    "resigned": "gives the lead back, term {term} is over",
+    "committed": "checkpoint on disk: {where}",
+    "commit_failed": "could not write a checkpoint: {reason}",
+    "commit_recovered": "can write checkpoints again",
+    "unreachable": "can't reach the coordinator: {reason}",
+    "reachable": "reaches the coordinator again",
+    "sent": "<== {signal}",
+    "notice": "got the signal: has {grace:g} s to save and leave",
+    "preempted": "saved, leaves",
+    "finished": "",
+    "deleted": "is the last one out: has deleted the backup",
+    "left": "",
+    "done": "finished",
+    "gone": "process ended with exit code {code}",
+}
+"""What a message of each kind says. Kinds with an empty text get no line."""
+
+_STARTED_AGAIN: Final = "started again"
+_FRESH_START: Final = "nothing is saved yet: starts at the beginning"
+_UNSAVED: Final = {False: "NOT saved, leaves", None: "nothing to save, leaves"}
+_EXITS: Final = {0: "process ended", -9: "process was killed"}
 
 
-def narrate(event: Event, plan: Plan) -> str:
-    """What happened, in words for somebody who knows nothing of us; empty if it is not worth a line."""
-    if event.kind in _QUIET:
+def narrate(message: Message, plan: Plan) -> str:
+    """Return what happened, for a newcomer. Empty if it is not worth a line."""
+    if message.position is not None:
+        return _milestone(message.position, plan)
+    fields = message.fields
+    where = "" if fields.get("epoch") is None else plan.describe(Position(fields["epoch"], fields["batch"]))
+    return _template(message).format_map({**fields, "where": where, "grace": plan.grace_period})
+
+
+def _template(message: Message) -> str:
+    kind, fields, usual = message.kind, message.fields, TEXTS[message.kind]
+    if kind == "started" and message.life > 1:
+        return _STARTED_AGAIN
+    if kind == "restored" and fields["checkpoint"] is None:
+        return _FRESH_START
+    if kind == "preempted":
+        return _UNSAVED.get(fields["saved"], usual)
+    if kind == "gone":
+        return _EXITS.get(fields["code"], usual)
+    return usual
+
+
+def _milestone(position: Position, plan: Plan) -> str:
+    if position.batch:
         return ""
-    if event.kind == "boundary":
-        return _milestone(event, plan)
-    fields = event.fields
-    texts = {
-        "started": "started" if event.life == 1 else "started again",
-        "joined": "joined the run",
-        "restored": _resumption(fields.get("from", ""), plan),
-        "elected": f"LEADS now, in term {fields.get('term')}",
-        "resigned": f"gives the lead back, term {fields.get('term')} is over",
-        "lease": "lost the lead: " + event.text.partition("reason=")[2],
-        "committed": f"checkpoint on disk: {_where(fields.get('name', ''), plan)}",
-        "sent": f"<== {fields.get('signal')}",
-        "notice": f"got the signal: has {plan.grace_period:g} s to save and leave",
-        "preempted": f"{'saved' if fields.get('saved') == 'True' else 'NOT saved'}, leaves",
-        "run": "is the last one out: deletes the backup",
-        "done": "finished",
-        "gone": _farewell(fields.get("code", "")),
-    }
-    return texts.get(event.kind, event.text)
-
-
-def _milestone(event: Event, plan: Plan) -> str:
-    if event.position is None or event.position.batch:
-        return ""
-    return f"reached the {plan.describe(event.position)}" + (
-        ", the last" if event.position.epoch == plan.epochs else ""
-    )
-
-
-def _resumption(name: str, plan: Plan) -> str:
-    where = _where(name, plan)
-    return f"resumes from the checkpoint: {where}" if where else "nothing is saved yet: starts at the beginning"
-
-
-def _where(name: str, plan: Plan) -> str:
-    parsed = parse_name(name)
-    return "" if parsed is None else plan.describe(parsed[1])
-
-
-def _farewell(code: str) -> str:
-    return {"0": "process ended", "-9": "process was killed"}.get(code, f"process ended with exit code {code}")
+    return f"reached the {plan.describe(position)}" + (", the last" if position.epoch == plan.epochs else "")
 
 
 def pronounce(verdict: Verdict, plan: Plan) -> list[str]:

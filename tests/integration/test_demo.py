@@ -18,7 +18,7 @@ from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.demo import redis_server as serving
 from distributed_backup.demo.coordinator_setup import arranged
-from distributed_backup.demo.messages import Event, Plan
+from distributed_backup.demo.messages import Message, Plan
 from distributed_backup.demo.process_table import Cast
 from distributed_backup.demo.redis_server import find_server, running_server
 from distributed_backup.demo.scenario import DemoError, Director, Recording
@@ -39,10 +39,10 @@ class Witness:
 
     def step(self, text: str) -> None: ...
 
-    def event(self, event: Event, cast: Cast) -> None:
-        self.kinds.append(event.kind)
+    def message(self, message: Message, cast: Cast) -> None:
+        self.kinds.append(message.kind)
         self.pids |= {life.pid for lives in cast.lives.values() for life in lives}
-        if event.kind == "elected" and self.interruption is not None:
+        if message.kind == "elected" and self.interruption is not None:
             raise self.interruption
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 from rich.console import Console
@@ -20,14 +20,15 @@ from distributed_backup.cli.app import app
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.demo import scenario as directing
 from distributed_backup.demo.coordinator_setup import arranged
-from distributed_backup.demo.messages import REFERENCE, Coordination, Event, Plan, Role
+from distributed_backup.demo.messages import REFERENCE, Coordination, Message, OwnKind, Plan, Role
 from distributed_backup.demo.process_table import Cast, Life
 from distributed_backup.demo.redis_server import find_server, running_server
 from distributed_backup.demo.scenario import Blow, DemoError, Director, Recording
 from distributed_backup.demo.screen import LiveScreen, PlainScreen
-from distributed_backup.demo.text import narrate, pronounce
+from distributed_backup.demo.text import TEXTS, narrate, pronounce
 from distributed_backup.demo.verdict import Verdict, judge
 from distributed_backup.errors import ConfigError
+from distributed_backup.observability.events import KINDS, Kind
 from distributed_backup.position import Position
 
 PLAN = Plan(epochs=2, batch_size=12, grace_period=5.0)  # 2 training batches and 1 validation batch an epoch
@@ -41,6 +42,17 @@ ON_REDIS = replace(
 )
 CALLS = 10
 STATE = {"program_trainable": "aa", "metrics": "bb"}
+
+
+def restored(position: Position | None, term: int = 1) -> dict[str, Any]:
+    """Fields of a start from the checkpoint of `position`, or of a fresh start."""
+    if position is None:
+        return {"checkpoint": None, "epoch": 0, "batch": 0}
+    return {"checkpoint": checkpoint_name(term, position), "epoch": position.epoch, "batch": position.batch}
+
+
+def committed(term: int, position: Position) -> dict[str, Any]:
+    return {**restored(position, term), "term": term, "bytes": 1_000, "seconds": 0.1}
 
 
 class Story:
@@ -58,14 +70,14 @@ class Story:
     def tell(
         self,
         life: Life,
-        kind: str,
-        fields: dict[str, str] | None = None,
+        kind: OwnKind | Kind,
+        fields: dict[str, Any] | None = None,
         *,
         position: Position | None = None,
         calls: int = 0,
-    ) -> Event:
+    ) -> Message:
         self.now += 0.01
-        event = Event(
+        message = Message(
             at=self.now,
             name=life.name,
             life=life.number,
@@ -74,8 +86,8 @@ class Story:
             calls=calls or life.calls,
             fields=fields or {},
         )
-        self.cast.apply(event)
-        return event
+        self.cast.apply(message)
+        return message
 
     def train(self, life: Life, *boundaries: Position) -> None:
         for position in boundaries:
@@ -84,7 +96,7 @@ class Story:
 
     def finish(self, life: Life) -> None:
         self.tell(life, "done", STATE)
-        self.tell(life, "gone", {"code": "0"})
+        self.tell(life, "gone", {"code": 0})
 
 
 def boundaries(after: Position) -> list[Position]:
@@ -99,26 +111,26 @@ def story_of_a_preemption() -> tuple[Story, Recording]:
     story.tell(reference, "ready")
     story.train(reference, *boundaries(Position(0)))
     story.finish(reference)
-    story.tell(one, "elected", {"term": "1"})
-    story.tell(one, "restored", {"term": "1", "from": "None"})
+    story.tell(one, "elected", {"term": 1})
+    story.tell(one, "restored", restored(None))
     story.train(one, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
-    story.tell(one, "committed", {"name": checkpoint_name(1, Position(1))})
+    story.tell(one, "committed", committed(1, Position(1)))
     story.train(two, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
     story.tell(one, "call", calls=one.calls + 3)
     sigterm = Blow(at=story.now, life=one, last_boundary=one.position)
     story.tell(one, "notice")
-    story.tell(one, "committed", {"name": checkpoint_name(1, Position(1, 1))})
-    story.tell(one, "gone", {"code": "143"})
-    story.tell(two, "elected", {"term": "2"})
+    story.tell(one, "committed", committed(1, Position(1, 1)))
+    story.tell(one, "gone", {"code": 143})
+    story.tell(two, "elected", {"term": 2})
     again = story.enter("worker-1")
-    story.tell(again, "restored", {"from": checkpoint_name(1, Position(1, 1))})
+    story.tell(again, "restored", restored(Position(1, 1)))
     story.tell(two, "call", calls=two.calls + 4)
     sigkill = Blow(at=story.now, life=two, last_boundary=two.position)
-    story.tell(two, "gone", {"code": "-9"})
-    story.tell(again, "elected", {"term": "3"})
+    story.tell(two, "gone", {"code": -9})
+    story.tell(again, "elected", {"term": 3})
     story.train(again, *boundaries(Position(1, 1)))
     successor = story.enter("worker-2")
-    story.tell(successor, "restored", {"from": checkpoint_name(1, Position(1))})
+    story.tell(successor, "restored", restored(Position(1)))
     story.train(successor, *boundaries(Position(1)))
     story.finish(again)
     story.finish(successor)
@@ -330,7 +342,7 @@ def test_a_fast_forward_is_no_progress() -> None:
     """A resumed fit runs through the batches that are done; they must not move its position or its counts."""
     story = Story()
     life = story.enter("worker-1")
-    story.tell(life, "restored", {"from": checkpoint_name(3, Position(1, 2))})
+    story.tell(life, "restored", restored(Position(1, 2)))
     for batch in (1, 2):
         story.tell(life, "boundary", position=Position(1, batch))
         assert life.position == life.resumed == Position(1, 2)
@@ -346,19 +358,28 @@ def test_roles_follow_the_election() -> None:
     story = Story()
     life = story.enter("worker-1")
     parts = []
-    happenings: tuple[tuple[str, dict[str, str]], ...] = (
-        ("boundary", {}),
-        ("elected", {"term": "4"}),
-        ("lease", {}),
-        ("elected", {"term": "5"}),
+    happenings: tuple[tuple[OwnKind | Kind, dict[str, Any]], ...] = (
+        ("restored", restored(None)),
+        ("elected", {"term": 4}),
+        ("lost", {"reason": "not renewed"}),
+        ("elected", {"term": 5}),
         ("notice", {}),
-        ("resigned", {"term": "5"}),
-        ("gone", {"code": "143"}),
+        ("resigned", {"term": 5}),
+        ("gone", {"code": 143}),
     )
     for kind, fields in happenings:
         story.tell(life, kind, fields)
         parts.append(life.part)
     assert parts == ["follower", "leader", "follower", "leader", "leaving", "leaving", "gone"]
+
+
+def test_a_message_that_comes_late_does_not_make_a_leader_of_a_finished_worker() -> None:
+    story = Story()
+    life = story.enter("worker-1")
+    story.tell(life, "done", STATE)
+    story.tell(life, "elected", {"term": 4})
+    assert life.part == "finished"
+    assert story.cast.leader() is None
 
 
 # -------------------------------------------------------------------- words
@@ -367,26 +388,36 @@ def test_roles_follow_the_election() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "words"),
     [
-        ("elected", {"term": "3"}, "LEADS now, in term 3"),
-        ("restored", {"from": "None"}, "starts at the beginning"),
-        ("restored", {"from": checkpoint_name(1, Position(1, 2))}, "epoch 2, batch 2 of 3"),
-        ("committed", {"name": checkpoint_name(1, Position(1))}, "checkpoint on disk: end of epoch 1"),
-        ("preempted", {"saved": "True"}, "saved, leaves"),
-        ("preempted", {"saved": "False"}, "NOT saved, leaves"),
-        ("gone", {"code": "-9"}, "process was killed"),
-        ("gone", {"code": "143"}, "exit code 143"),
+        ("elected", {"term": 3}, "LEADS now, in term 3"),
+        ("restored", restored(None), "starts at the beginning"),
+        ("restored", restored(Position(1, 2)), "epoch 2, batch 2 of 3"),
+        ("committed", committed(1, Position(1)), "checkpoint on disk: end of epoch 1"),
+        ("preempted", {"saved": True}, "saved, leaves"),
+        ("preempted", {"saved": False}, "NOT saved, leaves"),
+        ("preempted", {"saved": None}, "nothing to save, leaves"),
+        ("lost", {"reason": "not renewed"}, "lost the lead: not renewed"),
+        ("commit_failed", {"reason": "{disk} full"}, "could not write a checkpoint: {disk} full"),
+        ("unreachable", {"reason": "refused"}, "can't reach the coordinator: refused"),
+        ("deleted", {}, "has deleted the backup"),
+        ("started", {}, "started"),
+        ("gone", {"code": -9}, "process was killed"),
+        ("gone", {"code": 143}, "exit code 143"),
         ("sent", {"signal": "SIGTERM"}, "<== SIGTERM"),
         ("call", {}, ""),
     ],
 )
-def test_events_are_told_in_words(kind: str, fields: dict[str, str], words: str) -> None:
-    told = narrate(Event(at=0.0, name="worker-1", life=1, kind=kind, fields=fields), PLAN)
+def test_messages_are_told_in_words(kind: Kind, fields: dict[str, Any], words: str) -> None:
+    told = narrate(Message(at=0.0, name="worker-1", life=1, kind=kind, fields=fields), PLAN)
     assert words in told
     assert bool(words) == bool(told)
 
 
-def test_what_has_no_words_of_its_own_is_told_as_it_was_logged() -> None:
-    assert narrate(Event(at=0.0, name="w", life=1, kind="commit", text="commit refused"), PLAN) == "commit refused"
+def test_a_message_of_each_kind_has_a_text() -> None:
+    assert set(TEXTS) == {*KINDS, *get_args(OwnKind)}
+
+
+def test_a_second_start_shows_as_one() -> None:
+    assert narrate(Message(at=0.0, name="w", life=2, kind="started"), PLAN) == "started again"
 
 
 def test_the_verdict_in_words_names_the_problems(recording: Recording) -> None:
@@ -410,8 +441,8 @@ def test_the_plain_screen_writes_a_line_for_each_event_without_control_character
     story = Story()
     life = story.enter("worker-1")
     screen.step("Training")
-    for event in (story.tell(life, "elected", {"term": "1"}), story.tell(life, "call", calls=1)):
-        screen.event(event, story.cast)
+    for message in (story.tell(life, "elected", {"term": 1}), story.tell(life, "call", calls=1)):
+        screen.message(message, story.cast)
     assert len(lines) == 2
     assert lines[0].endswith("-- Training")
     assert lines[1].endswith("worker-1   LEADS now, in term 1")
@@ -425,7 +456,7 @@ def test_the_live_screen_shows_every_worker_and_the_log(width: int) -> None:
     story, _ = story_of_a_preemption()
     with LiveScreen(PLAN, console) as screen:
         screen.step("SIGTERM to the leader")
-        screen.event(story.tell(story.cast.lives["worker-1"][1], "elected", {"term": "9"}), story.cast)
+        screen.message(story.tell(story.cast.lives["worker-1"][1], "elected", {"term": 9}), story.cast)
     shown = output.getvalue()
     for word in ("worker-1", "worker-2", "reference", "SIGTERM to the leader", "LEADS now, in term 9", "finished"):
         assert word in shown
@@ -437,28 +468,28 @@ def test_the_live_screen_shows_every_worker_and_the_log(width: int) -> None:
 class FakeProcess:
     """A process that reports what it was told to, and ends."""
 
-    script: ClassVar[list[tuple[str, Position | None, int]]]
+    script: ClassVar[list[tuple[OwnKind, Position | None, int]]]
     made: ClassVar[list[FakeProcess]]
 
     def __init__(self, plan: Plan, role: Role) -> None:
         self.role = role
         self.pid = 1_000_000 + len(self.made)
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        self.events: Connection[Any, Any] = receiver
+        self.messages: Connection[Any, Any] = receiver
         role.log.write_text("the last line of the log\n")
         for kind, position, calls in self.script:
-            sender.send(Event(at=1.0, name=role.name, life=role.life, kind=kind, position=position, calls=calls))
+            sender.send(Message(at=1.0, name=role.name, life=role.life, kind=kind, position=position, calls=calls))
         sender.close()
         self.ended = False
         self.made.append(self)
 
-    def receive(self) -> Event | None:
+    def receive(self) -> Message | None:
         try:
-            event = self.events.recv()
+            message = self.messages.recv()
         except EOFError:
             return None
-        assert isinstance(event, Event)
-        return event
+        assert isinstance(message, Message)
+        return message
 
     def send(self, number: signal.Signals) -> None:
         raise AssertionError(f"nobody leads, and {number.name} was sent")
@@ -468,7 +499,7 @@ class FakeProcess:
 
     def end(self) -> None:
         self.ended = True
-        self.events.close()
+        self.messages.close()
 
 
 class Nobody:
@@ -476,13 +507,13 @@ class Nobody:
 
     def step(self, text: str) -> None: ...
 
-    def event(self, event: Event, cast: Cast) -> None: ...
+    def message(self, message: Message, cast: Cast) -> None: ...
 
 
 @pytest.fixture
 def fake_processes(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
     class Fresh(FakeProcess):
-        script: ClassVar[list[tuple[str, Position | None, int]]] = []
+        script: ClassVar[list[tuple[OwnKind, Position | None, int]]] = []
         made: ClassVar[list[FakeProcess]] = []
 
     monkeypatch.setattr(directing, "DemoProcess", Fresh)
@@ -505,7 +536,7 @@ def test_a_worker_that_dies_of_itself_ends_the_demonstration(tmp_path: Path, fak
 def test_what_the_script_waits_for_and_never_happens_ends_the_demonstration(
     tmp_path: Path, fake_processes: type[FakeProcess]
 ) -> None:
-    """All finish, and nobody ever led."""
+    """Here the messages of the start and of the election are lost. All workers finish."""
     fake_processes.script = [("boundary", Position(0, 1), CALLS), ("done", None, CALLS)]
     with pytest.raises(DemoError, match="did not happen that"):
         direct(tmp_path)
@@ -514,7 +545,7 @@ def test_what_the_script_waits_for_and_never_happens_ends_the_demonstration(
 
 def test_an_interruption_ends_all_processes(tmp_path: Path, fake_processes: type[FakeProcess]) -> None:
     class Impatient(Nobody):
-        def event(self, event: Event, cast: Cast) -> None:
+        def message(self, message: Message, cast: Cast) -> None:
             if len(fake_processes.made) == 3:
                 raise KeyboardInterrupt
 
