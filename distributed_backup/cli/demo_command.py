@@ -55,7 +55,7 @@ def demo(
     Exit codes: 0 all promises held, 1 they did not, 2 wrong usage, 130 Ctrl-C.
     """
     from distributed_backup.demo.messages import Plan
-    from distributed_backup.demo.text import pronounce
+    from distributed_backup.demo.text import format_verdict
 
     plan = Plan(latency=latency, grace_period=grace)
     with exit_on_error():
@@ -69,7 +69,7 @@ def demo(
     if as_json:
         print_json(verdict.as_json())
     else:
-        for line in ("", *pronounce(verdict, plan)):
+        for line in ("", *format_verdict(verdict, plan)):
             typer.echo(line if plain else typer.style(line, **_emphasis(line, verdict)))
         if backup_dir is not None:
             typer.echo(f"The backup is kept: distributed-backup checkpoints list {backup_dir}")
@@ -89,9 +89,9 @@ def _run_demo(
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
-    from distributed_backup.demo.coordinator_setup import arranged
-    from distributed_backup.demo.process import end_server
-    from distributed_backup.demo.scenario import Director
+    from distributed_backup.demo.coordinator_setup import coordinator_for
+    from distributed_backup.demo.process import stop_fork_server
+    from distributed_backup.demo.scenario import Scenario
     from distributed_backup.demo.screen import LiveScreen, PlainScreen
     from distributed_backup.demo.verdict import judge
     from distributed_backup.storage import storage_from_url
@@ -110,21 +110,21 @@ def _run_demo(
     with (
         sigterm_as_exit(),
         TemporaryDirectory(prefix="distributed-backup-demo-") as scratch,
-        arranged(coordinator, plan, scratch=Path(scratch)) as arrangement,
+        coordinator_for(coordinator, plan, scratch=Path(scratch)) as setup,
         screen,
     ):
-        plan = replace(plan, coordination=arrangement.coordination)
-        director = Director(
+        plan = replace(plan, coordination=setup.coordination)
+        scenario = Scenario(
             plan,
             workers=workers,
             backup_dir=backup_dir or Path(scratch) / "run",
             keep=keep,
             logs=Path(scratch),
-            audience=screen,
+            observer=screen,
         )
         try:
-            recording = director.run()
-            recording.left_behind += arrangement.left_behind()
+            recording = scenario.run()
+            recording.leftovers += setup.leftovers()
         finally:
-            end_server()
+            stop_fork_server()
     return judge(recording, plan, keep=keep)

@@ -1,7 +1,7 @@
-"""How the workers of a demonstration agree on a leader: by a lock in the directory, or by a lease on a server.
+"""How the workers of a demonstration elect a leader: by a lock in the directory, or by a lease on a server.
 
-A server is asked before anything is started, so that a wrong password shows at once; and nothing of a demonstration
-stays on it. The run's id is made for this demonstration alone: who else uses the server is not disturbed.
+The server is used once before any process starts, so that a wrong password is an error of the command. The
+demonstration deletes its keys from the server at the end. Its run id is random, so other runs there are unaffected.
 """
 
 from __future__ import annotations
@@ -24,26 +24,21 @@ if TYPE_CHECKING:
 FILE: Final = "file:"
 EMBEDDED: Final = "embedded-redis"
 
-# Short, so that nobody has to wait for long; a tick is a quarter of what a slow machine may miss.
+# Short, so that the demonstration waits only 3 s for a lease. Four heartbeats fit into the renew deadline.
 _TIMINGS: Final = LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.5)
-# Seconds: with faster calls the fit would be over before the lease of the killed leader has run out.
-_LEAST_LATENCY: Final = 0.15
+# Seconds. With faster calls the fit would end before the lease of the killed leader runs out.
+_MIN_LATENCY: Final = 0.15
 
 
-class Arrangement:
-    """What was arranged, and what is left of it.
-
-    Args:
-        coordination: What the workers are told.
-        coordinator: Opened for the run; None where there is no server.
-    """
+class CoordinatorSetup:
+    """The coordination of one demonstration. `coordinator` is open for its run, None without a server."""
 
     def __init__(self, coordination: Coordination, coordinator: RedisCoordinator | None = None) -> None:
         self.coordination = coordination
         self._coordinator = coordinator
 
-    def left_behind(self) -> tuple[str, ...]:
-        """What the run's workers have left on the server, in words."""
+    def leftovers(self) -> tuple[str, ...]:
+        """Describe the records of the run that are still on the server."""
         if self._coordinator is None:
             return ()
         term, members = self._coordinator.view().term, self._coordinator.members()
@@ -51,57 +46,55 @@ class Arrangement:
 
 
 @contextmanager
-def arranged(choice: str, plan: Plan, *, scratch: Path) -> Iterator[Arrangement]:
-    """Arrange for the coordination that the user has chosen, until the block ends.
+def coordinator_for(choice: str, plan: Plan, *, scratch: Path) -> Iterator[CoordinatorSetup]:
+    """Set up the coordination of the user's choice until the block ends.
 
-    Args:
-        choice: "file:", the URL of a Redis deployment, or "embedded-redis" for a server of our own.
-        plan: What is to be trained.
-        scratch: Where a server of our own has its socket.
+    `choice` is "file:", the URL of a Redis deployment, or "embedded-redis" for a server that runs until the block ends
+    and has its socket in `scratch`.
 
     Raises:
-        ConfigError: It can't be used: another URL, a wrong password, no server to start.
+        ConfigError: The choice is unknown, the password is wrong, or there is no server to start.
         CoordinatorUnavailableError: The server can't be reached.
     """
     if choice == FILE:
-        yield Arrangement(Coordination())
+        yield CoordinatorSetup(Coordination())
         return
     if choice != EMBEDDED and not is_redis_url(choice):
         raise ConfigError(
             "--coordinator must be 'file:', 'embedded-redis' or a Redis URL as redis://host:6379/0, "
             f"got {without_credentials(choice)!r}"
         )
-    if plan.latency < _LEAST_LATENCY:
+    if plan.latency < _MIN_LATENCY:
         raise ConfigError(
-            f"--latency must be at least {_LEAST_LATENCY:g} where leases count, got {plan.latency:g}: else the fit is "
-            f"over before the lease of a killed leader, {_TIMINGS.duration:g} s, has run out"
+            f"--latency must be at least {_MIN_LATENCY:g} with a server, got {plan.latency:g}: with faster calls the "
+            f"fit ends before the lease of the killed leader runs out, {_TIMINGS.duration:g} s after its last renewal"
         )
     if choice != EMBEDDED:
-        with _on_server(Coordination(url=choice, name=without_credentials(choice), timings=_TIMINGS)) as arrangement:
-            yield arrangement
+        with _on_server(Coordination(url=choice, name=without_credentials(choice), timings=_TIMINGS)) as setup:
+            yield setup
         return
     binary = find_server()
     with running_server(binary, scratch) as url:
-        place = f"a server started for this, {binary}"
-        with _on_server(Coordination(url=url, name=EMBEDDED, place=place, timings=_TIMINGS)) as arrangement:
-            yield arrangement
+        place = f"a server for this demonstration, {binary}"
+        with _on_server(Coordination(url=url, name=EMBEDDED, place=place, timings=_TIMINGS)) as setup:
+            yield setup
 
 
 @contextmanager
-def _on_server(coordination: Coordination) -> Iterator[Arrangement]:
-    from distributed_backup.coordination.redis import RedisCoordinator  # its driver, only for those who use it
+def _on_server(coordination: Coordination) -> Iterator[CoordinatorSetup]:
+    from distributed_backup.coordination.redis import RedisCoordinator  # optional driver
 
     coordinator = RedisCoordinator(coordination.url)
     coordinator.open(coordination.run_id, coordination.timings)
     try:
-        # Not only a look: it shows whether we may write, too.
-        beat = Heartbeat(worker_id="director", campaign=False, floor=0, duration=coordination.timings.duration)
+        # A heartbeat needs the right to write, too.
+        beat = Heartbeat(worker_id="demo", campaign=False, floor=0, duration=coordination.timings.duration)
         coordinator.heartbeat(beat)
         coordinator.leave(beat.worker_id)
         try:
-            yield Arrangement(coordination, coordinator)
+            yield CoordinatorSetup(coordination, coordinator)
         finally:
-            # With a backup that is kept, or when it was interrupted, no worker has done so.
+            # A kept backup or an interrupted demonstration leaves its records there.
             with suppress(CoordinatorError):
                 coordinator.erase()
     finally:

@@ -1,7 +1,7 @@
-"""What a process of the demonstration runs: a small synalinks program, its fit, and reports of both.
+"""The program of each process: a small synalinks program, its fit, and the messages about both.
 
-The program learns which of its own answers to show as examples; its language model is a function of the prompt, so
-that two runs with the same seeds end in the same state, and what the demonstration compares means something.
+The program learns which of its own answers to show as examples. Its language model is a function of the prompt, so
+two runs with the same seeds end in the same state. The verdict compares these states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import synalinks
 
 from distributed_backup.callback import BackupAndRestore
 from distributed_backup.clock import SystemClock
-from distributed_backup.demo.messages import Message, OwnKind, Plan, Role
+from distributed_backup.demo.messages import Message, OwnKind, Plan, ProcessSpec
 from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.observability.events import Event, Kind, Sink
 from distributed_backup.position import Position
@@ -36,7 +36,7 @@ class Question(synalinks.DataModel):  # type: ignore[misc]  # synalinks has no t
 
 
 class Answer(synalinks.DataModel):  # type: ignore[misc]
-    """Its answer."""
+    """The answer to a question."""
 
     answer: str = synalinks.Field(description="The answer, yes or no")
 
@@ -44,9 +44,9 @@ class Answer(synalinks.DataModel):  # type: ignore[misc]
 class MessageSender:
     """Sends messages to the parent process, and the worker's events among them. Callable from any thread."""
 
-    def __init__(self, connection: Connection, role: Role) -> None:
+    def __init__(self, connection: Connection, spec: ProcessSpec) -> None:
         self._connection = connection
-        self._role = role
+        self._spec = spec
         self._clock = SystemClock()
         # A connection takes one writer at a time. The saver and the elector report from their own threads.
         self._lock = threading.Lock()
@@ -55,12 +55,12 @@ class MessageSender:
     def send(
         self, kind: OwnKind | Kind, *, position: Position | None = None, fields: Mapping[str, Any] | None = None
     ) -> None:
-        """Send one message, with the instant of now."""
+        """Send one message, with the present instant."""
         with self._lock:
             message = Message(
                 at=self._clock.now(),
-                name=self._role.name,
-                life=self._role.life,
+                name=self._spec.name,
+                incarnation=self._spec.incarnation,
                 kind=kind,
                 position=position,
                 calls=self.calls,
@@ -82,7 +82,7 @@ class MessageSender:
 
 
 class ObservedBackup(BackupAndRestore):
-    """The callback under demonstration, with its events sent to the parent process."""
+    """The callback under demonstration. The parent process receives its events."""
 
     def __init__(self, sender: MessageSender, backup_dir: Path, **options: Any) -> None:
         super().__init__(backup_dir, **options)
@@ -102,8 +102,8 @@ class CountedLanguageModel(OfflineLanguageModel):
         return await super()._acompletion(formatted_messages, **kwargs)
 
 
-class Boundaries(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Reports each boundary of the fit, with the position that our package gives it."""
+class BoundaryReporter(synalinks.callbacks.Callback):  # type: ignore[misc]
+    """Reports each boundary of the fit. Positions count as those of checkpoints."""
 
     def __init__(self, sender: MessageSender) -> None:
         super().__init__()
@@ -111,30 +111,30 @@ class Boundaries(synalinks.callbacks.Callback):  # type: ignore[misc]
         self._epoch = self._trained = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002 - synalinks' signature, as below
-        """An epoch begins."""
+        """Note the epoch."""
         self._epoch, self._trained = epoch, 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """A training batch ended."""
+        """Report a training batch."""
         self._trained = batch + 1
         self._sender.send("boundary", position=Position(self._epoch, self._trained))
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """A validation batch ended."""
+        """Report a validation batch."""
         self._sender.send("boundary", position=Position(self._epoch, self._trained + batch + 1))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """An epoch ended."""
+        """Report an epoch."""
         self._sender.send("boundary", position=Position(epoch + 1))
 
 
-def run(connection: Connection, plan: Plan, role: Role) -> None:
-    """Run one fit to its end, or until it is preempted; the process then exits with the callback's exit code."""
+def run(connection: Connection, plan: Plan, spec: ProcessSpec) -> None:
+    """Run one fit until it is complete or preempted. A preemption exits with the callback's exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
-    asyncio.run(_fit(plan, role, MessageSender(connection, role)))
+    asyncio.run(_fit(plan, spec, MessageSender(connection, spec)))
 
 
-async def _fit(plan: Plan, role: Role, sender: MessageSender) -> None:
+async def _fit(plan: Plan, spec: ProcessSpec, sender: MessageSender) -> None:
     program = await _build(plan, sender)
     x, y = _samples("training")
     sender.send("ready")
@@ -142,28 +142,28 @@ async def _fit(plan: Plan, role: Role, sender: MessageSender) -> None:
         x,
         y,
         batch_size=plan.batch_size,
-        # synalinks' default draws from an unseeded generator, and no two runs would end alike.
+        # The default of synalinks draws from an unseeded generator: two runs would end in different states.
         minibatch_size=None,
         epochs=plan.epochs,
         verbose=0,
-        callbacks=[Boundaries(sender), *_callbacks(plan, role, sender)],
+        callbacks=[BoundaryReporter(sender), *_backups(plan, spec, sender)],
         validation_data=_samples("validation"),
         validation_batch_size=plan.batch_size,
     )
-    sender.send("done", fields=complete_state(program))
+    sender.send("completed", fields=state_digests(program))
 
 
-def _callbacks(plan: Plan, role: Role, sender: MessageSender) -> list[Any]:
-    if role.backup_dir is None:
+def _backups(plan: Plan, spec: ProcessSpec, sender: MessageSender) -> list[ObservedBackup]:
+    if spec.backup_dir is None:
         return []
     callback = ObservedBackup(
         sender,
-        role.backup_dir,
+        spec.backup_dir,
         save_freq="epoch",
-        delete_checkpoint=not role.keep,
+        delete_checkpoint=not spec.keep,
         coordinator=plan.coordination.url,
         run_id=plan.coordination.run_id,
-        worker_id=role.name,
+        worker_id=spec.name,
         standby=False,
         grace_period=plan.grace_period,
         timings=plan.coordination.timings,
@@ -194,10 +194,10 @@ def _samples(part: str) -> tuple[Any, Any]:
     return x, y
 
 
-def complete_state(program: Any) -> dict[str, str]:
-    """A digest of each part of what a run must have in common with an uninterrupted one.
+def state_digests(program: Any) -> dict[str, str]:
+    """Return a digest of each part of the state that a run must share with an uninterrupted one.
 
-    Read from the program itself, not by the code that saves it: what that forgets must show up as a difference.
+    It reads the program itself: a part that the callback forgets to save shows as a difference.
     """
     optimizer = program.optimizer
     groups = {

@@ -1,8 +1,7 @@
-"""What the director and the processes it starts tell each other.
+"""Values that the demonstration's parent process and its children exchange.
 
-Values only, of the standard library and of this package's lower layers: the director's process never imports
-synalinks. Instants are of `SystemClock`, which all processes of the machine share, so that a difference of two of
-them is a duration whoever took them.
+Standard library and lower layers only: the parent process never imports synalinks. Instants are of `SystemClock`,
+which all processes of a machine share. The difference of two instants is a duration, whichever processes took them.
 """
 
 from __future__ import annotations
@@ -20,45 +19,35 @@ from distributed_backup.position import Position
 TRAINING_QUESTIONS: Final = 24
 VALIDATION_QUESTIONS: Final = 4
 REFERENCE: Final = "reference"
-_TIMINGS_OF_THE_FILE_LOCK: Final = LeaseTimings(duration=6.0, renew_deadline=4.0, retry_period=1.0)
+# A file lock ends with its holder. Here the duration says how long a killed worker counts as a member, and the last
+# worker out waits for that.
+_FILE_TIMINGS: Final = LeaseTimings(duration=6.0, renew_deadline=4.0, retry_period=1.0)
+
+OwnKind = Literal["started", "ready", "call", "boundary", "completed", "signal_sent", "exited"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordination:
-    """How the workers agree on who leads.
-
-    Args:
-        url: Of the coordinator; it may hold a password.
-        name: What may be shown of it.
-        place: Where the lease is, in words; empty for the name.
-        timings: Of the lease. Of a file lock, which ends with its holder, they are only how long a killed worker
-            counts as a member: the last one out waits for that.
-        run_id: Of this demonstration alone.
-    """
+    """How the workers elect a leader. `url` may hold a password, `name` and `place` are safe to print."""
 
     url: str = field(default="file:", repr=False)
     name: str = "file:"
     place: str = ""
-    timings: LeaseTimings = _TIMINGS_OF_THE_FILE_LOCK
+    timings: LeaseTimings = _FILE_TIMINGS
     run_id: str = field(default_factory=lambda: f"demo-{secrets.token_hex(6)}")
 
     @property
     def has_lease(self) -> bool:
-        """Whether a leader that falls silent leads until a lease runs out."""
+        """Whether a killed leader holds the lead until its lease runs out."""
         return self.url != "file:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is trained, the same for every worker and for the uninterrupted run beside them.
+    """The training, the same for each worker and for the uninterrupted reference run.
 
-    Args:
-        epochs: Epochs of the fit.
-        batch_size: Questions of a batch.
-        latency: Seconds that a call of the language model takes.
-        grace_period: Seconds a worker has between SIGTERM and its end.
-        seed: Of both global generators, before the program is built.
-        coordination: How the workers agree on who leads.
+    Durations are in seconds: `latency` of one call of the language model, `grace_period` from SIGTERM to the end.
+    `seed` seeds Python's and NumPy's global generators before the program is built.
     """
 
     epochs: int = 4
@@ -70,40 +59,33 @@ class Plan:
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch: its training batches and, after them, its validation batches."""
+        """Return the batches of an epoch: its training batches, then its validation batches."""
         return -(-TRAINING_QUESTIONS // self.batch_size) + -(-VALIDATION_QUESTIONS // self.batch_size)
 
     def progress(self, position: Position) -> float:
-        """The share of the fit that is done, from 0 to 1."""
+        """Return the completed share of the fit, from 0 to 1."""
         return min(1.0, (position.epoch + position.batch / self.batches) / self.epochs)
 
     def describe(self, position: Position) -> str:
-        """The position as people count: from 1."""
+        """Return the position for people, who count from 1."""
         if position.batch:
             return f"epoch {position.epoch + 1}, batch {position.batch} of {self.batches}"
         return f"end of epoch {position.epoch}" if position.epoch else "the start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Role:
-    """What one process is to do.
+class ProcessSpec:
+    """The task of one process: a worker, or the reference run, which has no `backup_dir`.
 
-    Args:
-        name: "worker-1", or `REFERENCE` for the run that nothing happens to.
-        life: Counts the incarnations of the name, from 1.
-        backup_dir: Where the run is backed up; None to run without a callback of ours.
-        keep: Whether the backup stays when the run is complete.
-        log: The file that takes what the process prints and logs.
+    `incarnation` counts the starts of `name`, from 1. `keep` keeps the backup after the run. `log` is the file for
+    the standard output and the log of the process.
     """
 
     name: str
-    life: int
+    incarnation: int
     backup_dir: Path | None
     keep: bool
     log: Path
-
-
-OwnKind = Literal["started", "ready", "call", "boundary", "done", "gone", "sent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +96,14 @@ class Message:
     the calls of the language model that this incarnation has begun.
 
     Own kinds: "started": the parent has started the process. "ready": `fit` is about to begin. "call": a call of the
-    language model began. "boundary": a batch or an epoch ended at `position`. "done": `fit` returned, `fields` holds a
-    digest of each part of the final state. "sent": the parent has sent the signal `fields["signal"]`. "gone": the
-    process ended with the exit code `fields["code"]`.
+    language model began. "boundary": a batch or an epoch ended at `position`. "completed": `fit` returned, and `fields`
+    holds a digest of each part of the final state. "signal_sent": the parent has sent the signal `fields["signal"]`.
+    "exited": the process ended with the exit code `fields["code"]`.
     """
 
     at: float
     name: str
-    life: int
+    incarnation: int
     kind: OwnKind | Kind
     position: Position | None = None
     calls: int = 0

@@ -1,7 +1,6 @@
-"""A language model that needs no network: its answers are a function of the prompt.
+"""A language model without a network, for the demonstration and for tests.
 
-For the demonstration and for tests. It says nothing sensible; it is deterministic, counts its calls, and takes
-as long as it is told to.
+Its answers are a function of the prompt. They make no sense. Each call takes the latency that it was given.
 """
 
 from __future__ import annotations
@@ -16,14 +15,9 @@ import synalinks
 
 
 class OfflineLanguageModel(synalinks.LanguageModel):  # type: ignore[misc]  # synalinks has no types
-    """Answers each string field of the wanted schema with one of `choices`, picked by a hash of the prompt.
+    """Answer each string field of the requested schema with one of `choices`, selected by a hash of the prompt.
 
-    Args:
-        latency: Seconds that a call takes.
-        choices: The answers to pick from.
-
-    Attributes:
-        calls: How many calls were begun.
+    `latency` is in seconds. `calls` counts the calls that were begun.
     """
 
     def __init__(self, latency: float = 0.0, choices: Sequence[str] = ("yes", "no")) -> None:
@@ -33,7 +27,7 @@ class OfflineLanguageModel(synalinks.LanguageModel):  # type: ignore[misc]  # sy
         self.calls = 0
 
     async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
-        """Answer in the OpenAI response shape; `_acompletion` is the transport seam of `LanguageModel`."""
+        """Answer in OpenAI's response format. `LanguageModel` sends each request through this method."""
         self.calls += 1
         await asyncio.sleep(self.latency)
         schema = (kwargs.get("response_format") or {}).get("json_schema", {}).get("schema", {})

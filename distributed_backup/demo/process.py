@@ -1,6 +1,6 @@
-"""The processes of the demonstration, forked from a server that has synalinks preloaded (its import takes seconds).
+"""Processes of the demonstration, forked from a server that has imported synalinks, which takes seconds.
 
-Every process has a pipe to its director, and dies with it: the next thing it reports finds the pipe broken.
+Each process has a pipe to its parent. It exits with code 1 when the parent exits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
-from distributed_backup.demo.messages import Message, Plan, Role
+from distributed_backup.demo.messages import Message, Plan, ProcessSpec
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
 
-def end_server() -> None:
-    """End the server that processes are forked from; it would outlive an interrupted start by its long import.
+def stop_fork_server() -> None:
+    """Kill the fork server. After an interrupted start it would run until its import is done.
 
-    It is one for the whole of this process, whoever uses it.
+    This process has one fork server, which all users of `multiprocessing` share.
     """
-    # There is no public way.
+    # multiprocessing has no public function for this.
     server: Any = vars(multiprocessing.forkserver)["_forkserver"]
     pid = vars(server)["_forkserver_pid"]
     if pid is not None:
@@ -34,42 +34,42 @@ def end_server() -> None:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Act on Ctrl-C and SIGTERM a moment later: between the server's start and the note of its id none could end it.
+def _deferred_signals() -> Iterator[None]:
+    """Defer Ctrl-C and SIGTERM until the block ends. Until the fork server's id is noted, nothing could kill it.
 
-    Handlers, not a mask: a mask would be inherited by the server, and by the workers that are to get signals.
+    Handlers replace them, because the server and the workers would inherit a signal mask.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[int] = []
+    deferred: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    previous = {number: signal.signal(number, lambda number, _: deferred.append(number)) for number in numbers}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    for missed in held:
+    for missed in deferred:
         signal.raise_signal(missed)
 
 
 class DemoProcess:
     """One incarnation of a worker, or the reference run.
 
-    Starting the first one blocks until the server has imported synalinks.
+    The first start blocks until the fork server has imported synalinks.
     """
 
-    def __init__(self, plan: Plan, role: Role) -> None:
-        # Read by litellm when it is imported: without it the import asks the network for a price list.
+    def __init__(self, plan: Plan, spec: ProcessSpec) -> None:
+        # litellm reads it on import. Without it the import downloads a price list.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        # typer, because a child imports our console script, whose import that is.
+        # typer, because a child imports our console script, which imports typer.
         _CONTEXT.set_forkserver_preload(["distributed_backup.demo.job", "typer"])
-        with _signals_held_back():
+        with _deferred_signals():
             multiprocessing.forkserver.ensure_running()
-        self.role = role
+        self.spec = spec
         self.messages, sender = _CONTEXT.Pipe(duplex=False)
-        self._process = _CONTEXT.Process(target=_run, args=(sender, plan, role), name=role.name)
+        self._process = _CONTEXT.Process(target=_run, args=(sender, plan, spec), name=spec.name)
         try:
             self._process.start()
         finally:
@@ -77,16 +77,16 @@ class DemoProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return the process id."""
         assert self._process.pid is not None
         return self._process.pid
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         os.kill(self.pid, number)
 
     def receive(self) -> Message | None:
-        """The next message; None when the process has closed its pipe, or was killed while it wrote."""
+        """Return the next message. None if the process has closed its pipe, or was killed while it wrote."""
         try:
             message = self.messages.recv()
         except (EOFError, OSError):
@@ -94,7 +94,7 @@ class DemoProcess:
         return message if isinstance(message, Message) else None
 
     def join(self, timeout: float) -> int:
-        """Wait for its end, which must be near; the exit code, negative if a signal ended it."""
+        """Return the exit code, negative if a signal ended the process. Kill the process after `timeout` seconds."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self._process.kill()
@@ -102,8 +102,8 @@ class DemoProcess:
         assert self._process.exitcode is not None
         return self._process.exitcode
 
-    def end(self) -> None:
-        """Kill it if it still runs, and tidy up. May be called again."""
+    def close(self) -> None:
+        """Kill the process if it runs, and close the pipe. Callable again."""
         if not self.messages.closed:
             if self._process.is_alive():
                 self._process.kill()
@@ -111,21 +111,21 @@ class DemoProcess:
             self.messages.close()
 
 
-def _end_with_director() -> None:
-    """End this process when its director is gone, by whatever signal: what it then reports nobody hears."""
+def _exit_with_parent() -> None:
+    """Wait until the parent process ends by whatever cause, then exit."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
 
 
-def _run(sender: Connection, plan: Plan, role: Role) -> None:
-    # Ctrl-C goes to the whole terminal; the director tidies up after it.
+def _run(sender: Connection, plan: Plan, spec: ProcessSpec) -> None:
+    # A terminal sends Ctrl-C to all its processes. The parent stops this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_director, name="distributed-backup-demo-end", daemon=True).start()
-    descriptor = os.open(role.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    threading.Thread(target=_exit_with_parent, name="distributed-backup-demo-exit", daemon=True).start()
+    descriptor = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     from distributed_backup.demo.job import run
 
-    run(sender, plan, role)
+    run(sender, plan, spec)

@@ -1,6 +1,7 @@
-"""What is known of the processes, from the messages they sent: read by the director, the screen and the verdict.
+"""The state of each process, derived from its messages. The scenario, the screen and the verdict read it.
 
-A message changes one life and nothing else; the order between processes is that of the messages' instants.
+A message changes one record. Messages of two processes are in the order of their instants, whatever their order of
+arrival.
 """
 
 from __future__ import annotations
@@ -12,18 +13,12 @@ from typing import Literal
 from distributed_backup.demo.messages import REFERENCE, Message
 from distributed_backup.position import Position
 
-Part = Literal["starting", "leader", "follower", "leaving", "gone", "finished", "training"]
+Status = Literal["starting", "leader", "follower", "exiting", "exited", "finished", "training"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """A checkpoint that became durable.
-
-    Args:
-        at: When the writer knew.
-        term: The term it was committed under.
-        position: How far it goes.
-    """
+    """A checkpoint that was durable at the instant `at`."""
 
     at: float
     term: int
@@ -31,132 +26,121 @@ class Commit:
 
 
 @dataclass(slots=True, kw_only=True)
-class Life:
+class ProcessRecord:
     """One incarnation of a worker, or the reference run.
 
-    Attributes:
-        part: What it does just now.
-        term: The term it leads or has last led under.
-        resumed: Where it started from.
-        position: The last boundary it reached.
-        calls: Calls of the language model that it has begun.
-        calls_at: The same when it reached each boundary.
-        elected: When it was elected, by term.
-        commits: What it made durable.
-        code: Its exit code; None while it runs.
-        ended: When it was gone.
-        state: A digest of each part of its final state; None unless its fit was completed.
+    `term` is the last term that it led. Training began at `start` and has reached the boundary `position`. `calls_at`
+    holds the calls begun when it reached each boundary, `elections` the instant of each election by term.
+    `final_state`, a digest of each part, is there after a complete fit.
     """
 
     name: str
-    number: int
+    incarnation: int
     pid: int = 0
-    part: Part = "starting"
+    status: Status = "starting"
     term: int | None = None
-    resumed: Position = field(default_factory=lambda: Position(0))
+    start: Position = field(default_factory=lambda: Position(0))
     position: Position = field(default_factory=lambda: Position(0))
     calls: int = 0
     calls_at: dict[Position, int] = field(default_factory=lambda: {Position(0): 0})
-    elected: dict[int, float] = field(default_factory=dict)
+    elections: dict[int, float] = field(default_factory=dict)
     commits: list[Commit] = field(default_factory=list)
-    code: int | None = None
-    ended: float | None = None
-    state: dict[str, str] | None = None
+    exit_code: int | None = None
+    exited_at: float | None = None
+    final_state: dict[str, str] | None = None
 
     @property
     def is_training(self) -> bool:
-        """Whether it has reached a boundary of its own and goes on."""
-        return self.part in {"leader", "follower", "training"} and self.position > self.resumed
+        """Whether it has reached a boundary after its start and continues."""
+        return self.status in {"leader", "follower", "training"} and self.position > self.start
 
     @property
     def has_batch_in_flight(self) -> bool:
-        """Whether it has begun calls beyond its last boundary."""
+        """Whether it has begun calls after its last boundary."""
         return self.calls > self.calls_at.get(self.position, 0)
 
     def apply(self, message: Message) -> None:
-        """Learn of a message."""
+        """Update the record."""
         self.calls = max(self.calls, message.calls)
         if message.kind == "boundary":
-            self._reached(message)
+            self._reach(message)
         elif message.kind == "restored":
-            self.resumed = self.position = _position_in(message)
-            self.calls_at[self.resumed] = message.calls
+            self.start = self.position = _position_in(message)
+            self.calls_at[self.start] = message.calls
         elif message.kind == "committed":
             self.commits.append(Commit(at=message.at, term=message.fields["term"], position=_position_in(message)))
         elif message.kind == "elected":
             self.term = message.fields["term"]
-            self.elected[self.term] = message.at
-        elif message.kind == "done":
-            self.state = dict(message.fields)
-        elif message.kind == "gone":
-            self.code, self.ended = message.fields["code"], message.at
-        self.part = self._part_after(message)
+            self.elections[self.term] = message.at
+        elif message.kind == "completed":
+            self.final_state = dict(message.fields)
+        elif message.kind == "exited":
+            self.exit_code, self.exited_at = message.fields["code"], message.at
+        self.status = self._status_after(message)
 
-    def _reached(self, message: Message) -> None:
-        # A resumed fit runs through the batches that are done already, without a call; they are no news.
+    def _reach(self, message: Message) -> None:
+        # A resumed fit passes the completed batches again without calls. They don't count.
         if message.position is not None and message.position > self.position:
             self.position = message.position
             self.calls_at.setdefault(message.position, message.calls)
 
-    def _part_after(self, message: Message) -> Part:
-        if self.state is not None:
-            return "finished"  # whatever its threads still report
+    def _status_after(self, message: Message) -> Status:
+        if self.final_state is not None:
+            return "finished"  # threads of the process may still report
         if message.kind == "ready":
             return "training" if self.name == REFERENCE else "starting"
-        if message.kind == "restored" and self.part == "starting":
+        if message.kind == "restored" and self.status == "starting":
             return "follower"
-        if self.part == "leaving" and message.kind != "gone":
-            return "leaving"
-        changes: dict[str, Part] = {
+        if self.status == "exiting" and message.kind != "exited":
+            return "exiting"
+        changes: dict[str, Status] = {
             "elected": "leader",
             "lost": "follower",
             "resigned": "follower",
-            "notice": "leaving",
-            "gone": "gone",
+            "notice": "exiting",
+            "exited": "exited",
         }
-        return changes.get(message.kind, self.part)
+        return changes.get(message.kind, self.status)
 
 
-class Cast:
-    """All lives of all names, in the order of their first appearance."""
+class ProcessTable:
+    """The records of all processes, by name in the order of their first start."""
 
     def __init__(self) -> None:
-        self.lives: dict[str, list[Life]] = {}
+        self.records: dict[str, list[ProcessRecord]] = {}
 
-    def enter(self, life: Life) -> None:
-        """A life begins."""
-        self.lives.setdefault(life.name, []).append(life)
+    def add(self, record: ProcessRecord) -> None:
+        """Add the next incarnation of a name."""
+        self.records.setdefault(record.name, []).append(record)
 
-    def apply(self, message: Message) -> Life:
-        """Give a message to the life it is of."""
-        life = self.lives[message.name][message.life - 1]
-        life.apply(message)
-        return life
+    def apply(self, message: Message) -> None:
+        """Update the record that a message belongs to."""
+        self.records[message.name][message.incarnation - 1].apply(message)
 
-    def workers(self) -> Iterator[list[Life]]:
-        """The lives of each worker; the reference run is none."""
-        return (lives for name, lives in self.lives.items() if name != REFERENCE)
+    def workers(self) -> Iterator[list[ProcessRecord]]:
+        """Yield the incarnations of each worker, without the reference run."""
+        return (records for name, records in self.records.items() if name != REFERENCE)
 
-    def current(self) -> list[Life]:
-        """The last life of each worker."""
-        return [lives[-1] for lives in self.workers()]
+    def current(self) -> list[ProcessRecord]:
+        """Return the newest incarnation of each worker."""
+        return [records[-1] for records in self.workers()]
 
-    def leader(self) -> Life | None:
-        """The worker that leads."""
-        return next((life for life in self.current() if life.part == "leader"), None)
+    def leader(self) -> ProcessRecord | None:
+        """Return the worker that leads."""
+        return next((record for record in self.current() if record.status == "leader"), None)
 
-    def reference(self) -> Life | None:
-        """The run that nothing happens to."""
-        return next(iter(self.lives.get(REFERENCE, [])), None)
+    def reference(self) -> ProcessRecord | None:
+        """Return the uninterrupted run."""
+        return next(iter(self.records.get(REFERENCE, [])), None)
 
-    def next_election(self, after: float, *, not_by: Life) -> float | None:
-        """When the first worker but `not_by` was elected after an instant; None if none was."""
+    def next_election(self, after: float, *, not_by: ProcessRecord) -> float | None:
+        """Return the instant of the first election of another worker from `after` on."""
         instants = (
             at
-            for lives in self.workers()
-            for life in lives
-            if life is not not_by
-            for at in life.elected.values()
+            for records in self.workers()
+            for record in records
+            if record is not not_by
+            for at in record.elections.values()
             if at >= after
         )
         return min(instants, default=None)

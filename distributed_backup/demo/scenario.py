@@ -1,8 +1,7 @@
-"""Starts the processes, does to them what clouds do, and collects what they report.
+"""The script of the demonstration: start the processes, send the signals a cloud sends, and record the messages.
 
-The script: train; SIGTERM the leader; restart it; SIGKILL the worker that leads by then; restart that one; wait for
-the end. Each step waits for an event, none for a time. The director decides nothing about the outcome: see
-`verdict`.
+The steps: train, SIGTERM the leader, restart it, SIGKILL the next leader, restart that one, wait for the end. Each step
+waits for a message, with a timeout between two messages. `verdict` judges the recording.
 """
 
 from __future__ import annotations
@@ -13,255 +12,244 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.clock import Clock, SystemClock
-from distributed_backup.demo.messages import REFERENCE, Message, Plan, Role
+from distributed_backup.clock import SystemClock
+from distributed_backup.demo.messages import REFERENCE, Message, Plan, ProcessSpec
 from distributed_backup.demo.process import DemoProcess
-from distributed_backup.demo.process_table import Cast, Life
+from distributed_backup.demo.process_table import ProcessRecord, ProcessTable
 from distributed_backup.errors import BackupError
 from distributed_backup.position import Position
 
-# Between two events: generous, for the first one waits for the import of synalinks on whatever machine this is.
-_PATIENCE = 120.0
-# Between the end of a process's pipe and its end.
-_EXIT_PATIENCE = 30.0
+# Seconds between two messages. The first one waits for the import of synalinks, which may take a minute.
+_MESSAGE_TIMEOUT: Final = 120.0
+# Seconds between the end of a process's pipe and its exit.
+_EXIT_TIMEOUT: Final = 30.0
 
 
 class DemoError(BackupError):
-    """The demonstration could not be carried out."""
+    """The demonstration could not be completed."""
 
 
-class Audience(Protocol):
-    """Who watches."""
+class Observer(Protocol):
+    """Receives the steps and the messages while the scenario runs."""
 
     def step(self, text: str) -> None:
-        """The director goes on to the next step of the script."""
+        """Take the next step of the script."""
 
-    def message(self, message: Message, cast: Cast) -> None:
-        """Something happened; `cast` knows of it already."""
+    def message(self, message: Message, table: ProcessTable) -> None:
+        """Take a message, which `table` already contains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blow:
-    """A signal that the director sent.
-
-    Args:
-        at: When.
-        life: To whom.
-        last_boundary: The last boundary the victim had reached.
-    """
+class SentSignal:
+    """A signal that the scenario sent, with the last boundary that its process had reached."""
 
     at: float
-    life: Life
+    record: ProcessRecord
     last_boundary: Position
 
 
 @dataclass(slots=True, kw_only=True)
 class Recording:
-    """What happened.
+    """The data of one demonstration.
 
-    Attributes:
-        cast: The lives of all processes.
-        sigterm: The preemption of a leader; None if it came to none.
-        on_disk: The newest position that verified on the disk when the preempted leader was gone.
-        sigkill: The kill of a leader; None if it came to none.
-        left_behind: What was left at the end: names in the backup directory, and what is on a server.
-        unreadable: Checkpoints among them that don't verify.
+    `on_disk` is the newest position that verified when the preempted leader had exited. `leftovers` are the names in
+    the backup directory at the end, and records on a server. `unreadable` are checkpoints that don't verify.
     """
 
-    cast: Cast
-    sigterm: Blow | None = None
+    table: ProcessTable
+    sigterm: SentSignal | None = None
     on_disk: Position | None = None
-    sigkill: Blow | None = None
-    left_behind: tuple[str, ...] = ()
+    sigkill: SentSignal | None = None
+    leftovers: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
 
 
-class Director:
-    """Carries out one demonstration.
-
-    Args:
-        plan: What is trained.
-        workers: How many workers, at least 2.
-        backup_dir: The directory of the run.
-        keep: Whether its files stay.
-        logs: A directory for what the processes print and log.
-        audience: Who watches.
-        clock: Where time comes from.
-    """
+class Scenario:
+    """One demonstration with at least 2 workers. `logs` is the directory for the output of the processes."""
 
     def __init__(
-        self,
-        plan: Plan,
-        *,
-        workers: int,
-        backup_dir: Path,
-        keep: bool,
-        logs: Path,
-        audience: Audience,
-        clock: Clock | None = None,
+        self, plan: Plan, *, workers: int, backup_dir: Path, keep: bool, logs: Path, observer: Observer
     ) -> None:
         self._plan = plan
         self._workers = workers
         self._backup_dir = backup_dir
         self._keep = keep
         self._logs = logs
-        self._audience = audience
-        self._clock = clock or SystemClock()
+        self._observer = observer
+        self._clock = SystemClock()
         self._processes: list[DemoProcess] = []
-        self._recording = Recording(cast=Cast())
-
-    @property
-    def _cast(self) -> Cast:
-        return self._recording.cast
+        self._table = ProcessTable()
+        self._recording = Recording(table=self._table)
 
     def run(self) -> Recording:
-        """Carry it out; whatever happens, no process is left behind.
+        """Run all steps. On return or error no process is left.
 
         Raises:
-            DemoError: Something that the script waits for did not happen.
+            DemoError: The condition of a step did not occur.
         """
-        with self._tidied_up():
-            self._introduce()
-            self._open()
+        with self._processes_closed():
+            self._describe_coordinator()
+            self._start_all()
             self._preempt_leader()
             self._kill_leader()
-            self._close()
+            self._await_end()
         return self._recording
 
-    # ---------------------------------------------------------------- the script
+    # ---------------------------------------------------------------- the steps
 
-    def _introduce(self) -> None:
+    def _describe_coordinator(self) -> None:
         coordination = self._plan.coordination
         if coordination.has_lease:
-            self._audience.step(f"Coordinator: {coordination.place or coordination.name}")
-            self._audience.step(
-                f"Who holds the lease leads; it lasts {coordination.timings.duration:.1f} s, and the leader renews it "
-                f"every {coordination.timings.retry_period:.1f} s: when it falls silent, another takes over"
+            self._observer.step(f"Coordinator: {coordination.place or coordination.name}")
+            self._observer.step(
+                f"The holder of the lease leads. A lease lasts {coordination.timings.duration:.1f} s, and the leader "
+                f"renews it every {coordination.timings.retry_period:.1f} s: when renewals stop, another takes over"
             )
 
-    def _open(self) -> None:
-        self._audience.step("Starting: the import of synalinks takes a while, up to 20 s on a small machine")
+    def _start_all(self) -> None:
+        self._observer.step("Starting: the import of synalinks takes up to 20 s on a small machine")
         for number in range(1, self._workers + 1):
             self._start(f"worker-{number}")
         self._start(REFERENCE)
-        self._audience.step("Training until the leader is in the middle of its second epoch")
-        self._until(lambda: all(life.is_training for life in self._cast.current()), "all workers train")
+        self._observer.step("Training until the leader is in the middle of its second epoch")
+        self._wait_until(lambda: all(record.is_training for record in self._table.current()), "all workers train")
 
     def _preempt_leader(self) -> None:
-        # In the second epoch and between its ends, so that what is on the disk by schedule is not enough.
-        victim = self._until(lambda: self._leader_in_flight(Position(1, 1)), "the leader is in its second epoch")
-        self._audience.step(f"SIGTERM to the leader, {victim.name}, in the middle of a batch: it saves and leaves")
-        self._recording.sigterm = blow = self._send(victim, signal.SIGTERM)
-        self._until(lambda: victim.code is not None, f"{victim.name} leaves")
+        # In the second epoch and between its ends, where scheduled checkpoints are not enough.
+        victim = self._wait_until(lambda: self._leader_in_flight(Position(1, 1)), "the leader is in its second epoch")
+        self._observer.step(f"SIGTERM to the leader, {victim.name}, in the middle of a batch: it saves and exits")
+        self._recording.sigterm = sent = self._send(victim, signal.SIGTERM)
+        self._wait_until(lambda: victim.exit_code is not None, f"{victim.name} exits")
         self._recording.on_disk = self._newest_on_disk()
-        self._until(lambda: self._cast.next_election(blow.at, not_by=victim), "another worker leads")
+        self._wait_until(lambda: self._table.next_election(sent.at, not_by=victim), "another worker leads")
         self._restart(victim)
 
     def _kill_leader(self) -> None:
-        victim = self._until(lambda: self._leader_in_flight(Position(2, 0)), "the new leader is in its third epoch")
-        wait = "; its lease must run out" if self._plan.coordination.has_lease else ""
-        self._audience.step(f"SIGKILL to the new leader, {victim.name}: no time to save anything{wait}")
-        self._recording.sigkill = blow = self._send(victim, signal.SIGKILL)
-        self._until(lambda: victim.code is not None, f"{victim.name} is gone")
-        self._until(lambda: self._cast.next_election(blow.at, not_by=victim), "another worker leads")
+        victim = self._wait_until(
+            lambda: self._leader_in_flight(Position(2, 0)), "the new leader is in its third epoch"
+        )
+        wait = ". Its lease must run out" if self._plan.coordination.has_lease else ""
+        self._observer.step(f"SIGKILL to the new leader, {victim.name}: no time to save anything{wait}")
+        self._recording.sigkill = sent = self._send(victim, signal.SIGKILL)
+        self._wait_until(lambda: victim.exit_code is not None, f"{victim.name} exits")
+        self._wait_until(lambda: self._table.next_election(sent.at, not_by=victim), "another worker leads")
         self._restart(victim)
 
-    def _close(self) -> None:
-        self._audience.step("Waiting for the end: all workers, and the run that nothing happened to")
-        everybody = [*self._cast.current(), self._cast.reference()]
-        self._until(lambda: all(life is None or life.code is not None for life in everybody), "everybody finishes")
+    def _await_end(self) -> None:
+        self._observer.step("Waiting for the end of all workers and of the uninterrupted reference run")
+        processes = [*self._table.current(), self._table.reference()]
+        self._wait_until(
+            lambda: all(record is None or record.exit_code is not None for record in processes), "all processes exit"
+        )
         store = CheckpointStore(self._backup_dir)
         self._recording.unreadable = tuple(row.name for row in store.verify())
         if self._backup_dir.exists():
-            self._recording.left_behind = tuple(sorted(path.name for path in self._backup_dir.iterdir()))
+            self._recording.leftovers = tuple(sorted(path.name for path in self._backup_dir.iterdir()))
 
-    def _leader_in_flight(self, after: Position) -> Life | None:
-        leader = self._cast.leader()
+    def _leader_in_flight(self, after: Position) -> ProcessRecord | None:
+        leader = self._table.leader()
         if leader is None or leader.position <= after or not leader.position.batch or not leader.has_batch_in_flight:
             return None
         return leader
 
-    def _restart(self, gone: Life) -> None:
-        self._audience.step(f"Restarting {gone.name}: it resumes where the others are")
-        self._start(gone.name)
-        self._until(lambda: self._cast.lives[gone.name][-1].is_training, f"{gone.name} trains again")
+    def _restart(self, exited: ProcessRecord) -> None:
+        self._observer.step(f"Restarting {exited.name}: it resumes from the newest checkpoint")
+        self._start(exited.name)
+        self._wait_until(lambda: self._table.records[exited.name][-1].is_training, f"{exited.name} trains again")
 
     def _newest_on_disk(self) -> Position | None:
         newest = next((row for row in CheckpointStore(self._backup_dir).list() if row.valid), None)
         return None if newest is None else newest.position
 
-    # ---------------------------------------------------------------- processes and their events
+    # ---------------------------------------------------------------- processes and their messages
 
     def _start(self, name: str) -> None:
-        number = len(self._cast.lives.get(name, ())) + 1
-        role = Role(
+        incarnation = len(self._table.records.get(name, ())) + 1
+        spec = ProcessSpec(
             name=name,
-            life=number,
+            incarnation=incarnation,
             backup_dir=None if name == REFERENCE else self._backup_dir,
             keep=self._keep,
             log=self._logs / f"{name}.log",
         )
-        process = DemoProcess(self._plan, role)
+        process = DemoProcess(self._plan, spec)
         self._processes.append(process)
-        self._cast.enter(Life(name=name, number=number, pid=process.pid))
-        self._tell(Message(at=self._clock.now(), name=name, life=number, kind="started"))
+        self._table.add(ProcessRecord(name=name, incarnation=incarnation, pid=process.pid))
+        self._handle(Message(at=self._clock.now(), name=name, incarnation=incarnation, kind="started"))
 
-    def _send(self, life: Life, number: signal.Signals) -> Blow:
-        process = next(item for item in self._processes if item.pid == life.pid)
-        blow = Blow(at=self._clock.now(), life=life, last_boundary=life.position)
+    def _send(self, record: ProcessRecord, number: signal.Signals) -> SentSignal:
+        process = next(item for item in self._processes if item.pid == record.pid)
+        sent = SentSignal(at=self._clock.now(), record=record, last_boundary=record.position)
         process.send(number)
-        self._tell(Message(at=blow.at, name=life.name, life=life.number, kind="sent", fields={"signal": number.name}))
-        return blow
+        self._handle(
+            Message(
+                at=sent.at,
+                name=record.name,
+                incarnation=record.incarnation,
+                kind="signal_sent",
+                fields={"signal": number.name},
+            )
+        )
+        return sent
 
-    def _until[T](self, condition: Callable[[], T | None], what: str) -> T:
-        """Take events until `condition` gives something true; what it gave."""
+    def _wait_until[T](self, condition: Callable[[], T | None], text: str) -> T:
+        """Handle messages until `condition` returns a true value, and return that value."""
         while not (value := condition()):
             pipes = [process.messages for process in self._processes if not process.messages.closed]
             if not pipes:
-                raise DemoError(f"everybody has left, and it did not happen that {what}; is the latency too short?")
-            ready = wait(pipes, _PATIENCE)
+                raise DemoError(
+                    f"all processes have exited while the demonstration waited until {text}: a larger --latency gives "
+                    "it more time"
+                )
+            ready = wait(pipes, _MESSAGE_TIMEOUT)
             if not ready:
-                raise DemoError(f"gave up: waited until {what}, and nothing happened for {_PATIENCE:g} s")
+                raise DemoError(f"no message for {_MESSAGE_TIMEOUT:g} s while the demonstration waited until {text}")
             for process in [item for item in self._processes if item.messages in ready]:
-                self._take(process)
-            self._check(what)
+                self._receive(process)
+            self._check_exits(text)
         return value
 
-    def _take(self, process: DemoProcess) -> None:
+    def _receive(self, process: DemoProcess) -> None:
         message = process.receive()
         if message is None:
-            code = process.join(_EXIT_PATIENCE)
-            process.end()
-            role = process.role
-            message = Message(at=self._clock.now(), name=role.name, life=role.life, kind="gone", fields={"code": code})
-        self._tell(message)
+            code = process.join(_EXIT_TIMEOUT)
+            process.close()
+            spec = process.spec
+            message = Message(
+                at=self._clock.now(),
+                name=spec.name,
+                incarnation=spec.incarnation,
+                kind="exited",
+                fields={"code": code},
+            )
+        self._handle(message)
 
-    def _tell(self, message: Message) -> None:
-        self._cast.apply(message)
-        self._audience.message(message, self._cast)
+    def _handle(self, message: Message) -> None:
+        self._table.apply(message)
+        self._observer.message(message, self._table)
 
-    def _check(self, what: str) -> None:
-        """Nobody may leave without the director's doing before the fit is complete."""
-        hit = [blow.life for blow in (self._recording.sigterm, self._recording.sigkill) if blow is not None]
-        for lives in self._cast.lives.values():
-            life = lives[-1]
-            if life.code is not None and life.state is None and life not in hit:
+    def _check_exits(self, text: str) -> None:
+        """Raise if a process has exited before its fit was complete, unless the scenario sent it a signal."""
+        signalled = [sent.record for sent in (self._recording.sigterm, self._recording.sigkill) if sent is not None]
+        for records in self._table.records.values():
+            record = records[-1]
+            if record.exit_code is not None and record.final_state is None and record not in signalled:
                 raise DemoError(
-                    f"{life.name} ended with exit code {life.code} while waiting until {what}; its last lines:\n"
-                    + self._last_lines(life.name)
+                    f"{record.name} ended with exit code {record.exit_code} while the demonstration waited until "
+                    f"{text}. The end of its log:\n" + self._log_end(record.name)
                 )
 
-    def _last_lines(self, name: str) -> str:
+    def _log_end(self, name: str) -> str:
         log = self._logs / f"{name}.log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-12:]) if log.exists() else "(no log)"
 
     @contextmanager
-    def _tidied_up(self) -> Iterator[None]:
+    def _processes_closed(self) -> Iterator[None]:
         try:
             yield
         finally:
             for process in self._processes:
-                process.end()
+                process.close()

@@ -1,10 +1,9 @@
-"""The verdict on a demonstration: figures computed from what happened, and what of the promises did not hold.
+"""The verdict on a demonstration: figures from its recording, and the promises that did not hold.
 
-It judges one run on one machine. What holds under every timing is for the tests to show.
+It judges one run on one machine. The tests show what holds under every timing.
 
-Calls of the language model that were *repeated* are counted per restarted worker: those that its earlier life had
-begun beyond the position at which its next life resumed, for they have to be made again. Each worker trains a replica
-of its own and pays for it; that is not counted as repetition.
+A restarted worker *repeats* the language model calls that its earlier incarnation had begun after the position at
+which the new one starts. Each worker trains and pays for a replica of its own, which is no repetition.
 """
 
 from __future__ import annotations
@@ -13,27 +12,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from distributed_backup.demo.messages import Plan
-from distributed_backup.demo.process_table import Cast, Life
-from distributed_backup.demo.scenario import Blow, Recording
+from distributed_backup.demo.process_table import ProcessRecord, ProcessTable
+from distributed_backup.demo.scenario import Recording, SentSignal
 from distributed_backup.position import Position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preempted:
-    """What became of the leader that got a SIGTERM.
+class SigtermOutcome:
+    """Figures of the preempted leader. Durations are in milliseconds from the signal, None where it did not happen.
 
-    Args:
-        worker: Its name.
-        last_boundary: The last batch boundary it had reached, (epochs, batches) completed.
-        on_disk: The newest checkpoint that verified when it was gone; None if there was none.
-        durable_ms: Milliseconds from the signal until `last_boundary` was on the disk; None if it never was.
-        in_flight_durable_ms: The same for the batch in flight; None if the grace period was too short for it.
-        gone_ms: Milliseconds from the signal until the process was gone.
-        next_leader_ms: Milliseconds from the signal until another worker led; None if none did.
-        grace_period_ms: Milliseconds it had.
-        exit_code: Its exit code.
-        calls_repeated: Calls of the language model that had to be made again.
-        calls_in_flight: Calls of the batch that was in flight: no more than these may be repeated.
+    `last_boundary` is the last batch boundary before the signal, as (epochs, batches) completed. It was durable after
+    `durable_ms`, the batch in flight after `in_flight_durable_ms`. `on_disk` is the newest checkpoint that verified
+    when the process had exited. At most the `calls_in_flight` may be repeated.
     """
 
     worker: str
@@ -50,15 +40,11 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Killed:
-    """What became of the leader that got a SIGKILL.
+class SigkillOutcome:
+    """Figures of the killed leader, in milliseconds. `next_leader_ms` counts from the signal, None without an election.
 
-    Args:
-        worker: Its name.
-        next_leader_ms: Milliseconds from the signal until another worker led; None if none did.
-        lease_ms: Milliseconds that its lease lasted from its last renewal; None where its lock ended with it.
-        limit_ms: Milliseconds within which another should lead: those of the lease and of one tick; None without one.
-        calls_repeated: Calls that had to be made again; nothing is promised here but the last checkpoint.
+    `lease_ms` is the duration of its lease, and `limit_ms` the lease and one heartbeat, the longest time to the next
+    leader. A file lock has neither. Calls may be repeated: only the last checkpoint is promised here.
     """
 
     worker: str
@@ -70,20 +56,11 @@ class Killed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Figures of one demonstration, and what of the promises did not hold.
+    """Figures of one demonstration, and the promises that did not hold.
 
-    Args:
-        coordinator: What may be shown of the coordinator's URL, or "embedded-redis".
-        workers: How many workers finished.
-        differences: "worker-1: metrics" for each part of a final state that differs from the uninterrupted run's.
-        checkpoints_written: Checkpoints that became durable, by whomever.
-        calls_uninterrupted: Calls of the language model that the uninterrupted run made.
-        calls_by_worker: Calls that each worker made in all its lives.
-        sigterm: The preemption; None if it came to none.
-        sigkill: The kill; None if it came to none.
-        backup_deleted: Whether the last one out deleted the backup, and the run on the server; None if it was to be
-            kept.
-        problems: What did not hold, in words; empty if all did.
+    `coordinator` is a URL without credentials, or "embedded-redis". `workers` counts those that finished.
+    `differences` holds "worker-1: metrics" for each part of a final state that differs from the uninterrupted run's.
+    `calls_by_worker` sums the incarnations of each worker. `backup_deleted` is None if the backup was kept.
     """
 
     coordinator: str
@@ -92,55 +69,49 @@ class Verdict:
     checkpoints_written: int
     calls_uninterrupted: int
     calls_by_worker: dict[str, int]
-    sigterm: Preempted | None
-    sigkill: Killed | None
+    sigterm: SigtermOutcome | None
+    sigkill: SigkillOutcome | None
     backup_deleted: bool | None
     problems: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
-        """Whether everything that is promised held."""
+        """Whether all promises held."""
         return not self.problems
 
     @property
     def final_state_equal(self) -> bool:
-        """Whether every worker ended in the uninterrupted run's state."""
+        """Whether every worker ended in the state of the uninterrupted run."""
         return self.workers > 0 and not self.differences
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, with the two answers first."""
+        """Return all figures, the two answers first."""
         return {"holds": self.holds, "final_state_equal": self.final_state_equal, **asdict(self)}
 
 
 def judge(recording: Recording, plan: Plan, *, keep: bool) -> Verdict:
-    """Compute the verdict.
-
-    Args:
-        recording: What happened.
-        plan: What was trained.
-        keep: Whether the backup was to be kept.
-    """
-    cast = recording.cast
-    reference = cast.reference()
-    sigterm = None if recording.sigterm is None else _preempted(recording, recording.sigterm, plan)
-    sigkill = None if recording.sigkill is None else _killed(cast, recording.sigkill, plan)
-    finished = [life for life in cast.current() if life.state is not None]
+    """Compute the verdict. `keep`: the backup was to be kept."""
+    table = recording.table
+    reference = table.reference()
+    sigterm = None if recording.sigterm is None else _sigterm_outcome(recording, recording.sigterm, plan)
+    sigkill = None if recording.sigkill is None else _sigkill_outcome(table, recording.sigkill, plan)
+    finished = [record for record in table.current() if record.final_state is not None]
     figures: dict[str, Any] = {
         "coordinator": plan.coordination.name,
         "workers": len(finished),
         "differences": _differences(finished, reference),
-        "checkpoints_written": sum(len(life.commits) for lives in cast.workers() for life in lives),
+        "checkpoints_written": sum(len(record.commits) for records in table.workers() for record in records),
         "calls_uninterrupted": 0 if reference is None else reference.calls,
-        "calls_by_worker": {lives[0].name: sum(life.calls for life in lives) for lives in cast.workers()},
+        "calls_by_worker": {records[0].name: sum(record.calls for record in records) for records in table.workers()},
         "sigterm": sigterm,
         "sigkill": sigkill,
-        "backup_deleted": None if keep else not recording.left_behind,
+        "backup_deleted": None if keep else not recording.leftovers,
     }
     problems = (
-        *_problems_of_state(figures, expected=len(cast.current()), reference=reference),
+        *_problems_of_state(figures, expected=len(table.current()), reference=reference),
         *_problems_of_sigterm(sigterm),
         *_problems_of_sigkill(sigkill),
-        *_problems_of_calls(cast, reference),
+        *_problems_of_calls(table, reference),
         *(f"checkpoint {name} does not verify" for name in recording.unreadable),
         *_problems_of_leftovers(figures, recording),
     )
@@ -150,82 +121,85 @@ def judge(recording: Recording, plan: Plan, *, keep: bool) -> Verdict:
 # -------------------------------------------------------------------- figures
 
 
-def _preempted(recording: Recording, blow: Blow, plan: Plan) -> Preempted:
-    cast, victim = recording.cast, blow.life
-    boundary, newest = blow.last_boundary, recording.on_disk
-    return Preempted(
+def _sigterm_outcome(recording: Recording, sent: SentSignal, plan: Plan) -> SigtermOutcome:
+    table, victim = recording.table, sent.record
+    boundary, newest = sent.last_boundary, recording.on_disk
+    in_flight = _next_boundary(table, boundary)
+    return SigtermOutcome(
         worker=victim.name,
         last_boundary=_pair(boundary),
         on_disk=None if newest is None else _pair(newest),
-        durable_ms=_milliseconds(_durable(victim, boundary, blow.at), blow.at),
-        in_flight_durable_ms=_milliseconds(_durable(victim, _after(cast, boundary), blow.at), blow.at),
-        gone_ms=_milliseconds(victim.ended, blow.at),
-        next_leader_ms=_milliseconds(cast.next_election(blow.at, not_by=victim), blow.at),
+        durable_ms=_milliseconds(_durable_at(victim, boundary, sent.at), sent.at),
+        in_flight_durable_ms=_milliseconds(_durable_at(victim, in_flight, sent.at), sent.at),
+        gone_ms=_milliseconds(victim.exited_at, sent.at),
+        next_leader_ms=_milliseconds(table.next_election(sent.at, not_by=victim), sent.at),
         grace_period_ms=plan.grace_period * 1000,
-        exit_code=victim.code,
-        calls_repeated=_repeated(cast, victim),
-        calls_in_flight=_calls_between(cast, boundary, _after(cast, boundary)),
+        exit_code=victim.exit_code,
+        calls_repeated=_repeated_calls(table, victim),
+        calls_in_flight=_calls_between(table, boundary, in_flight),
     )
 
 
-def _killed(cast: Cast, blow: Blow, plan: Plan) -> Killed:
+def _sigkill_outcome(table: ProcessTable, sent: SentSignal, plan: Plan) -> SigkillOutcome:
     timings, has_lease = plan.coordination.timings, plan.coordination.has_lease
-    return Killed(
-        worker=blow.life.name,
-        next_leader_ms=_milliseconds(cast.next_election(blow.at, not_by=blow.life), blow.at),
+    return SigkillOutcome(
+        worker=sent.record.name,
+        next_leader_ms=_milliseconds(table.next_election(sent.at, not_by=sent.record), sent.at),
         lease_ms=timings.duration * 1000 if has_lease else None,
         limit_ms=(timings.duration + timings.retry_period) * 1000 if has_lease else None,
-        calls_repeated=_repeated(cast, blow.life),
+        calls_repeated=_repeated_calls(table, sent.record),
     )
 
 
-def _durable(life: Life, position: Position | None, at: float) -> float | None:
-    """The instant, not before `at`, from which on `position` was on the disk."""
-    instants = [commit.at for commit in life.commits if position is not None and commit.position >= position]
-    return max(at, min(instants)) if instants else None
+def _durable_at(record: ProcessRecord, position: Position | None, since: float) -> float | None:
+    """Return the first instant from `since` on at which the record's process had made `position` durable."""
+    instants = [commit.at for commit in record.commits if position is not None and commit.position >= position]
+    return max(since, min(instants)) if instants else None
 
 
-def _repeated(cast: Cast, life: Life) -> int:
-    """Calls that a life had begun beyond the position at which the next life of the same worker resumed."""
-    lives = cast.lives[life.name]
-    successor = lives[life.number] if life.number < len(lives) else None
-    if successor is None or successor.resumed > life.position:
+def _successor(table: ProcessTable, record: ProcessRecord) -> ProcessRecord | None:
+    records = table.records[record.name]
+    return records[record.incarnation] if record.incarnation < len(records) else None
+
+
+def _repeated_calls(table: ProcessTable, record: ProcessRecord) -> int:
+    """Return the calls that the process had begun after the start position of its successor."""
+    successor = _successor(table, record)
+    if successor is None or successor.start > record.position:
         return 0
-    return life.calls - life.calls_at.get(successor.resumed, 0)
+    return record.calls - record.calls_at.get(successor.start, 0)
 
 
-def _skipped(cast: Cast, life: Life) -> int:
-    """Calls that a worker was spared, for others had come further by the time that it was restarted."""
-    lives = cast.lives[life.name]
-    successor = lives[life.number] if life.number < len(lives) else None
-    if successor is None or successor.resumed <= life.position:
+def _skipped_calls(table: ProcessTable, record: ProcessRecord) -> int:
+    """Return the calls that the successor saved because other workers had trained further."""
+    successor = _successor(table, record)
+    if successor is None or successor.start <= record.position:
         return 0
-    begun = life.calls - life.calls_at.get(life.position, 0)
-    return _calls_between(cast, life.position, successor.resumed) - begun
+    begun = record.calls - record.calls_at.get(record.position, 0)
+    return _calls_between(table, record.position, successor.start) - begun
 
 
-def _calls_between(cast: Cast, first: Position, last: Position | None) -> int:
-    """What the uninterrupted run paid to come from one boundary to another."""
-    reference = cast.reference()
+def _calls_between(table: ProcessTable, first: Position, last: Position | None) -> int:
+    """Return the calls of the uninterrupted run from one boundary to another."""
+    reference = table.reference()
     if reference is None or last is None:
         return 0
     return reference.calls_at.get(last, 0) - reference.calls_at.get(first, 0)
 
 
-def _after(cast: Cast, position: Position) -> Position | None:
-    """The boundary that follows `position`."""
-    reference = cast.reference()
+def _next_boundary(table: ProcessTable, position: Position) -> Position | None:
+    reference = table.reference()
     later = () if reference is None else (item for item in reference.calls_at if item > position)
     return min(later, default=None)
 
 
-def _differences(finished: list[Life], reference: Life | None) -> tuple[str, ...]:
-    wanted = {} if reference is None or reference.state is None else reference.state
+def _differences(finished: list[ProcessRecord], reference: ProcessRecord | None) -> tuple[str, ...]:
+    expected = {} if reference is None or reference.final_state is None else reference.final_state
     return tuple(
-        f"{life.name}: {part}"
-        for life in finished
-        for part in sorted({*wanted, *(life.state or {})})
-        if (life.state or {}).get(part) != wanted.get(part)
+        f"{record.name}: {part}"
+        for record in finished
+        for part in sorted({*expected, *(record.final_state or {})})
+        if (record.final_state or {}).get(part) != expected.get(part)
     )
 
 
@@ -240,10 +214,10 @@ def _pair(position: Position) -> tuple[int, int]:
 # -------------------------------------------------------------------- promises
 
 
-def _problems_of_state(figures: dict[str, Any], *, expected: int, reference: Life | None) -> list[str]:
-    problems = [f"the final state differs from an uninterrupted run's in {item}" for item in figures["differences"]]
-    if reference is None or not reference.state:
-        problems.append("the uninterrupted run did not finish, so there is nothing to compare with")
+def _problems_of_state(figures: dict[str, Any], *, expected: int, reference: ProcessRecord | None) -> list[str]:
+    problems = [f"the final state differs from the uninterrupted run's in {item}" for item in figures["differences"]]
+    if reference is None or not reference.final_state:
+        problems.append("the uninterrupted run did not finish, so final states can't be compared")
     if figures["workers"] < expected:
         problems.append(f"only {figures['workers']} of {expected} workers finished")
     if not figures["checkpoints_written"]:
@@ -251,7 +225,7 @@ def _problems_of_state(figures: dict[str, Any], *, expected: int, reference: Lif
     return problems
 
 
-def _problems_of_sigterm(found: Preempted | None) -> list[str]:
+def _problems_of_sigterm(found: SigtermOutcome | None) -> list[str]:
     if found is None:
         return ["no leader was preempted"]
     problems = []
@@ -260,9 +234,12 @@ def _problems_of_sigterm(found: Preempted | None) -> list[str]:
     if found.on_disk is None or found.on_disk < found.last_boundary:
         problems.append(f"after SIGTERM the disk held {found.on_disk}, the last boundary was {found.last_boundary}")
     if found.gone_ms is None or found.gone_ms > found.grace_period_ms or found.exit_code != 143:
-        problems.append(f"the preempted leader was not gone in time with exit code 143, but with {found.exit_code}")
+        problems.append(
+            "after SIGTERM the leader did not exit with code 143 within the grace period: "
+            f"code {found.exit_code}, {found.gone_ms} ms of {found.grace_period_ms:g} ms"
+        )
     if found.next_leader_ms is None:
-        problems.append("after SIGTERM nobody else led")
+        problems.append("after SIGTERM no other worker was elected")
     if found.calls_repeated > found.calls_in_flight:
         problems.append(
             f"after SIGTERM {found.calls_repeated} calls were repeated, the batch in flight had {found.calls_in_flight}"
@@ -270,11 +247,11 @@ def _problems_of_sigterm(found: Preempted | None) -> list[str]:
     return problems
 
 
-def _problems_of_sigkill(found: Killed | None) -> list[str]:
+def _problems_of_sigkill(found: SigkillOutcome | None) -> list[str]:
     if found is None:
         return ["no leader was killed"]
     if found.next_leader_ms is None:
-        return ["after SIGKILL nobody else led"]
+        return ["after SIGKILL no other worker was elected"]
     if found.limit_ms is not None and found.next_leader_ms > found.limit_ms:
         return [f"after SIGKILL it took {found.next_leader_ms} ms to the next leader, more than {found.limit_ms:g} ms"]
     return []
@@ -283,14 +260,14 @@ def _problems_of_sigkill(found: Killed | None) -> list[str]:
 def _problems_of_leftovers(figures: dict[str, Any], recording: Recording) -> list[str]:
     if figures["backup_deleted"] is not False:
         return []
-    return [f"the last worker out did not delete the backup: {', '.join(recording.left_behind)}"]
+    return [f"the last worker out did not delete the backup: {', '.join(recording.leftovers)}"]
 
 
-def _problems_of_calls(cast: Cast, reference: Life | None) -> list[str]:
-    """Calls of all lives, less what was repeated, plus what was spared, are those of the uninterrupted run."""
+def _problems_of_calls(table: ProcessTable, reference: ProcessRecord | None) -> list[str]:
+    """Check that each worker's calls, minus repeated plus skipped ones, are as many as the uninterrupted run's."""
     problems = []
-    for lives in cast.workers():
-        paid = sum(life.calls - _repeated(cast, life) + _skipped(cast, life) for life in lives)
-        if reference is not None and lives[-1].state is not None and paid != reference.calls:
-            problems.append(f"the calls of {lives[0].name} don't add up: {paid}, uninterrupted {reference.calls}")
+    for records in table.workers():
+        paid = sum(item.calls - _repeated_calls(table, item) + _skipped_calls(table, item) for item in records)
+        if reference is not None and records[-1].final_state is not None and paid != reference.calls:
+            problems.append(f"the calls of {records[0].name} don't add up: {paid}, uninterrupted {reference.calls}")
     return problems

@@ -1,4 +1,4 @@
-"""The demonstration for real: processes, signals, files; and that it tidies up after itself."""
+"""The demonstration with real processes, signals, files and servers, and what it leaves behind: nothing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import Heartbeat
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
-from distributed_backup.demo import redis_server as serving
-from distributed_backup.demo.coordinator_setup import arranged
+from distributed_backup.demo import redis_server
+from distributed_backup.demo.coordinator_setup import coordinator_for
 from distributed_backup.demo.messages import Message, Plan
-from distributed_backup.demo.process_table import Cast
+from distributed_backup.demo.process_table import ProcessTable
 from distributed_backup.demo.redis_server import find_server, running_server
-from distributed_backup.demo.scenario import DemoError, Director, Recording
+from distributed_backup.demo.scenario import DemoError, Recording, Scenario
 from distributed_backup.demo.verdict import judge
 from distributed_backup.errors import ConfigError
 from tests.support.servers import RedisServer, wait_for
@@ -30,7 +30,7 @@ PROGRAM = (sys.executable, "-m", "distributed_backup.cli.app", "demo")
 
 
 class Witness:
-    """Remembers what it was told; raises what it was given when a worker is elected."""
+    """Records the messages. Raises `interruption` when a worker is elected."""
 
     def __init__(self, interruption: BaseException | None = None) -> None:
         self.interruption = interruption
@@ -39,9 +39,9 @@ class Witness:
 
     def step(self, text: str) -> None: ...
 
-    def message(self, message: Message, cast: Cast) -> None:
+    def message(self, message: Message, table: ProcessTable) -> None:
         self.kinds.append(message.kind)
-        self.pids |= {life.pid for lives in cast.lives.values() for life in lives}
+        self.pids |= {record.pid for records in table.records.values() for record in records}
         if message.kind == "elected" and self.interruption is not None:
             raise self.interruption
 
@@ -51,24 +51,24 @@ def is_running(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state != "Z"  # ended, and whoever inherited it is slow to notice
+    return state != "Z"  # a zombie has ended, and waits for its parent
 
 
-def direct(plan: Plan, tmp_path: Path, witness: Witness, *, workers: int = 2) -> Recording:
-    return Director(
-        plan, workers=workers, backup_dir=tmp_path / "run", keep=True, logs=tmp_path, audience=witness
+def run_scenario(plan: Plan, tmp_path: Path, witness: Witness, *, workers: int = 2) -> Recording:
+    return Scenario(
+        plan, workers=workers, backup_dir=tmp_path / "run", keep=True, logs=tmp_path, observer=witness
     ).run()
 
 
 @pytest.fixture
 def short_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Short enough for a socket below it."""
+    """A directory whose path is short enough for a socket in it."""
     return tmp_path_factory.mktemp("t")
 
 
 @pytest.mark.parametrize("coordinator", ["file:", "embedded-redis"])
 def test_the_demonstration_holds_what_is_promised(coordinator: str, short_path: Path) -> None:
-    """As a newcomer runs it, into a pipe: three workers, a SIGTERM, a SIGKILL, two restarts."""
+    """The command, with its output in a pipe: three workers, a SIGTERM, a SIGKILL, two restarts."""
     result = subprocess.run(
         [*PROGRAM, "--plain", "--json", "--coordinator", coordinator],
         capture_output=True,
@@ -84,7 +84,7 @@ def test_the_demonstration_holds_what_is_promised(coordinator: str, short_path: 
     if coordinator == "file:":
         assert 0 < verdict["sigkill"]["next_leader_ms"] < 2_000
     else:
-        # Not before the killed leader would have stood down, 2 s after its last renewal, had it lived.
+        # A leader has renewed its lease of 3 s within the last 2 s, so at least 1 s is left at the signal.
         assert 1_000 < verdict["sigkill"]["next_leader_ms"] < 3_500
     assert verdict["workers"] == 3
     assert verdict["backup_deleted"] is True
@@ -98,7 +98,7 @@ def test_the_demonstration_holds_what_is_promised(coordinator: str, short_path: 
 def assert_holds(verdict: dict[str, Any]) -> None:
     assert verdict["problems"] == []
     assert (verdict["holds"], verdict["final_state_equal"], verdict["differences"]) == (True, True, [])
-    # At least the ends of the epochs and what the SIGTERM brought about.
+    # At least those at the ends of the epochs, and one after SIGTERM.
     assert verdict["checkpoints_written"] >= 5
     assert verdict["calls_uninterrupted"] == 4 * (6 * 8 + 4)
     sigterm, sigkill = verdict["sigterm"], verdict["sigkill"]
@@ -111,10 +111,10 @@ def assert_holds(verdict: dict[str, Any]) -> None:
 
 
 def test_a_grace_period_too_short_for_the_batch_in_flight_costs_no_more_than_that_batch(tmp_path: Path) -> None:
-    """A batch takes three calls in a row, 1.2 s; the leader has 0.6 s, of which it keeps some in reserve."""
+    """A batch takes three calls in a row, 1.2 s. The leader has 0.6 s, of which it keeps a part in reserve."""
     plan = Plan(epochs=3, latency=0.4, grace_period=0.6)
     witness = Witness()
-    recording = direct(plan, tmp_path, witness)
+    recording = run_scenario(plan, tmp_path, witness)
     verdict = judge(recording, plan, keep=True)
     assert verdict.problems == ()
     assert verdict.final_state_equal
@@ -129,7 +129,7 @@ def test_a_grace_period_too_short_for_the_batch_in_flight_costs_no_more_than_tha
 def test_an_interruption_leaves_no_process_behind(tmp_path: Path, interruption: BaseException) -> None:
     witness = Witness(interruption)
     with pytest.raises(type(interruption)):
-        direct(Plan(), tmp_path, witness)
+        run_scenario(Plan(), tmp_path, witness)
     assert "elected" in witness.kinds
     assert len(witness.pids) == 3
     assert not any(is_running(pid) for pid in witness.pids)
@@ -140,7 +140,7 @@ def test_an_interruption_leaves_no_process_behind(tmp_path: Path, interruption: 
 def test_ending_it_while_it_starts_tidies_up(
     coordinator: str, short_path: Path, number: signal.Signals, code: int
 ) -> None:
-    """The server that processes are forked from is busy for many seconds then, and must not stay."""
+    """The fork server imports for many seconds at that time. It must not stay."""
     with subprocess.Popen(
         [*PROGRAM, "--plain", "--coordinator", coordinator],
         stdout=subprocess.PIPE,
@@ -163,7 +163,7 @@ def test_ending_it_while_it_starts_tidies_up(
 
 
 def descendants(pid: int) -> dict[int, bytes]:
-    """Command lines of all processes below one."""
+    """Return the command lines of all descendants of a process."""
     try:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         found = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
@@ -208,8 +208,8 @@ def test_its_own_server_does_not_outlive_a_demonstration_that_is_killed(short_pa
 def test_a_worker_does_not_outlive_a_demonstration_that_is_killed() -> None:
     program = (
         "import multiprocessing, time\n"
-        "from distributed_backup.demo.process import _end_with_director\n"
-        "worker = multiprocessing.get_context('forkserver').Process(target=_end_with_director)\n"
+        "from distributed_backup.demo.process import _exit_with_parent\n"
+        "worker = multiprocessing.get_context('forkserver').Process(target=_exit_with_parent)\n"
         "worker.start()\n"
         "print(worker.pid, flush=True)\n"
         "time.sleep(60)\n"
@@ -222,16 +222,19 @@ def test_a_worker_does_not_outlive_a_demonstration_that_is_killed() -> None:
     wait_for(lambda: not is_running(pid), "the end of the worker")
 
 
-def test_a_server_that_does_not_start_is_told_by_its_last_words(short_path: Path) -> None:
+def test_a_server_that_does_not_start_shows_the_last_line_of_its_log(short_path: Path) -> None:
     binary = short_path / "redis-server"
     binary.write_text("#!/bin/sh\necho first; echo 'no such luck'; exit 1\n")
     binary.chmod(0o700)
-    with pytest.raises(DemoError, match="did not start: no such luck"), running_server(binary, short_path):
+    with (
+        pytest.raises(DemoError, match="did not start, the last line of its log: no such luck"),
+        running_server(binary, short_path),
+    ):
         pytest.fail("it ran")
 
 
 def test_a_server_that_ignores_sigterm_is_killed(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_END_PATIENCE", 0.2)
+    monkeypatch.setattr(redis_server, "_STOP_TIMEOUT", 0.2)
     binary = short_path / "redis-server"
     binary.write_text(
         f"#!{sys.executable}\n"
@@ -249,30 +252,30 @@ def test_a_server_that_ignores_sigterm_is_killed(short_path: Path, monkeypatch: 
     wait_for(lambda: not any(is_running(pid) for pid in begun), "the end of all three")
 
 
-def test_what_a_run_leaves_on_a_server_is_told_and_erased(short_path: Path) -> None:
-    """As when it is interrupted, or its backup kept; other runs on the server stay."""
+def test_records_of_a_run_on_a_server_are_listed_and_erased(short_path: Path) -> None:
+    """It happens after an interruption, or with a kept backup. Other runs on the server stay."""
     with RedisServer(short_path) as server:
         other = RedisCoordinator(server.url)
         other.open("other", LeaseTimings())
         other.heartbeat(Heartbeat(worker_id="a", campaign=True, floor=0, duration=15.0))
         before = set(server.client().keys())
-        with arranged(server.url, Plan(), scratch=short_path) as arrangement:
-            assert arrangement.left_behind() == ()
+        with coordinator_for(server.url, Plan(), scratch=short_path) as setup:
+            assert setup.leftovers() == ()
             assert set(server.client().keys()) == before
             mine = RedisCoordinator(server.url)
-            mine.open(arrangement.coordination.run_id, LeaseTimings())
+            mine.open(setup.coordination.run_id, LeaseTimings())
             mine.heartbeat(Heartbeat(worker_id="b", campaign=True, floor=0, duration=15.0))
-            assert arrangement.left_behind() == ("term 1 on the server", "1 member(s)")
+            assert setup.leftovers() == ("term 1 on the server", "1 member(s)")
             mine.close()
         assert set(server.client().keys()) == before != set()
         other.close()
 
 
-def test_a_wrong_password_is_told_before_anything_is_started(short_path: Path) -> None:
+def test_a_wrong_password_is_an_error_before_any_process_starts(short_path: Path) -> None:
     with (
         RedisServer(short_path, port=0, config={"requirepass": "right"}) as server,
         pytest.raises(ConfigError, match="refused the user name or password") as caught,
-        arranged(server.url.replace("right", "wr0ng"), Plan(), scratch=short_path),
+        coordinator_for(server.url.replace("right", "wr0ng"), Plan(), scratch=short_path),
     ):
         pytest.fail("it began")
     assert "wr0ng" not in str(caught.value)

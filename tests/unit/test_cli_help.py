@@ -20,7 +20,7 @@ from distributed_backup.cli.app import app
 from distributed_backup.cli.operator_requests import HandedOver, Saved
 from distributed_backup.coordination.base import Heartbeat, Notice
 from distributed_backup.coordination.file import FileCoordinator
-from distributed_backup.demo.verdict import Killed, Preempted, Verdict
+from distributed_backup.demo.verdict import SigkillOutcome, SigtermOutcome, Verdict
 from distributed_backup.position import Position
 from tests.support.cli_runs import OLDER, call, call_json, commit, damage, exportable, record
 from tests.support.stories import three_workers
@@ -172,7 +172,7 @@ def test_the_json_of_the_history_is_documented(tmp_path: Path) -> None:
 
 def test_the_json_of_the_demonstration_is_documented() -> None:
     """The verdict is made by hand, because a demonstration takes a minute."""
-    preempted = Preempted(
+    preempted = SigtermOutcome(
         worker="a",
         last_boundary=(1, 2),
         on_disk=(1, 3),
@@ -193,7 +193,7 @@ def test_the_json_of_the_demonstration_is_documented() -> None:
         calls_uninterrupted=4,
         calls_by_worker={"worker-1": 5},
         sigterm=preempted,
-        sigkill=Killed(worker="b", next_leader_ms=1.5, lease_ms=2.5, limit_ms=3.5, calls_repeated=4),
+        sigkill=SigkillOutcome(worker="b", next_leader_ms=1.5, lease_ms=2.5, limit_ms=3.5, calls_repeated=4),
         backup_deleted=True,
         problems=("it did not hold",),
     )

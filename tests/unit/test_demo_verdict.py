@@ -1,0 +1,236 @@
+"""The verdict of the demonstration on invented recordings. No process is started, and synalinks is not imported."""
+
+from __future__ import annotations
+
+import pytest
+
+from distributed_backup.demo.messages import REFERENCE, Plan
+from distributed_backup.demo.scenario import Recording
+from distributed_backup.demo.text import format_verdict
+from distributed_backup.demo.verdict import Verdict, judge
+from distributed_backup.position import Position
+from tests.support.demo_story import CALLS, ON_REDIS, PLAN, STATE, record_of, whole_story
+
+
+@pytest.fixture
+def recording() -> Recording:
+    return whole_story()[1]
+
+
+def verdict_of(recording: Recording, *, keep: bool = False, plan: Plan = PLAN) -> Verdict:
+    return judge(recording, plan, keep=keep)
+
+
+# -------------------------------------------------------------------- figures
+
+
+def test_the_verdict_on_a_run_in_which_everything_held(recording: Recording) -> None:
+    verdict = verdict_of(recording)
+    assert verdict.problems == ()
+    assert verdict.holds
+    assert verdict.final_state_equal
+    assert verdict.workers == 2
+    assert verdict.checkpoints_written == 2
+    assert verdict.calls_uninterrupted == 6 * CALLS
+    assert verdict.backup_deleted is True
+
+
+def test_the_figures_of_the_preemption_are_counted_from_the_signal(recording: Recording) -> None:
+    found = verdict_of(recording).sigterm
+    assert found is not None
+    assert (found.worker, found.last_boundary, found.on_disk) == ("worker-1", (1, 1), (1, 1))
+    # One invented message each 10 ms: notice, commit, exit, election.
+    assert (found.durable_ms, found.gone_ms, found.next_leader_ms) == (20.0, 30.0, 40.0)
+    assert found.in_flight_durable_ms is None
+    assert found.exit_code == 143
+
+
+def test_calls_begun_beyond_the_position_of_the_restart_count_as_repeated(recording: Recording) -> None:
+    verdict = verdict_of(recording)
+    assert verdict.sigterm is not None
+    assert verdict.sigkill is not None
+    assert (verdict.sigterm.calls_repeated, verdict.sigterm.calls_in_flight) == (3, CALLS)
+    # From (1, 1) back to (1, 0): a batch, and four calls of the one that was in flight.
+    assert verdict.sigkill.calls_repeated == CALLS + 4
+    assert verdict.calls_by_worker == {"worker-1": 6 * CALLS + 3, "worker-2": 7 * CALLS + 4}
+
+
+def test_a_victim_that_leads_again_is_no_next_leader(recording: Recording) -> None:
+    assert recording.sigterm is not None
+    recording.sigterm.record.elections[9] = recording.sigterm.at
+    found = verdict_of(recording).sigterm
+    assert found is not None
+    assert found.next_leader_ms == 40.0
+
+
+def test_a_boundary_that_was_on_the_disk_before_the_signal_was_durable_at_once(recording: Recording) -> None:
+    assert recording.sigterm is not None
+    victim = recording.sigterm.record
+    victim.commits = [victim.commits[0].__class__(at=1.0, term=1, position=Position(1, 2))]
+    found = verdict_of(recording).sigterm
+    assert found is not None
+    assert (found.durable_ms, found.in_flight_durable_ms) == (0.0, 0.0)
+
+
+def test_a_worker_that_resumes_further_on_has_repeated_nothing() -> None:
+    """Other workers trained on meanwhile. The calls that it skips count in its favour."""
+    _, recording = whole_story()
+    again = record_of(recording, "worker-1")
+    again.start = Position(1, 2)
+    again.calls -= CALLS
+    verdict = verdict_of(recording)
+    assert verdict.sigterm is not None
+    assert verdict.sigterm.calls_repeated == 0
+    assert verdict.problems == ()
+
+
+# -------------------------------------------------------------------- promises
+
+
+def only_problem(recording: Recording, *, keep: bool = False) -> str:
+    verdict = verdict_of(recording, keep=keep)
+    assert not verdict.holds
+    (problem,) = verdict.problems
+    return problem
+
+
+def test_a_different_final_state_is_a_problem_that_names_worker_and_part(recording: Recording) -> None:
+    record_of(recording, "worker-2").final_state = {**STATE, "metrics": "cc"}
+    assert "worker-2: metrics" in only_problem(recording)
+    assert verdict_of(recording).differences == ("worker-2: metrics",)
+
+
+def test_a_part_of_the_state_that_is_missing_is_a_difference(recording: Recording) -> None:
+    record_of(recording, "worker-1").final_state = {"metrics": "bb"}
+    assert "worker-1: program_trainable" in only_problem(recording)
+
+
+def test_nothing_to_compare_with_is_a_problem(recording: Recording) -> None:
+    record_of(recording, REFERENCE).final_state = None
+    verdict = verdict_of(recording)
+    assert not verdict.final_state_equal
+    assert "the uninterrupted run did not finish, so final states can't be compared" in verdict.problems
+
+
+def test_a_worker_that_did_not_finish_is_a_problem(recording: Recording) -> None:
+    record_of(recording, "worker-2").final_state = None
+    assert only_problem(recording) == "only 1 of 2 workers finished"
+
+
+def test_a_last_boundary_that_never_became_durable_is_a_problem(recording: Recording) -> None:
+    record_of(recording, "worker-1", 0).commits.pop()
+    assert "not durable within the grace period" in only_problem(recording)
+
+
+def test_a_last_boundary_that_became_durable_too_late_is_a_problem(recording: Recording) -> None:
+    victim = record_of(recording, "worker-1", 0)
+    late = victim.commits.pop()
+    victim.commits.append(late.__class__(at=late.at + 6, term=1, position=late.position))
+    assert "not durable within the grace period" in only_problem(recording)
+
+
+@pytest.mark.parametrize("on_disk", [None, Position(1)])
+def test_a_disk_that_does_not_hold_the_last_boundary_is_a_problem(
+    recording: Recording, on_disk: Position | None
+) -> None:
+    recording.on_disk = on_disk
+    assert "the disk held" in only_problem(recording)
+
+
+@pytest.mark.parametrize(("code", "delay"), [(1, 0), (-9, 0), (143, 6)])
+def test_an_end_that_is_late_or_not_by_preemption_is_a_problem(recording: Recording, code: int, delay: float) -> None:
+    victim = record_of(recording, "worker-1", 0)
+    assert victim.exited_at is not None
+    victim.exit_code, victim.exited_at = code, victim.exited_at + delay
+    assert "did not exit with code 143 within the grace period" in only_problem(recording)
+
+
+def test_no_next_leader_is_a_problem(recording: Recording) -> None:
+    record_of(recording, "worker-1").elections.clear()
+    assert only_problem(recording) == "after SIGKILL no other worker was elected"
+    record_of(recording, "worker-2", 0).elections.clear()
+    assert "after SIGTERM no other worker was elected" in verdict_of(recording).problems
+
+
+@pytest.mark.parametrize(
+    ("plan", "seconds", "holds"), [(ON_REDIS, 3.49, True), (ON_REDIS, 3.51, False), (PLAN, 9, True)]
+)
+def test_with_a_lease_the_next_leader_has_its_duration_and_a_tick(
+    recording: Recording, plan: Plan, seconds: float, holds: bool
+) -> None:
+    assert recording.sigkill is not None
+    record_of(recording, "worker-1").elections = {3: recording.sigkill.at + seconds}
+    verdict = verdict_of(recording, plan=plan)
+    assert verdict.holds is holds
+    assert verdict.sigkill is not None
+    assert verdict.sigkill.next_leader_ms == pytest.approx(seconds * 1000)
+    limits = (verdict.sigkill.lease_ms, verdict.sigkill.limit_ms)
+    assert limits == ((3000.0, 3500.0) if plan is ON_REDIS else (None, None))
+    assert all("more than 3500 ms" in problem for problem in verdict.problems)
+
+
+def test_more_calls_repeated_than_were_in_flight_are_a_problem(recording: Recording) -> None:
+    """The restarted worker resumes a batch too early."""
+    again = record_of(recording, "worker-1")
+    again.start, again.calls = Position(1), again.calls + CALLS
+    assert f"{CALLS + 3} calls were repeated, the batch in flight had {CALLS}" in only_problem(recording)
+
+
+def test_calls_that_do_not_add_up_are_a_problem(recording: Recording) -> None:
+    record_of(recording, "worker-1").calls += 1
+    assert "don't add up" in only_problem(recording)
+
+
+def test_a_demonstration_without_its_signals_shows_nothing(recording: Recording) -> None:
+    recording.sigterm = recording.sigkill = None
+    assert verdict_of(recording).problems == ("no leader was preempted", "no leader was killed")
+
+
+def test_a_backup_left_behind_is_a_problem_unless_it_was_to_be_kept(recording: Recording) -> None:
+    recording.leftovers = ("run.json",)
+    assert verdict_of(recording, keep=True).holds
+    assert verdict_of(recording, keep=True).backup_deleted is None
+    assert only_problem(recording) == "the last worker out did not delete the backup: run.json"
+
+
+def test_a_checkpoint_that_does_not_verify_is_a_problem(recording: Recording) -> None:
+    recording.unreadable = ("some.ckpt",)
+    assert only_problem(recording) == "checkpoint some.ckpt does not verify"
+
+
+def test_neither_the_verdict_nor_the_plan_shows_credentials(recording: Recording) -> None:
+    verdict = verdict_of(recording, plan=ON_REDIS)
+    assert verdict.as_json()["coordinator"] == "redis://host/0"
+    assert verdict_of(recording).as_json()["coordinator"] == "file:"
+    for shown in (repr(ON_REDIS), repr(verdict), *format_verdict(verdict, ON_REDIS)):
+        assert "secret" not in shown
+
+
+# -------------------------------------------------------------------- texts
+
+
+def test_the_text_of_the_verdict_names_the_problems(recording: Recording) -> None:
+    assert format_verdict(verdict_of(recording), PLAN)[0] == "VERDICT: everything that is promised held"
+    record_of(recording, "worker-2").final_state = {**STATE, "metrics": "cc"}
+    lines = format_verdict(verdict_of(recording), PLAN)
+    assert lines[0] == "VERDICT: NOT everything that is promised held"
+    assert "worker-2: metrics" in lines[1]
+    assert any("1 of 2 workers ended in exactly the state" in line for line in lines)
+
+
+def test_the_text_of_the_verdict_says_why_the_timeline_shows_another_time(recording: Recording) -> None:
+    """The timeline counts from the last event of the killed leader, the verdict from the signal."""
+    lines = format_verdict(verdict_of(recording), PLAN)
+    (sigkill,) = (number for number, line in enumerate(lines) if line.startswith("  SIGKILL"))
+    assert lines[sigkill + 1].endswith("20.0 ms, exact: the demo sent the signal. `timeline` shows an upper bound")
+
+
+def test_a_takeover_that_did_not_occur_has_no_time(recording: Recording) -> None:
+    record_of(recording, "worker-1").elections.clear()
+    assert "    to the next leader never" in format_verdict(verdict_of(recording), PLAN)
+
+
+def test_the_text_of_the_verdict_says_that_a_lease_had_to_run_out(recording: Recording) -> None:
+    words = "It took over when the lease had run out, 3.0 s after its last renewal"
+    assert sum(words in line for line in format_verdict(verdict_of(recording, plan=ON_REDIS), ON_REDIS)) == 1
+    assert not any("lease" in line for line in format_verdict(verdict_of(recording), PLAN))
