@@ -2,7 +2,7 @@
 
 All commands work while the run is training. Output never contains credentials. Exit codes: 0 fine, 1 a problem was
 found, 2 wrong usage (a wrong option, a path without a run, an unknown checkpoint). The keys that `--json` prints are
-listed in `deploy/OPERATIONS.md`.
+listed in `deploy/JSON_OUTPUT.md`.
 """
 
 from __future__ import annotations

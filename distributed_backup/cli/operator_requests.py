@@ -71,7 +71,7 @@ def ask_for_save(coordinator: Coordinator, *, timeout: float, clock: Clock) -> S
     notice = Notice(notice_id=_new_id(), worker_id=new_worker_id(_REASON), reason=_REASON, remaining=timeout)
 
     def is_answered(view: ClusterView) -> bool:
-        return view.announcement is not None and notice.notice_id in view.announcement.answers
+        return view.announcement is not None and notice.notice_id in view.announcement.acknowledged
 
     with _withdrawing(lambda: coordinator.leave(notice.worker_id)):
         request = _Request(coordinator, notice, clock)

@@ -39,7 +39,7 @@ RunId = Annotated[
         help="Id of the run. Default: $DISTRIBUTED_BACKUP_RUN_ID, else the run in DIR or the only run on the server.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON. deploy/OPERATIONS.md lists the keys.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON. deploy/JSON_OUTPUT.md lists the keys.")]
 
 
 def chosen_run(option: str | None) -> str | None:

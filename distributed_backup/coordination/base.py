@@ -58,7 +58,7 @@ class Announcement:
         position: Position of the checkpoint, or where a fresh start begins.
         checkpoint: The checkpoint's name. None for a fresh start.
         digest: The checkpoint's digest. None for a fresh start.
-        answers: Ids of the notices that this announcement serves: the state they asked to save is durable.
+        acknowledged: Ids of the notices that this announcement serves: the state they asked to save is durable.
         finished: Whether the run is complete.
     """
 
@@ -67,7 +67,7 @@ class Announcement:
     position: Position
     checkpoint: str | None = None
     digest: str | None = None
-    answers: tuple[str, ...] = ()
+    acknowledged: tuple[str, ...] = ()
     finished: bool = False
 
     def to_fields(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Announcement:
             "position": self.position.as_tuple,
             "checkpoint": self.checkpoint,
             "digest": self.digest,
-            "answers": self.answers,
+            "answers": self.acknowledged,
         }
 
     @classmethod
@@ -100,7 +100,7 @@ class Announcement:
             position=Position(*fields["position"]),
             checkpoint=fields["checkpoint"],
             digest=fields["digest"],
-            answers=tuple(fields["answers"]),
+            acknowledged=tuple(fields["answers"]),
             finished=fields["kind"] == "finished",
         )
 

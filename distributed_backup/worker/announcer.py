@@ -80,7 +80,7 @@ class Announcer:
             last = self._last
             if last is not None and last.term == announcement.term and last.finished:
                 announcement = replace(announcement, finished=True)
-            self._last = replace(announcement, answers=self._acknowledged())
+            self._last = replace(announcement, acknowledged=self._acknowledged())
 
     def publish(self, term: int, on_record: Announcement | None = None) -> bool:
         """Announce what was noted last, unless it is `on_record` already.

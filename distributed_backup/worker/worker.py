@@ -300,7 +300,7 @@ class Worker:
         self._live_terms.observe(view, since_joined=context.clock.now() - self._joined_at)
         self._state.view = view
         if view.announcement is not None:
-            context.notices.add_acknowledged(view.announcement.answers)
+            context.notices.add_acknowledged(view.announcement.acknowledged)
         term = self._elector.term
         if term is not None:
             for notice_id in context.notices.pending(view):

@@ -44,7 +44,7 @@ def announcement(term: int, worker_id: str, batch: int = 1) -> Announcement:
         position=Position(2, batch),
         checkpoint=f"{term:010d}-00000002-{batch:08d}.ckpt",
         digest="d" * 64,
-        answers=("notice-1",),
+        acknowledged=("notice-1",),
     )
 
 

@@ -79,7 +79,7 @@ def test_an_announcement_of_version_0_3_is_read(tmp_path: Path, a: FileCoordinat
         position=Position(2, 3),
         checkpoint="c.ckpt",
         digest="d",
-        answers=("n",),
+        acknowledged=("n",),
         finished=finished,
     )
 

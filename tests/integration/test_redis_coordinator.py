@@ -73,7 +73,7 @@ def test_an_announcement_of_version_0_3_is_read(
         position=Position(2, 3),
         checkpoint="c.ckpt",
         digest="d",
-        answers=("n",),
+        acknowledged=("n",),
         finished=finished,
     )
 

@@ -8,6 +8,7 @@ Run it on files or folders: `python -m tests.support.prose distributed_backup RE
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import re
 import sys
@@ -61,10 +62,9 @@ def _broken(sentence: str) -> Iterator[str]:
 
 def _of_python(source: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text is not None:
-                yield from _paragraphs(text, node.body[0].lineno)
+        # A string that stands alone is a docstring: of a module, a class, a function or an attribute.
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield from _paragraphs(inspect.cleandoc(node.value.value), node.lineno)
     yield from _comments(source)
 
 

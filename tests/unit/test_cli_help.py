@@ -87,7 +87,7 @@ def test_the_example_of_a_command_is_a_valid_command_line(command: str) -> None:
 
 def documented(command: str) -> dict[str, str]:
     """Return the keys of a command in the section "JSON output", each with its types."""
-    section = PAGE.read_text().partition(f"\n### `{command}`\n")[2].partition("\n### ")[0]
+    section = PAGE.read_text().partition(f"\n## `{command}`\n")[2].partition("\n## ")[0]
     return dict(re.findall(r"^\| `(\S+)` \| ([a-z ]+) \|", section, flags=re.MULTILINE))
 
 

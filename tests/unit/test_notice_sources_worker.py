@@ -117,7 +117,7 @@ def test_a_warning_to_a_follower_makes_the_leader_save(team: Team) -> None:
     follower.ask_for_save("azure:Freeze")
     asked = team.coordinator.view().notices
     assert [(notice.worker_id, notice.reason, notice.action) for notice in asked] == [("b", "azure:Freeze", "save")]
-    team.until(lambda: asked[0].notice_id in team.announcement.answers)
+    team.until(lambda: asked[0].notice_id in team.announcement.acknowledged)
     assert team.positions() == [Position(2)]
     follower.boundary(snapshot(1, 1), due=False)
     assert not follower.notice_given

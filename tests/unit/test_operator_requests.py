@@ -56,7 +56,7 @@ class Run(MemoryCoordinator):
     def beat(self, worker_id: str, *, campaign: bool = True) -> ClusterView:
         return self.heartbeat(Heartbeat(worker_id=worker_id, campaign=campaign, floor=0, duration=100.0))
 
-    def answer(self, *answers: str, checkpoint: str | None = NAME) -> None:
+    def answer(self, *acknowledged: str, checkpoint: str | None = NAME) -> None:
         view = self.view()
         assert view.holder is not None
         made = Announcement(
@@ -64,7 +64,7 @@ class Run(MemoryCoordinator):
             worker_id=view.holder,
             position=Position(2, 3) if checkpoint else Position(0),
             checkpoint=checkpoint,
-            answers=answers,
+            acknowledged=acknowledged,
         )
         assert self.announce(made)
 

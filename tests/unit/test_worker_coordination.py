@@ -161,7 +161,7 @@ def test_a_leader_that_is_asked_for_a_save_saves_and_goes_on(team: Team) -> None
     leader.boundary(snapshot(0, 3), due=False)
     assert team.positions() == []
     team.coordinator.notify(request("operator-1"))
-    team.until(lambda: "request" in team.announcement.answers)
+    team.until(lambda: "request" in team.announcement.acknowledged)
     assert team.positions() == [Position(0, 3)]
     leader.boundary(snapshot(0, 4), due=False)
     assert elector_of(leader).is_leader

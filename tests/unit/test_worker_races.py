@@ -135,12 +135,12 @@ def test_the_end_stays_announced_whatever_is_asked_for_meanwhile(team: Team) -> 
     def tick_once_more() -> None:
         team.coordinator.notify(Notice(notice_id="n", worker_id="x", reason="SIGTERM", remaining=1e5))
         elector_of(leader).tick()
-        team.until(lambda: "n" in team.announcement.answers)
+        team.until(lambda: "n" in team.announcement.acknowledged)
         stop()
 
     elector_of(leader).stop = tick_once_more  # type: ignore[method-assign]
     team.result(team.begin(leader.finish))
-    assert (team.announcement.finished, team.announcement.answers) == (True, ("n",))
+    assert (team.announcement.finished, team.announcement.acknowledged) == (True, ("n",))
 
 
 def test_answers_are_forgotten_when_their_notices_are_over(team: Team) -> None:
@@ -151,9 +151,9 @@ def test_answers_are_forgotten_when_their_notices_are_over(team: Team) -> None:
         notice = Notice(notice_id=f"n{number}", worker_id=f"w{number}", reason="SIGTERM", remaining=1e5)
         team.coordinator.notify(notice)
         team.step()
-        team.until(lambda name=notice.notice_id: name in team.announcement.answers)  # type: ignore[misc]
+        team.until(lambda name=notice.notice_id: name in team.announcement.acknowledged)  # type: ignore[misc]
         team.coordinator.leave(f"w{number}")
-    assert len(team.announcement.answers) < 3
+    assert len(team.announcement.acknowledged) < 3
 
 
 def test_training_is_bounded_before_the_others_are_told(team: Team) -> None:
