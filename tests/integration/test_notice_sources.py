@@ -69,7 +69,7 @@ def test_a_file_that_is_touched_makes_a_fit_save_and_leave(start: Start, tmp_pat
     assert seconds < SOON
     assert [checkpoint] == [row.name for row in CheckpointStore(tmp_path / "run").list()]
     assert "Other sources of notices work" in child.output()
-    assert f"reason=file:{path} grace=1" in child.output()
+    assert f" reason=file:{path} remaining=1" in child.output()
 
 
 def test_who_takes_notices_from_elsewhere_only_is_told_what_a_signal_does(start: Start, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start
         child.kill(signal.SIGTERM)
         assert child.join() == 143
         assert time.monotonic() - signalled < SOON
-    assert "notice came again" in child.output()
+    assert "an earlier deadline was given" in child.output()
 
 
 @pytest.mark.parametrize(
