@@ -87,14 +87,10 @@ class Elector:
         idle_role: Role = "follower",
         report: Report = no_report,
     ) -> None:
-        self._coordinator = coordinator
-        self._worker_id = worker_id
-        self._timings = timings
-        self._clock = clock
-        self._listener = listener
-        self._terms = terms
-        self._idle_role = idle_role
-        self._report = report
+        self._coordinator, self._terms = coordinator, terms
+        self._worker_id, self._idle_role = worker_id, idle_role
+        self._timings, self._clock = timings, clock
+        self._listener, self._report = listener, report
         self.period = min(timings.retry_period, coordinator.heartbeat_interval or timings.retry_period)
         """Seconds between two ticks, before jitter."""
         # One tick or resignation at a time. The fields below are written under it and read without it.
@@ -111,13 +107,11 @@ class Elector:
         # When the lease of the known holder runs out unless it is renewed.
         self._lease_expires_at: float | None = None
         # No campaign before these instants: an operator asked for a pause, or a term could not be claimed.
-        self._campaign_paused_until = 0.0
-        self._retry_claim_at = 0.0
-        self._resigned = False
+        self._campaign_paused_until = self._retry_claim_at = 0.0
+        self._resigned = self._stopped = False
         # A generator of our own: the global one is training state, and drawing from it would change the run.
         self._jitter = random.Random()
         self._wake = threading.Event()
-        self._stopped = False
         self._thread: threading.Thread | None = None
         self._warnings = OnceLogger(logger)
         self.coordinator_error: BackupError | None = None

@@ -78,7 +78,7 @@ class FitSession:
             clock=clock,
             options=options.worker,
             stop_training_at=self._scope.set_deadline,
-            reporter=Reporter(worker_id, *self._sinks(store, clock, sinks)),
+            report=Reporter(worker_id, *self._sinks(store, clock, sinks)),
         )
         self._state = TrainingState(self._program, options.state_of)
         self._fit = FastForward(self._program, scope=self._scope, listener=self)

@@ -79,9 +79,9 @@ class WorkerState:
             self.condition.notify_all()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class WorkerContext:
-    """The parts of one worker, for each other."""
+    """The parts of one worker, for each other. Each is made once."""
 
     worker_id: str
     store: CheckpointStore
@@ -91,10 +91,17 @@ class WorkerContext:
     report: Reporter
     elector: Elector
     saver: Saver
-    notices: Notices
-    announcer: Announcer
-    publisher: NoticePublisher
     state: WorkerState = field(default_factory=WorkerState)
+    notices: Notices = field(init=False)
+    announcer: Announcer = field(init=False)
+    publisher: NoticePublisher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.notices = Notices(self.saver.request_save)
+        self.announcer = Announcer(self.coordinator, self.worker_id, acknowledged=lambda: self.notices.acknowledged)
+        self.publisher = NoticePublisher(
+            self.coordinator, self.notices, elector=self.elector, worker_id=self.worker_id, clock=self.clock
+        )
 
     def term_to_write_under(self) -> int | None:
         """Return the term that commits are made under. None if this worker may not commit.

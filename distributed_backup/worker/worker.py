@@ -26,13 +26,10 @@ from distributed_backup.coordination.base import ClusterView, Coordinator, Hint
 from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.events import Reporter
-from distributed_backup.observability.log_sink import LogSink
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
-from distributed_backup.worker.announcer import Announcer
 from distributed_backup.worker.context import WAIT_SLICE, WorkerContext, WorkerState, errors_logged, position_fields
-from distributed_backup.worker.notices import NoticePublisher, Notices
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.preemption import OwnPreemption
 from distributed_backup.worker.restore import LiveTerms, Restore
@@ -49,7 +46,7 @@ class Worker:
     """One worker of a run.
 
     `stop_training_at` is called from any thread with the instant, by `clock`, at which a notice requires training to be
-    cancelled. It may be called again with an earlier instant. `reporter` gets each transition.
+    cancelled. It may be called again with an earlier instant.
     """
 
     def __init__(
@@ -60,11 +57,10 @@ class Worker:
         worker_id: str,
         clock: Clock,
         options: WorkerOptions,
+        report: Reporter,
         stop_training_at: Callable[[float], None] = lambda _: None,
-        reporter: Reporter | None = None,
     ) -> None:
-        report = reporter or Reporter(worker_id, LogSink())
-        self._elector = elector = Elector(
+        self._elector = Elector(
             coordinator=coordinator,
             worker_id=worker_id,
             timings=options.timings,
@@ -78,11 +74,10 @@ class Worker:
             store=store,
             worker_id=worker_id,
             clock=clock,
-            term=lambda: self._context.term_to_write_under(),  # noqa: PLW0108 - the context comes after the saver
+            term=lambda: self._context.term_to_write_under(),  # noqa: PLW0108 - made after the saver
             listener=self,
             report=report,
         )
-        notices = Notices(self._saver.request_save)
         self._context = WorkerContext(
             worker_id=worker_id,
             store=store,
@@ -90,20 +85,15 @@ class Worker:
             clock=clock,
             options=options,
             report=report,
-            elector=elector,
+            elector=self._elector,
             saver=self._saver,
-            notices=notices,
-            announcer=Announcer(coordinator, worker_id, acknowledged=lambda: notices.acknowledged),
-            publisher=NoticePublisher(coordinator, notices, elector=elector, worker_id=worker_id, clock=clock),
         )
         self._preemption = OwnPreemption(self._context, stop_training_at)
         self._shutdown = Shutdown(self._context, self._preemption)
         self._live_terms = LiveTerms(worker_id)
-        self._joined_at = 0.0
-        self._announced_term = 0
+        self._joined_at = self._progress_due = 0.0
+        self._announced_term, self._commits_fail = 0, False
         self._restored_name: str | None = None
-        self._progress_due = 0.0
-        self._commits_fail = False
 
     @property
     def worker_id(self) -> str:

@@ -31,6 +31,7 @@ from distributed_backup.coordination import coordinator_from_url
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.observability.events import Reporter
 from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
@@ -101,6 +102,7 @@ class Crew:
             worker_id=worker_id,
             clock=SystemClock(),
             options=WorkerOptions(timings=TIMINGS, delete_checkpoint=False),
+            report=Reporter(worker_id),
         )
         self.workers.append((worker, coordinator))
         worker.join()

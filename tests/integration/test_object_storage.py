@@ -29,6 +29,7 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import StoreError
+from distributed_backup.observability.events import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage import storage_from_url
@@ -459,6 +460,7 @@ class Busy:
             worker_id="w",
             clock=SystemClock(),
             options=WorkerOptions(grace_period=grace_period, timings=LeaseTimings.for_grace_period(grace_period)),
+            report=Reporter("w"),
         )
         self.worker.join()
         self.worker.await_start()

@@ -131,7 +131,7 @@ def running(directory: Path, coordinator: str) -> Iterator[None]:
                 coordinator=made,
                 worker_id=name,
                 clock=clock,
-                reporter=Reporter(name, EventLog(store.storage, clock=clock)),
+                report=Reporter(name, EventLog(store.storage, clock=clock)),
                 options=WorkerOptions(timings=LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=1.0)),
             )
             worker.join()

@@ -124,7 +124,7 @@ class Team:
             clock=self.clock,
             options=WorkerOptions(**settled),
             stop_training_at=self.cut_offs.setdefault(worker_id, []).append,
-            reporter=self.reporter(worker_id),
+            report=self.reporter(worker_id),
         )
         self.workers.append(worker)
         return worker
