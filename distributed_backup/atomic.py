@@ -17,12 +17,13 @@ from distributed_backup.errors import StoreError
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Yield `path`, and remove the file of that name at the end if it still exists."""
+    """Yield `path`, and remove the file of that name after an error. On a full disk each try would else leave one."""
     try:
         yield path
-    finally:
+    except BaseException:
         with suppress(OSError):
             path.unlink()
+        raise
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:

@@ -1,4 +1,4 @@
-"""Warnings that are logged once, however often their cause is met."""
+"""Warnings that are logged once in a row, however often their cause repeats."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ cut off can't overwrite newer work. It needs no lock and no compare-and-swap.
 4. A commit is refused if a newer term has committed, or another worker under the same term. A claim alone refuses no
    commit: until the newer leader commits, the older leader's checkpoint is still useful.
 5. Progress never goes backwards: a leader commits nothing that the newest checkpoint supersedes.
-6. After a preemption notice, the last holder may commit under its last term while the coordinator is unreachable. That
-   checkpoint sorts below every later term.
+6. After a preemption notice, and when its fit is complete, the last holder may commit under its last term while the
+   coordinator is unreachable. That checkpoint sorts below every later term.
 
 The rule is enforced in these places:
 
@@ -21,7 +21,7 @@ The rule is enforced in these places:
     writer check  `CheckpointStore.commit`           store.py: calls `check_writer`, here
     reading       `CheckpointReader.newest_header`   reader.py: and `latest`
     progress      `is_superseded`                    here: called by the saver and the worker
-    last resort   `Elector.term_of_last_resort`      coordination/election.py: used by the worker
+    last resort   `Elector.term_of_last_resort`      coordination/election.py: used by `WorkerContext`
 
 The assertions of `Observer.elected` in tests/unit/test_promises.py are the executable form of the first promise: a term
 has one holder, and terms only grow.

@@ -142,7 +142,7 @@ class Elector:
     def term_of_last_resort(self) -> int | None:
         """The last term led under, while the coordinator can't be reached. None if another worker may lead by now.
 
-        For a save before a preemption only. What is committed under it sorts below every later term.
+        For the last save of a worker: before a preemption, or at its end. It sorts below every later term.
         """
         return None if self.coordinator_error is None else self.last_term
 

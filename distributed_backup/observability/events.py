@@ -1,17 +1,14 @@
 """Events: the transitions of a worker, as values for people and programs that watch a run.
 
-Workers read none of them. To report an event never blocks and never fails, whatever becomes of it. `at` is the wall
-clock of the worker's machine, so events of two machines are in order only as far as their clocks agree. Events of one
-worker are in the order in which they were reported.
+Workers read none of them. `at` is the wall clock of the worker's machine, so events of two machines are in order only
+as far as their clocks agree. Events of one worker are in the order in which they were reported.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol
@@ -79,8 +76,6 @@ FINAL_KINDS: Final = frozenset({"preempted", "finished", "left"})
 
 # Version 0.3 wrote these names into event logs.
 _FORMER_NAMES: Final[Mapping[str, Kind]] = {"commits_work": "commit_recovered"}
-# The text of an error may be long, and a log is bounded.
-_LONGEST_TEXT: Final = 500
 # The name of a checkpoint, in a path or alone. It differs at each boundary.
 _CHECKPOINT: Final = re.compile(r"\S*[0-9]{10}-[0-9]{8}-[0-9]{8}\S*")
 
@@ -131,7 +126,7 @@ class Event:
 
 
 class Report(Protocol):
-    """Reports a transition. Callable from any thread, with any lock held. Returns at once."""
+    """Reports a transition. Callable from any thread, with any lock held. It waits for log handlers only."""
 
     def __call__(self, kind: Kind, /, **fields: Any) -> None:
         """Report that a transition of this kind has just happened."""
@@ -165,54 +160,6 @@ class RepeatedFailures:
             return False
         last, self._reason = self._reason, without_checkpoint_name(str(event.fields["reason"]))
         return last == self._reason
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-class Reporter:
-    """Stamps the transitions of one worker and hands them to `sinks`, in one order for all of them."""
-
-    def __init__(self, worker_id: str, *sinks: Sink, wall: Callable[[], datetime] = _utc_now) -> None:
-        self._worker_id = worker_id
-        self._sinks = sinks
-        self._wall = wall
-        # Held while handing on, so that every sink gets the events in one order.
-        self._lock = threading.Lock()
-        self._has_ended = False
-
-    def __call__(self, kind: Kind, /, **fields: Any) -> None:
-        """Report a transition. Of several final kinds the first counts."""
-        with self._lock:
-            if kind in FINAL_KINDS:
-                if self._has_ended:
-                    return
-                self._has_ended = True
-            # A bug here must not end the election or the saving. A bug in one sink must not hide the event from others.
-            with self._surviving(kind):
-                cut = {name: _cut(value) if isinstance(value, str) else value for name, value in fields.items()}
-                event = Event(at=self._wall(), worker=self._worker_id, kind=kind, fields=cut)
-                for sink in self._sinks:
-                    with self._surviving(kind):
-                        sink.emit(event)
-
-    @contextmanager
-    def _surviving(self, kind: Kind) -> Iterator[None]:
-        try:
-            yield
-        except Exception:
-            logger.exception("event not reported worker=%s event=%s", self._worker_id, kind)
-
-    def close(self, timeout: float) -> None:
-        """Close the sinks, each within `timeout` seconds."""
-        for sink in self._sinks:
-            sink.close(timeout)
-
-
-def _cut(text: str) -> str:
-    """Bound the length, and replace surrogates: JSON can't hold them, and a file name may be no UTF-8."""
-    return text[:_LONGEST_TEXT].encode(errors="replace").decode()
 
 
 def without_checkpoint_name(reason: str) -> str:

@@ -120,10 +120,13 @@ class LocalStorage(Storage):
 
     def _link(self, path: Path, data: bytes) -> None:
         """Write the bytes aside and link them into place: readers see all bytes. link(2) fails if `path` exists."""
-        with temporary(self._root / f"{PARTIAL}{path.name}-{secrets.token_hex(8)}") as partial:
+        partial = self._root / f"{PARTIAL}{path.name}-{secrets.token_hex(8)}"
+        try:
             self._stage(partial, [data], durable=True)
             os.link(partial, path)
             self._sync_directory()
+        finally:
+            partial.unlink(missing_ok=True)
 
     @override
     def put(self, name: str, chunks: Chunks, *, new: bool = False, durable: bool = True) -> None:

@@ -20,8 +20,8 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.observability.event_log import EventLog
-from distributed_backup.observability.events import Reporter, Sink
-from distributed_backup.observability.log_sink import LogSink
+from distributed_backup.observability.events import Sink
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.poller import NoticePoller
 from distributed_backup.preemption.signals import SignalWatch
@@ -96,7 +96,6 @@ class FitSession:
         self._since_save = 0
 
     def _sinks(self, store: CheckpointStore, clock: Clock, others: tuple[Sink, ...]) -> Iterator[Sink]:
-        yield LogSink()
         yield EventLog(store.storage, clock=clock)
         if self._options.metrics_port is not None:
             # Imported here, because only users of metrics have the client.

@@ -18,7 +18,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator
 from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import BackupError, StoreError
-from distributed_backup.observability.events import Reporter
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.worker.announcer import Announcer
 from distributed_backup.worker.notices import NoticePublisher, Notices
@@ -39,7 +39,7 @@ worker may leave in each of them.
 
 
 class WorkerState:
-    """The phase of one worker, its newest view of the cluster, and a condition that each change notifies."""
+    """The phase of one worker, its newest view of the cluster, and a condition to wait for changes."""
 
     def __init__(self) -> None:
         self.condition = threading.Condition()

@@ -7,10 +7,8 @@ import re
 import secrets
 import socket
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    pass
 from distributed_backup.checks import checked_name
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.preemption.grace import shutdown_reserve

@@ -243,9 +243,11 @@ class Shutdown:
         context.elector.stop()
         # A worker that never opened the coordinator is no member and leads nothing.
         is_member = context.state.phase != "new"
-        # Before a kill, each call to a coordinator that hangs would cost its time limit. Lease and membership expire.
-        may_call = limit is None or context.elector.coordinator_error is None
-        may_leave = is_member and may_call and (self._resign() or limit is None)
+        # Before a kill, each call to a server that does not answer costs its time limit. Its leases and memberships
+        # expire, so these calls are skipped. A file lock does not expire: it is always released.
+        may_skip = limit is not None and context.coordinator.has_expiry
+        answers = not may_skip or context.elector.coordinator_error is None
+        may_leave = is_member and answers and (self._resign() or not may_skip)
         # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
         context.report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
         if may_leave:

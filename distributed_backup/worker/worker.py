@@ -25,7 +25,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Hint
 from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.errors import StoreError
-from distributed_backup.observability.events import Reporter
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
@@ -239,8 +239,14 @@ class Worker:
 
     def preempted_at_the_end(self, seconds: float) -> Preempted:
         """Return the exit for a notice that came `seconds` ago, after this worker had finished."""
-        logger.info("the notice came after the fit had finished worker=%s", self.worker_id)
-        return self._shutdown.preempted(seconds)
+        preempted = self._shutdown.preempted(seconds)
+        logger.info(
+            "the notice came after the fit had finished worker=%s checkpoint=%s seconds=%.3f",
+            self.worker_id,
+            preempted.checkpoint,
+            seconds,
+        )
+        return preempted
 
     def finish(self) -> None:
         """End a complete fit, see `Shutdown.finish`."""

@@ -28,8 +28,7 @@ from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorError
-from distributed_backup.observability.events import Reporter
-from distributed_backup.observability.log_sink import LogSink
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.worker.options import WorkerOptions
@@ -173,7 +172,7 @@ class Trainer:
             worker_id=worker_id,
             clock=CLOCK,
             options=WorkerOptions(timings=timings, restore_timeout=PATIENCE, delete_checkpoint=False),
-            report=Reporter(worker_id, LogSink()),
+            report=Reporter(worker_id),
         )
         self.worker.watched = self.coordinator
         self.coordinator.elector = elector_of(self.worker)

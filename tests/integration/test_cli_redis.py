@@ -31,7 +31,7 @@ from distributed_backup.coordination import coordinator_from_url
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
-from distributed_backup.observability.events import Reporter
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker

@@ -29,7 +29,7 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import StoreError
-from distributed_backup.observability.events import Reporter
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage import storage_from_url

@@ -26,8 +26,9 @@ from distributed_backup.coordination import redis as redis_coordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
 from distributed_backup.observability.event_log import EventLog
-from distributed_backup.observability.events import KINDS, OPTIONAL_FIELDS, Reporter
-from distributed_backup.observability.log_sink import LEVELS
+from distributed_backup.observability.events import KINDS, OPTIONAL_FIELDS
+from distributed_backup.observability.log_lines import LEVELS
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.training.settings import ENVIRONMENT_PREFIX, EnvironmentSettings
 from distributed_backup.urls import REDIS_SCHEMES

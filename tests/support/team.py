@@ -13,13 +13,12 @@ from typing import Any
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.coordination.base import Announcement
+from distributed_backup.coordination.base import Announcement, Coordinator
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import (
     StoreError,
 )
-from distributed_backup.observability.events import Reporter
-from distributed_backup.observability.log_sink import LogSink
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
@@ -95,7 +94,7 @@ class Team:
         self.coordinator = MemoryCoordinator(self.clock)
         self.workers: list[Worker] = []
         self.cut_offs: dict[str, list[float]] = {}
-        self.reporter: Callable[[str], Reporter] = lambda worker_id: Reporter(worker_id, LogSink())
+        self.reporter: Callable[[str], Reporter] = Reporter
         self._threads = ThreadPoolExecutor(8)
 
     def worker(self, worker_id: str, **arguments: Any) -> Worker:
@@ -112,7 +111,7 @@ class Team:
         *,
         root: Path | None = None,
         store: CheckpointStore | None = None,
-        coordinator: MemoryCoordinator | None = None,
+        coordinator: Coordinator | None = None,
         **options: Any,
     ) -> Worker:
         """A worker that has not joined yet."""

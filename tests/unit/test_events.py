@@ -19,11 +19,10 @@ from distributed_backup.observability.events import (
     KINDS,
     OPTIONAL_FIELDS,
     Event,
-    Reporter,
     event_log_name,
     is_event_log,
 )
-from distributed_backup.observability.log_sink import LogSink
+from distributed_backup.observability.reporter import Reporter
 from tests.support.election import Bench
 from tests.support.internals import elector_of, saver_of
 from tests.support.team import LONG, PATIENCE, FaultyStore, Team, snapshot
@@ -63,7 +62,7 @@ class Recorders(dict[str, Recorder]):
 
     def _reporter(self, worker_id: str) -> Reporter:
         self[worker_id] = Recorder(at_close=lambda: worker_id in self._team.member_ids())
-        return Reporter(worker_id, LogSink(), self[worker_id])
+        return Reporter(worker_id, self[worker_id])
 
 
 @pytest.fixture

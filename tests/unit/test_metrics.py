@@ -21,8 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from distributed_backup.errors import ConfigError
 from distributed_backup.observability import metrics
-from distributed_backup.observability.events import Event, Kind, Reporter
+from distributed_backup.observability.events import Event, Kind
 from distributed_backup.observability.metrics import Metrics, WorkerMetrics, metrics_at
+from distributed_backup.observability.reporter import Reporter
 from distributed_backup.training.settings import EnvironmentSettings
 from tests.support.internals import saver_of
 from tests.support.team import PATIENCE, Team, snapshot

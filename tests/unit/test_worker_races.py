@@ -11,6 +11,7 @@ from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
+from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError
@@ -277,3 +278,29 @@ def test_a_preempted_worker_makes_no_call_to_a_coordinator_that_does_not_answer(
     worker.give_notice("SIGTERM")
     assert team.result(team.begin(worker.preempt)).position == Position(1)
     assert coordinator.calls == calls
+
+
+class FullDisk(FileCoordinator):
+    """While `full`, the record of a member can't be written, so each heartbeat fails."""
+
+    full = False
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        if self.full:
+            raise CoordinatorUnavailableError("can't coordinate: No space left on device")
+        return super().heartbeat(beat)
+
+
+def test_a_preempted_worker_frees_its_file_lock_though_its_heartbeats_fail(team: Team, tmp_path: Path) -> None:
+    """A lock does not expire. Another worker must lead though the preempted process lives on."""
+    coordinator = FullDisk(tmp_path / "coordinator", team.clock)
+    worker = team.started("a", coordinator=coordinator)
+    worker.boundary(snapshot(1), due=False)
+    coordinator.full = True
+    team.until(lambda: elector_of(worker).coordinator_error is not None)
+    worker.give_notice("SIGTERM")
+    team.result(team.begin(worker.preempt))
+    beat = Heartbeat(worker_id="b", campaign=True, floor=0, duration=15.0)
+    other = FileCoordinator(tmp_path / "coordinator", team.clock)
+    assert other.heartbeat(beat).holder == "b"
+    other.resign("b")

@@ -1,4 +1,4 @@
-"""Log the transitions of a worker: one line each, as `EVENT worker=ID key=value ...`.
+"""Log lines of transitions: one line each, as `EVENT worker=ID key=value ...`.
 
 Operators parse these lines, so their names and keys are an interface: `deploy/OPERATIONS.md` lists them, and a test
 holds the list to `KINDS`. The format is logfmt: a value with a space, a quote or an equals sign is a JSON string. All
@@ -13,9 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from distributed_backup.observability.events import Event, RepeatedFailures
-
-logger = logging.getLogger(__name__)
+from distributed_backup.observability.events import Event
 
 LEVELS: Final = {
     "progress": logging.DEBUG,
@@ -28,21 +26,6 @@ LEVELS: Final = {
 """Levels of the kinds that are not INFO. `preempted` is WARNING where the last boundary could not be saved."""
 
 _PLAIN: Final = re.compile(r"[^\s\"=]+")
-
-
-class LogSink:
-    """Logs each event. A commit that fails again for the same reason is logged once."""
-
-    def __init__(self) -> None:
-        self._failures = RepeatedFailures()
-
-    def emit(self, event: Event) -> None:
-        """Log an event."""
-        if not self._failures.is_repeated(event):
-            logger.log(level_of(event), "%s", logfmt(event))
-
-    def close(self, timeout: float) -> None:
-        """Do nothing: a logger has no end."""
 
 
 def level_of(event: Event) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.observability.events import KINDS, Event, Kind
-from distributed_backup.observability.log_sink import LEVELS, LogSink, level_of, logfmt
+from distributed_backup.observability.log_lines import LEVELS, level_of, logfmt
 
 AT = datetime(2026, 11, 23, 10, tzinfo=UTC)
 
@@ -48,14 +48,3 @@ def test_a_preemption_without_a_save_is_a_warning(saved: bool | None, level: int
 def test_levels_are_of_kinds_that_exist() -> None:
     """A renamed kind would fall back to INFO."""
     assert LEVELS.keys() <= KINDS.keys()
-
-
-def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptureFixture) -> None:
-    """The reason counts, whichever checkpoint it is about."""
-    sink = LogSink()
-    full = [event("commit_failed", reason=f"can't write /run/0000000001-{n:08d}-00000000.ckpt: full") for n in (1, 2)]
-    with caplog.at_level(logging.INFO, "distributed_backup"):
-        for one in (*full, event("commit_recovered"), full[0]):
-            sink.emit(one)
-    assert [text.split(" ")[0] for text in caplog.messages] == ["commit_failed", "commit_recovered", "commit_failed"]
-    assert caplog.records[0].levelno == logging.ERROR

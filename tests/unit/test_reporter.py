@@ -1,0 +1,95 @@
+"""Reports of one worker: what its log and its sinks get."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from distributed_backup.observability import reporter as reporting
+from distributed_backup.observability.events import Event
+from distributed_backup.observability.reporter import Reporter
+
+PATIENCE = 30.0
+
+
+class Recorder:
+    """Keeps the kinds of events."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self.arrived = threading.Event()
+
+    def emit(self, event: Event) -> None:
+        self.kinds.append(event.kind)
+        self.arrived.set()
+
+    def close(self, timeout: float) -> None:
+        """Nothing to close."""
+
+
+class HangingHandler(logging.Handler):
+    """Hangs at each record until it is released, as a pipe that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.hangs, self.released = threading.Event(), threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.hangs.set()
+        self.released.wait(PATIENCE)
+
+
+@pytest.fixture
+def handler() -> Iterator[HangingHandler]:
+    made = HangingHandler()
+    reporting.logger.addHandler(made)
+    yield made
+    made.released.set()
+    reporting.logger.removeHandler(made)
+
+
+def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandler) -> None:
+    """The training thread reports progress while the elector's thread waits for a pipe."""
+    sink = Recorder()
+    report = Reporter("w", sink)
+    elector = threading.Thread(target=report, args=("unreachable",), kwargs={"reason": "no route"}, daemon=True)
+    elector.start()
+    assert handler.hangs.wait(PATIENCE)
+    sink.arrived.clear()
+    training = threading.Thread(target=report, args=("progress",), kwargs={"epoch": 0, "batch": 1}, daemon=True)
+    training.start()
+    assert sink.arrived.wait(PATIENCE / 3), "the event waits for the handler"
+    training.join(PATIENCE / 3)
+    assert not training.is_alive()
+    assert sink.kinds == ["unreachable", "progress"]
+
+
+def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptureFixture) -> None:
+    """The reason counts, whichever checkpoint it is about. The sinks get each failure."""
+    sink = Recorder()
+    report = Reporter("w", sink)
+    reasons = [f"can't write /run/0000000001-{number:08d}-00000000.ckpt: full" for number in (1, 2)]
+    with caplog.at_level(logging.INFO, "distributed_backup"):
+        for reason in reasons:
+            report("commit_failed", reason=reason)
+        report("commit_recovered")
+        report("commit_failed", reason=reasons[0])
+    assert [text.split(" ")[0] for text in caplog.messages] == ["commit_failed", "commit_recovered", "commit_failed"]
+    assert caplog.records[0].levelno == logging.ERROR
+    assert sink.kinds == ["commit_failed", "commit_failed", "commit_recovered", "commit_failed"]
+
+
+def test_a_worker_that_is_preempted_as_it_leaves_says_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker ends once for the sinks, which count and draw. The log must tell that nothing was saved."""
+    sink = Recorder()
+    report = Reporter("w", sink)
+    with caplog.at_level(logging.DEBUG, "distributed_backup"):
+        report("finished", epoch=4, batch=0)
+        report("preempted", saved=False, checkpoint=None, epoch=None, batch=None, seconds=0.5)
+        report("left")
+    assert [text.split(" ")[0] for text in caplog.messages] == ["finished", "preempted"]
+    assert caplog.records[1].levelno == logging.WARNING
+    assert sink.kinds == ["finished"]
