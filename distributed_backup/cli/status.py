@@ -160,8 +160,8 @@ def _sizes(paths: Sequence[str], values: Sequence[Any]) -> dict[str, int]:
 
 
 def _json_size(value: Any) -> int:
-    # orjson rejects integers beyond 64 bits, which a state may hold.
-    return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
+    # orjson rejects integers beyond 64 bits and half surrogate pairs, which a state may hold.
+    return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -240,6 +240,14 @@ def test_show_reads_states_that_json_lacks_words_for(tmp_path: Path) -> None:
     assert call_json("checkpoints", "show", tmp_path)["variables"] == {"trainable": {"p": len(f'{{"x":{2**70}}}')}}
 
 
+def test_show_reads_half_a_surrogate_pair(tmp_path: Path) -> None:
+    """A model may cut an emoji in two. The state keeps the half, which UTF-8 does not have."""
+    half = json.dumps({"variables": {"trainable": [{"x": "HALF"}]}, "schema": {"trainable": [{"path": "p"}]}})
+    exact = f'{{"exact":{half}}}'.replace("HALF", "\ud83d").encode("utf-8", "surrogatepass")
+    commit(CheckpointStore(tmp_path), 1, Position(1), exact)
+    assert call_json("checkpoints", "show", tmp_path)["variables"] == {"trainable": {"p": len('{"x":"…"}'.encode())}}
+
+
 # -------------------------------------------------------------------- status
 
 
