@@ -25,12 +25,10 @@ type Batches = Sequence[tuple[int, int]]
 
 
 class Gates(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Holds the language-model calls of certain training batches for as long as a file is there.
+    """Holds the language-model calls of certain training batches for as long as a file exists.
 
-    Args:
-        report: Told of each batch that is held, when its first call is under way.
-        directory: Where the files are made, named by epoch and batch, for the test to remove.
-        held: Epoch and number of the batches to hold.
+    `report` gets each held batch when its first call is under way. The files in `directory` are named by epoch and
+    batch, and the test removes them. `held` has epoch and number of the batches to hold.
     """
 
     def __init__(self, report: Report, directory: Path, held: Batches) -> None:
@@ -50,7 +48,7 @@ class Gates(synalinks.callbacks.Callback):  # type: ignore[misc]
         self._now = None
 
     async def passed(self) -> None:
-        """Wait until the batch that runs now may go on; the first that came goes first, as where nothing is held."""
+        """Wait until the running batch may go on. Calls go on in the order in which they came."""
         if (now := self._now) not in self._held:
             return
         async with self._lock:
@@ -109,7 +107,7 @@ def train_with_environment(report: Report, job: Job, directory: Path, held: Batc
 
 
 def train_on_another_host(report: Report, job: Job, directory: Path, held: Batches) -> dict[str, Any]:
-    """A network of its own, as a machine of its own has; the test connects it, and then removes the file."""
+    """Train in a network namespace, as on another machine. The test connects it, and then removes the file."""
     os.unshare(os.CLONE_NEWNET)
     unconnected = directory / "unconnected"
     unconnected.touch()

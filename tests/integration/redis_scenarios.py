@@ -1,8 +1,8 @@
-"""Workers over a real Redis that write down when they believed to lead; also what child processes run.
+"""Workers over a real Redis that record when they believed to lead, and what child processes run.
 
-All instants are of CLOCK_BOOTTIME, which all processes of the machine share. What is written down is never shorter
-than what was believed, and yet within what the server granted: a belief begins when the reply to the granting
-heartbeat is here, and ends when the worker says so, at the latest at the deadline that its last renewal set.
+All instants are of CLOCK_BOOTTIME, which all processes of the machine share. A recorded belief covers the real one, and
+lies within what the server granted. It begins when the reply to the granting heartbeat is here. It ends when the worker
+reports the end, at the latest at the deadline that its last renewal set.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class Trainer:
         assert self.error is None, self.error
 
     def await_term(self, above: int = 0) -> int:
-        """Wait until it leads under a term above that one; the term."""
+        """Wait until it leads under a term above `above`, and return the term."""
         return wait_for(
             lambda: term if (term := self.term) is not None and term > above else None,
             f"{self.worker_id} leads under a term above {above}",
@@ -286,7 +286,7 @@ class Team:
             return coordinator.view()
 
     def await_going_on(self, above: int = 0, url: str | None = None) -> ClusterView:
-        """Wait until somebody leads under a term above that one, has announced it and has committed under it."""
+        """Wait until a worker leads under a term above `above`, has announced it and has committed under it."""
 
         def look() -> ClusterView | None:
             with suppress(CoordinatorError):
@@ -306,7 +306,7 @@ class Team:
             wait_for(partial(_has_lost, trainer), f"{trainer.worker_id} learns of its loss")
 
     def check_beliefs(self, *, overlap: bool = False) -> None:
-        """No term was led under twice; unless data were lost, no two led at one instant."""
+        """No term was led under twice. Unless data were lost, no two workers led at one instant."""
         beliefs = [belief for trainer in self.trainers for belief in trainer.beliefs]
         terms = sorted(belief.term for belief in beliefs)
         assert len(terms) == len(set(terms)), f"a term was used twice: {beliefs}"
@@ -314,7 +314,7 @@ class Team:
             assert overlaps(beliefs) == []
 
     def check_training(self) -> None:
-        """Nobody's training was ended by what happened to the coordinator."""
+        """No fault of the coordinator ended a worker's training."""
         assert [trainer.error for trainer in self.trainers] == [None] * len(self.trainers)
 
 
@@ -370,7 +370,7 @@ class _StoppingStorage(LocalStorage):
 
 
 def lead_until_stopped(report: Callable[..., None], root: Path, url: str, during_commit: bool) -> int:
-    """Train and lead; stop in the midst of a commit if asked to; after the loss, the batches trained since.
+    """Train and lead, and stop in the middle of a commit if asked to. After the loss, report the batches trained since.
 
     Reports: "leads" with the term, and "lost" with the term that was lost.
     """
@@ -454,7 +454,7 @@ class Candidate:
             pass
         CLOCK.wait(threading.Event(), self._chance.uniform(0.0, 0.02))
         if self._elected.is_set() and self._chance.random() < 0.03:
-            # Nothing but silence, until others may lead and beyond; and then a tick, as of one who wakes.
+            # No tick until others may lead and beyond, and then one, as of a process that is continued.
             self.frozen += 1
             elector.stop()
             CLOCK.wait(threading.Event(), self._timings.duration * 1.3)

@@ -27,7 +27,7 @@ type Report = Callable[..., None]
 def preempted_and_resumed(
     report: Report, place: Any, options: Mapping[str, Any], environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """How a fit that is interrupted half-way and goes on differs from one that is left alone; then, what it deletes."""
+    """Compare a fit that is interrupted and resumed with an uninterrupted one, and report what it deletes."""
     os.environ.update(environment)
     set_conf_env(conf)
     strict()

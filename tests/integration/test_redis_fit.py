@@ -1,6 +1,6 @@
-"""Real fits of several processes over a real server: as over the file lock, and whatever becomes of the server.
+"""Real fits of several processes over a real server that is killed, stopped, emptied and cut off.
 
-The processes share the directory of the run and nothing else; signals, kills and outages are real. Batches are held in
+The processes share the directory of the run and nothing else. Signals, kills and outages are real. Batches are held in
 the middle of their language-model calls until the test lets them go on, so that each fault falls where it is meant to.
 """
 
@@ -34,7 +34,7 @@ from tests.support.servers import RedisServer, free_port, wait_for
 
 SCENARIOS = "tests.integration.redis_fit_scenarios"
 
-# Where no lease is to run out, none does, however late a process comes to run; where one is, that is soon.
+# STEADY leases outlast any delay of a process. QUICK leases run out within 3 s.
 STEADY = LeaseTimings(duration=40.0, renew_deadline=30.0, retry_period=0.4)
 QUICK = LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.4)
 
@@ -73,7 +73,7 @@ class Worker:
         return list(re.finditer(pattern, self.child.output()))
 
     def wait_logged(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
-        """Wait until it has logged this; the first time."""
+        """Wait for the first line that matches, and return the match."""
 
         def look() -> re.Match[str] | None:
             return next(iter(self.log(pattern)), None)
@@ -85,12 +85,12 @@ class Worker:
 
     @property
     def restored(self) -> str:
-        """The name of the checkpoint that it started from; "null" for a fresh start."""
+        """The name of the checkpoint that it started from. "null" for a fresh start."""
         return self.wait_logged(r" restored worker=\S+ checkpoint=(\S+)")[1]
 
     @property
     def start(self) -> Position | None:
-        """Where it started; None for a fresh start."""
+        """The position that it started from. None for a fresh start."""
         found = parse_name(self.restored)
         return None if found is None else found[1]
 
@@ -142,7 +142,7 @@ class Run:
             return coordinator.view()
 
     def wait_announced(self, position: Position) -> str:
-        """Wait until a checkpoint at `position` is announced; its name."""
+        """Wait until a checkpoint at `position` is announced, and return its name."""
 
         def look() -> str | None:
             announced = self.view().announcement
@@ -208,9 +208,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def calls_after(position: Position, uninterrupted: dict[str, Any]) -> int:
-    """The calls from `position` to the end.
+    """Return the number of calls from `position` to the end.
 
-    There are 3 training batches of 2 and 2 validation batches of 1 in each epoch; and after each training batch, the
+    There are 3 training batches of 2 and 2 validation batches of 1 in each epoch. After each training batch, the
     optimizer tries its candidate on the validation set.
     """
     before = 14 * position.epoch + 4 * min(position.batch, 3) + max(position.batch - 3, 0)
@@ -225,7 +225,7 @@ def assert_ends_exactly(worker: Worker, uninterrupted: dict[str, Any]) -> None:
 
 
 def start_held(start: Start, run: Run, url: str, count: int, **arguments: Any) -> list[Worker]:
-    """Workers that are held in the middle of an epoch; the first leads."""
+    """Start workers that are held in the middle of an epoch. The first one leads."""
     workers = []
     for _ in range(count):
         workers.append(start(run, url, **{"held": [(1, 1)], **arguments}))
@@ -235,7 +235,7 @@ def start_held(start: Start, run: Run, url: str, count: int, **arguments: Any) -
 
 
 def wait_elected(workers: Sequence[Worker], term: int) -> Worker:
-    """Wait until one of them is elected for `term`; which one."""
+    """Wait until one of them is elected for `term`, and return it."""
 
     def look() -> Worker | None:
         return next((worker for worker in workers if term in worker.terms), None)
@@ -293,7 +293,7 @@ def test_a_preempted_leader_hands_over_and_comes_back_where_it_left(
 def test_a_run_whose_workers_are_all_preempted_at_once_goes_on_where_it_was(
     start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:
-    """The followers leave as soon as the leader has saved; the lease was given back, so the next one leads at once."""
+    """The followers leave once the leader has saved. The lease was given back, so the next worker leads at once."""
     leader, *followers = start_held(start, run, server.url, 3, save_freq=False)
     for worker in (leader, *followers):
         worker.child.kill(signal.SIGTERM)
@@ -304,7 +304,7 @@ def test_a_run_whose_workers_are_all_preempted_at_once_goes_on_where_it_was(
     assert run.newest == Position(1, 2)
     assert run.terms == {1}
     assert run.view().holder is None
-    # Held, lest one of them finish before the other one starts.
+    # Held, so that neither finishes before the other one starts.
     workers = [start(run, server.url, save_freq=False, held=[(2, 1)]) for _ in range(2)]
     for worker in workers:
         worker.wait_held(2, 1)
@@ -317,7 +317,7 @@ def test_a_run_whose_workers_are_all_preempted_at_once_goes_on_where_it_was(
 def test_a_killed_leader_is_replaced_when_its_lease_is_over(
     start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:
-    """Not before, by the server's clock; what the follower trained itself is what counts."""
+    """It leads no earlier, by the server's clock. What the follower trained itself counts."""
     leader, follower = start_held(start, run, server.url, 2, timings=QUICK)
     leader.child.kill(signal.SIGKILL)
     assert leader.child.join() == -signal.SIGKILL
@@ -338,7 +338,7 @@ def test_a_killed_leader_is_replaced_when_its_lease_is_over(
 def test_a_standby_spends_no_call_and_takes_over_from_a_killed_leader(
     start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:
-    """From the newest checkpoint; the other standby returns with the final state and has spent nothing at all."""
+    """It starts from the newest checkpoint. The other standby returns with the final state and has made no call."""
     options = {"standby": True, "save_freq": 1, "timings": QUICK}
     [leader] = start_held(start, run, server.url, 1, **options)
     run.wait_saved(Position(1, 1))
@@ -354,9 +354,9 @@ def test_a_standby_spends_no_call_and_takes_over_from_a_killed_leader(
 def test_a_restarted_job_never_follows_what_its_earlier_incarnation_announced(
     start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:
-    """All are killed, the leader between a commit and its announcement: lease and old announcement stay on the server.
+    """All are killed, the leader between a commit and its announcement. Lease and old announcement stay on the server.
 
-    What that names is still there, and yet all start where the new leader does; a late one, at the newest commit.
+    The checkpoint that it names still exists. All start where the new leader does, and a late worker at the newest.
     """
     options = {"save_freq": 1, "double_checkpoint": True, "timings": QUICK}
     workers = start_held(start, run, server.url, 2, held=[(1, 1), (1, 2)], **options)
@@ -391,7 +391,7 @@ def test_a_restarted_job_never_follows_what_its_earlier_incarnation_announced(
 def test_two_jobs_on_one_server_do_not_see_each_other(
     start: Start, tmp_path: Path, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:
-    """Each has its leader, its members and its notices; both end exactly."""
+    """Each job has its leader, its members and its notices. Both end exactly."""
     runs = [Run(tmp_path / name, server.url) for name in ("one", "other")]
     (one,), (other,) = [start_held(start, run, server.url, 1, save_freq=False) for run in runs]
     for run in runs:
@@ -431,7 +431,7 @@ def test_an_existing_client_and_the_environment_name_the_server_too(
 def test_workers_wait_for_a_server_that_is_not_there_yet(
     start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:
-    """They say so, and go on when it appears; one that is preempted meanwhile leaves and has written nothing."""
+    """They log it, and go on when it appears. A worker that is preempted meanwhile leaves and has written nothing."""
     server.kill()
     patient, leaving = workers = [start(run, server.url, grace_period=GRACE) for _ in range(2)]
     for worker in workers:
@@ -482,9 +482,9 @@ def test_a_wrong_password_ends_the_fit_at_once(start: Start, tmp_path: Path) -> 
 def test_a_save_before_a_preemption_needs_no_server(
     fault: str, start: Start, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """The last holder commits its last boundary; everybody is gone before the kill would come.
+    """The last holder commits its last boundary. All workers exit before the kill would come.
 
-    Where the server is stopped, the lease is still ours when the signal comes; else it has been lost by then.
+    Where the server is stopped, the lease still counts when the signal comes. In the other cases it is lost by then.
     """
     with RedisServer(tmp_path / "server", port=0) as server, Proxy(server.address) as proxy:
         run = Run(tmp_path / "run", server.url)
@@ -505,7 +505,7 @@ def test_a_save_before_a_preemption_needs_no_server(
 def test_training_goes_on_without_the_server_and_saving_when_it_is_back(
     start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:
-    """No commit of the schedule while nobody leads; an election when the server is back, empty; nothing paid twice."""
+    """No scheduled commit is made without a leader. The server comes back empty, and no call is repeated."""
     workers = start_held(start, run, server.url, 2, held=[(1, 1), (2, 1)], save_freq=1, timings=QUICK)
     run.wait_saved(Position(1, 1))
     server.kill()
@@ -628,7 +628,7 @@ if _can_connect_namespaces():
 def test_a_leader_whose_host_is_cut_off_stands_down_and_another_leads(
     hosts: str, start: Start, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """It trains on and commits nothing; the other's commits count; back in the network it follows, and ends exactly."""
+    """It trains on and commits nothing. The other's commits count. Back in the network it follows, and ends exactly."""
     config = {"bind": "0.0.0.0", "protected-mode": "no"} if hosts == "namespaces" else {}
     with RedisServer(tmp_path / "server", port=0, config=config) as server, ExitStack() as stack:
         run = Run(tmp_path / "run", server.url)

@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 def test_a_fit_that_was_preempted_and_resumed_can_be_seen(tmp_path: Path) -> None:
-    """One log for each start, one endpoint for both; the last worker out deletes the logs too."""
+    """Each start has a log, both have one endpoint, and the last worker out deletes the logs too."""
     with Child(f"{SCENARIOS}:preempted_and_resumed", free_port(), log=tmp_path / "log") as child:
         found = child.result()
     logs = sorted(([Event.from_line(line) for line in lines] for lines in found["logs"]), key=lambda log: log[0].at)

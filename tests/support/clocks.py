@@ -6,7 +6,7 @@ import threading
 
 
 class FakeClock:
-    """A clock that moves only when it is told to."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self._now = now

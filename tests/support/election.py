@@ -1,4 +1,4 @@
-"""One elector on a clock that stands still, with a coordinator that fails as told."""
+"""One elector on a clock that stands still, with a coordinator that fails on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
 
 
 class FaultyCoordinator(MemoryCoordinator):
-    """Fails as told: `down` before the operation, `lossy` after it was done; `slow` seconds pass on the way."""
+    """Fails before the operation while `down`, and after it while `lossy`. A call takes `slow` seconds."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -50,7 +50,7 @@ class FaultyCoordinator(MemoryCoordinator):
 
 
 class Recorder:
-    """Writes down what it is told."""
+    """Records the calls of the elector."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []

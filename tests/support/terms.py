@@ -6,7 +6,7 @@ from distributed_backup.errors import StoreError
 
 
 class Terms:
-    """Keeps in memory what a store keeps on the disk; can be told to fail.
+    """Keeps in memory what a store keeps on the disk, and fails on request.
 
     Several electors of one run share one.
     """

@@ -37,8 +37,8 @@ def broken_store() -> StoreError:
 # ---------------------------------------------------------------- leading
 
 
-def test_the_first_to_campaign_leads_and_is_told_once(bench: Bench) -> None:
-    """An election is a transition, told before the view that came with it; renewals are not news."""
+def test_the_first_to_campaign_leads_and_is_reported_once(bench: Bench) -> None:
+    """An election is reported once, before the view that came with it. Renewals are not reported."""
     for _ in range(3):
         bench.elector.tick()
     assert leads(bench)
@@ -80,7 +80,7 @@ def test_the_deadline_is_counted_from_before_the_request_was_sent(bench: Bench) 
 
 
 def test_a_reply_that_comes_after_the_deadline_does_not_make_a_leader(bench: Bench) -> None:
-    """The lease may be somebody else's by the time we read that it is ours."""
+    """Another worker may hold the lease by the time that the reply is read."""
     bench.coordinator.slow = TIMINGS.renew_deadline + 0.1
     bench.elector.tick()
     assert not leads(bench)
@@ -126,7 +126,7 @@ def test_an_unreachable_coordinator_is_no_loss_before_the_deadline(bench: Bench)
 
 
 def test_an_unreachable_coordinator_is_one_loss_at_the_deadline(bench: Bench) -> None:
-    """The loss names term and cause, and is told once however long it lasts."""
+    """The loss names term and cause. It is reported once, however long it lasts."""
     bench.elector.tick()
     bench.coordinator.down = True
     for _ in range(20):
@@ -148,7 +148,7 @@ def test_a_lease_that_another_took_is_one_loss(bench: Bench) -> None:
 
 
 def test_the_coordinators_reason_for_a_loss_is_passed_on(bench: Bench) -> None:
-    """What the coordinator knows better than we do is what is told."""
+    """The coordinator's reason is more exact than the elector's own."""
     bench.elector.tick()
     bench.coordinator.answer = ClusterView(
         term=1, holder=None, holder_age=None, remaining=None, announcement=None, reason="the lock file was removed"
@@ -158,7 +158,7 @@ def test_the_coordinators_reason_for_a_loss_is_passed_on(bench: Bench) -> None:
 
 
 def test_a_new_term_for_the_holder_is_a_loss_and_an_election(bench: Bench) -> None:
-    """Whoever held term 1 and is told that it holds term 2 was out of office in between."""
+    """A worker that held term 1 and now holds term 2 did not lead in between."""
     bench.elector.tick()
     bench.clock.advance(TIMINGS.duration)
     bench.elector.tick()
@@ -180,8 +180,8 @@ def test_a_worker_that_lost_campaigns_again(bench: Bench) -> None:
     assert bench.recorder.of("elected") == [1, 3]
 
 
-def test_the_term_of_last_resort_is_ours_only_while_nobody_can_be_asked(bench: Bench) -> None:
-    """Cut off, the last term we led under may be written under; reachable, the coordinator decides."""
+def test_the_term_of_last_resort_counts_only_without_a_coordinator(bench: Bench) -> None:
+    """A worker that is cut off may write under its last term. A coordinator in reach decides."""
     bench.coordinator.down = True
     bench.elector.tick()
     assert last_resort(bench) is None
@@ -241,7 +241,7 @@ def test_a_lost_reply_to_a_renewal_loses_nothing(bench: Bench) -> None:
 
 
 def test_a_term_is_above_what_the_store_knows(bench: Bench) -> None:
-    """The coordinator forgot; the store didn't."""
+    """The coordinator has lost its data, and the store has not."""
     bench.terms.highest = 7
     bench.elector.tick()
     assert bench.elector.term == 8
@@ -257,7 +257,7 @@ def test_the_store_is_not_asked_while_we_lead(bench: Bench) -> None:
 
 
 def claimed_meanwhile(bench: Bench, term: int) -> Callable[[Heartbeat], ClusterView]:
-    """A heartbeat during which somebody else claims `term`."""
+    """Return a heartbeat during which another worker claims `term`."""
     heartbeat = bench.coordinator.heartbeat
 
     def slow(beat: Heartbeat) -> ClusterView:
@@ -269,7 +269,7 @@ def claimed_meanwhile(bench: Bench, term: int) -> Callable[[Heartbeat], ClusterV
 
 
 def test_a_granted_term_that_was_used_meanwhile_is_refused(bench: Bench) -> None:
-    """Somebody claimed it between our question and the answer: give it back, come again higher."""
+    """Another worker claimed it during the request. The elector gives it back and campaigns for a higher one."""
     bench.coordinator.heartbeat = claimed_meanwhile(bench, 5)  # type: ignore[method-assign, assignment]
     bench.elector.tick()
     assert not leads(bench)
@@ -300,7 +300,7 @@ def test_a_refusal_that_can_not_be_delivered_is_delivered_at_the_next_tick(bench
 
 
 def test_a_term_is_led_under_by_one_worker_whatever_the_coordinator_forgets(bench: Bench) -> None:
-    """Emptied, it grants term 1 again to a worker that never saw it; the record of terms does not."""
+    """An emptied coordinator grants term 1 again to a worker that never saw it. The record of terms refuses it."""
     bench.elector.tick()
     bench.coordinator.erase()
     newcomer = bench.another("b")
@@ -309,7 +309,7 @@ def test_a_term_is_led_under_by_one_worker_whatever_the_coordinator_forgets(benc
 
 
 def test_who_is_asked_to_let_another_lead_does(bench: Bench) -> None:
-    """It gives the lease back at its next tick, and does not take it while nobody else has."""
+    """It gives the lease back at its next tick, and does not take it until another worker has led."""
     other = bench.another("b")
     bench.elector.tick()
     bench.elector.pause_campaign(30.0)
@@ -352,7 +352,7 @@ def test_who_stood_back_in_vain_leads_again(bench: Bench) -> None:
 
 
 def test_a_worker_that_can_not_claim_its_term_lets_others_try(bench: Bench) -> None:
-    """It gives the lease back and waits for a period, lest two with one broken disk wake each other without end."""
+    """It gives the lease back and waits for a period. Two workers with one broken disk would else wake each other."""
     bench.elector.tick()
     bench.elector.resign()
     other = bench.another("b")
@@ -396,7 +396,7 @@ def test_a_leader_that_can_not_read_the_store_goes_on_leading(bench: Bench) -> N
 
 
 def test_a_lease_whose_term_can_not_be_checked_is_given_back(bench: Bench) -> None:
-    """A worker whose store failed after the grant must not hold the lease and not lead: nobody would."""
+    """A worker whose store failed after the grant can't lead. If it held the lease, no worker would lead."""
     bench.coordinator.lossy = True
     bench.elector.tick()
     bench.coordinator.lossy = False
@@ -407,7 +407,7 @@ def test_a_lease_whose_term_can_not_be_checked_is_given_back(bench: Bench) -> No
 
 
 def test_a_coordinator_that_lost_its_data_grants_no_term_we_have_seen(bench: Bench) -> None:
-    """Nobody committed under terms 1 to 3, so the store can't tell; whoever saw them can."""
+    """No worker committed under terms 1 to 3, so the store does not know them. A worker that saw them does."""
     for worker_id in ("x", "y", "z"):
         elector = bench.another(worker_id)
         elector.tick()
@@ -459,8 +459,8 @@ def test_a_follower_looks_again_when_the_lease_that_it_sees_runs_out(bench: Benc
     assert follower._pause() >= 0.8 * follower.period
 
 
-def test_nobody_hammers_a_coordinator_that_is_away(bench: Bench) -> None:
-    """The lease it saw has run out long since; it asks at its period, as ever."""
+def test_no_worker_hammers_a_coordinator_that_is_away(bench: Bench) -> None:
+    """The lease that it saw has run out. It asks once in a period."""
     bench.elector.tick()
     follower = bench.another("b")
     follower.tick()
@@ -495,7 +495,7 @@ def test_an_invitation_wakes_who_could_lead(bench: Bench) -> None:
 
 
 def test_what_keeps_a_worker_from_leading_is_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Not at each tick; and it can be asked why."""
+    """The log does not repeat it at each tick, and `campaign_error` holds the reason."""
     bench.terms.error = broken_store()
     for _ in range(5):
         bench.elector.tick()
@@ -511,7 +511,7 @@ def test_what_keeps_a_worker_from_leading_is_logged_once(bench: Bench, caplog: p
 
 
 def test_resigning_hands_over_and_ends_the_campaign(bench: Bench) -> None:
-    """Another leads at its next tick; we never come back, and no loss is reported."""
+    """Another worker leads at its next tick. The elector never campaigns again, and reports no loss."""
     bench.elector.tick()
     bench.elector.resign()
     assert not leads(bench)
@@ -524,8 +524,8 @@ def test_resigning_hands_over_and_ends_the_campaign(bench: Bench) -> None:
     assert bench.recorder.of("lost") == []
 
 
-def test_resigning_without_leading_tells_nobody(bench: Bench) -> None:
-    """Somebody else's lease is left alone, and a follower's way out costs no round trip."""
+def test_resigning_without_leading_makes_no_call(bench: Bench) -> None:
+    """Another worker's lease is left alone, and a follower that leaves makes no call."""
     bench.another("b").tick()
     bench.elector.tick()
     bench.elector.resign()
@@ -601,7 +601,7 @@ def test_the_jitter_leaves_the_global_generator_alone(bench: Bench, turnstile: T
 
 
 def test_after_stop_nothing_ticks_and_the_lease_is_kept(bench: Bench, turnstile: Turnstile) -> None:
-    """Stopping is not resigning; and a stopped elector can't be woken."""
+    """Stopping does not resign, and a stopped elector can't be woken."""
     bench.elector.start()
     assert turnstile.waiting.acquire(timeout=30)
     bench.elector.stop()

@@ -1,4 +1,4 @@
-"""The event log on a storage that holds and fails as told, and a clock that waits until it is told."""
+"""The event log on a storage that blocks and fails on request, and a clock that a test moves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Held:
 
 
 class Watched(LocalStorage):
-    """Notes each write; holds it while `gate` is closed, fails it while `broken`."""
+    """Records each write. A write waits while `gate` is closed, and fails while `broken`."""
 
     write_interval = 0.5
 
@@ -122,7 +122,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_nothing_is_written_before_the_worker_has_joined(bench: Bench, tmp_path: Path) -> None:
-    """Only then the run's directory is there; a notice that came first is not forgotten."""
+    """Only then the run's directory exists. A notice that came earlier is not forgotten."""
     bench.tell("notice", reason="SIGTERM", remaining=30.0)
     assert bench.log._thread is None
     bench.join()
@@ -133,14 +133,14 @@ def test_nothing_is_written_before_the_worker_has_joined(bench: Bench, tmp_path:
 
 
 def test_a_worker_that_never_joined_leaves_no_trace(bench: Bench, tmp_path: Path) -> None:
-    """A directory of another run is refused before; so nothing of ours may be in it."""
+    """The directory of another run is refused, so the worker writes nothing into it."""
     bench.tell("left")
     bench.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_event_is_written_at_once_and_the_rest_together(bench: Bench) -> None:
-    """One write for all that happens within the storage's patience; each write is the whole log."""
+    """All events within the storage's `write_interval` share one write. Each write is the whole log."""
     bench.join()
     bench.written()
     bench.tell("elected", term=1)
@@ -169,7 +169,7 @@ def test_what_happens_during_a_write_is_in_the_next(bench: Bench) -> None:
 
 
 def test_an_event_does_not_wait_for_the_disk(bench: Bench) -> None:
-    """Whoever reports goes on, though a write hangs."""
+    """The reporting thread goes on, though a write hangs."""
     bench.storage.gate.clear()
     bench.join()
     assert bench.storage.entered.acquire(timeout=PATIENCE)
@@ -178,7 +178,7 @@ def test_an_event_does_not_wait_for_the_disk(bench: Bench) -> None:
 
 
 def test_no_write_is_waited_for_to_be_durable(bench: Bench) -> None:
-    """An fsync would stand in the way of a save's; and it replaces, whatever is there."""
+    """An fsync would delay that of a save. The write replaces what is there."""
     bench.join()
     bench.close()
     assert {tuple(keywords.items()) for _, _, keywords in bench.storage.puts} == {(("durable", False),)}
@@ -273,7 +273,7 @@ def test_a_failed_commit_is_told_once_per_reason(bench: Bench) -> None:
 
 @pytest.mark.parametrize("told_apart", [False, True])
 def test_a_disk_that_refuses_for_long_does_not_push_out_who_led(bench: Bench, told_apart: bool) -> None:
-    """The reason holds the name of the checkpoint, another one at each boundary; a bucket's may hold more."""
+    """The reason holds the name of the checkpoint, which differs at each boundary. A bucket's reason may hold more."""
     bench.join()
     bench.tell("elected", term=1)
     for epoch in range(1000):
@@ -295,7 +295,7 @@ def test_a_disk_that_refuses_for_long_does_not_push_out_who_led(bench: Bench, to
 
 
 def test_a_long_life_stays_in_a_bounded_log(bench: Bench) -> None:
-    """Progress is thinned out, evenly; transitions, commits and both ends stay."""
+    """Progress is thinned out evenly. Transitions, commits and both ends stay."""
     bench.join()
     bench.tell("elected", term=1)
     for epoch in range(2500):
@@ -346,7 +346,7 @@ def test_of_more_transitions_than_fit_the_oldest_go(bench: Bench) -> None:
 
 
 def test_what_killed_writers_left_goes_with_their_logs(bench: Bench, tmp_path: Path) -> None:
-    """A log that was never complete counts as one; what is left of the newest stays: its writer may be alive."""
+    """An incomplete log counts as one. The partial files of the newest log stay: its writer may be running."""
     logs = [f"events-20260101T{number:06d}Z-w.jsonl" for number in range(300)]
     for name in logs[:-1]:
         (tmp_path / name).touch()
@@ -370,7 +370,7 @@ def test_what_killed_writers_left_goes_with_their_logs(bench: Bench, tmp_path: P
 
 @pytest.mark.parametrize(("leads", "left"), [(True, 256), (False, 301)])
 def test_a_new_leader_removes_the_oldest_logs(bench: Bench, tmp_path: Path, leads: bool, left: int) -> None:
-    """Each start of a worker makes one; nothing else is touched."""
+    """Each start of a worker makes one log. No other file is touched."""
     for minute in range(300):
         (tmp_path / f"events-20260101T{minute // 60:02d}{minute % 60:02d}00Z-old.jsonl").touch()
     for name in ("run.json", "events.jsonl", "0000000001-00000001-00000000.ckpt"):

@@ -66,7 +66,7 @@ class Recorders(dict[str, Recorder]):
 
 
 @pytest.fixture
-def told(team: Team) -> Recorders:
+def recorders(team: Team) -> Recorders:
     return Recorders(team)
 
 
@@ -74,7 +74,7 @@ def told(team: Team) -> Recorders:
 
 
 def test_an_event_is_one_line_and_back() -> None:
-    """Time in UTC to the millisecond; a line break in a text stays inside."""
+    """The time is in UTC, to the millisecond. A line break in a text stays inside."""
     event = Event(at=AT, worker="w", kind="lost", fields={"term": 3, "reason": "a\nb"})
     line = event.line()
     assert line == b'{"at":"2026-11-23T10:00:00.123Z","worker":"w","event":"lost","term":3,"reason":"a\\nb"}\n'
@@ -135,8 +135,8 @@ def test_what_is_reported_is_stamped_and_goes_to_every_sink() -> None:
     assert one.events == two.events == [Event(at=AT, worker="w", kind="elected", fields={"term": 2})]
 
 
-def test_the_first_farewell_counts() -> None:
-    """A worker ends once, however many try to end it; it may still give back what it holds."""
+def test_the_first_final_event_counts() -> None:
+    """A worker ends once, however many callers end it. It may still resign."""
     sink = Recorder()
     report = Reporter("w", sink)
     report("finished", epoch=3, batch=0)
@@ -147,14 +147,14 @@ def test_the_first_farewell_counts() -> None:
 
 
 def test_a_long_text_is_cut() -> None:
-    """A log is bounded; an error's text is not."""
+    """The log is bounded, and the text of an error is not."""
     sink = Recorder()
     Reporter("w", sink)("commit_failed", reason="x" * 10_000)
     assert sink.of("commit_failed") == [{"reason": "x" * 500}]
 
 
-def test_a_bug_in_a_sink_does_not_harm_whoever_reports(caplog: pytest.LogCaptureFixture) -> None:
-    """The elector's and the saver's threads report; what is wrong is in the log."""
+def test_a_bug_in_a_sink_does_not_harm_the_reporting_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """The threads of elector and saver go on, and the bug is in the log."""
 
     class Broken(Recorder):
         def emit(self, event: Event) -> None:
@@ -196,13 +196,13 @@ def test_closing_closes_every_sink() -> None:
 # ---------------------------------------------------------------- what a worker reports
 
 
-def test_a_leaders_life(team: Team, told: Recorders) -> None:
+def test_a_leaders_life(team: Team, recorders: Recorders) -> None:
     """From joining to the end of the fit, each event with its fields."""
     worker = team.started("a", delete_checkpoint=False)
     worker.boundary(snapshot(1), due=True)
     assert saver_of(worker).drain(PATIENCE)
     team.result(team.begin(worker.finish))
-    assert told["a"].kinds == [
+    assert recorders["a"].kinds == [
         "joined",
         "elected",
         "restored",
@@ -212,17 +212,17 @@ def test_a_leaders_life(team: Team, told: Recorders) -> None:
         "resigned",
     ]
     run_id = FaultyStore(team.root).read_run_id()
-    assert told["a"].of("joined") == [{"run": run_id, "standby": False, "directory": str(team.root)}]
-    assert told["a"].of("elected") == told["a"].of("resigned") == [{"term": 1}]
-    assert told["a"].of("restored") == [{"checkpoint": None, "epoch": 0, "batch": 0}]
-    assert told["a"].of("progress") == told["a"].of("finished") == [{"epoch": 1, "batch": 0}]
-    assert {event.worker for event in told["a"].events} == {"a"}
-    for event in told["a"].events:
+    assert recorders["a"].of("joined") == [{"run": run_id, "standby": False, "directory": str(team.root)}]
+    assert recorders["a"].of("elected") == recorders["a"].of("resigned") == [{"term": 1}]
+    assert recorders["a"].of("restored") == [{"checkpoint": None, "epoch": 0, "batch": 0}]
+    assert recorders["a"].of("progress") == recorders["a"].of("finished") == [{"epoch": 1, "batch": 0}]
+    assert {event.worker for event in recorders["a"].events} == {"a"}
+    for event in recorders["a"].events:
         assert set(event.fields) == KINDS[event.kind] | OPTIONAL_FIELDS.get(event.kind, set()) - {"reason"}
 
 
-def test_a_commit_is_reported_with_its_size_and_duration(team: Team, told: Recorders) -> None:
-    """The state's bytes; the time, by the worker's clock, until it was durable."""
+def test_a_commit_is_reported_with_its_size_and_duration(team: Team, recorders: Recorders) -> None:
+    """The size is the state's. The time is by the worker's clock, until the commit was durable."""
 
     class Slow(FaultyStore):
         def commit(self, *arguments: Any, **keywords: Any) -> Any:
@@ -232,7 +232,7 @@ def test_a_commit_is_reported_with_its_size_and_duration(team: Team, told: Recor
     worker = team.started("a", store=Slow(team.root))
     worker.boundary(snapshot(1, 2), due=True)
     assert saver_of(worker).drain(PATIENCE)
-    [made] = told["a"].of("committed")
+    [made] = recorders["a"].of("committed")
     assert made == {
         "checkpoint": "0000000001-00000001-00000002.ckpt",
         "term": 1,
@@ -243,25 +243,25 @@ def test_a_commit_is_reported_with_its_size_and_duration(team: Team, told: Recor
     }
 
 
-def test_a_restored_checkpoint_is_named(team: Team, told: Recorders) -> None:
+def test_a_restored_checkpoint_is_named(team: Team, recorders: Recorders) -> None:
     """On every worker, with the position from which training really goes on."""
     newest = team.commit(2, 3)
     team.started("a")
     follower = team.started("b", standby=False)
     follower.training_started(snapshot(2).position)
     expected = {"checkpoint": newest.name, "epoch": 2, "batch": 3}
-    assert told["a"].of("restored") == [expected]
-    assert told["b"].of("restored") == [expected, {**expected, "batch": 0}]
-    assert told["b"].of("elected") == []
+    assert recorders["a"].of("restored") == [expected]
+    assert recorders["b"].of("restored") == [expected, {**expected, "batch": 0}]
+    assert recorders["b"].of("elected") == []
 
 
-def test_a_standby_says_so(team: Team, told: Recorders) -> None:
+def test_a_standby_says_so(team: Team, recorders: Recorders) -> None:
     """It waits, it does not train."""
     team.worker("a", standby=True)
-    assert told["a"].of("joined")[0]["standby"] is True
+    assert recorders["a"].of("joined")[0]["standby"] is True
 
 
-def test_progress_is_reported_at_each_epochs_end_and_else_every_ten_seconds(team: Team, told: Recorders) -> None:
+def test_progress_is_reported_at_each_epochs_end_and_else_every_ten_seconds(team: Team, recorders: Recorders) -> None:
     """However short the batches are."""
     worker = team.started("a")
     for batch in range(1, 26):
@@ -269,67 +269,67 @@ def test_progress_is_reported_at_each_epochs_end_and_else_every_ten_seconds(team
         team.clock._now += 1.0
     for epoch in (1, 2):
         worker.boundary(snapshot(epoch), due=False)
-    told_of = [(progress["epoch"], progress["batch"]) for progress in told["a"].of("progress")]
+    told_of = [(progress["epoch"], progress["batch"]) for progress in recorders["a"].of("progress")]
     assert told_of == [(0, 1), (0, 11), (0, 21), (1, 0), (2, 0)]
 
 
-def test_a_preemption_of_the_leader(team: Team, told: Recorders) -> None:
-    """Notice, save, what it came to; only then the lease goes back, and the events are written before it is gone."""
+def test_a_preemption_of_the_leader(team: Team, recorders: Recorders) -> None:
+    """The worker reports notice, save and preemption. Then it resigns, and the events are written before it leaves."""
     worker = team.started("a", grace_period=60.0)
     worker.boundary(snapshot(1, 3), due=False)
     worker.give_notice("SIGTERM")
     preempted = team.result(team.begin(worker.preempt))
-    assert told["a"].kinds[3:] in (
+    assert recorders["a"].kinds[3:] in (
         ["progress", "notice", "committed", "preempted", "resigned"],
         ["progress", "committed", "notice", "preempted", "resigned"],
     )
-    assert told["a"].of("notice") == [{"reason": "SIGTERM", "remaining": 60.0}]
-    [end] = told["a"].of("preempted")
+    assert recorders["a"].of("notice") == [{"reason": "SIGTERM", "remaining": 60.0}]
+    [end] = recorders["a"].of("preempted")
     assert end.pop("seconds") <= preempted.seconds + 0.001
     assert end == {"saved": True, "checkpoint": "0000000001-00000001-00000003.ckpt", "epoch": 1, "batch": 3}
-    [(timeout, is_member)] = told["a"].closed
+    [(timeout, is_member)] = recorders["a"].closed
     assert is_member
     assert 0 < timeout <= 2.0
 
 
-def test_a_notice_before_there_was_anything_to_save(team: Team, told: Recorders) -> None:
+def test_a_notice_before_there_was_anything_to_save(team: Team, recorders: Recorders) -> None:
     """Neither a failure nor a save."""
     worker = team.worker("a", grace_period=30.0)
     worker.give_notice("SIGTERM")
     team.result(team.begin(worker.preempt))
-    [end] = told["a"].of("preempted")
+    [end] = recorders["a"].of("preempted")
     assert (end["saved"], end["checkpoint"], end["epoch"]) == (None, None, None)
 
 
-def test_a_preemption_that_nobody_saved_is_reported_as_such(team: Team, told: Recorders) -> None:
+def test_a_preemption_that_nobody_saved_is_reported_as_such(team: Team, recorders: Recorders) -> None:
     """And leaves little time for the last words: no more than half of what is left."""
     leader, follower = team.started("a"), team.started("b", grace_period=100.0)
     saver_of(leader).stop()
     follower.boundary(snapshot(1), due=False)
     follower.give_notice("SIGTERM")
     team.result(team.begin(follower.preempt))
-    assert told["b"].of("preempted")[0]["saved"] is False
-    [(timeout, _)] = told["b"].closed
+    assert recorders["b"].of("preempted")[0]["saved"] is False
+    [(timeout, _)] = recorders["b"].closed
     # A tenth is the reserve, of which a quarter is left for leaving.
     assert 0 < timeout <= 100.0 / 10 / 4 / 2
 
 
-def test_a_fit_that_ends_in_another_way_is_reported_as_left(team: Team, told: Recorders) -> None:
+def test_a_fit_that_ends_in_another_way_is_reported_as_left(team: Team, recorders: Recorders) -> None:
     """An error of the user's, say."""
     worker = team.started("a")
     worker.close(timeout=0.0)
-    assert told["a"].kinds[-2:] == ["left", "resigned"]
+    assert recorders["a"].kinds[-2:] == ["left", "resigned"]
 
 
-def test_events_are_written_before_others_may_delete_the_run(team: Team, told: Recorders) -> None:
+def test_events_are_written_before_others_may_delete_the_run(team: Team, recorders: Recorders) -> None:
     """While the worker still counts as a member, and only once more: what is closed stays closed."""
     worker = team.started("a")
     team.result(team.begin(worker.finish))
-    assert told["a"].closed[0] == (2.0, True)
+    assert recorders["a"].closed[0] == (2.0, True)
 
 
-def test_commits_that_fail_and_work_again(team: Team, told: Recorders) -> None:
-    """Each try, with its reason; the end of it once."""
+def test_commits_that_fail_and_work_again(team: Team, recorders: Recorders) -> None:
+    """Each failed try is reported with its reason, and the recovery once."""
     store = FaultyStore(team.root)
     worker = team.started("a", store=store)
     store.broken = True
@@ -339,23 +339,23 @@ def test_commits_that_fail_and_work_again(team: Team, told: Recorders) -> None:
     store.broken = False
     worker.boundary(snapshot(1), due=True)
     assert saver_of(worker).drain(PATIENCE)
-    failures = told["a"].of("commit_failed")
+    failures = recorders["a"].of("commit_failed")
     assert len(failures) >= 2
     assert all("No space left on device" in failure["reason"] for failure in failures)
-    assert told["a"].kinds.count("commit_recovered") == 1
-    assert told["a"].kinds.index("commit_recovered") > told["a"].kinds.index("commit_failed")
+    assert recorders["a"].kinds.count("commit_recovered") == 1
+    assert recorders["a"].kinds.index("commit_recovered") > recorders["a"].kinds.index("commit_failed")
 
 
 def test_a_failure_is_logged_once_whichever_checkpoint_it_hits(
-    team: Team, told: Recorders, caplog: pytest.LogCaptureFixture
+    team: Team, recorders: Recorders, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store's reason holds the name; the event has all of it."""
+    """The store's reason holds the name of the checkpoint. The event has the whole reason."""
     worker = team.started("a")
     reasons = [f"can't write /run/0000000001-0000000{epoch}-00000000.ckpt: full" for epoch in (1, 2)]
     for reason in (*reasons, "can't list /run: gone"):
         worker.on_commit_failed(StoreError(reason, path="/run"))
     assert caplog.text.count("commit_failed worker=a reason=") == 2
-    assert [failure["reason"] for failure in told["a"].of("commit_failed")] == [*reasons, "can't list /run: gone"]
+    assert [failure["reason"] for failure in recorders["a"].of("commit_failed")] == [*reasons, "can't list /run: gone"]
 
 
 class Partitioned(MemoryCoordinator):
@@ -372,7 +372,7 @@ class Partitioned(MemoryCoordinator):
         return not self.cut and super().announce(announcement)
 
 
-def test_a_coordinator_that_goes_and_comes_back(team: Team, told: Recorders) -> None:
+def test_a_coordinator_that_goes_and_comes_back(team: Team, recorders: Recorders) -> None:
     """Unreachable once, then the loss of the lease at the deadline, then a new term."""
     coordinator = team.coordinator = Partitioned(team.clock)
     worker = team.started("a")
@@ -383,14 +383,14 @@ def test_a_coordinator_that_goes_and_comes_back(team: Team, told: Recorders) -> 
     assert worker.lease_left == 0.0
     coordinator.cut = False
     team.until(lambda: elector_of(worker).is_leader)
-    assert told["a"].kinds[3:] == ["unreachable", "lost", "reachable", "elected"]
-    assert told["a"].of("unreachable") == [{"reason": "no route to host"}]
-    [loss] = told["a"].of("lost")
+    assert recorders["a"].kinds[3:] == ["unreachable", "lost", "reachable", "elected"]
+    assert recorders["a"].of("unreachable") == [{"reason": "no route to host"}]
+    [loss] = recorders["a"].of("lost")
     assert loss == {"term": 1, "reason": "no renewal for 10 s: no route to host"}
 
 
 def test_what_is_left_of_a_lease_is_counted_as_leading_is() -> None:
-    """From when the renewal was sent; nothing once the lease was given back."""
+    """It counts from when the renewal was sent. It is 0 once the lease was given back."""
     bench = Bench()
     assert bench.elector.lease_left == 0.0
     bench.elector.tick()
@@ -405,21 +405,21 @@ def test_what_is_left_of_a_lease_is_counted_as_leading_is() -> None:
     assert bench.elector.lease_left == 0.0
 
 
-def test_a_leader_that_was_asked_to_stand_back(team: Team, told: Recorders) -> None:
+def test_a_leader_that_was_asked_to_stand_back(team: Team, recorders: Recorders) -> None:
     """It resigns, which is no loss, and says why."""
     worker = team.started("a")
     team.started("b")
     worker.boundary(snapshot(1), due=True)
     team.coordinator.notify(Notice(notice_id="n", worker_id="a", reason="operator", remaining=LONG, action="resign"))
     team.until(lambda: team.holder() == "b")
-    assert told["a"].of("resigned") == [{"term": 1, "reason": "asked to let another worker lead"}]
-    assert told["a"].of("lost") == []
-    team.until(lambda: told["b"].of("elected"))
-    assert told["b"].of("elected")[0]["term"] > 1
+    assert recorders["a"].of("resigned") == [{"term": 1, "reason": "asked to let another worker lead"}]
+    assert recorders["a"].of("lost") == []
+    team.until(lambda: recorders["b"].of("elected"))
+    assert recorders["b"].of("elected")[0]["term"] > 1
 
 
 def test_a_finished_run_leaves_no_log_behind(team: Team, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Who is not the last one out has written before it left; who is deletes all logs, and writes none after."""
+    """A worker that leaves first has written its log. The last worker out deletes all logs and writes none after."""
     storage = FaultyStore(team.root).storage
 
     def reporter(worker_id: str) -> Reporter:

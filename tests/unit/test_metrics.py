@@ -55,7 +55,7 @@ class Endpoint:
             return str(answer.read().decode())
 
     def scrape(self, run: str | None = None) -> dict[str, float]:
-        """Samples of a run by name, without the prefix; buckets by their bound."""
+        """Return the samples of a run by name, without the prefix, and buckets by their bound."""
         found = {}
         for family in text_string_to_metric_families(self.text()):
             for sample in family.samples:
@@ -116,7 +116,7 @@ ZERO = {
 
 
 def test_every_series_is_there_from_the_start(endpoint: Endpoint) -> None:
-    """With zero, so that the first event is an increase; before it joined, a worker shows nothing."""
+    """They start at zero, so that the first event is an increase. Before it joined, a worker shows nothing."""
     assert endpoint.scrape() == {}
     endpoint.join()
     shown = {name: value for name, value in endpoint.scrape().items() if "{" not in name}
@@ -147,7 +147,7 @@ def test_an_event_is_counted(endpoint: Endpoint, kind: Kind, fields: dict[str, A
 
 
 def test_a_commit_is_counted_timed_and_measured(endpoint: Endpoint) -> None:
-    """Seconds fall into their bucket; the instant is the wall clock's, so that the backup's age can be told."""
+    """Seconds fall into their bucket. The instant is the wall clock's, so that the backup's age can be computed."""
     endpoint.join()
     for seconds in (0.003, 0.2):
         endpoint.tell("committed", checkpoint="c", term=1, epoch=1, batch=0, bytes=1000, seconds=seconds)
@@ -171,7 +171,7 @@ def test_the_lease_is_looked_at_when_it_is_asked_for(endpoint: Endpoint) -> None
 
 @pytest.mark.parametrize("farewell", [True, False])
 def test_who_has_left_leads_no_more(endpoint: Endpoint, farewell: bool) -> None:
-    """Whatever its elector would say; its counters stay."""
+    """It shows no lease, whatever its elector says. Its counters stay."""
     endpoint.join()
     endpoint.lease_left = 8.5
     endpoint.tell("elected", term=7)
@@ -207,7 +207,7 @@ def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
 
 
 def test_one_endpoint_serves_all_fits_of_a_process(endpoint: Endpoint) -> None:
-    """It starts once; a second fit of the run goes on counting, another run has series of its own."""
+    """It starts once. A second fit of the run continues its counters, and another run has series of its own."""
     for run in ("one", "one", "other"):
         endpoint.sink = endpoint.another()
         endpoint.join(run)
@@ -218,7 +218,7 @@ def test_one_endpoint_serves_all_fits_of_a_process(endpoint: Endpoint) -> None:
 
 
 def test_a_forked_child_does_not_count_for_its_parent(endpoint: Endpoint) -> None:
-    """It has the parent's memory and not its endpoint, so that nobody would see what it counts."""
+    """It has the parent's memory and not its endpoint, so its counts would never be scraped."""
     ours = metrics_at(endpoint.port)
     child = os.fork()
     if child == 0:
@@ -228,7 +228,7 @@ def test_a_forked_child_does_not_count_for_its_parent(endpoint: Endpoint) -> Non
 
 
 def test_a_port_in_use_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Training goes on, and what is counted is counted for nobody."""
+    """Training goes on, and the counts are never scraped."""
     monkeypatch.setattr(metrics, "_endpoints", {})
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
@@ -258,7 +258,7 @@ def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_who_wants_no_metrics_loads_nothing() -> None:
-    """The client is an extra; neither worker nor event log nor tools touch it."""
+    """The client is an extra. Worker, event log and commands work without it."""
     code = (
         "import sys, distributed_backup.worker.worker, distributed_backup.cli.app\n"
         "import distributed_backup.observability.event_log\n"
@@ -270,7 +270,7 @@ def test_who_wants_no_metrics_loads_nothing() -> None:
 
 @pytest.mark.parametrize("text", ["9464", " 1 ", "65535"])
 def test_the_port_is_read_from_the_environment(text: str) -> None:
-    """A number; without the variable there is none."""
+    """The port is a number. Without the variable there is none."""
     assert EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": text}).metrics_port == int(text)
     assert EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": " "}).metrics_port is None
 
@@ -296,7 +296,7 @@ def families() -> dict[str, str]:
 
 @pytest.mark.parametrize(("name", "kind"), families().items())
 def test_a_name_keeps_to_the_conventions(name: str, kind: str) -> None:
-    """A prefix; base units in the plural, at the end but for `_total`, which counters have and nothing else.
+    """It has a prefix and a base unit in the plural. Only counters end in `_total`.
 
     See https://prometheus.io/docs/practices/naming/ and the linter of promtool.
     """

@@ -1,4 +1,4 @@
-"""The saver's thread against a store that blocks and fails as told; events, no sleeps."""
+"""The saver's thread against a store that blocks and fails on request. Tests wait for events and never sleep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 30.0
 
 
 class TrickyStore(CheckpointStore):
-    """Stops before each commit while `gate` is closed; fails while `broken`."""
+    """Stops before each commit while `gate` is closed, and fails while `broken`."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, keep=100)
@@ -47,7 +47,7 @@ class TrickyStore(CheckpointStore):
 
 
 class Recorder:
-    """Writes down what the saver tells; a test can wait for it."""
+    """Records the calls of the saver, for a test to wait for."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -157,7 +157,7 @@ def test_what_another_wrote_is_made_durable_before_it_counts_for_ours(bench: Ben
 
 
 def test_what_can_not_be_made_durable_is_not_saved(bench: Bench) -> None:
-    """Nobody is told that it is."""
+    """The listener gets no `on_committed`."""
     CheckpointStore(bench.store.location).commit(snapshot(1), term=1, worker_id="a")
     with mock.patch.object(LocalStorage, "sync", side_effect=disk_full(bench.store.location)):
         bench.saver.submit(snapshot(1), due=True)
@@ -167,7 +167,7 @@ def test_what_can_not_be_made_durable_is_not_saved(bench: Bench) -> None:
 
 
 def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
-    """It is kept in memory in case of a notice; nothing is written."""
+    """It is kept in memory in case of a notice. Nothing is written."""
     bench.saver.submit(snapshot(1), due=False)
     bench.drain()
     assert bench.store.tried == []
@@ -176,7 +176,7 @@ def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
 
 
 def test_an_older_due_snapshot_is_not_dropped_by_a_boundary_that_is_not_due(bench: Bench) -> None:
-    """The schedule asked for epoch 1; the boundary after it does not undo that."""
+    """The schedule asked for epoch 1, and the boundary after it does not undo that."""
     bench.lead(None)
     bench.saver.submit(snapshot(1), due=True)
     bench.saver.submit(snapshot(2), due=False)
@@ -249,7 +249,7 @@ def test_what_others_committed_counts_for_progress(bench: Bench) -> None:
 
 
 def test_a_commit_under_a_stale_term_is_no_failure(bench: Bench) -> None:
-    """A newer term has committed: ours is refused, and nobody is alarmed."""
+    """A newer term has committed. This commit is refused, and no failure is reported."""
     bench.store.commit(snapshot(1), term=7, worker_id="b")
     bench.saver.submit(snapshot(2), due=True)
     bench.drain()
@@ -367,7 +367,7 @@ def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Ben
 
 
 def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: Bench) -> None:
-    """Not at once, which would be a loop on a full disk; and not only when the next epoch is due."""
+    """A retry at once would be a loop on a full disk. A retry at the next due epoch would be too late."""
     bench.store.broken = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -391,7 +391,7 @@ def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
 
 
 def test_a_report_in_between_does_not_forget_what_failed(bench: Bench) -> None:
-    """An election brings a report; the snapshot that failed before it stays due."""
+    """An election requests an announcement. The snapshot that failed before it stays due."""
     bench.store.broken = bench.store.broken_listing = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -416,7 +416,7 @@ def test_a_bug_in_the_store_is_reported_as_a_failure_and_survived(bench: Bench) 
 
 
 def test_a_bug_in_the_listener_is_survived(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """The commit stands; the next one is made and told."""
+    """The commit stands. The next one is made and reported."""
 
     def break_once() -> None:
         bench.recorder.before_commit = lambda: None
@@ -458,7 +458,7 @@ def test_a_report_waits_until_we_lead_and_commits_what_is_due(bench: Bench) -> N
 
 
 def test_a_report_that_failed_is_made_at_the_next_boundary(bench: Bench) -> None:
-    """Otherwise nobody who joins later would learn where to start."""
+    """A worker that joins later would else not learn where to start."""
     bench.store.broken_listing = disk_full(bench.store.location)
     bench.saver.request_announcement()
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -501,7 +501,7 @@ def test_drain_tries_once_more_what_failed(bench: Bench) -> None:
 
 
 def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Bench) -> None:
-    """Half a commit is never left to chance; what was only due is lost with the process anyway."""
+    """A running commit is completed. A snapshot that was only due is lost with the process anyway."""
     bench.store.gate.clear()
     bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
