@@ -35,7 +35,7 @@ from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
-from tests.support.internals import elector_of
+from tests.support.internals import context_of, elector_of
 from tests.support.servers import HOST, RedisServer, binaries, free_port, wait_for
 
 PASSWORD = "open-sesame-7319"
@@ -530,10 +530,8 @@ def test_a_leader_that_can_not_save_does_not_hand_over(team: Crew) -> None:
     store.open.clear()
     result = inside("resign", *team.place, "--timeout", "0.5")
     assert_refused(result, 1, "no other worker took over from a within 0.5 s: a leads under term 1, last heartbeat ")
-    wait_for(
-        lambda: leader._context.state.view is not None and not leader._context.state.view.notices,
-        "the leader knows that it is over",
-    )
+    state = context_of(leader).state
+    wait_for(lambda: state.view is not None and not state.view.notices, "the leader knows that it is over")
     store.open.set()
     wait_for(team.kept, "the save comes late")
     assert asked("preempt", *team.place)["leader"] == "a"

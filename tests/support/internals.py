@@ -1,13 +1,19 @@
 """The one place where tests reach into a worker.
 
-A test that needs a worker's parts asks here, so that a worker may be built in another way without changing the tests.
+A test that needs a worker's parts gets them here. A worker can then be built in another way without changing tests.
 """
 
 from __future__ import annotations
 
 from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.coordination.election import Elector
+from distributed_backup.worker.context import WorkerContext
 from distributed_backup.worker.worker import Worker
+
+
+def context_of(worker: Worker) -> WorkerContext:
+    """What the worker's parts share."""
+    return worker._context
 
 
 def elector_of(worker: Worker) -> Elector:

@@ -25,7 +25,7 @@ from distributed_backup.observability.events import Event, Kind
 from distributed_backup.observability.metrics import Metrics, WorkerMetrics, metrics_at
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.training.settings import EnvironmentSettings
-from tests.support.internals import saver_of
+from tests.support.internals import context_of, saver_of
 from tests.support.team import PATIENCE, Team, snapshot
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -192,7 +192,7 @@ def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
 
     team.reporter = reporter
     worker = team.started("a", delete_checkpoint=False)
-    run = worker._context.store.open_run()
+    run = context_of(worker).store.open_run()
     worker.boundary(snapshot(2), due=True)
     assert saver_of(worker).drain(PATIENCE)
     shown = endpoint.scrape(run)

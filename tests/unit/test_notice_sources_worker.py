@@ -13,6 +13,7 @@ from distributed_backup.preemption.exit import Preempted
 from distributed_backup.preemption.grace import shutdown_reserve
 from distributed_backup.worker.notices import Notices
 from distributed_backup.worker.options import WorkerOptions
+from tests.support.internals import context_of
 from tests.support.team import STEP, Team, snapshot
 
 # ---------------------------------------------------------------- how much time is left
@@ -142,7 +143,7 @@ def test_a_notice_is_told_once_while_nothing_was_forgotten(team: Team) -> None:
     team.kill(leader)
     follower.give_notice("SIGTERM")
     team.steps(3.0)
-    assert not follower._context.notices.own_is_acknowledged
+    assert not context_of(follower).notices.own_is_acknowledged
     assert coordinator.notified == 1
 
 

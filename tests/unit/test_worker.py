@@ -26,7 +26,7 @@ from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.worker.start_point import StartPoint
-from tests.support.internals import elector_of, saver_of
+from tests.support.internals import context_of, elector_of, saver_of
 from tests.support.team import PATIENCE, FaultyStore, Team, snapshot
 
 # ---------------------------------------------------------------- the start
@@ -473,7 +473,7 @@ def test_a_worker_that_leaves_closes_its_storage(team: Team) -> None:
     worker = team.started("a")
     with mock.patch.object(LocalStorage, "close", autospec=True) as close:
         worker.close(timeout=0.0)
-    close.assert_called_once_with(worker._context.store.storage)
+    close.assert_called_once_with(context_of(worker).store.storage)
 
 
 def test_a_close_that_is_interrupted_leaves_the_run_all_the_same(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from distributed_backup.errors import (
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from tests.support.clocks import FakeClock
-from tests.support.internals import elector_of, saver_of
+from tests.support.internals import context_of, elector_of, saver_of
 from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 
 
@@ -217,7 +217,7 @@ def test_a_leader_whose_save_fails_does_not_resign(team: Team) -> None:
     """To hand over what is not saved would lose it."""
     leader, other = team.started("a"), team.started("b")
     leader.boundary(snapshot(0, 3), due=False)
-    leader._context.store.broken = True  # type: ignore[attr-defined]
+    context_of(leader).store.broken = True  # type: ignore[attr-defined]
     team.coordinator.notify(request("a", "resign"))
     team.steps(5.0)
     assert (team.holder(), elector_of(other).is_leader) == ("a", False)
@@ -400,14 +400,14 @@ def test_a_notice_that_was_forgotten_is_told_again(team: Team) -> None:
     """The server was emptied after it was told."""
     leader, follower = team.started("a"), team.started("b", grace_period=60.0)
     leader.boundary(snapshot(0, 1), due=False)
-    leader._context.store.broken = True  # type: ignore[attr-defined]
+    context_of(leader).store.broken = True  # type: ignore[attr-defined]
     follower.give_notice("SIGTERM")
     leaving = team.begin(follower.preempt)
     team.until(lambda: team.coordinator.view().notices)
     team.coordinator.erase()
     elector_of(leader).tick()
     assert elector_of(leader).term == 2
-    leader._context.store.broken = False  # type: ignore[attr-defined]
+    context_of(leader).store.broken = False  # type: ignore[attr-defined]
     assert team.result(leaving, limit=30.0).position == Position(0, 1)
 
 
@@ -577,13 +577,13 @@ def test_a_run_that_was_started_over_on_purpose_is(team: Team) -> None:
 def test_a_commit_that_fails_again_and_again_is_logged_once(team: Team, caplog: pytest.LogCaptureFixture) -> None:
     """And that it works again, too."""
     worker = team.started("a")
-    worker._context.store.broken = True  # type: ignore[attr-defined]
+    context_of(worker).store.broken = True  # type: ignore[attr-defined]
     with caplog.at_level(logging.INFO):
         for batch in range(1, 6):
             worker.boundary(snapshot(0, batch), due=True)
             assert saver_of(worker).drain(PATIENCE)
         assert caplog.text.count("commit_failed ") == caplog.text.count(" intact=true") == 1
-        worker._context.store.broken = False  # type: ignore[attr-defined]
+        context_of(worker).store.broken = False  # type: ignore[attr-defined]
         worker.boundary(snapshot(0, 6), due=True)
         team.until(lambda: team.positions() == [Position(0, 6)])
         team.until(lambda: "commit_recovered worker=a" in caplog.text)

@@ -19,7 +19,7 @@ from distributed_backup.position import Position
 from distributed_backup.worker import preemption
 from distributed_backup.worker.preemption import PreemptionStatus, WaitForSave
 from distributed_backup.worker.worker import Worker
-from tests.support.internals import elector_of, saver_of
+from tests.support.internals import context_of, elector_of, saver_of
 from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 
 
@@ -230,7 +230,7 @@ def test_a_save_between_the_decision_to_wait_and_the_wait_ends_it(team: Team, mo
         step = next_step(status)
         if step is not None and not held:
             store.gate.set()
-            soon(lambda: worker._context.notices.own_is_acknowledged)
+            soon(lambda: context_of(worker).notices.own_is_acknowledged)
             held.append(step)
         return step
 
