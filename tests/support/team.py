@@ -1,6 +1,6 @@
 """The workers of one test, each with its real threads, over a coordinator in memory.
 
-Time is the test's: it moves in steps, and after each step every elector has made its tick.
+The test moves the time in steps. After each step every elector has made its tick.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.support.internals import elector_of, saver_of
 
 PATIENCE = 30.0
 STEP = 0.15
-# Longer than any test takes, for limits that are not what the test is about.
+# Longer than any test takes, for limits that the test is not about.
 LONG = 1e6
 
 
 class Metronome(FakeClock):
-    """Time moves in steps; a step ends when everybody whose wait is over has acted and waits again."""
+    """Time moves in steps. A step ends when each thread whose wait is over has acted and waits again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Metronome(FakeClock):
 
 
 class FaultyStore(CheckpointStore):
-    """Fails its commits while `broken`; `before_load` is called before a checkpoint is read."""
+    """Commits fail while it is `broken`. It calls `before_load` before it reads a checkpoint."""
 
     broken = False
     before_load: Callable[[], None] | None = None
@@ -101,7 +101,7 @@ class Team:
         """A worker that has joined."""
         worker = self.unjoined(worker_id, **arguments)
         worker.join()
-        # Time must not pass before its first heartbeat, however slow the machine is.
+        # Time must not pass before the first heartbeat, even on a slow machine.
         self.clock.await_wait(elector_of(worker)._thread)
         return worker
 
@@ -179,7 +179,7 @@ class Team:
         return [member.worker_id for member in self.coordinator.members()]
 
     def kill(self, worker: Worker) -> None:
-        """The worker goes silent: no tick, no commit, no word."""
+        """Make the worker silent: it makes no tick and no commit from here on."""
         elector_of(worker).stop()
         saver_of(worker).stop()
 
@@ -187,7 +187,7 @@ class Team:
         for worker in self.workers:
             worker.give_notice("end of the test")
             worker.close(timeout=0.0)
-        # Whoever still waits has waited long enough.
+        # Each wait that is still under way ends here.
         self.clock.advance(2 * LONG)
         self._threads.shutdown()
 
@@ -197,7 +197,7 @@ def snapshot(epoch: int, batch: int = 0) -> Snapshot:
 
 
 def soon(condition: Callable[[], object]) -> None:
-    """Wait for other threads, while no time passes by the clock."""
+    """Wait for other threads while the clock stands still."""
     pause = threading.Event()
     for _ in range(round(PATIENCE / 0.005)):
         if condition():

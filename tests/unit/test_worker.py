@@ -1,6 +1,6 @@
 """Workers of one run, each with its real threads, over a coordinator in memory and checkpoints in a directory.
 
-Time is the test's: it moves in steps, and after each step every elector has made its tick.
+The test moves the time in steps. After each step every elector has made its tick.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.team import PATIENCE, FaultyStore, Team, snapshot
 
 
 def test_the_leader_restores_the_newest_checkpoint_and_announces_it(team: Team) -> None:
-    """Under its own term, with name and digest."""
+    """The announcement carries the leader's term, and the checkpoint's name and digest."""
     team.commit(1)
     newest = team.commit(2, 3)
     worker = team.worker("a")
@@ -45,7 +45,7 @@ def test_the_leader_restores_the_newest_checkpoint_and_announces_it(team: Team) 
 
 
 def test_a_run_without_checkpoints_starts_afresh_and_says_so(team: Team) -> None:
-    """Leader and follower agree that there is nothing."""
+    """The leader announces a fresh start, and the follower starts afresh too."""
     workers = [team.worker("a"), team.worker("b")]
     starts = [team.result(team.begin(worker.await_start)) for worker in workers]
     assert starts == [StartPoint(), StartPoint()]
@@ -53,7 +53,7 @@ def test_a_run_without_checkpoints_starts_afresh_and_says_so(team: Team) -> None
 
 
 def test_all_workers_start_from_one_checkpoint(team: Team) -> None:
-    """Whoever comes first, whoever leads."""
+    """All four workers start from the newest checkpoint, whichever of them leads."""
     newest = team.commit(4, 2)
     team.commit(3)
     workers = [team.worker(f"w{number}") for number in range(4)]
@@ -62,7 +62,7 @@ def test_all_workers_start_from_one_checkpoint(team: Team) -> None:
 
 
 def test_a_follower_waits_for_the_leader_to_speak(team: Team) -> None:
-    """It starts nowhere before, although it could read the directory itself."""
+    """A follower starts only after the leader's announcement, although it could read the directory itself."""
     team.commit(1)
     team.worker("a")
     follower = team.worker("b")
@@ -74,7 +74,7 @@ def test_a_follower_waits_for_the_leader_to_speak(team: Team) -> None:
 
 
 def test_the_announcement_of_a_dead_incarnation_is_ignored(team: Team) -> None:
-    """Its lease has not run out and its record is there; but its holder was never heard of since we joined."""
+    """Workers ignore the record of a leader that was silent since they joined, although its lease has time left."""
     old = team.commit(1)
     team.coordinator.heartbeat(Heartbeat(worker_id="dead", campaign=True, floor=1, duration=15.0))
     assert team.coordinator.announce(
@@ -91,7 +91,7 @@ def test_the_announcement_of_a_dead_incarnation_is_ignored(team: Team) -> None:
 
 
 def test_a_late_joiner_takes_the_newest_announced_commit(team: Team) -> None:
-    """Not what the leader restored when the run began."""
+    """A late joiner starts from the leader's last commit, not from the checkpoint that the run began with."""
     team.commit(1)
     leader = team.started("a")
     leader.boundary(snapshot(2), due=True)
@@ -101,7 +101,7 @@ def test_a_late_joiner_takes_the_newest_announced_commit(team: Team) -> None:
 
 
 def test_an_announced_checkpoint_that_can_not_be_seen_is_an_unshared_directory(team: Team, tmp_path: Path) -> None:
-    """The error names the checkpoint and the directory, after a file system had time to show it."""
+    """The error names the checkpoint and the directory. It comes only after a file system had time to show the file."""
     newest = team.commit(1)
     team.started("a")
     elsewhere = team.worker("b", root=tmp_path / "elsewhere")
@@ -113,7 +113,7 @@ def test_an_announced_checkpoint_that_can_not_be_seen_is_an_unshared_directory(t
 
 
 def test_a_checkpoint_of_the_same_name_with_another_digest_is_not_the_announced_one(team: Team, tmp_path: Path) -> None:
-    """Two directories that look alike are still two directories."""
+    """A directory that holds the announced name with another digest counts as not shared."""
     team.commit(1)
     other = CheckpointStore(tmp_path / "elsewhere")
     other.commit(replace(snapshot(1), body=b'{"other":1}'), term=1, worker_id="earlier")
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_the_same_name_with_another_digest_is_not_the_announced_
 
 
 def test_a_leader_that_says_nothing_is_a_timeout_that_names_it(team: Team) -> None:
-    """Whoever waits is told for whom."""
+    """A follower whose leader announces no position fails with a timeout that names the leader."""
     team.worker("silent")
     waiting = team.begin(team.worker("b", restore_timeout=20.0).await_start)
     team.steps(15.0)
@@ -139,14 +139,14 @@ class Unreachable(MemoryCoordinator):
 
 
 def test_a_coordinator_that_never_answers_is_a_timeout_that_says_so(team: Team) -> None:
-    """It may be a wrong address."""
+    """The timeout gives the connection error, since the address may be wrong."""
     worker = team.worker("a", coordinator=Unreachable(team.clock), restore_timeout=20.0)
     with pytest.raises(RestoreTimeoutError, match="does not answer: connection refused"):
         team.result(team.begin(worker.await_start))
 
 
 def test_a_leader_without_a_usable_checkpoint_fails_and_deletes_nothing(team: Team) -> None:
-    """Starting afresh would throw the run away."""
+    """A leader whose only checkpoint is damaged fails and keeps the file. A fresh start would discard the run."""
     damaged = team.root / team.commit(1).name
     damaged.write_bytes(b"")
     worker = team.worker("a")
@@ -156,7 +156,7 @@ def test_a_leader_without_a_usable_checkpoint_fails_and_deletes_nothing(team: Te
 
 
 def test_joining_the_directory_of_another_run_is_refused(team: Team) -> None:
-    """Before anything was started."""
+    """The worker is refused before it becomes a member."""
     team.commit(1)
     with pytest.raises(RunMismatchError):
         team.worker("a", store=CheckpointStore(team.root, run_id="another"))
@@ -167,7 +167,7 @@ def test_joining_the_directory_of_another_run_is_refused(team: Team) -> None:
 
 
 def test_only_the_leader_commits_and_announces_what_is_due(team: Team) -> None:
-    """A follower's schedule is silent."""
+    """A boundary that is due for a follower leads to no commit."""
     leader, follower = team.started("a"), team.started("b")
     follower.boundary(snapshot(9), due=True)
     leader.boundary(snapshot(1), due=False)
@@ -179,7 +179,7 @@ def test_only_the_leader_commits_and_announces_what_is_due(team: Team) -> None:
 
 
 def test_a_new_leader_announces_the_newest_and_commits_what_is_due(team: Team) -> None:
-    """Its own term speaks, so that late joiners know where to start."""
+    """A new leader announces the newest checkpoint under its own term, then commits its own boundaries."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1), due=True)
     team.until(lambda: team.announcement.checkpoint is not None)
@@ -194,7 +194,7 @@ def test_a_new_leader_announces_the_newest_and_commits_what_is_due(team: Team) -
 
 
 def test_an_announcement_that_was_lost_is_made_again(team: Team) -> None:
-    """The followers hear of a commit although the coordinator was away when it was made."""
+    """The leader repeats an announcement that failed, as soon as the coordinator is back."""
 
     class Deaf(MemoryCoordinator):
         deaf = False
@@ -216,7 +216,7 @@ def test_an_announcement_that_was_lost_is_made_again(team: Team) -> None:
 
 
 def test_a_failed_commit_is_raised_at_the_next_boundary_if_asked_for(team: Team) -> None:
-    """`on_save_error="raise"`: the training stops with the store's error."""
+    """With `on_save_error="raise"`, the next boundary raises the store's error."""
     store = FaultyStore(team.root)
     worker = team.started("a", store=store, on_save_error="raise")
     store.broken = True
@@ -227,7 +227,7 @@ def test_a_failed_commit_is_raised_at_the_next_boundary_if_asked_for(team: Team)
 
 
 def test_a_failed_commit_only_warns_otherwise(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """Training goes on, and the next boundary tries again."""
+    """With `on_save_error="warn"`, training goes on and the saver retries at the next boundary."""
     store = FaultyStore(team.root)
     worker = team.started("a", store=store, on_save_error="warn")
     store.broken = True
@@ -244,7 +244,7 @@ def test_a_failed_commit_only_warns_otherwise(team: Team, caplog: pytest.LogCapt
 
 
 def test_a_notice_to_the_leader_saves_its_last_boundary_and_hands_over(team: Team) -> None:
-    """Although nothing was due; then another leads, and the exit says what was saved."""
+    """The leader saves a boundary that was not due and exits with its position. Then a follower leads."""
     leader, follower = team.started("a", exit_code=77), team.started("b")
     leader.boundary(snapshot(1, 3), due=False)
     leader.give_notice("SIGTERM")
@@ -260,7 +260,7 @@ def test_a_notice_to_the_leader_saves_its_last_boundary_and_hands_over(team: Tea
 
 
 def test_a_notice_to_a_follower_makes_the_leader_save(team: Team) -> None:
-    """The follower leaves when that is durable and announced; the leader goes on leading."""
+    """The follower exits after the leader's save is committed and announced. The leader keeps its lease."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1, 3), due=False)
     follower.boundary(snapshot(1, 2), due=False)
@@ -273,8 +273,8 @@ def test_a_notice_to_a_follower_makes_the_leader_save(team: Team) -> None:
     assert team.coordinator.view().notices == ()
 
 
-def test_a_follower_that_is_ahead_of_the_leader_still_leaves_with_what_the_leader_saved(team: Team) -> None:
-    """The leader's replica is the one that is kept."""
+def test_a_follower_ahead_of_the_leader_leaves_with_what_the_leader_saved(team: Team) -> None:
+    """A preempted follower exits with the leader's position, although its own is further."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1, 3), due=False)
     follower.boundary(snapshot(2, 9), due=False)
@@ -283,7 +283,7 @@ def test_a_follower_that_is_ahead_of_the_leader_still_leaves_with_what_the_leade
 
 
 def test_a_follower_whose_notice_was_answered_stops_training_at_once(team: Team) -> None:
-    """First it may train until its reserve, then until now."""
+    """A preempted follower may train until its reserve begins, or until the leader acknowledges its notice."""
     leader, follower = team.started("a"), team.started("b", grace_period=100.0)
     leader.boundary(snapshot(1), due=False)
     given = team.clock.now()
@@ -294,7 +294,7 @@ def test_a_follower_whose_notice_was_answered_stops_training_at_once(team: Team)
 
 
 def test_a_leader_that_vanishes_while_a_follower_is_preempted_is_succeeded_by_it(team: Team) -> None:
-    """Nobody answers; so the follower waits for the lease, takes it, and saves its own last boundary."""
+    """The preempted follower waits until the lease expires, takes it, and saves its own last boundary."""
     leader, follower = team.started("a"), team.started("b", grace_period=120.0)
     leader.boundary(snapshot(1, 3), due=False)
     follower.boundary(snapshot(1, 2), due=False)
@@ -309,7 +309,7 @@ def test_a_leader_that_vanishes_while_a_follower_is_preempted_is_succeeded_by_it
 
 
 def test_when_all_are_preempted_at_once_the_newest_boundary_of_the_leader_is_saved(team: Team) -> None:
-    """And everybody leaves with it."""
+    """All workers exit with the position that the leader saved."""
     workers = [team.started(f"w{number}") for number in range(3)]
     for number, worker in enumerate(workers):
         worker.boundary(snapshot(1, 5 - number), due=False)
@@ -323,7 +323,7 @@ def test_when_all_are_preempted_at_once_the_newest_boundary_of_the_leader_is_sav
 
 
 def test_a_notice_that_nobody_can_answer_ends_before_the_kill(team: Team) -> None:
-    """The grace period bounds the wait; a reserve of it is left for the way out."""
+    """A follower whose leader can't save exits shortly before its grace period ends."""
     leader, follower = team.started("a"), team.started("b", grace_period=10.0)
     saver_of(leader).stop()
     follower.give_notice("SIGTERM")
@@ -335,7 +335,7 @@ def test_a_notice_that_nobody_can_answer_ends_before_the_kill(team: Team) -> Non
 
 
 def test_an_unreachable_coordinator_does_not_keep_the_last_leader_from_saving(team: Team) -> None:
-    """Coordination may fail; saving must not: it commits under the last term it held."""
+    """A leader that lost its lease with the coordinator still commits, under the last term it held."""
 
     class Partitioned(MemoryCoordinator):
         cut = False
@@ -371,7 +371,7 @@ def test_an_unreachable_coordinator_does_not_keep_the_last_leader_from_saving(te
 
 
 def test_a_notice_while_waiting_for_the_start_is_a_clean_exit(team: Team) -> None:
-    """Nothing was trained, so nothing is to be waited for."""
+    """A worker that waits for its start position exits at a notice, with no checkpoint to name."""
     team.worker("silent")
     waiting_worker = team.worker("b", grace_period=30.0)
     waiting = team.begin(waiting_worker.await_start)
@@ -384,7 +384,7 @@ def test_a_notice_while_waiting_for_the_start_is_a_clean_exit(team: Team) -> Non
 
 
 def test_only_the_first_notice_counts(team: Team) -> None:
-    """A second signal neither extends the grace period nor starts over."""
+    """A second signal neither extends the grace period nor publishes a second notice."""
     worker = team.started("a", grace_period=100.0)
     worker.give_notice("SIGTERM")
     team.steps(3.0)
@@ -397,7 +397,7 @@ def test_only_the_first_notice_counts(team: Team) -> None:
 
 
 def test_the_last_one_out_deletes(team: Team) -> None:
-    """Others may still need the backup when the first one finishes."""
+    """The first worker that finishes keeps the backup, since others may need it. The last one deletes it."""
     leader, follower = team.started("a"), team.started("b")
     for worker in (leader, follower):
         worker.boundary(snapshot(2), due=True)
@@ -410,7 +410,7 @@ def test_the_last_one_out_deletes(team: Team) -> None:
 
 
 def test_a_backup_that_is_to_be_kept_is_kept(team: Team) -> None:
-    """`delete_checkpoint=False`: the last one out leaves it."""
+    """With `delete_checkpoint=False`, the last worker keeps the backup and announces the end."""
     worker = team.started("a", delete_checkpoint=False)
     worker.boundary(snapshot(2), due=True)
     team.result(team.begin(worker.finish))
@@ -419,7 +419,7 @@ def test_a_backup_that_is_to_be_kept_is_kept(team: Team) -> None:
 
 
 def test_a_backup_that_is_kept_ends_with_the_final_state(team: Team) -> None:
-    """Whatever the schedule: who comes back to a finished run has nothing left to do."""
+    """The final state is committed though it was not due, so a worker that joins later finds the run finished."""
     leader, follower = (team.started(name, delete_checkpoint=False) for name in ("a", "b"))
     for worker in (leader, follower):
         worker.boundary(snapshot(1), due=True)
@@ -432,7 +432,7 @@ def test_a_backup_that_is_kept_ends_with_the_final_state(team: Team) -> None:
 
 
 def test_a_member_that_fell_silent_is_waited_for_until_it_expires(team: Team) -> None:
-    """It may only be paused, and need the backup when it comes back; when it is dead, nobody needs it."""
+    """A silent member may be paused and still need the backup, so deletion waits until its membership expires."""
     worker, silent = team.started("a"), team.started("b")
     worker.boundary(snapshot(2), due=True)
     team.kill(silent)
@@ -446,7 +446,7 @@ def test_a_member_that_fell_silent_is_waited_for_until_it_expires(team: Team) ->
 
 
 def test_a_notice_while_the_last_one_waits_keeps_the_backup(team: Team) -> None:
-    """A preempted run never deletes its backup."""
+    """A worker that is preempted before it has deleted the backup keeps it."""
     worker, silent = team.started("a"), team.started("b")
     worker.boundary(snapshot(2), due=True)
     team.kill(silent)
@@ -459,7 +459,7 @@ def test_a_notice_while_the_last_one_waits_keeps_the_backup(team: Team) -> None:
 
 
 def test_a_preempted_run_keeps_its_backup(team: Team) -> None:
-    """The last one out deletes only what it finished."""
+    """A worker that has a notice when it finishes exits as preempted and deletes nothing."""
     worker = team.started("a")
     worker.boundary(snapshot(1), due=False)
     worker.give_notice("SIGTERM")
@@ -469,7 +469,7 @@ def test_a_preempted_run_keeps_its_backup(team: Team) -> None:
 
 
 def test_a_worker_that_leaves_closes_its_storage(team: Team) -> None:
-    """Else each fit of a process leaves a connection behind."""
+    """Closing a worker closes its storage, so that no fit leaves a connection open."""
     worker = team.started("a")
     with mock.patch.object(LocalStorage, "close", autospec=True) as close:
         worker.close(timeout=0.0)
@@ -477,7 +477,7 @@ def test_a_worker_that_leaves_closes_its_storage(team: Team) -> None:
 
 
 def test_a_close_that_is_interrupted_leaves_the_run_all_the_same(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during the wait for a commit, in a notebook that goes on: else nobody could ever lead again."""
+    """Ctrl-C during the wait for a commit still gives up lease and membership, since the process may live on."""
     worker = team.started("a")
 
     def interrupted(_: float) -> bool:
@@ -491,7 +491,7 @@ def test_a_close_that_is_interrupted_leaves_the_run_all_the_same(team: Team, mon
 
 
 def test_closing_commits_what_is_due_and_lets_the_next_one_lead_at_once(team: Team) -> None:
-    """A fit that died by an exception does not block the next one in the same process."""
+    """After a fit that failed, the next fit in the same process leads at once, from the last boundary that was due."""
     worker = team.started("a")
     worker.boundary(snapshot(1), due=True)
     worker.close(timeout=PATIENCE)
@@ -505,7 +505,7 @@ def test_closing_commits_what_is_due_and_lets_the_next_one_lead_at_once(team: Te
 
 
 def test_a_standby_waits_while_another_trains(team: Team) -> None:
-    """Longer than any restore timeout, and it is seen as a standby."""
+    """A standby waits for longer than its restore timeout, and its role is visible to all members."""
     team.commit(1)
     team.started("a")
     standby = team.worker("b", standby=True, restore_timeout=5.0)
@@ -516,7 +516,7 @@ def test_a_standby_waits_while_another_trains(team: Team) -> None:
 
 
 def test_a_standby_takes_over_from_the_newest_checkpoint(team: Team) -> None:
-    """When the leader is gone."""
+    """A standby takes the lease of a leader that stopped, and starts from the newest checkpoint."""
     leader = team.started("a", standby=True)
     waiting = team.begin(team.worker("b", standby=True).await_start)
     leader.boundary(snapshot(3), due=True)
@@ -528,7 +528,7 @@ def test_a_standby_takes_over_from_the_newest_checkpoint(team: Team) -> None:
 
 
 def test_a_notice_ends_a_standbys_wait(team: Team) -> None:
-    """It leaves with nothing of its own to save, and the leader stays."""
+    """A standby exits at a notice without a save, and the leader keeps its lease."""
     team.started("a")
     standby = team.worker("b", standby=True)
     waiting = team.begin(standby.await_start)

@@ -1,4 +1,4 @@
-"""A worker and what a coordinator on a network adds: hints, requests of operators, refusals, calls that hang."""
+"""A worker over a coordinator on a network: hints, requests of operators, refusals, calls that hang."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 
 
 class Hinting(MemoryCoordinator):
-    """Gives hints, and has ticks so rare that without hints nothing would happen in a test."""
+    """Gives hints. Its ticks are so rare that only hints make workers act within a test."""
 
     heartbeat_interval = 1e5
 
@@ -81,7 +81,7 @@ def request(worker_id: str, action: str = "save", remaining: float = 1e4) -> Not
 
 
 def test_a_lease_that_is_given_back_is_taken_at_once(team: Team, hinting: Hinting) -> None:
-    """Not at the follower's next tick."""
+    """A hint makes the follower take a free lease before its next tick."""
     leader = team.started("a")
     follower = team.worker("b")
     soon(lambda: "b" in hinting.beats)
@@ -90,13 +90,13 @@ def test_a_lease_that_is_given_back_is_taken_at_once(team: Team, hinting: Hintin
 
 
 def test_who_waits_for_the_position_looks_when_it_is_announced(team: Team, hinting: Hinting) -> None:
-    """A start takes no tick more than it must."""
+    """A hint makes a waiting follower start as soon as the leader announces its position."""
     leader = team.worker("a")
     soon(lambda: elector_of(leader).is_leader)
     follower = team.worker("b")
     soon(lambda: "b" in hinting.beats)
     waiting = team.begin(follower.await_start)
-    # Then its announcement is a sign of life: this is the leader of this incarnation, not of an earlier one.
+    # The announcement then shows that the leader belongs to this incarnation, not to an earlier one.
     team.clock.advance(1.0)
     team.begin(leader.await_start).result(PATIENCE)
     soon(waiting.done)
@@ -104,7 +104,7 @@ def test_who_waits_for_the_position_looks_when_it_is_announced(team: Team, hinti
 
 
 def test_a_commit_wakes_nobody_who_trains(team: Team, hinting: Hinting) -> None:
-    """A thousand followers are no herd: what is announced to them while they train can wait for their ticks."""
+    """A training follower sends no extra heartbeat for a commit, so a thousand followers don't do so at once."""
     leader, _ = team.started("a"), team.started("b")
     before = hinting.beats.count("b")
     leader.boundary(snapshot(1), due=True)
@@ -114,7 +114,7 @@ def test_a_commit_wakes_nobody_who_trains(team: Team, hinting: Hinting) -> None:
 
 
 def test_a_preempted_follower_hears_of_its_answer_at_once(team: Team, hinting: Hinting) -> None:
-    """The notice wakes the leader, the announcement of its save the follower; no tick is waited for."""
+    """The notice wakes the leader, and the announcement of its save wakes the follower, before any tick."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1), due=False)
     follower.give_notice("SIGTERM")
@@ -124,12 +124,12 @@ def test_a_preempted_follower_hears_of_its_answer_at_once(team: Team, hinting: H
 
 
 def test_a_standby_sleeps_through_commits_and_wakes_at_the_end(team: Team, hinting: Hinting) -> None:
-    """It has nothing to do before the run is finished or the lease is free."""
+    """A standby reacts to the end of the run, not to commits."""
     leader = team.started("a", standby=True, delete_checkpoint=False)
     standby = team.worker("b", standby=True, delete_checkpoint=False)
     waiting = team.begin(standby.await_start)
     soon(lambda: "b" in hinting.beats)
-    # It sees the leader alive, once: else it would not take the end for the end of this incarnation of the run.
+    # The standby must see the leader alive once, to know that the end belongs to this incarnation of the run.
     team.clock.advance(1.0)
     for worker in (leader, standby):
         count = hinting.beats.count(worker.worker_id)
@@ -145,7 +145,7 @@ def test_a_standby_sleeps_through_commits_and_wakes_at_the_end(team: Team, hinti
 
 
 def test_nobody_listens_any_more_after_leaving(team: Team, hinting: Hinting) -> None:
-    """A coordinator that is used for the next fit must not wake the last one's worker."""
+    """A worker that left has no subscription, so a coordinator that serves the next fit does not wake it."""
     worker = team.started("a")
     assert len(hinting.wakes) == 1
     worker.close(timeout=0.0)
@@ -156,7 +156,7 @@ def test_nobody_listens_any_more_after_leaving(team: Team, hinting: Hinting) -> 
 
 
 def test_a_leader_that_is_asked_for_a_save_saves_and_goes_on(team: Team) -> None:
-    """The answer is announced when the boundary is durable; nobody is preempted."""
+    """The leader acknowledges the request after the commit, and keeps its lease."""
     leader = team.started("a")
     leader.boundary(snapshot(0, 3), due=False)
     assert team.positions() == []
@@ -168,7 +168,7 @@ def test_a_leader_that_is_asked_for_a_save_saves_and_goes_on(team: Team) -> None
 
 
 def test_a_leader_that_is_asked_to_resign_saves_and_lets_another_lead(team: Team) -> None:
-    """Nothing is lost by the hand-over, and the former leader goes on as a follower."""
+    """The leader saves before it resigns, and goes on as a follower."""
     leader, other = team.started("a"), team.started("b")
     leader.boundary(snapshot(0, 3), due=False)
     team.coordinator.notify(request("a", "resign"))
@@ -181,7 +181,7 @@ def test_a_leader_that_is_asked_to_resign_saves_and_lets_another_lead(team: Team
 
 
 def test_who_was_asked_to_resign_leads_again_if_nobody_else_does(team: Team) -> None:
-    """A request bounds the time without a leader."""
+    """When the request has expired, the former leader takes the free lease under a new term."""
     leader = team.started("a")
     leader.boundary(snapshot(0, 3), due=False)
     team.coordinator.notify(request("a", "resign", remaining=5.0))
@@ -192,7 +192,7 @@ def test_who_was_asked_to_resign_leads_again_if_nobody_else_does(team: Team) -> 
 
 
 def test_a_request_to_resign_is_obeyed_once(team: Team) -> None:
-    """In vain for as long as a lease lasts: then the leader leads on, though the request still stands."""
+    """A former leader takes the free lease again, and keeps it although the request has not expired."""
     leader = team.started("a")
     leader.boundary(snapshot(0, 3), due=False)
     team.coordinator.notify(request("a", "resign", remaining=600.0))
@@ -203,7 +203,7 @@ def test_a_request_to_resign_is_obeyed_once(team: Team) -> None:
 
 
 def test_a_request_to_resign_is_not_for_the_next_leader(team: Team) -> None:
-    """It names the one that led when it was made."""
+    """A request applies only to the worker it names, so the next leader keeps its lease."""
     leader, other = team.started("a"), team.started("b")
     leader.boundary(snapshot(0, 3), due=False)
     other.boundary(snapshot(0, 3), due=False)
@@ -214,7 +214,7 @@ def test_a_request_to_resign_is_not_for_the_next_leader(team: Team) -> None:
 
 
 def test_a_leader_whose_save_fails_does_not_resign(team: Team) -> None:
-    """To hand over what is not saved would lose it."""
+    """A leader that can't save keeps its lease, since a handover would lose its state."""
     leader, other = team.started("a"), team.started("b")
     leader.boundary(snapshot(0, 3), due=False)
     context_of(leader).store.broken = True  # type: ignore[attr-defined]
@@ -227,14 +227,14 @@ def test_a_leader_whose_save_fails_does_not_resign(team: Team) -> None:
 
 
 class Refusing(MemoryCoordinator):
-    """Refuses for good."""
+    """Refuses each login."""
 
     def heartbeat(self, beat: Heartbeat) -> ClusterView:
         raise ConfigError("redis://host refused the user name or password")
 
 
 def test_a_coordinator_that_refuses_us_ends_the_start(team: Team) -> None:
-    """Waiting can't help, so nobody waits for restore_timeout."""
+    """A refused login ends the start at once, before `restore_timeout`."""
     worker = team.worker("a", coordinator=Refusing(team.clock))
     starting = team.begin(worker.await_start)
     with pytest.raises(ConfigError, match="refused the user name"):
@@ -242,7 +242,7 @@ def test_a_coordinator_that_refuses_us_ends_the_start(team: Team) -> None:
 
 
 class Gone(MemoryCoordinator):
-    """Can't be reached until it is told otherwise."""
+    """Can't be reached while it is `gone`."""
 
     gone = True
 
@@ -253,7 +253,7 @@ class Gone(MemoryCoordinator):
 
 
 def test_a_coordinator_that_is_gone_at_the_start_is_waited_for(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """It says so, once, and goes on when the coordinator is there."""
+    """The worker logs once that the coordinator is unreachable, and starts when it is back."""
     coordinator = team.coordinator = Gone(team.clock)
     with caplog.at_level(logging.INFO):
         worker = team.worker("a", restore_timeout=300.0)
@@ -270,7 +270,7 @@ def test_a_coordinator_that_is_gone_at_the_start_is_waited_for(team: Team, caplo
 
 
 class Hanging(MemoryCoordinator):
-    """Answers nothing once it hangs; `release` ends that."""
+    """Each call hangs while `hangs` is set, until `release` is set."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -306,7 +306,7 @@ class Hanging(MemoryCoordinator):
 
 
 def test_a_coordinator_that_hangs_does_not_hold_up_a_preemption(team: Team) -> None:
-    """The boundary is saved, and the worker is gone before the kill, whatever call does not come back."""
+    """A preempted worker saves its boundary and exits in time, even if each call to the coordinator hangs."""
     coordinator = team.coordinator = Hanging(team.clock)
     worker = team.started("a", grace_period=2.0)
     worker.boundary(snapshot(0, 3), due=False)
@@ -330,7 +330,7 @@ def test_a_coordinator_that_hangs_does_not_hold_up_a_preemption(team: Team) -> N
 
 
 def test_a_finisher_whose_coordinator_forgot_everybody_deletes_nothing(team: Team) -> None:
-    """An emptied server knows no members until they are heard of again, a tick later."""
+    """A worker that finishes must not delete the backup because an emptied server lists no members."""
     leader, other = team.started("a"), team.started("b")
     leader.boundary(snapshot(1), due=True)
     team.until(lambda: team.positions() == [Position(1)])
@@ -350,7 +350,7 @@ def test_a_finisher_whose_coordinator_forgot_everybody_deletes_nothing(team: Tea
 
 
 def test_who_stands_back_for_an_operator_saves_when_it_is_preempted(team: Team) -> None:
-    """Nobody else takes the lease: the other member is stopped. What the operator wanted counts no more."""
+    """A preempted worker that resigned by request takes the free lease again to save its last boundary."""
     worker = team.started("a", grace_period=60.0)
     worker.boundary(snapshot(0, 1), due=False)
     team.coordinator.notify(request("a", "resign", remaining=600.0))
@@ -361,7 +361,7 @@ def test_who_stands_back_for_an_operator_saves_when_it_is_preempted(team: Team) 
 
 
 def test_nobody_stands_back_for_longer_than_a_lease(team: Team) -> None:
-    """That a request was taken back is told to the leader only, who is none by then."""
+    """A worker that resigned by request takes a free lease again after one lease duration."""
     worker = team.started("a")
     worker.boundary(snapshot(0, 1), due=False)
     team.coordinator.notify(request("a", "resign", remaining=600.0))
@@ -371,7 +371,7 @@ def test_nobody_stands_back_for_longer_than_a_lease(team: Team) -> None:
 
 
 class Deaf(MemoryCoordinator):
-    """Can't be told a notice while it is deaf."""
+    """Takes no notice while it is `deaf`."""
 
     deaf = True
 
@@ -382,7 +382,7 @@ class Deaf(MemoryCoordinator):
 
 
 def test_a_notice_that_could_not_be_told_is_told_again(team: Team) -> None:
-    """With what is left of the grace period, and under the same id."""
+    """A worker retries a notice that failed to reach the coordinator, with the rest of its grace period."""
     coordinator = team.coordinator = Deaf(team.clock)
     leader, follower = team.started("a"), team.started("b", grace_period=60.0)
     leader.boundary(snapshot(0, 1), due=False)
@@ -397,7 +397,7 @@ def test_a_notice_that_could_not_be_told_is_told_again(team: Team) -> None:
 
 
 def test_a_notice_that_was_forgotten_is_told_again(team: Team) -> None:
-    """The server was emptied after it was told."""
+    """A worker publishes its notice again after the server was emptied."""
     leader, follower = team.started("a"), team.started("b", grace_period=60.0)
     leader.boundary(snapshot(0, 1), due=False)
     context_of(leader).store.broken = True  # type: ignore[attr-defined]
@@ -413,7 +413,7 @@ def test_a_notice_that_was_forgotten_is_told_again(team: Team) -> None:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_the_final_state_is_saved_without_the_coordinator_too(team: Team, gone: bool) -> None:
-    """By the worker that led last, under its last term, when `fit` is complete."""
+    """The last leader commits the final state under its last term, with and without the coordinator."""
     coordinator = team.coordinator = Gone(team.clock)
     coordinator.gone = False
     worker = team.started("a", delete_checkpoint=False)
@@ -428,7 +428,7 @@ def test_the_final_state_is_saved_without_the_coordinator_too(team: Team, gone: 
 def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody could be elected in time: with on_save_error="raise" the fit must not look complete."""
+    """With `on_save_error="raise"`, a final state that no leader could commit is an error."""
     monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
     worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
     team.coordinator.resign("a")
@@ -440,7 +440,7 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
 
 
 def test_a_start_that_can_not_lead_says_why(team: Team) -> None:
-    """Not that somebody else is stopped."""
+    """The timeout gives the error of the store that kept this worker from leading."""
 
     class Unclaimable(TermClaims):
         def claim_term(self, term: int) -> bool:
@@ -456,7 +456,7 @@ def test_a_start_that_can_not_lead_says_why(team: Team) -> None:
 def test_a_checkpoint_that_can_not_be_read_for_a_while_is_waited_for(
     team: Team, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A store that is busy: to start from an older one would pay for training again; said once, and not for ever."""
+    """A leader waits for a busy store until `restore_timeout`, with one log line, and uses no older checkpoint."""
 
     class Busy(FaultyStore):
         tries = 0
@@ -478,7 +478,7 @@ def test_a_checkpoint_that_can_not_be_read_for_a_while_is_waited_for(
 
 
 def test_a_lease_that_outlasts_the_grace_period_is_warned_of(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """15 s of grace and a lease of 15 s: nobody takes over in time."""
+    """A lease as long as the grace period logs a warning, since no other worker could take over in time."""
     team.worker("a", grace_period=15.0)
     assert "timings.duration of 15 s is too long for a grace_period of 15 s" in caplog.text
     caplog.clear()
@@ -487,7 +487,7 @@ def test_a_lease_that_outlasts_the_grace_period_is_warned_of(team: Team, caplog:
 
 
 def test_an_announced_checkpoint_that_was_pruned_since_is_waited_past(team: Team) -> None:
-    """The leader lost its link after it had committed a newer one: the directory is shared all the same."""
+    """A follower waits for the next announcement if the announced checkpoint is gone and a newer one is there."""
     first = team.commit(1, term=1)
     team.coordinator.heartbeat(Heartbeat(worker_id="cut-off", campaign=True, floor=1, duration=1e3))
     worker = team.worker("a")
@@ -511,7 +511,7 @@ def test_an_announced_checkpoint_that_was_pruned_since_is_waited_past(team: Team
 
 
 def test_what_began_in_the_directory_while_the_last_one_deleted_it_stays(team: Team) -> None:
-    """The lease is free a moment before the last one is gone: a run that begins then is a new one."""
+    """The last worker deletes only its own run, so a run that begins during the deletion keeps its checkpoints."""
     leader = team.started("a")
     leader.boundary(snapshot(1), due=True)
     erase = team.coordinator.erase
@@ -529,7 +529,7 @@ def test_what_began_in_the_directory_while_the_last_one_deleted_it_stays(team: T
 
 
 def test_a_leader_that_commits_often_does_not_hide_that_the_directory_is_not_shared(team: Team, tmp_path: Path) -> None:
-    """What is announced is missing here, whatever its name is by now."""
+    """A follower without the announced checkpoints fails, even if a new one is announced at each look."""
     leader = team.started("a")
     leader.boundary(snapshot(0, 1), due=True)
     team.until(team.positions)
@@ -548,7 +548,7 @@ def test_a_leader_that_commits_often_does_not_hide_that_the_directory_is_not_sha
 
 
 def test_a_new_leader_without_what_the_last_one_announced_does_not_start_over(team: Team, tmp_path: Path) -> None:
-    """It would pay for everything again, without a word: its directory is another one."""
+    """A new leader whose directory lacks the announced checkpoint fails instead of training from the start."""
     leader, other = team.started("a"), team.worker("b", root=tmp_path / "elsewhere", standby=True)
     waiting = team.begin(other.await_start)
     team.steps(1.0)
@@ -575,7 +575,7 @@ def test_a_run_that_was_started_over_on_purpose_is(team: Team) -> None:
 
 
 def test_a_commit_that_fails_again_and_again_is_logged_once(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """And that it works again, too."""
+    """Five failed commits log one error, and the next commit that succeeds logs the recovery."""
     worker = team.started("a")
     context_of(worker).store.broken = True  # type: ignore[attr-defined]
     with caplog.at_level(logging.INFO):
@@ -590,7 +590,7 @@ def test_a_commit_that_fails_again_and_again_is_logged_once(team: Team, caplog: 
 
 
 def test_a_directory_that_is_gone_is_not_said_to_be_intact(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """Somebody removed the run."""
+    """A failed commit in a directory that was removed is logged with `intact=false`."""
     worker = team.started("a")
     shutil.rmtree(team.root)
     worker.boundary(snapshot(0, 1), due=True)

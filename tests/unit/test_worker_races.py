@@ -1,4 +1,4 @@
-"""Races between a worker's threads, each made certain by holding one of them up at the worst place."""
+"""Races between a worker's threads. Each test holds one thread up at the worst place, so that the race is certain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 def test_a_standby_that_is_elected_as_the_run_finishes_knows_that_it_has_finished(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The election is known an instant before the view that came with it: the older view must not be used."""
+    """A standby that wins the lease before it has the new view must not decide by its older view."""
     observed = Worker.observed
 
     def late(self: Worker, view: ClusterView) -> None:
@@ -41,7 +41,7 @@ def test_a_standby_that_is_elected_as_the_run_finishes_knows_that_it_has_finishe
     waiting = team.begin(standby.await_start)
     team.steps(1.0)
     leader.boundary(snapshot(4), due=False)
-    # finish() while no tick of the standby comes in between announcement and resignation
+    # No tick of the standby comes between announcement and resignation.
     finishing = team.begin(leader.finish)
     finishing.result(PATIENCE)
     start = team.result(waiting)
@@ -51,7 +51,7 @@ def test_a_standby_that_is_elected_as_the_run_finishes_knows_that_it_has_finishe
 
 
 def test_a_notice_is_answered_although_its_save_was_quicker_than_its_registration(team: Team) -> None:
-    """The saver may serve a ticket before the thread that asked has written down which notice it is for."""
+    """The leader acknowledges a notice whose save ended before its ticket was recorded."""
     leader, follower = team.started("a"), team.started("b")
     leader.boundary(snapshot(1), due=True)
     assert saver_of(leader).drain(PATIENCE)
@@ -68,7 +68,7 @@ def test_a_notice_is_answered_although_its_save_was_quicker_than_its_registratio
 
 
 def test_a_follower_that_is_elected_while_it_restores_announces(team: Team) -> None:
-    """Otherwise nobody could start under its term until it commits, an epoch later."""
+    """A follower that is elected while it restores announces its start, so that late joiners can start in its term."""
     team.commit(1)
     leader = team.started("a")
     store = FaultyStore(team.root)
@@ -91,7 +91,7 @@ def test_a_follower_that_is_elected_while_it_restores_announces(team: Team) -> N
 
 
 def test_a_former_leader_saves_when_the_coordinator_goes_away_after_its_notice(team: Team, tmp_path: Path) -> None:
-    """The saver must look again when the term of last resort becomes usable, not only when it was asked."""
+    """A preempted former leader saves under its last term when the coordinator is lost after the notice."""
 
     class Partitioned(MemoryCoordinator):
         cut = False
@@ -119,14 +119,14 @@ def test_a_former_leader_saves_when_the_coordinator_goes_away_after_its_notice(t
     team.steps(1.0)
     coordinator.cut = True
     team.steps(5.0)
-    # No time passes while it looks: what it waits for between two looks is real.
+    # The clock stands still here, since the saver waits in real time between two looks.
     soon(team.positions)
     team.until(leaving.done, limit=90.0)
     assert team.positions() == [Position(1, 3)]
 
 
 def test_the_end_stays_announced_whatever_is_asked_for_meanwhile(team: Team) -> None:
-    """A notice that is answered between the announcement of the end and the leave must not hide the end."""
+    """A notice that is acknowledged between the announcement of the end and the exit must not hide the end."""
     leader = team.started("a", standby=True, delete_checkpoint=False)
     team.worker("b", standby=True)
     leader.boundary(snapshot(2), due=True)
@@ -145,7 +145,7 @@ def test_the_end_stays_announced_whatever_is_asked_for_meanwhile(team: Team) -> 
 
 
 def test_answers_are_forgotten_when_their_notices_are_over(team: Team) -> None:
-    """A spot fleet gives notices for weeks."""
+    """The announcement drops acknowledged notices of members that left, so a spot fleet does not make it grow."""
     leader = team.started("a")
     leader.boundary(snapshot(1), due=False)
     for number in range(20):
@@ -158,7 +158,7 @@ def test_answers_are_forgotten_when_their_notices_are_over(team: Team) -> None:
 
 
 def test_training_is_bounded_before_the_others_are_told(team: Team) -> None:
-    """A coordinator that hangs must not take the bound away."""
+    """Training gets its time limit even if the call that publishes the notice hangs."""
     worker = team.started("a")
     gate = threading.Event()
 
@@ -176,7 +176,7 @@ def test_training_is_bounded_before_the_others_are_told(team: Team) -> None:
 
 
 def test_with_other_data_the_epoch_that_began_anew_is_saved(team: Team) -> None:
-    """Batch 5 of the new pipeline does not compare with batch 90 of the old one."""
+    """A lower batch is saved if its data is new, since batches of two pipelines can't be compared."""
     old = Snapshot(position=Position(1, 90), body=b"{}", data="old")
     CheckpointStore(team.root).commit(old, term=1, worker_id="earlier")
     leader = team.started("a")
@@ -187,7 +187,7 @@ def test_with_other_data_the_epoch_that_began_anew_is_saved(team: Team) -> None:
 
 
 def test_a_leader_whose_term_the_store_refuses_campaigns_for_a_higher_one(team: Team) -> None:
-    """Checkpoints of a newer term were copied in, or two coordinators serve one directory."""
+    """A leader whose term is below the newest checkpoint's takes a higher term and commits."""
     leader = team.started("a")
     team.commit(0, 5, term=9)
     leader.boundary(snapshot(0, 6), due=True)
@@ -198,7 +198,7 @@ def test_a_leader_whose_term_the_store_refuses_campaigns_for_a_higher_one(team: 
 
 
 def test_a_full_disk_at_the_end_is_tried_until_a_limit(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """Not given up at the first failure, not silently, and not for ever."""
+    """A final commit that keeps failing ends at a time limit, with an error in the log."""
     store = FaultyStore(team.root, keep=10)
     leader = team.started("a", store=store, delete_checkpoint=False)
     store.broken = True
@@ -219,7 +219,7 @@ class Gated(FaultyStore):
 
 
 def test_a_save_between_the_decision_to_wait_and_the_wait_ends_it(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait would else last for the whole slice, which a short grace period does not have."""
+    """A save that ends just before the wait begins must end the wait, since a short grace period has no time for it."""
     store = Gated(team.root)
     store.gate = threading.Event()
     worker = team.started("a", store=store)
@@ -243,7 +243,7 @@ def test_a_save_between_the_decision_to_wait_and_the_wait_ends_it(team: Team, mo
 
 
 class Silent(MemoryCoordinator):
-    """While `cut`, heartbeats fail, and each other call is recorded."""
+    """Records resignations and leaves. Heartbeats fail while it is `cut`."""
 
     cut = False
 
@@ -292,7 +292,7 @@ class FullDisk(FileCoordinator):
 
 
 def test_a_preempted_worker_frees_its_file_lock_though_its_heartbeats_fail(team: Team, tmp_path: Path) -> None:
-    """A lock does not expire. Another worker must lead though the preempted process lives on."""
+    """A file lock does not expire. Another worker must lead though the preempted process lives on."""
     coordinator = FullDisk(tmp_path / "coordinator", team.clock)
     worker = team.started("a", coordinator=coordinator)
     worker.boundary(snapshot(1), due=False)

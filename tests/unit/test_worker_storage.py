@@ -1,4 +1,4 @@
-"""What a worker makes of a store that is away, was deleted by another, or knows more than the coordinator tells."""
+"""A worker whose store is away, was deleted by another worker, or knows more than the coordinator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.team import PATIENCE, FaultyStore, Team, snapshot
 
 
 class Bucket(LocalStorage):
-    """May be away, for as long as it is told to be."""
+    """Reads fail while `away` is set."""
 
     away: StoreError | None = None
     tries = 0
@@ -44,7 +44,7 @@ def busy(*, retryable: bool = True) -> StoreError:
 
 
 def test_a_store_that_is_away_when_a_worker_joins_is_waited_for(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """As the coordinator is; a pod that ended would count as a failure. One line says why, however long it takes."""
+    """A worker keeps trying to join until the store answers, and logs the reason once."""
     bucket = Bucket(team.root)
     bucket.away = busy()
     joining = team.begin(lambda: team.worker("a", store=CheckpointStore(bucket)))
@@ -56,7 +56,7 @@ def test_a_store_that_is_away_when_a_worker_joins_is_waited_for(team: Team, capl
 
 
 def test_a_store_that_stays_away_is_given_up(team: Team) -> None:
-    """After `restore_timeout`, with the store's own words."""
+    """After `restore_timeout`, the worker fails with the store's own error."""
     bucket = Bucket(team.root)
     bucket.away = busy()
     joining = team.begin(lambda: team.worker("a", store=CheckpointStore(bucket), restore_timeout=5.0))
@@ -68,7 +68,7 @@ def test_a_store_that_stays_away_is_given_up(team: Team) -> None:
 
 
 def test_what_will_not_pass_ends_a_worker_at_once(team: Team) -> None:
-    """A wrong key, a bucket that is not there."""
+    """An error that a retry can't cure, like a wrong key, ends the worker after one try."""
     bucket = Bucket(team.root)
     bucket.away = busy(retryable=False)
     with pytest.raises(StoreError, match="status 503"):
@@ -77,7 +77,7 @@ def test_what_will_not_pass_ends_a_worker_at_once(team: Team) -> None:
 
 
 def test_a_notice_ends_the_wait_for_a_store(team: Team) -> None:
-    """There is nothing to save."""
+    """A worker that waits for its store exits at a notice, with no checkpoint to name."""
     bucket = Bucket(team.root)
     bucket.away = busy()
     worker = team.unjoined("a", store=CheckpointStore(bucket))
@@ -93,7 +93,7 @@ def test_a_notice_ends_the_wait_for_a_store(team: Team) -> None:
 
 
 def test_a_second_fit_joins_the_run_that_is_there_now(team: Team) -> None:
-    """The last one out has deleted the run of the first, and begun another: what we knew of it counts no more."""
+    """After the first run was deleted, the stores of all workers open the second run under its new id."""
     stores = {name: CheckpointStore(team.root) for name in ("a", "b")}
     workers = [team.started(name, store=store) for name, store in stores.items()]
     workers[0].boundary(snapshot(1), due=True)
@@ -106,7 +106,7 @@ def test_a_second_fit_joins_the_run_that_is_there_now(team: Team) -> None:
     second = stores["a"].read_run_id()
     assert second not in {None, first}
     assert [store.open_run() for store in stores.values()] == [second] * 2
-    # Of the same name as the first run's.
+    # This checkpoint has the same name as one of the first run.
     again[0].boundary(snapshot(1), due=True)
     team.until(lambda: team.positions() == [Position(1)])
     found = stores["a"].newest_header()
@@ -115,7 +115,7 @@ def test_a_second_fit_joins_the_run_that_is_there_now(team: Team) -> None:
 
 
 def test_a_run_that_was_led_and_has_no_checkpoint_is_told_of(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """Somebody may have removed them, and would pay for all of it again without a word."""
+    """A leader that finds an earlier term but no checkpoint warns that the checkpoints may have been removed."""
     CheckpointStore(team.root).open_run()
     first = team.started("a")
     assert "was led before" not in caplog.text
@@ -128,7 +128,7 @@ def test_a_run_that_was_led_and_has_no_checkpoint_is_told_of(team: Team, caplog:
 
 
 class Away(MemoryCoordinator):
-    """Answers nobody, for as long as it is."""
+    """Heartbeats and notices fail while it is `away`."""
 
     away = False
 
@@ -148,7 +148,7 @@ class Away(MemoryCoordinator):
 def follower_without_coordinator(
     team: Team, *, store: CheckpointStore | None = None, data: str | None = None
 ) -> tuple[Worker, Worker]:
-    """A leader and a follower, each at its second boundary; nobody can ask anybody."""
+    """A leader and a follower, each at its second boundary, whose coordinator is away."""
     coordinator = Away(team.clock)
     leader = team.started("a", coordinator=coordinator, grace_period=30.0)
     follower = team.started("b", coordinator=coordinator, grace_period=30.0, store=store)
@@ -160,21 +160,21 @@ def follower_without_coordinator(
 
 
 def test_a_follower_that_can_ask_nobody_leaves_when_its_state_is_saved(team: Team) -> None:
-    """The checkpoint is where all can see it: to stay would bring nothing."""
+    """Without a coordinator, a preempted follower exits as soon as the store holds a checkpoint of its position."""
     leader, follower = follower_without_coordinator(team)
     follower.give_notice("SIGTERM")
     leaving = team.begin(follower.check)
     team.steps(3.0)
     assert not leaving.done()
     leader.give_notice("SIGTERM")
-    # While the clock stands still.
+    # The clock stands still here, so the follower exits at once.
     with pytest.raises(Preempted) as caught:
         leaving.result(PATIENCE)
     assert (caught.value.position, team.positions()) == (Position(1, 1), [Position(1, 1)])
 
 
 def test_a_follower_that_can_ask_nobody_stays_while_there_is_less_than_it_has(team: Team) -> None:
-    """The coordinator may come back, and it could save; at the end of its grace it leaves."""
+    """While the newest checkpoint is behind it, a follower without a coordinator stays until its grace period ends."""
     _, follower = follower_without_coordinator(team)
     FaultyStore(team.root).commit(snapshot(1), term=1, worker_id="a")
     follower.give_notice("SIGTERM")
@@ -185,7 +185,7 @@ def test_a_follower_that_can_ask_nobody_stays_while_there_is_less_than_it_has(te
 
 
 def test_a_checkpoint_of_other_data_is_not_what_a_follower_has(team: Team) -> None:
-    """Its epoch began anew: how far an earlier pipeline had come says nothing."""
+    """A checkpoint of other data does not cover the follower's state, even if its batch number is higher."""
     _, follower = follower_without_coordinator(team, data="new")
     FaultyStore(team.root).commit(replace(snapshot(1, 8), data="old"), term=1, worker_id="a")
     follower.give_notice("SIGTERM")
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_other_data_is_not_what_a_follower_has(team: Team) -> No
 
 
 class Hanging(FaultyStore):
-    """Answers nobody who looks, once it hangs."""
+    """Reading the newest header hangs while `hangs` is set."""
 
     hangs = False
 
@@ -214,7 +214,7 @@ class Hanging(FaultyStore):
 
 
 def test_a_store_that_hangs_too_does_not_keep_a_follower(team: Team) -> None:
-    """A node that has lost its network: the follower leaves at the end of its grace, and not after it."""
+    """A follower without a coordinator still exits when its one look at the store hangs."""
     store = Hanging(team.root)
     _, follower = follower_without_coordinator(team, store=store)
     store.hangs = True
@@ -229,7 +229,7 @@ def test_a_store_that_hangs_too_does_not_keep_a_follower(team: Team) -> None:
 
 
 def test_a_term_that_none_can_follow_is_named(tmp_path: Path) -> None:
-    """Nobody could commit under what a coordinator would grant next."""
+    """The error for the highest possible term names the files to remove, since no leader could commit after it."""
     store = CheckpointStore(tmp_path)
     store.open_run()
     (tmp_path / "9999999999.term").touch()
@@ -240,7 +240,7 @@ def test_a_term_that_none_can_follow_is_named(tmp_path: Path) -> None:
 
 
 class Unopened(MemoryCoordinator):
-    """Can't be used before it is opened, as a coordinator over a server."""
+    """Can't be used before it is opened, like a coordinator over a server."""
 
     opened = False
 
@@ -254,7 +254,7 @@ class Unopened(MemoryCoordinator):
 
 
 def test_a_worker_that_could_not_join_leaves_without_a_warning(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """It is no member, so there is nothing to leave: the error of `join` is all that the user sees."""
+    """Closing a worker that could not join logs nothing, so that the user sees only the error of `join`."""
     team.commit(1)
     coordinator = Unopened(team.clock)
     worker = team.unjoined("a", store=FaultyStore(team.root, run_id="another"), coordinator=coordinator)
