@@ -31,7 +31,6 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
-from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.fsspec_client import make_client
 from distributed_backup.storage.object_store import ObjectStorage
@@ -472,23 +471,18 @@ class Busy:
         self.worker.boundary(snapshot(2), due=True)
         wait_for(lambda: s3.injected > injected or None, "the upload hangs", PATIENCE)
 
-    def preempted(self) -> tuple[Preempted, float]:
-        """How it left when notice came, and after how many seconds."""
-        began = time.monotonic()
-        self.worker.give_notice("SIGTERM")
-        return self.worker.preempt(), time.monotonic() - began
-
 
 def test_an_upload_that_hangs_for_ever_does_not_hold_a_worker_past_its_deadline(s3: S3Server, url: str) -> None:
     """It leaves on its own, and the previous checkpoint is there."""
     release, grace_period = threading.Event(), 3.0
     busy = Busy(s3, url, release, grace_period=grace_period, hanging=FOR_EVER)
     try:
-        preempted, seconds = busy.preempted()
+        busy.worker.give_notice("SIGTERM")
+        preempted = busy.worker.preempt()
         assert newest(url) == (1, b'{"epoch":1}')
     finally:
         release.set()
-    assert seconds < grace_period
+    assert preempted.seconds < grace_period
     assert preempted.position == Position(1)
 
 
@@ -497,10 +491,11 @@ def test_an_upload_that_hangs_once_is_tried_again_in_time(s3: S3Server, url: str
     release, grace_period = threading.Event(), 6.0
     busy = Busy(s3, url, release, grace_period=grace_period, hanging=1)
     try:
-        preempted, seconds = busy.preempted()
+        busy.worker.give_notice("SIGTERM")
+        preempted = busy.worker.preempt()
     finally:
         release.set()
-    assert seconds < grace_period
+    assert preempted.seconds < grace_period
     assert preempted.position == Position(2)
     assert newest(url) == (2, b'{"epoch":2}')
 

@@ -9,7 +9,7 @@ from distributed_backup.coordination.base import ClusterView, Heartbeat
 from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
-from distributed_backup.errors import CoordinatorUnavailableError
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from tests.support.clocks import FakeClock
 from tests.support.terms import Terms
 
@@ -94,3 +94,11 @@ class Bench:
             listener=recorder or Recorder(),
             terms=self.terms,
         )
+
+
+def broken_store() -> StoreError:
+    return StoreError("can't list /mnt/run", path="/mnt/run")
+
+
+def broken_claim(term: int) -> bool:
+    raise broken_store()
