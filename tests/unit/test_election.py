@@ -261,7 +261,7 @@ def test_no_worker_hammers_a_coordinator_that_is_away(bench: Bench) -> None:
 
 
 def test_the_age_of_the_holder_is_as_of_now(bench: Bench) -> None:
-    """An answer that was long on its way tells of a holder that may have died since: it was heard of before that."""
+    """A late reply shows a heartbeat of the holder that is as old as the reply, and more."""
     bench.elector.tick()
     recorder = Recorder()
     follower = bench.another("b", recorder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -25,34 +24,13 @@ from distributed_backup.observability.events import (
 from distributed_backup.observability.reporter import Reporter
 from tests.support.election import Bench
 from tests.support.internals import elector_of, saver_of
+from tests.support.sinks import RecordingSink
 from tests.support.team import LONG, PATIENCE, FaultyStore, Team, snapshot
 
 AT = datetime(2026, 11, 23, 10, 0, 0, 123000, tzinfo=UTC)
 
 
-class Recorder:
-    """A sink that keeps everything, and what was true when it was closed."""
-
-    def __init__(self, *, at_close: Callable[[], object] = lambda: None) -> None:
-        self.events: list[Event] = []
-        self.closed: list[tuple[float, object]] = []
-        self._at_close = at_close
-
-    def emit(self, event: Event) -> None:
-        self.events.append(event)
-
-    def close(self, timeout: float) -> None:
-        self.closed.append((timeout, self._at_close()))
-
-    @property
-    def kinds(self) -> list[str]:
-        return [event.kind for event in self.events]
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [dict(event.fields) for event in self.events if event.kind == kind]
-
-
-class Recorders(dict[str, Recorder]):
+class Recorders(dict[str, RecordingSink]):
     """What each worker of a team reports, by worker id."""
 
     def __init__(self, team: Team) -> None:
@@ -61,7 +39,7 @@ class Recorders(dict[str, Recorder]):
         team.reporter = self._reporter
 
     def _reporter(self, worker_id: str) -> Reporter:
-        self[worker_id] = Recorder(at_close=lambda: worker_id in self._team.member_ids())
+        self[worker_id] = RecordingSink(at_close=lambda: worker_id in self._team.member_ids())
         return Reporter(worker_id, self[worker_id])
 
 
@@ -130,14 +108,14 @@ def test_a_field_that_a_later_version_added_is_kept() -> None:
 
 def test_what_is_reported_is_stamped_and_goes_to_every_sink() -> None:
     """With the wall clock that was given."""
-    one, two = Recorder(), Recorder()
+    one, two = RecordingSink(), RecordingSink()
     Reporter("w", one, two, wall=lambda: AT)("elected", term=2)
     assert one.events == two.events == [Event(at=AT, worker="w", kind="elected", fields={"term": 2})]
 
 
 def test_the_first_final_event_counts() -> None:
     """A worker ends once, however many callers end it. It may still resign."""
-    sink = Recorder()
+    sink = RecordingSink()
     report = Reporter("w", sink)
     report("finished", epoch=3, batch=0)
     report("preempted", saved=True, checkpoint=None, epoch=None, batch=None, seconds=1.0)
@@ -148,7 +126,7 @@ def test_the_first_final_event_counts() -> None:
 
 def test_a_long_text_is_cut() -> None:
     """The log is bounded, and the text of an error is not."""
-    sink = Recorder()
+    sink = RecordingSink()
     Reporter("w", sink)("commit_failed", reason="x" * 10_000)
     assert sink.of("commit_failed") == [{"reason": "x" * 500}]
 
@@ -156,7 +134,7 @@ def test_a_long_text_is_cut() -> None:
 def test_a_bug_in_a_sink_does_not_harm_the_reporting_thread(caplog: pytest.LogCaptureFixture) -> None:
     """The threads of elector and saver go on, and the bug is in the log."""
 
-    class Broken(Recorder):
+    class Broken(RecordingSink):
         def emit(self, event: Event) -> None:
             raise RuntimeError("a bug")
 
@@ -169,18 +147,18 @@ def test_a_bug_in_a_sink_does_not_harm_the_reporting_thread(caplog: pytest.LogCa
 def test_a_bug_in_one_sink_keeps_nothing_from_the_others() -> None:
     """The log and the metrics have nothing to do with each other."""
 
-    class Broken(Recorder):
+    class Broken(RecordingSink):
         def emit(self, event: Event) -> None:
             raise RuntimeError("a bug")
 
-    sink = Recorder()
+    sink = RecordingSink()
     Reporter("w", Broken(), sink)("left")
     assert sink.kinds == ["left"]
 
 
 def test_what_is_no_text_in_a_reason_does_not_lose_the_event() -> None:
     """The name of a file may be no UTF-8, and JSON can't hold that."""
-    sink = Recorder()
+    sink = RecordingSink()
     Reporter("w", sink)("commit_failed", reason="can't write /\udcff/x")
     assert sink.of("commit_failed") == [{"reason": "can't write /?/x"}]
     assert b"can't write /?/x" in sink.events[0].line()
@@ -188,7 +166,7 @@ def test_what_is_no_text_in_a_reason_does_not_lose_the_event() -> None:
 
 def test_closing_closes_every_sink() -> None:
     """In the time that is given."""
-    sinks = Recorder(), Recorder()
+    sinks = RecordingSink(), RecordingSink()
     Reporter("w", *sinks).close(1.5)
     assert [sink.closed for sink in sinks] == [[(1.5, None)]] * 2
 

@@ -9,25 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from distributed_backup.observability import reporter as reporting
-from distributed_backup.observability.events import Event
 from distributed_backup.observability.reporter import Reporter
+from tests.support.sinks import RecordingSink
 
 PATIENCE = 30.0
-
-
-class Recorder:
-    """Keeps the kinds of events."""
-
-    def __init__(self) -> None:
-        self.kinds: list[str] = []
-        self.arrived = threading.Event()
-
-    def emit(self, event: Event) -> None:
-        self.kinds.append(event.kind)
-        self.arrived.set()
-
-    def close(self, timeout: float) -> None:
-        """Nothing to close."""
 
 
 class HangingHandler(logging.Handler):
@@ -53,7 +38,7 @@ def handler() -> Iterator[HangingHandler]:
 
 def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandler) -> None:
     """The training thread reports progress while the elector's thread waits for a pipe."""
-    sink = Recorder()
+    sink = RecordingSink()
     report = Reporter("w", sink)
     elector = threading.Thread(target=report, args=("unreachable",), kwargs={"reason": "no route"}, daemon=True)
     elector.start()
@@ -69,7 +54,7 @@ def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandl
 
 def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptureFixture) -> None:
     """The reason counts, whichever checkpoint it is about. The sinks get each failure."""
-    sink = Recorder()
+    sink = RecordingSink()
     report = Reporter("w", sink)
     reasons = [f"can't write /run/0000000001-{number:08d}-00000000.ckpt: full" for number in (1, 2)]
     with caplog.at_level(logging.INFO, "distributed_backup"):
@@ -84,7 +69,7 @@ def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptur
 
 def test_a_worker_that_is_preempted_as_it_leaves_says_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """A worker ends once for the sinks, which count and draw. The log must tell that nothing was saved."""
-    sink = Recorder()
+    sink = RecordingSink()
     report = Reporter("w", sink)
     with caplog.at_level(logging.DEBUG, "distributed_backup"):
         report("finished", epoch=4, batch=0)

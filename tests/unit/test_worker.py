@@ -196,22 +196,22 @@ def test_a_new_leader_announces_the_newest_and_commits_what_is_due(team: Team) -
 def test_an_announcement_that_was_lost_is_made_again(team: Team) -> None:
     """The leader repeats an announcement that failed, as soon as the coordinator is back."""
 
-    class Deaf(MemoryCoordinator):
-        deaf = False
+    class LosesAnnouncements(MemoryCoordinator):
+        failing = False
 
         def announce(self, announcement: Announcement) -> bool:
-            if self.deaf:
+            if self.failing:
                 raise CoordinatorUnavailableError("connection reset")
             return super().announce(announcement)
 
-    coordinator = team.coordinator = Deaf(team.clock)
+    coordinator = team.coordinator = LosesAnnouncements(team.clock)
     leader = team.started("a")
-    coordinator.deaf = True
+    coordinator.failing = True
     leader.boundary(snapshot(1), due=True)
     team.until(lambda: team.positions() == [Position(1)])
     team.steps(1.0)
     assert team.announcement.checkpoint is None
-    coordinator.deaf = False
+    coordinator.failing = False
     team.until(lambda: team.announcement.checkpoint is not None, limit=1.0)
 
 

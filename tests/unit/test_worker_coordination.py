@@ -370,27 +370,27 @@ def test_nobody_stands_back_for_longer_than_a_lease(team: Team) -> None:
     team.until(lambda: elector_of(worker).is_leader, limit=LeaseTimings().duration + 2.0)
 
 
-class Deaf(MemoryCoordinator):
-    """Takes no notice while it is `deaf`."""
+class LosesNotices(MemoryCoordinator):
+    """Loses each notice while `failing`."""
 
-    deaf = True
+    failing = True
 
     def notify(self, notice: Notice) -> None:
-        if self.deaf:
+        if self.failing:
             raise CoordinatorUnavailableError("can't reach redis://host")
         super().notify(notice)
 
 
 def test_a_notice_that_could_not_be_told_is_told_again(team: Team) -> None:
     """A worker retries a notice that failed to reach the coordinator, with the rest of its grace period."""
-    coordinator = team.coordinator = Deaf(team.clock)
+    coordinator = team.coordinator = LosesNotices(team.clock)
     leader, follower = team.started("a"), team.started("b", grace_period=60.0)
     leader.boundary(snapshot(0, 1), due=False)
     follower.give_notice("SIGTERM")
     leaving = team.begin(follower.preempt)
     team.steps(5.0)
     assert not leaving.done()
-    coordinator.deaf = False
+    coordinator.failing = False
     team.until(lambda: coordinator.view().notices)
     assert coordinator.view().notices[0].remaining < 56.0
     assert team.result(leaving, limit=30.0).position == Position(0, 1)

@@ -25,7 +25,7 @@ def view(term: int, holder: str | None = "leader", **changes: Any) -> ClusterVie
 
 
 def status(seen: ClusterView | None, *, term: int | None = None, standby: bool = False, live: int = 5) -> RestoreStatus:
-    """A worker that joined in term 4 and has heard from the holder of term `live` since."""
+    """A worker that joined in term 4 and has seen a heartbeat of the holder of term `live` since."""
     terms = LiveTerms("me")
     terms.observe(view(4, holder_age=100.0), since_joined=1.0)
     terms.observe(view(live), since_joined=1.0)
@@ -51,8 +51,8 @@ def test_a_follower_restores_what_the_current_holder_announced() -> None:
 def test_a_follower_ignores_an_earlier_incarnation() -> None:
     """Workers that were killed left lease and announcement of term 4 behind."""
     assert restore.next_step(status(view(4, announcement=announced(4)))) is None
-    heard = restore.next_step(status(view(4, announcement=announced(4)), live=4))
-    assert heard == RestoreAnnounced(announced(4), finished=False)
+    found = restore.next_step(status(view(4, announcement=announced(4)), live=4))
+    assert found == RestoreAnnounced(announced(4), finished=False)
 
 
 def test_a_standby_waits_for_the_lease_or_the_end() -> None:
@@ -114,9 +114,9 @@ def test_a_finished_worker_flushes_what_is_due(
         ([], 10.0, 0.0, "wait"),
         ([], 10.1, 0.0, "delete"),
         ([], 12.0, 5.0, "wait"),
-        # A member that was last heard of before we left may be dead, or may leave as we do.
+        # A member whose last heartbeat came before this worker left may be dead, or may be leaving too.
         ([12.5], 12.0, 0.0, "wait"),
-        # A member that was heard of since goes on.
+        # A member that sent a heartbeat since goes on.
         ([12.5, 1.0], 12.0, 0.0, "keep"),
     ],
 )
