@@ -133,9 +133,10 @@ def _lines(found: list[Event]) -> Iterable[str]:
     from distributed_backup.timeline.labels import describe
 
     widest = max(len(event.worker) for event in found)
+    longest = max(len(event.kind) for event in found)
     for event in found:
         at = event.at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
-        yield _printable(f"{at}  {event.worker:{widest}}  {event.kind:13}  {describe(event)}".rstrip())
+        yield _printable(f"{at}  {event.worker:{widest}}  {event.kind:{longest}}  {describe(event)}".rstrip())
 
 
 def _printable(text: str) -> str:

@@ -56,6 +56,19 @@ def test_events_are_told_a_line_each_in_order_of_time(small: Path) -> None:
     ]
 
 
+def test_what_events_tell_lines_up_beside_the_longest_kind(tmp_path: Path) -> None:
+    """`commit_recovered` is longer than the other kinds."""
+    story = Story()
+    story.start(0, "a-00000001")
+    story.tell(1, "a-00000001", "elected", term=1)
+    story.tell(2, "a-00000001", "commit_failed", reason="full")
+    story.tell(3, "a-00000001", "commit_recovered")
+    record(tmp_path / "run", story)
+    lines = call("events", tmp_path / "run").stdout.splitlines()
+    begins = [line.index(text) for line, text in zip(lines, ("run job-42", "epoch 0", "term 1", "full"), strict=False)]
+    assert set(begins) == {len("2026-11-23 10:00:00.000  a-00000001  commit_recovered  ")}
+
+
 def test_events_as_json_are_what_the_workers_wrote(run: Path) -> None:
     result = call("events", run, "--json")
     assert result.exit_code == 0
