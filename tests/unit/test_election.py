@@ -1,4 +1,4 @@
-"""The elector on a clock that stands still: each tick is made by hand, each fault by a scripted coordinator."""
+"""The elector on a clock that stands still: a test makes each tick, and a scripted coordinator makes each fault."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def last_resort(bench: Bench) -> int | None:
 
 
 def test_the_first_to_campaign_leads_and_is_reported_once(bench: Bench) -> None:
-    """An election is reported once, before the view that came with it. Renewals are not reported."""
+    """The elector reports an election once, before the view that came with it, and reports no renewals."""
     for _ in range(3):
         bench.elector.tick()
     assert leads(bench)
@@ -44,7 +44,7 @@ def test_the_first_to_campaign_leads_and_is_reported_once(bench: Bench) -> None:
 
 
 def test_a_follower_does_not_lead(bench: Bench) -> None:
-    """It observes."""
+    """A follower has no term, and observes who holds the lease."""
     bench.another("b").tick()
     bench.elector.tick()
     assert not leads(bench)
@@ -54,7 +54,7 @@ def test_a_follower_does_not_lead(bench: Bench) -> None:
 
 
 def test_leadership_ends_at_the_deadline_without_any_tick(bench: Bench) -> None:
-    """A worker that can't tick (paused, cut off) stops believing by itself, before anybody else may lead."""
+    """A leader that can't tick stands down at its own deadline, before another worker can take the lease."""
     bench.elector.tick()
     bench.clock.advance(TIMINGS.renew_deadline - 0.001)
     assert leads(bench)
@@ -65,7 +65,7 @@ def test_leadership_ends_at_the_deadline_without_any_tick(bench: Bench) -> None:
 
 
 def test_the_deadline_is_counted_from_before_the_request_was_sent(bench: Bench) -> None:
-    """A reply that took 4 s leaves 6 of 10 seconds, for the acquisition and for a renewal."""
+    """A reply that takes 4 of 10 seconds leaves 6, for an acquisition and for a renewal."""
     bench.coordinator.slow = 4.0
     for _ in range(2):
         bench.elector.tick()
@@ -76,14 +76,14 @@ def test_the_deadline_is_counted_from_before_the_request_was_sent(bench: Bench) 
 
 
 def test_a_reply_that_comes_after_the_deadline_does_not_make_a_leader(bench: Bench) -> None:
-    """Another worker may hold the lease by the time that the reply is read."""
+    """A worker that gets the lease in a reply after its deadline does not lead."""
     bench.coordinator.slow = TIMINGS.renew_deadline + 0.1
     bench.elector.tick()
     assert not leads(bench)
 
 
 def test_a_renewal_moves_the_deadline(bench: Bench) -> None:
-    """Each answered heartbeat gives another `renew_deadline` seconds."""
+    """Each answered heartbeat gives the leader another `renew_deadline` seconds."""
     bench.elector.tick()
     for _ in range(5):
         bench.clock.advance(9.0)
@@ -94,7 +94,7 @@ def test_a_renewal_moves_the_deadline(bench: Bench) -> None:
 
 
 def test_a_heartbeat_says_what_the_worker_is(bench: Bench) -> None:
-    """Role, position and duration travel with each tick."""
+    """Each heartbeat carries the worker's role, position and lease duration."""
     bench.elector.position = Position(2, 3)
     bench.elector.tick()
     bench.elector.tick()
@@ -107,7 +107,7 @@ def test_a_heartbeat_says_what_the_worker_is(bench: Bench) -> None:
 
 
 def test_an_unreachable_coordinator_is_no_loss_before_the_deadline(bench: Bench) -> None:
-    """Not being able to renew is not having lost: the leader goes on until its own deadline."""
+    """A leader that can't renew goes on leading until its own deadline."""
     bench.elector.tick()
     bench.coordinator.down = True
     for _ in range(4):
@@ -122,7 +122,7 @@ def test_an_unreachable_coordinator_is_no_loss_before_the_deadline(bench: Bench)
 
 
 def test_an_unreachable_coordinator_is_one_loss_at_the_deadline(bench: Bench) -> None:
-    """The loss names term and cause. It is reported once, however long it lasts."""
+    """At the deadline the elector reports one lost lease, with its term and cause, however long the outage lasts."""
     bench.elector.tick()
     bench.coordinator.down = True
     for _ in range(20):
@@ -133,7 +133,7 @@ def test_an_unreachable_coordinator_is_one_loss_at_the_deadline(bench: Bench) ->
 
 
 def test_a_lease_that_another_took_is_one_loss(bench: Bench) -> None:
-    """A paused leader learns at its next tick who leads now."""
+    """A paused leader learns at its next tick which worker holds the lease, and reports one lost lease."""
     bench.elector.tick()
     bench.clock.advance(TIMINGS.duration)
     bench.another("b").tick()
@@ -144,7 +144,7 @@ def test_a_lease_that_another_took_is_one_loss(bench: Bench) -> None:
 
 
 def test_the_coordinators_reason_for_a_loss_is_passed_on(bench: Bench) -> None:
-    """The coordinator's reason is more exact than the elector's own."""
+    """The elector reports the coordinator's reason for a lost lease in place of its own."""
     bench.elector.tick()
     bench.coordinator.answer = ClusterView(
         term=1, holder=None, holder_age=None, remaining=None, announcement=None, reason="the lock file was removed"
@@ -154,7 +154,7 @@ def test_the_coordinators_reason_for_a_loss_is_passed_on(bench: Bench) -> None:
 
 
 def test_a_new_term_for_the_holder_is_a_loss_and_an_election(bench: Bench) -> None:
-    """A worker that held term 1 and now holds term 2 did not lead in between."""
+    """A leader that is granted a new term reports a lost lease, then an election."""
     bench.elector.tick()
     bench.clock.advance(TIMINGS.duration)
     bench.elector.tick()
@@ -164,7 +164,7 @@ def test_a_new_term_for_the_holder_is_a_loss_and_an_election(bench: Bench) -> No
 
 
 def test_a_worker_that_lost_campaigns_again(bench: Bench) -> None:
-    """A loss is not the end: when the lease is free it leads again, under a new term."""
+    """A worker that lost the lease leads again under a new term once the lease is free."""
     bench.elector.tick()
     bench.clock.advance(TIMINGS.duration)
     other = bench.another("b")
@@ -177,7 +177,7 @@ def test_a_worker_that_lost_campaigns_again(bench: Bench) -> None:
 
 
 def test_the_term_of_last_resort_counts_only_without_a_coordinator(bench: Bench) -> None:
-    """A worker that is cut off may write under its last term. A coordinator in reach decides."""
+    """Only a worker that can't reach the coordinator has a term of last resort: the last term it led under."""
     bench.coordinator.down = True
     bench.elector.tick()
     assert last_resort(bench) is None
@@ -199,7 +199,7 @@ def test_the_term_of_last_resort_counts_only_without_a_coordinator(bench: Bench)
 
 
 def test_a_lost_reply_to_the_acquisition_locks_nobody_out(bench: Bench) -> None:
-    """The lease was granted and we don't know: the next tick finds it, under the same term."""
+    """A worker whose grant was lost on the way leads under the same term at its next tick."""
     bench.coordinator.lossy = True
     bench.elector.tick()
     assert not leads(bench)
@@ -210,7 +210,7 @@ def test_a_lost_reply_to_the_acquisition_locks_nobody_out(bench: Bench) -> None:
 
 
 def test_a_lease_whose_grant_was_lost_is_given_back_on_resignation(bench: Bench) -> None:
-    """A worker that leaves without knowing that it holds the lease does not leave it to run out."""
+    """A worker that never saw its grant still gives the lease back when it resigns."""
     bench.coordinator.lossy = True
     bench.elector.tick()
     bench.coordinator.lossy = False
@@ -221,7 +221,7 @@ def test_a_lease_whose_grant_was_lost_is_given_back_on_resignation(bench: Bench)
 
 
 def test_a_lost_reply_to_a_renewal_loses_nothing(bench: Bench) -> None:
-    """The lease goes on under the same term."""
+    """A leader that misses the reply to a renewal goes on leading under the same term."""
     bench.elector.tick()
     bench.coordinator.lossy = True
     bench.clock.advance(2.0)
@@ -237,7 +237,7 @@ def test_a_lost_reply_to_a_renewal_loses_nothing(bench: Bench) -> None:
 
 
 def test_a_follower_looks_again_when_the_lease_that_it_sees_runs_out(bench: Bench) -> None:
-    """Not a period later: the leader may be dead."""
+    """A follower ticks as soon as the leader's lease runs out, and waits a full period while it is renewed."""
     bench.elector.tick()
     follower = bench.another("b")
     left = follower.period / 2
@@ -250,7 +250,7 @@ def test_a_follower_looks_again_when_the_lease_that_it_sees_runs_out(bench: Benc
 
 
 def test_no_worker_hammers_a_coordinator_that_is_away(bench: Bench) -> None:
-    """The lease that it saw has run out. It asks once in a period."""
+    """A follower asks an unreachable coordinator once in a period, even after the lease ran out."""
     bench.elector.tick()
     follower = bench.another("b")
     follower.tick()
@@ -261,7 +261,7 @@ def test_no_worker_hammers_a_coordinator_that_is_away(bench: Bench) -> None:
 
 
 def test_the_age_of_the_holder_is_as_of_now(bench: Bench) -> None:
-    """A late reply shows a heartbeat of the holder that is as old as the reply, and more."""
+    """The elector adds the time that a reply took to the age of the holder's heartbeat."""
     bench.elector.tick()
     recorder = Recorder()
     follower = bench.another("b", recorder)
@@ -271,7 +271,7 @@ def test_the_age_of_the_holder_is_as_of_now(bench: Bench) -> None:
 
 
 def test_an_invitation_wakes_who_could_lead(bench: Bench) -> None:
-    """Who could not claim its term just before would wake others like it, and they it, without end."""
+    """A released lease wakes each elector, except one that failed to claim a term within the last period."""
     bench.elector.lease_released()
     assert bench.elector._wake.is_set()
     other = bench.another("b")
@@ -285,7 +285,7 @@ def test_an_invitation_wakes_who_could_lead(bench: Bench) -> None:
 
 
 def test_what_keeps_a_worker_from_leading_is_logged_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """The log does not repeat it at each tick, and `campaign_error` holds the reason."""
+    """The elector logs once why it can't lead, and keeps the error in `campaign_error` until it leads."""
     bench.terms.error = broken_store()
     for _ in range(5):
         bench.elector.tick()
@@ -301,7 +301,7 @@ def test_what_keeps_a_worker_from_leading_is_logged_once(bench: Bench, caplog: p
 
 
 def test_resigning_hands_over_and_ends_the_campaign(bench: Bench) -> None:
-    """Another worker leads at its next tick. The elector never campaigns again, and reports no loss."""
+    """After a resignation another worker leads, and the resigned elector sends no heartbeat and reports no loss."""
     bench.elector.tick()
     bench.elector.resign()
     assert not leads(bench)
@@ -315,7 +315,7 @@ def test_resigning_hands_over_and_ends_the_campaign(bench: Bench) -> None:
 
 
 def test_resigning_without_leading_makes_no_call(bench: Bench) -> None:
-    """Another worker's lease is left alone, and a follower that leaves makes no call."""
+    """A follower resigns without a call to the coordinator, and the leader keeps its lease."""
     bench.another("b").tick()
     bench.elector.tick()
     bench.elector.resign()
@@ -324,7 +324,7 @@ def test_resigning_without_leading_makes_no_call(bench: Bench) -> None:
 
 
 def test_a_resignation_that_can_not_be_told_ends_leadership_all_the_same(bench: Bench) -> None:
-    """The caller hears of it, may try again, and we lead no more."""
+    """A resignation that fails to reach the coordinator raises, ends leadership, and can be retried."""
     bench.elector.tick()
     bench.coordinator.down = True
     with pytest.raises(CoordinatorUnavailableError):
@@ -336,7 +336,7 @@ def test_a_resignation_that_can_not_be_told_ends_leadership_all_the_same(bench: 
 
 
 class Turnstile(FakeClock):
-    """A clock whose `wait` blocks until the test lets one tick pass, and tells how long it was asked to wait."""
+    """A clock whose `wait` blocks until the test lets one tick pass, and which records each timeout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,7 +366,7 @@ def turnstile(bench: Bench) -> Turnstile:
 
 
 def test_the_thread_ticks_at_once_and_then_each_period_with_jitter(bench: Bench, turnstile: Turnstile) -> None:
-    """Periods differ from each other, so that a herd of workers does not stay one."""
+    """The thread ticks at its start and then once in a period, with a jitter of up to 20%."""
     bench.elector.start()
     assert turnstile.waiting.acquire(timeout=30)
     for _ in range(20):
@@ -379,7 +379,7 @@ def test_the_thread_ticks_at_once_and_then_each_period_with_jitter(bench: Bench,
 
 
 def test_the_jitter_leaves_the_global_generator_alone(bench: Bench, turnstile: Turnstile) -> None:
-    """The state of `random` is training state: an exact resume depends on it."""
+    """The jitter leaves the state of `random` unchanged, because an exact resume depends on it."""
     random.seed(42)
     before = random.getstate()
     bench.elector.start()
@@ -391,7 +391,7 @@ def test_the_jitter_leaves_the_global_generator_alone(bench: Bench, turnstile: T
 
 
 def test_after_stop_nothing_ticks_and_the_lease_is_kept(bench: Bench, turnstile: Turnstile) -> None:
-    """Stopping does not resign, and a stopped elector can't be woken."""
+    """A stopped elector keeps its lease, ends its thread, and ignores a wake."""
     bench.elector.start()
     assert turnstile.waiting.acquire(timeout=30)
     bench.elector.stop()
@@ -404,7 +404,7 @@ def test_after_stop_nothing_ticks_and_the_lease_is_kept(bench: Bench, turnstile:
 
 
 def test_a_poke_ticks_before_the_period_is_over(bench: Bench, turnstile: Turnstile) -> None:
-    """A hint that something happened saves up to a period."""
+    """A wake makes the elector tick before its period is over."""
     bench.elector.start()
     assert turnstile.waiting.acquire(timeout=30)
     bench.coordinator.beaten.clear()
@@ -417,7 +417,7 @@ def test_a_poke_ticks_before_the_period_is_over(bench: Bench, turnstile: Turnsti
 def test_a_bug_does_not_end_the_thread(
     bench: Bench, turnstile: Turnstile, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    """It is logged with its trace, and the next tick does better."""
+    """The elector logs an unexpected exception, and its next tick succeeds."""
     if fault == "listener":
         bench.recorder.broken = True
     else:
@@ -434,7 +434,7 @@ def test_a_bug_does_not_end_the_thread(
 
 
 def test_a_resignation_waits_for_the_tick_that_is_running(bench: Bench) -> None:
-    """Otherwise a heartbeat on its way could win the lease back after the resignation."""
+    """A resignation waits for the running heartbeat, so that the heartbeat can't win the lease back."""
     sent, go = threading.Event(), threading.Event()
     heartbeat = bench.coordinator.heartbeat
 
@@ -456,7 +456,7 @@ def test_a_resignation_waits_for_the_tick_that_is_running(bench: Bench) -> None:
 
 
 def test_stopping_from_within_the_thread_does_not_deadlock(bench: Bench, turnstile: Turnstile) -> None:
-    """A listener may stop the elector that called it."""
+    """A listener can stop the elector that called it, and the thread ends."""
     stop: Callable[[], None] = bench.elector.stop
     bench.recorder.elected = lambda term: stop()  # type: ignore[method-assign]
     bench.elector.start()

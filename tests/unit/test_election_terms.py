@@ -1,4 +1,4 @@
-"""The terms of an elector: a used term is never led under, whatever the coordinator forgets."""
+"""The terms of an elector: each term has one leader, even if the coordinator loses its data."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def last_resort(bench: Bench) -> int | None:
 
 
 def test_a_term_is_above_what_the_store_knows(bench: Bench) -> None:
-    """The coordinator has lost its data, and the store has not."""
+    """The elector leads under a term above the highest in the store, even if the coordinator lost its data."""
     bench.terms.highest = 7
     bench.elector.tick()
     assert bench.elector.term == 8
 
 
 def test_the_store_is_not_asked_while_we_lead(bench: Bench) -> None:
-    """A renewal costs no directory listing."""
+    """A leader renews its lease without reading the terms in the store."""
     bench.elector.tick()
     asked = bench.terms.asked
     for _ in range(5):
@@ -56,7 +56,7 @@ def claimed_meanwhile(bench: Bench, term: int) -> Callable[[Heartbeat], ClusterV
 
 
 def test_a_granted_term_that_was_used_meanwhile_is_refused(bench: Bench) -> None:
-    """Another worker claimed it during the request. The elector gives it back and campaigns for a higher one."""
+    """The elector gives back a term that another worker claimed during the request, and campaigns for a higher one."""
     bench.coordinator.heartbeat = claimed_meanwhile(bench, 5)  # type: ignore[method-assign, assignment]
     bench.elector.tick()
     assert not leads(bench)
@@ -67,7 +67,7 @@ def test_a_granted_term_that_was_used_meanwhile_is_refused(bench: Bench) -> None
 
 
 def test_a_refusal_that_can_not_be_delivered_is_delivered_at_the_next_tick(bench: Bench) -> None:
-    """The coordinator failing between grant and refusal is one more unreachable tick, not an error."""
+    """An elector that can't give a used term back, because the coordinator fails, gives it back at its next tick."""
     heartbeat = bench.coordinator.heartbeat
 
     def granted_and_down(beat: Heartbeat) -> ClusterView:
@@ -87,7 +87,7 @@ def test_a_refusal_that_can_not_be_delivered_is_delivered_at_the_next_tick(bench
 
 
 def test_a_term_is_led_under_by_one_worker_whatever_the_coordinator_forgets(bench: Bench) -> None:
-    """An emptied coordinator grants term 1 again to a worker that never saw it. The record of terms refuses it."""
+    """An emptied coordinator grants term 1 again, and the record of terms makes the newcomer lead under term 2."""
     bench.elector.tick()
     bench.coordinator.erase()
     newcomer = bench.another("b")
@@ -96,7 +96,7 @@ def test_a_term_is_led_under_by_one_worker_whatever_the_coordinator_forgets(benc
 
 
 def test_who_is_asked_to_let_another_lead_does(bench: Bench) -> None:
-    """It gives the lease back at its next tick, and does not take it until another worker has led."""
+    """A leader with a paused campaign gives the lease back at its next tick and lets another worker lead."""
     other = bench.another("b")
     bench.elector.tick()
     bench.elector.pause_campaign(30.0)
@@ -111,7 +111,7 @@ def test_who_is_asked_to_let_another_lead_does(bench: Bench) -> None:
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_who_stood_back_is_a_candidate_again_when_another_has_led(bench: Bench, seen: bool) -> None:
-    """Also if that one's time fell between two of our ticks: its term tells."""
+    """A paused elector campaigns again after another worker has led, even if it sees only the higher term."""
     other = bench.another("b")
     bench.elector.tick()
     bench.elector.pause_campaign(30.0)
@@ -129,7 +129,7 @@ def test_who_stood_back_is_a_candidate_again_when_another_has_led(bench: Bench, 
 
 
 def test_who_stood_back_in_vain_leads_again(bench: Bench) -> None:
-    """The request bounds the time without a leader."""
+    """A paused elector leads again when the pause is over and the lease is still free."""
     bench.elector.tick()
     bench.elector.pause_campaign(30.0)
     bench.elector.tick()
@@ -139,7 +139,7 @@ def test_who_stood_back_in_vain_leads_again(bench: Bench) -> None:
 
 
 def test_a_worker_that_can_not_claim_its_term_lets_others_try(bench: Bench) -> None:
-    """It gives the lease back and waits for a period. Two workers with one broken disk would else wake each other."""
+    """A worker that fails to claim its term gives the lease back and waits a period before it campaigns."""
     bench.elector.tick()
     bench.elector.resign()
     other = bench.another("b")
@@ -157,7 +157,7 @@ def test_a_worker_that_can_not_claim_its_term_lets_others_try(bench: Bench) -> N
 
 
 def test_a_worker_that_can_not_read_the_store_stays_a_member_and_does_not_campaign(bench: Bench) -> None:
-    """Without the floor a used term could be granted again."""
+    """A worker that can't read the store sends heartbeats without a campaign until the store is back."""
     bench.terms.error = broken_store()
     bench.elector.tick()
     assert bench.coordinator.view().holder is None
@@ -170,7 +170,7 @@ def test_a_worker_that_can_not_read_the_store_stays_a_member_and_does_not_campai
 
 
 def test_a_leader_that_can_not_read_the_store_goes_on_leading(bench: Bench) -> None:
-    """The floor is asked for new terms only."""
+    """A leader renews its lease under the same term while it can't read the store."""
     bench.elector.tick()
     bench.terms.error = broken_store()
     bench.clock.advance(2.0)
@@ -179,7 +179,7 @@ def test_a_leader_that_can_not_read_the_store_goes_on_leading(bench: Bench) -> N
 
 
 def test_a_lease_whose_term_can_not_be_checked_is_given_back(bench: Bench) -> None:
-    """A worker whose store failed after the grant can't lead. If it held the lease, no worker would lead."""
+    """A worker whose store fails after the grant gives the lease back."""
     bench.coordinator.lossy = True
     bench.elector.tick()
     bench.coordinator.lossy = False
@@ -190,7 +190,7 @@ def test_a_lease_whose_term_can_not_be_checked_is_given_back(bench: Bench) -> No
 
 
 def test_a_coordinator_that_lost_its_data_grants_no_term_we_have_seen(bench: Bench) -> None:
-    """No worker committed under terms 1 to 3, so the store does not know them. A worker that saw them does."""
+    """A coordinator that lost its data grants a term above each term that the worker has seen."""
     for worker_id in ("x", "y", "z"):
         elector = bench.another(worker_id)
         elector.tick()
@@ -202,7 +202,7 @@ def test_a_coordinator_that_lost_its_data_grants_no_term_we_have_seen(bench: Ben
 
 
 def test_a_leader_whose_coordinator_lost_its_data_gets_a_higher_term(bench: Bench) -> None:
-    """Its own term counts as seen: it must not end up leading under a lower one."""
+    """A leader whose coordinator lost its data loses its lease and leads under a higher term."""
     bench.terms.highest = 6
     bench.elector.tick()
     bench.terms.highest = 0
@@ -213,7 +213,7 @@ def test_a_leader_whose_coordinator_lost_its_data_gets_a_higher_term(bench: Benc
 
 
 def test_a_coordinator_that_went_back_in_time_does_not_reinstate_anybody(bench: Bench) -> None:
-    """A stale replica names us holder of term 1, but term 2 has been seen: refuse, and campaign above it."""
+    """The elector refuses an old term from a stale coordinator, and then leads under a term above all it has seen."""
     bench.elector.tick()
     bench.clock.advance(TIMINGS.duration)
     other = bench.another("b")

@@ -129,7 +129,7 @@ def disk_full(location: str) -> StoreError:
 
 
 def test_a_due_snapshot_is_committed_under_our_term(bench: Bench) -> None:
-    """And the listener hears which checkpoint is the newest now."""
+    """The saver commits a due snapshot under the leader's term, and reports it to the listener."""
     bench.saver.submit(snapshot(1), due=True)
     bench.drain()
     newest = bench.store.latest()
@@ -139,7 +139,7 @@ def test_a_due_snapshot_is_committed_under_our_term(bench: Bench) -> None:
 
 
 def test_what_another_wrote_is_made_durable_before_it_counts_for_ours(bench: Bench) -> None:
-    """It, or we at an earlier try, may have failed after the file had its name and before that was durable."""
+    """The saver makes an existing checkpoint durable once, before it reports it as committed."""
     CheckpointStore(bench.store.location).commit(snapshot(1), term=1, worker_id="a")
     with mock.patch.object(LocalStorage, "sync", autospec=True) as sync:
         bench.saver.submit(snapshot(1), due=True)
@@ -157,7 +157,7 @@ def test_what_another_wrote_is_made_durable_before_it_counts_for_ours(bench: Ben
 
 
 def test_what_can_not_be_made_durable_is_not_saved(bench: Bench) -> None:
-    """The listener gets no `on_committed`."""
+    """The saver reports a failure and no commit when an existing checkpoint can't be made durable."""
     CheckpointStore(bench.store.location).commit(snapshot(1), term=1, worker_id="a")
     with mock.patch.object(LocalStorage, "sync", side_effect=disk_full(bench.store.location)):
         bench.saver.submit(snapshot(1), due=True)
@@ -167,7 +167,7 @@ def test_what_can_not_be_made_durable_is_not_saved(bench: Bench) -> None:
 
 
 def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
-    """It is kept in memory in case of a notice. Nothing is written."""
+    """The saver keeps a snapshot that is not due in memory, and writes nothing."""
     bench.saver.submit(snapshot(1), due=False)
     bench.drain()
     assert bench.store.tried == []
@@ -176,7 +176,7 @@ def test_a_snapshot_that_is_not_due_is_not_committed(bench: Bench) -> None:
 
 
 def test_an_older_due_snapshot_is_not_dropped_by_a_boundary_that_is_not_due(bench: Bench) -> None:
-    """The schedule asked for epoch 1, and the boundary after it does not undo that."""
+    """A due snapshot stays due after a later boundary that is not due."""
     bench.lead(None)
     bench.saver.submit(snapshot(1), due=True)
     bench.saver.submit(snapshot(2), due=False)
@@ -186,7 +186,7 @@ def test_an_older_due_snapshot_is_not_dropped_by_a_boundary_that_is_not_due(benc
 
 
 def test_while_a_commit_runs_only_the_newest_due_snapshot_waits(bench: Bench) -> None:
-    """One running, one waiting: the work is bounded however fast the training is."""
+    """During a commit one due snapshot waits, the newest, however fast the training is."""
     bench.store.gate.clear()
     bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
@@ -198,7 +198,7 @@ def test_while_a_commit_runs_only_the_newest_due_snapshot_waits(bench: Bench) ->
 
 
 def test_offering_never_waits_for_the_disk(bench: Bench) -> None:
-    """Training hands over and goes on while a commit hangs."""
+    """Calls from training return while a commit hangs."""
     bench.store.gate.clear()
     bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
@@ -212,7 +212,7 @@ def test_offering_never_waits_for_the_disk(bench: Bench) -> None:
 
 
 def test_nothing_is_committed_while_another_leads(bench: Bench) -> None:
-    """What is due waits until we lead, and then goes under the new term."""
+    """The saver commits a follower's due snapshot once the worker leads, under the new term."""
     bench.lead(None)
     bench.saver.submit(snapshot(1), due=True)
     bench.saver.request_save()
@@ -224,7 +224,7 @@ def test_nothing_is_committed_while_another_leads(bench: Bench) -> None:
 
 
 def test_progress_never_goes_backwards(bench: Bench) -> None:
-    """A leader that is behind the newest checkpoint commits nothing until it has passed it."""
+    """A leader behind the newest checkpoint commits only after its training has passed that checkpoint."""
     bench.store.commit(snapshot(5), term=1, worker_id="b")
     bench.lead(2)
     for epoch in (4, 5):
@@ -238,7 +238,7 @@ def test_progress_never_goes_backwards(bench: Bench) -> None:
 
 
 def test_what_others_committed_counts_for_progress(bench: Bench) -> None:
-    """The store is looked at before each commit, not only at the election."""
+    """The saver looks for the commits of other workers before each commit."""
     bench.saver.submit(snapshot(1), due=True)
     bench.drain()
     CheckpointStore(bench.store.location, keep=100).commit(snapshot(9), term=1, worker_id="b")
@@ -249,7 +249,7 @@ def test_what_others_committed_counts_for_progress(bench: Bench) -> None:
 
 
 def test_a_commit_under_a_stale_term_is_no_failure(bench: Bench) -> None:
-    """A newer term has committed. This commit is refused, and no failure is reported."""
+    """The store refuses a commit under a stale term, and the saver reports no failure."""
     bench.store.commit(snapshot(1), term=7, worker_id="b")
     bench.saver.submit(snapshot(2), due=True)
     bench.drain()
@@ -258,7 +258,7 @@ def test_a_commit_under_a_stale_term_is_no_failure(bench: Bench) -> None:
 
 
 def test_a_save_that_was_refused_as_stale_is_not_served(bench: Bench) -> None:
-    """It is done when we lead again: a ticket never counts as served by what we did not commit."""
+    """A requested save that was refused as stale is committed and served once the worker leads again."""
     bench.store.commit(snapshot(1), term=7, worker_id="b")
     tried = len(bench.store.tried)
     bench.saver.submit(snapshot(2), due=False)
@@ -271,7 +271,7 @@ def test_a_save_that_was_refused_as_stale_is_not_served(bench: Bench) -> None:
 
 
 def test_a_due_snapshot_that_was_refused_as_stale_is_tried_when_we_lead_again(bench: Bench) -> None:
-    """Its time is the next boundary under the new term."""
+    """The saver retries a due snapshot that was refused as stale at the next boundary under a new term."""
     bench.store.commit(snapshot(1), term=7, worker_id="b")
     bench.saver.submit(snapshot(2), due=True)
     bench.drain()
@@ -285,7 +285,7 @@ def test_a_due_snapshot_that_was_refused_as_stale_is_tried_when_we_lead_again(be
 
 
 def test_save_now_commits_the_last_boundary_although_it_was_not_due(bench: Bench) -> None:
-    """The ticket is served by a commit at least as new as that boundary."""
+    """A requested save commits the last boundary, due or not, and serves its ticket."""
     bench.saver.submit(snapshot(1), due=False)
     ticket = bench.saver.request_save()
     bench.recorder.wait_served(ticket)
@@ -294,7 +294,7 @@ def test_save_now_commits_the_last_boundary_although_it_was_not_due(bench: Bench
 
 
 def test_save_now_takes_the_last_boundary_rather_than_the_older_one_that_is_due(bench: Bench) -> None:
-    """One commit serves both."""
+    """One commit of the last boundary serves a requested save and an older due snapshot."""
     bench.lead(None)
     bench.saver.submit(snapshot(1), due=True)
     bench.saver.submit(snapshot(2), due=False)
@@ -306,14 +306,14 @@ def test_save_now_takes_the_last_boundary_rather_than_the_older_one_that_is_due(
 
 
 def test_save_now_before_the_first_boundary_is_served_by_what_is_there(bench: Bench) -> None:
-    """There is nothing of ours to lose yet."""
+    """A save that is requested before the first boundary is served without a commit."""
     ticket = bench.saver.request_save()
     bench.recorder.wait_served(ticket)
     assert bench.recorder.commits == [(None, 1, ticket)]
 
 
 def test_save_now_during_a_commit_is_served_by_the_next_one(bench: Bench) -> None:
-    """The commit that was running may be older than the boundary that was asked for."""
+    """A save that is requested during a commit is served by the next commit."""
     bench.store.gate.clear()
     bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
@@ -325,7 +325,7 @@ def test_save_now_during_a_commit_is_served_by_the_next_one(bench: Bench) -> Non
 
 
 def test_tickets_grow_and_one_commit_may_serve_many(bench: Bench) -> None:
-    """Many notices at once are one save."""
+    """Requested saves get increasing tickets, and one commit serves them all."""
     bench.lead(None)
     bench.saver.submit(snapshot(1), due=False)
     tickets = [bench.saver.request_save() for _ in range(3)]
@@ -337,7 +337,7 @@ def test_tickets_grow_and_one_commit_may_serve_many(bench: Bench) -> None:
 
 
 def test_an_urgent_save_is_tried_until_the_disk_is_back(bench: Bench) -> None:
-    """A full disk may be cleaned, a mount may come back, within the grace period."""
+    """The saver retries a requested save on a full disk until the disk has room."""
     bench.store.broken = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=False)
     ticket = bench.saver.request_save()
@@ -349,7 +349,7 @@ def test_an_urgent_save_is_tried_until_the_disk_is_back(bench: Bench) -> None:
 
 
 def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Bench) -> None:
-    """Training went on meanwhile."""
+    """A retry of a requested save commits the newest boundary."""
     bench.store.broken = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=False)
     ticket = bench.saver.request_save()
@@ -367,7 +367,7 @@ def test_an_urgent_save_that_is_tried_again_takes_the_newest_boundary(bench: Ben
 
 
 def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: Bench) -> None:
-    """A retry at once would be a loop on a full disk. A retry at the next due epoch would be too late."""
+    """The saver retries a failed due snapshot at the next boundary, due or not, and no sooner."""
     bench.store.broken = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -380,7 +380,7 @@ def test_a_failed_due_snapshot_is_tried_again_at_the_next_boundary_only(bench: B
 
 
 def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
-    """Newest wins among failures too."""
+    """A newer due snapshot replaces one that failed."""
     bench.store.broken = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -391,7 +391,7 @@ def test_a_failed_due_snapshot_gives_way_to_a_newer_one(bench: Bench) -> None:
 
 
 def test_a_report_in_between_does_not_forget_what_failed(bench: Bench) -> None:
-    """An election requests an announcement. The snapshot that failed before it stays due."""
+    """A failed snapshot stays due when an announcement is requested before the next boundary."""
     bench.store.broken = bench.store.broken_listing = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -404,7 +404,7 @@ def test_a_report_in_between_does_not_forget_what_failed(bench: Bench) -> None:
 
 
 def test_a_bug_in_the_store_is_reported_as_a_failure_and_survived(bench: Bench) -> None:
-    """A dead saver would lose every later snapshot in silence."""
+    """The saver reports an unexpected exception of the store as a failure, and commits the next snapshot."""
     bench.store.broken = ValueError("not a StoreError")
     bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -416,7 +416,7 @@ def test_a_bug_in_the_store_is_reported_as_a_failure_and_survived(bench: Bench) 
 
 
 def test_a_bug_in_the_listener_is_survived(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """The commit stands. The next one is made and reported."""
+    """The saver logs an exception of the listener, keeps that commit, and reports the next one."""
 
     def break_once() -> None:
         bench.recorder.before_commit = lambda: None
@@ -436,7 +436,7 @@ def test_a_bug_in_the_listener_is_survived(bench: Bench, caplog: pytest.LogCaptu
 
 
 def test_a_report_tells_the_newest_checkpoint_without_writing(bench: Bench) -> None:
-    """A new leader tells the others where the run stands."""
+    """A requested announcement reports the newest checkpoint and writes nothing."""
     CheckpointStore(bench.store.location).commit(snapshot(3), term=1, worker_id="b")
     bench.lead(2)
     bench.saver.request_announcement()
@@ -446,7 +446,7 @@ def test_a_report_tells_the_newest_checkpoint_without_writing(bench: Bench) -> N
 
 
 def test_a_report_waits_until_we_lead_and_commits_what_is_due(bench: Bench) -> None:
-    """One look at the store serves both."""
+    """An announcement waits until the worker leads, and one commit of a due snapshot serves it."""
     bench.lead(None)
     bench.saver.request_announcement()
     bench.saver.submit(snapshot(4), due=True)
@@ -458,7 +458,7 @@ def test_a_report_waits_until_we_lead_and_commits_what_is_due(bench: Bench) -> N
 
 
 def test_a_report_that_failed_is_made_at_the_next_boundary(bench: Bench) -> None:
-    """A worker that joins later would else not learn where to start."""
+    """The saver retries a failed announcement at the next boundary."""
     bench.store.broken_listing = disk_full(bench.store.location)
     bench.saver.request_announcement()
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -472,7 +472,7 @@ def test_a_report_that_failed_is_made_at_the_next_boundary(bench: Bench) -> None
 
 
 def test_drain_waits_for_the_commit_that_runs(bench: Bench) -> None:
-    """It gives up after its timeout and says so."""
+    """`drain` waits for the running commit, and returns False after its timeout."""
     bench.store.gate.clear()
     bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
@@ -483,7 +483,7 @@ def test_drain_waits_for_the_commit_that_runs(bench: Bench) -> None:
 
 
 def test_drain_does_not_wait_for_what_only_another_may_write(bench: Bench) -> None:
-    """A follower's due snapshot is the leader's business."""
+    """`drain` returns True for a follower, and leaves its due snapshot to the leader."""
     bench.lead(None)
     bench.saver.submit(snapshot(1), due=True)
     assert bench.saver.drain(PATIENCE)
@@ -491,7 +491,7 @@ def test_drain_does_not_wait_for_what_only_another_may_write(bench: Bench) -> No
 
 
 def test_drain_tries_once_more_what_failed(bench: Bench) -> None:
-    """The last boundary of a fit has no next boundary."""
+    """`drain` retries a failed snapshot."""
     bench.store.broken = disk_full(bench.store.location)
     bench.saver.submit(snapshot(1), due=True)
     bench.recorder.wait(lambda: len(bench.recorder.failures) == 1)
@@ -501,7 +501,7 @@ def test_drain_tries_once_more_what_failed(bench: Bench) -> None:
 
 
 def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Bench) -> None:
-    """A running commit is completed. A snapshot that was only due is lost with the process anyway."""
+    """`stop` completes the running commit and drops a snapshot that is only due."""
     bench.store.gate.clear()
     bench.saver.submit(snapshot(1), due=True)
     assert bench.store.entered.acquire(timeout=PATIENCE)
@@ -519,7 +519,7 @@ def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Benc
 
 
 def test_stop_ends_an_urgent_save_that_keeps_failing(bench: Bench) -> None:
-    """A process that must go does not wait for the disk."""
+    """`stop` ends a requested save that keeps failing, and a second `stop` changes nothing."""
     bench.store.broken = disk_full(bench.store.location)
     bench.saver.request_save()
     bench.saver.submit(snapshot(1), due=False)
@@ -531,7 +531,7 @@ def test_stop_ends_an_urgent_save_that_keeps_failing(bench: Bench) -> None:
 
 
 def test_a_stop_during_a_failing_urgent_save_ends_it_without_the_pause(bench: Bench) -> None:
-    """The call must not be lost between the failure and the pause before the next try."""
+    """A `stop` during a failing requested save ends the thread without the pause before a retry."""
     bench.store.broken = disk_full(bench.store.location)
     bench.recorder.before_failure = bench.saver.stop
     bench.saver.submit(snapshot(1), due=False)
@@ -544,5 +544,5 @@ def test_a_stop_during_a_failing_urgent_save_ends_it_without_the_pause(bench: Be
 
 
 def test_stopping_what_was_never_started_is_harmless(tmp_path: Path) -> None:
-    """A worker that failed while it joined has nothing to stop."""
+    """`stop` returns at once on a saver that never started."""
     Bench(tmp_path).saver.stop()
