@@ -24,7 +24,7 @@ NAME = "events-20261123T100000Z-w.jsonl"
 
 
 class Held:
-    """A clock that stands still, and whose waits with a timeout end when `passes` is released or the event is set."""
+    """A clock that stands still. A wait with a timeout ends when `passes` is released or the event is set."""
 
     def __init__(self) -> None:
         self.passes = threading.Semaphore(0)
@@ -79,20 +79,20 @@ class Bench:
         self.log = EventLog(self.storage, clock=self.clock)
         self._seconds = 0
 
-    def tell(self, kind: Kind, **fields: Any) -> None:
+    def emit(self, kind: Kind, **fields: Any) -> None:
         self._seconds += 1
         at = START + timedelta(seconds=self._seconds - 1)
         self.log.emit(Event(at=at, worker="w", kind=kind, fields=fields))
 
     def join(self) -> None:
-        self.tell("joined", run="r", standby=False)
+        self.emit("joined", run="r", standby=False)
 
     def written(self) -> None:
         """Wait for one write to end."""
         assert self.storage.left.acquire(timeout=PATIENCE)
 
     def pass_time(self) -> None:
-        """Let the pause that is, or is to come, be over."""
+        """End the current pause, or else the next one."""
         assert self.clock.waiting.acquire(timeout=PATIENCE)
         self.clock.passes.release()
 
@@ -105,7 +105,7 @@ class Bench:
 
     @property
     def events(self) -> list[Event]:
-        """What is written."""
+        """The events in the written logs."""
         names = filter(is_event_log, self.storage.names())
         return [Event.from_line(line) for name in names for line in self.storage.read(name).splitlines()]
 
@@ -122,31 +122,31 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_nothing_is_written_before_the_worker_has_joined(bench: Bench, tmp_path: Path) -> None:
-    """Only then the run's directory exists. A notice that came earlier is not forgotten."""
-    bench.tell("notice", reason="SIGTERM", remaining=30.0)
+    """The log is first written when the worker joins, has the events before it, and is named by the time of joining."""
+    bench.emit("notice", reason="SIGTERM", remaining=30.0)
     assert bench.log._thread is None
     bench.join()
     bench.close()
     assert bench.kinds == ["notice", "joined"]
-    # By when it joined: the names of the logs sort by age.
+    # The name has the time of joining, so that logs sort by age.
     assert [path.name for path in tmp_path.iterdir()] == ["events-20261123T100001Z-w.jsonl"]
 
 
 def test_a_worker_that_never_joined_leaves_no_trace(bench: Bench, tmp_path: Path) -> None:
-    """The directory of another run is refused, so the worker writes nothing into it."""
-    bench.tell("left")
+    """A worker that never joined writes no file, because the directory may be that of another run."""
+    bench.emit("left")
     bench.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_event_is_written_at_once_and_the_rest_together(bench: Bench) -> None:
-    """All events within the storage's `write_interval` share one write. Each write is the whole log."""
+    """The first event is written at once, and all events within one `write_interval` share the next write."""
     bench.join()
     bench.written()
-    bench.tell("elected", term=1)
+    bench.emit("elected", term=1)
     assert bench.clock.waiting.acquire(timeout=PATIENCE)
     for epoch in range(5):
-        bench.tell("progress", epoch=epoch, batch=0)
+        bench.emit("progress", epoch=epoch, batch=0)
     assert len(bench.storage.puts) == 1
     bench.clock.passes.release()
     bench.written()
@@ -156,11 +156,11 @@ def test_the_first_event_is_written_at_once_and_the_rest_together(bench: Bench) 
 
 
 def test_what_happens_during_a_write_is_in_the_next(bench: Bench) -> None:
-    """A slow bucket loses nothing."""
+    """An event that is reported during a write is in the next write."""
     bench.storage.gate.clear()
     bench.join()
     assert bench.storage.entered.acquire(timeout=PATIENCE)
-    bench.tell("elected", term=1)
+    bench.emit("elected", term=1)
     bench.storage.gate.set()
     bench.written()
     bench.pass_time()
@@ -169,26 +169,26 @@ def test_what_happens_during_a_write_is_in_the_next(bench: Bench) -> None:
 
 
 def test_an_event_does_not_wait_for_the_disk(bench: Bench) -> None:
-    """The reporting thread goes on, though a write hangs."""
+    """Reporting an event returns at once while a write hangs."""
     bench.storage.gate.clear()
     bench.join()
     assert bench.storage.entered.acquire(timeout=PATIENCE)
-    bench.tell("elected", term=1)  # returns
+    bench.emit("elected", term=1)  # returns
     assert len(bench.storage.puts) == 1
 
 
 def test_no_write_is_waited_for_to_be_durable(bench: Bench) -> None:
-    """An fsync would delay that of a save. The write replaces what is there."""
+    """The log is written without an fsync, because an fsync would delay that of a save."""
     bench.join()
     bench.close()
     assert {tuple(keywords.items()) for _, _, keywords in bench.storage.puts} == {(("durable", False),)}
 
 
-def test_a_farewell_is_written_without_a_pause(bench: Bench) -> None:
-    """The process may be gone in a moment."""
+def test_a_final_event_is_written_without_a_pause(bench: Bench) -> None:
+    """A final event is written without a pause, because the process may exit in a moment."""
     bench.join()
     bench.written()
-    bench.tell("left")
+    bench.emit("left")
     bench.written()
     assert bench.kinds == ["joined", "left"]
 
@@ -197,26 +197,26 @@ def test_a_farewell_is_written_without_a_pause(bench: Bench) -> None:
 
 
 def test_closing_writes_what_is_left_at_once(bench: Bench) -> None:
-    """And what comes after is not taken: the run may be deleted by then."""
+    """Closing writes the remaining events at once, and later events are dropped."""
     bench.join()
     bench.written()
-    bench.tell("elected", term=1)
+    bench.emit("elected", term=1)
     bench.close()
-    bench.tell("resigned", term=1)
+    bench.emit("resigned", term=1)
     bench.close()
     assert bench.kinds == ["joined", "elected"]
     assert len(bench.storage.puts) == 2
 
 
 def test_a_log_that_is_closed_does_not_begin(bench: Bench) -> None:
-    """However late it hears of the joining."""
+    """A log that is closed before the worker joins starts no thread."""
     bench.close()
     bench.join()
     assert bench.log._thread is None
 
 
-def test_closing_without_news_writes_nothing(bench: Bench) -> None:
-    """A last write for nothing would be in the way."""
+def test_closing_without_new_events_writes_nothing(bench: Bench) -> None:
+    """Closing a log without new events makes no further write."""
     bench.join()
     bench.written()
     bench.close()
@@ -224,11 +224,11 @@ def test_closing_without_news_writes_nothing(bench: Bench) -> None:
 
 
 def test_closing_does_not_wait_longer_than_it_may(bench: Bench) -> None:
-    """A write that hangs is left alone, and no other follows it."""
+    """Closing returns at its timeout while a write hangs, and no further write follows."""
     bench.storage.gate.clear()
     bench.join()
     assert bench.storage.entered.acquire(timeout=PATIENCE)
-    bench.tell("left")
+    bench.emit("left")
     bench.log.close(0.0)
     bench.storage.gate.set()
     thread = bench.log._thread
@@ -243,14 +243,14 @@ def test_closing_does_not_wait_longer_than_it_may(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("error", [StoreError("can't write /x: full", path="/x"), RuntimeError("a bug\nof ours")])
-def test_a_failure_is_said_once_and_harms_nobody(
+def test_a_failed_write_is_logged_once_and_loses_no_event(
     bench: Bench, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """The next write has everything."""
+    """A failed write is logged once, and the next successful write has all events."""
     bench.storage.broken = error
     bench.join()
     bench.written()
-    bench.tell("elected", term=1)
+    bench.emit("elected", term=1)
     bench.pass_time()
     bench.written()
     bench.storage.broken = None
@@ -260,49 +260,49 @@ def test_a_failure_is_said_once_and_harms_nobody(
     assert record.getMessage() == f"event log not written, training goes on name={NAME} reason={error}"
 
 
-def test_a_failed_commit_is_told_once_per_reason(bench: Bench) -> None:
-    """It is tried at each boundary, and five times a second before a kill."""
+def test_a_failed_commit_is_recorded_once_per_reason(bench: Bench) -> None:
+    """A failed commit is recorded when its reason is new or when commits had recovered."""
     bench.join()
     for reason in ("full", "full", "gone", "gone"):
-        bench.tell("commit_failed", reason=reason)
-    bench.tell("commit_recovered")
-    bench.tell("commit_failed", reason="gone")
+        bench.emit("commit_failed", reason=reason)
+    bench.emit("commit_recovered")
+    bench.emit("commit_failed", reason="gone")
     bench.close()
     assert bench.kinds == ["joined", "commit_failed", "commit_failed", "commit_recovered", "commit_failed"]
 
 
-@pytest.mark.parametrize("told_apart", [False, True])
-def test_a_disk_that_refuses_for_long_does_not_push_out_who_led(bench: Bench, told_apart: bool) -> None:
-    """The reason holds the name of the checkpoint, which differs at each boundary. A bucket's reason may hold more."""
+@pytest.mark.parametrize("reasons_differ", [False, True])
+def test_a_disk_that_refuses_for_long_does_not_push_out_who_led(bench: Bench, reasons_differ: bool) -> None:
+    """After a thousand failed commits the bounded log still has the election and the lost lease."""
     bench.join()
-    bench.tell("elected", term=1)
+    bench.emit("elected", term=1)
     for epoch in range(1000):
-        number = epoch if told_apart else 0
+        number = epoch if reasons_differ else 0
         reason = f"can't write /run/.partial-0000000001-{epoch:08d}-00000000.ckpt-0011: full {number}" + "x" * 300
-        bench.tell("commit_failed", reason=reason)
-        if told_apart:
-            bench.tell("commit_recovered")
-    bench.tell("lost", term=1, reason="x")
+        bench.emit("commit_failed", reason=reason)
+        if reasons_differ:
+            bench.emit("commit_recovered")
+    bench.emit("lost", term=1, reason="x")
     bench.close()
     assert (bench.storage.root / NAME).stat().st_size <= 64 * 1024
     assert bench.kinds[:3] == ["joined", "elected", "commit_failed"]
     assert bench.kinds[-1] == "lost"
     failures = bench.kinds.count("commit_failed")
-    assert failures >= 8 if told_apart else failures == 1
+    assert failures >= 8 if reasons_differ else failures == 1
 
 
 # ---------------------------------------------------------------- bounds
 
 
 def test_a_long_life_stays_in_a_bounded_log(bench: Bench) -> None:
-    """Progress is thinned out evenly. Transitions, commits and both ends stay."""
+    """A full log drops progress evenly in time, and keeps transitions, commits and both ends."""
     bench.join()
-    bench.tell("elected", term=1)
+    bench.emit("elected", term=1)
     for epoch in range(2500):
-        bench.tell("progress", epoch=epoch, batch=0)
+        bench.emit("progress", epoch=epoch, batch=0)
         if epoch % 50 == 0:
-            bench.tell("committed", checkpoint="c", term=1, epoch=epoch, batch=0, bytes=10, seconds=0.1)
-    bench.tell("lost", term=1, reason="x")
+            bench.emit("committed", checkpoint="c", term=1, epoch=epoch, batch=0, bytes=10, seconds=0.1)
+    bench.emit("lost", term=1, reason="x")
     bench.close()
     assert 0 < (bench.storage.root / NAME).stat().st_size <= 64 * 1024
     epochs = [event.fields["epoch"] for event in bench.events if event.kind == "progress"]
@@ -317,11 +317,11 @@ def test_a_long_life_stays_in_a_bounded_log(bench: Bench) -> None:
 
 
 def test_commits_are_thinned_out_when_there_is_no_progress_left_to(bench: Bench) -> None:
-    """A commit after each batch fills a log too."""
+    """A log that is full of commits drops some of them, and keeps the first and the last."""
     bench.join()
     for epoch in range(1500):
-        bench.tell("committed", checkpoint="c" * 33, term=1, epoch=epoch, batch=0, bytes=10, seconds=0.1)
-    bench.tell("left")
+        bench.emit("committed", checkpoint="c" * 33, term=1, epoch=epoch, batch=0, bytes=10, seconds=0.1)
+    bench.emit("left")
     bench.close()
     assert (bench.storage.root / NAME).stat().st_size <= 64 * 1024
     epochs = [event.fields["epoch"] for event in bench.events if event.kind == "committed"]
@@ -333,10 +333,10 @@ def test_commits_are_thinned_out_when_there_is_no_progress_left_to(bench: Bench)
 
 
 def test_of_more_transitions_than_fit_the_oldest_go(bench: Bench) -> None:
-    """But the first line stays: it tells whose log it is."""
+    """A log that is full of elections drops the oldest, and keeps the first line, which names the run."""
     bench.join()
     for term in range(2000):
-        bench.tell("elected", term=term)
+        bench.emit("elected", term=term)
     bench.close()
     assert (bench.storage.root / NAME).stat().st_size <= 64 * 1024
     assert bench.kinds[0] == "joined"
@@ -346,17 +346,17 @@ def test_of_more_transitions_than_fit_the_oldest_go(bench: Bench) -> None:
 
 
 def test_what_killed_writers_left_goes_with_their_logs(bench: Bench, tmp_path: Path) -> None:
-    """An incomplete log counts as one. The partial files of the newest log stay: its writer may be running."""
+    """A new leader removes the oldest logs with their partial files, and an incomplete log counts as one."""
     logs = [f"events-20260101T{number:06d}Z-w.jsonl" for number in range(300)]
     for name in logs[:-1]:
         (tmp_path / name).touch()
     for name in (logs[0], logs[-2], logs[-1]):
         (tmp_path / f".partial-{name}-0a0b0c0d").touch()
     (tmp_path / ".partial-0000000001-00000001-00000000.ckpt-0a0b0c0d").touch()
-    # A user's own.
+    # This file is the user's.
     (tmp_path / f"{logs[0]}-saved").touch()
     bench.join()
-    bench.tell("elected", term=1)
+    bench.emit("elected", term=1)
     bench.close()
     left = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".partial-"))
     assert left == [
@@ -370,14 +370,14 @@ def test_what_killed_writers_left_goes_with_their_logs(bench: Bench, tmp_path: P
 
 @pytest.mark.parametrize(("leads", "left"), [(True, 256), (False, 301)])
 def test_a_new_leader_removes_the_oldest_logs(bench: Bench, tmp_path: Path, leads: bool, left: int) -> None:
-    """Each start of a worker makes one log. No other file is touched."""
+    """A new leader keeps the newest 256 logs, a follower removes none, and all other files stay."""
     for minute in range(300):
         (tmp_path / f"events-20260101T{minute // 60:02d}{minute % 60:02d}00Z-old.jsonl").touch()
     for name in ("run.json", "events.jsonl", "0000000001-00000001-00000000.ckpt"):
         (tmp_path / name).touch()
     bench.join()
     if leads:
-        bench.tell("elected", term=1)
+        bench.emit("elected", term=1)
     bench.close()
     logs = sorted(filter(is_event_log, bench.storage.names()))
     assert len(logs) == left

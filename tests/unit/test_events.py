@@ -52,22 +52,22 @@ def recorders(team: Team) -> Recorders:
 
 
 def test_an_event_is_one_line_and_back() -> None:
-    """The time is in UTC, to the millisecond. A line break in a text stays inside."""
+    """An event is one line of JSON with its time in UTC, and reading the line gives the same event."""
     event = Event(at=AT, worker="w", kind="lost", fields={"term": 3, "reason": "a\nb"})
     line = event.line()
     assert line == b'{"at":"2026-11-23T10:00:00.123Z","worker":"w","event":"lost","term":3,"reason":"a\\nb"}\n'
     assert Event.from_line(line) == event
 
 
-def test_time_is_told_in_utc_whatever_the_zone() -> None:
-    """Workers of one run may be in several."""
+def test_times_are_in_utc_whatever_the_zone() -> None:
+    """An event with a time of another zone has the time in UTC, in its line and in the log's name."""
     event = Event(at=AT.astimezone(timezone(timedelta(hours=2))), worker="w", kind="left", fields={})
     assert b'"2026-11-23T10:00:00.123Z"' in event.line()
     assert event_log_name(event) == "events-20261123T100000Z-w.jsonl"
 
 
-def test_logs_are_told_by_their_names() -> None:
-    """And sort by age."""
+def test_logs_are_recognized_by_their_names() -> None:
+    """The name of an event log is recognized, and that of another file or of a partial log is not."""
     assert is_event_log("events-20261123T100000Z-w.jsonl")
     assert not is_event_log("losses.jsonl")
     assert not is_event_log("0000000001-00000001-00000000.ckpt")
@@ -92,13 +92,13 @@ def test_logs_are_told_by_their_names() -> None:
     ],
 )
 def test_what_is_no_event_is_refused(line: bytes) -> None:
-    """Half a line, an unknown kind, a field too few, a time without a zone: always a ValueError."""
+    """An incomplete line, an unknown kind, a missing field or a time without a zone raises ValueError."""
     with pytest.raises(ValueError, match=r".+"):
         Event.from_line(line)
 
 
 def test_a_field_that_a_later_version_added_is_kept() -> None:
-    """So that an older tool can read a newer log."""
+    """A field that this version does not know is kept, so that an older tool can read a newer log."""
     line = b'{"at":"2026-11-23T10:00:00Z","worker":"w","event":"left","mood":"good"}'
     assert Event.from_line(line).fields == {"mood": "good"}
 
@@ -107,14 +107,14 @@ def test_a_field_that_a_later_version_added_is_kept() -> None:
 
 
 def test_what_is_reported_is_stamped_and_goes_to_every_sink() -> None:
-    """With the wall clock that was given."""
+    """The reporter stamps an event with its wall clock and hands it to every sink."""
     one, two = RecordingSink(), RecordingSink()
     Reporter("w", one, two, wall=lambda: AT)("elected", term=2)
     assert one.events == two.events == [Event(at=AT, worker="w", kind="elected", fields={"term": 2})]
 
 
 def test_the_first_final_event_counts() -> None:
-    """A worker ends once, however many callers end it. It may still resign."""
+    """After the first final event the reporter drops other final events, and still hands on a resignation."""
     sink = RecordingSink()
     report = Reporter("w", sink)
     report("finished", epoch=3, batch=0)
@@ -125,14 +125,14 @@ def test_the_first_final_event_counts() -> None:
 
 
 def test_a_long_text_is_cut() -> None:
-    """The log is bounded, and the text of an error is not."""
+    """The reporter cuts a text to 500 characters, because the log is bounded."""
     sink = RecordingSink()
     Reporter("w", sink)("commit_failed", reason="x" * 10_000)
     assert sink.of("commit_failed") == [{"reason": "x" * 500}]
 
 
 def test_a_bug_in_a_sink_does_not_harm_the_reporting_thread(caplog: pytest.LogCaptureFixture) -> None:
-    """The threads of elector and saver go on, and the bug is in the log."""
+    """The reporter logs the exception of a sink, and the thread that reports goes on."""
 
     class Broken(RecordingSink):
         def emit(self, event: Event) -> None:
@@ -145,7 +145,7 @@ def test_a_bug_in_a_sink_does_not_harm_the_reporting_thread(caplog: pytest.LogCa
 
 
 def test_a_bug_in_one_sink_keeps_nothing_from_the_others() -> None:
-    """The log and the metrics have nothing to do with each other."""
+    """When one sink raises an exception, the next sink still gets the event."""
 
     class Broken(RecordingSink):
         def emit(self, event: Event) -> None:
@@ -157,7 +157,7 @@ def test_a_bug_in_one_sink_keeps_nothing_from_the_others() -> None:
 
 
 def test_what_is_no_text_in_a_reason_does_not_lose_the_event() -> None:
-    """The name of a file may be no UTF-8, and JSON can't hold that."""
+    """The reporter replaces characters that UTF-8 can't encode, so that the event can be written as JSON."""
     sink = RecordingSink()
     Reporter("w", sink)("commit_failed", reason="can't write /\udcff/x")
     assert sink.of("commit_failed") == [{"reason": "can't write /?/x"}]
@@ -165,7 +165,7 @@ def test_what_is_no_text_in_a_reason_does_not_lose_the_event() -> None:
 
 
 def test_closing_closes_every_sink() -> None:
-    """In the time that is given."""
+    """Closing the reporter closes every sink with the given timeout."""
     sinks = RecordingSink(), RecordingSink()
     Reporter("w", *sinks).close(1.5)
     assert [sink.closed for sink in sinks] == [[(1.5, None)]] * 2
@@ -175,7 +175,7 @@ def test_closing_closes_every_sink() -> None:
 
 
 def test_a_leaders_life(team: Team, recorders: Recorders) -> None:
-    """From joining to the end of the fit, each event with its fields."""
+    """A leader reports each transition from joining to its resignation, each event with its fields."""
     worker = team.started("a", delete_checkpoint=False)
     worker.boundary(snapshot(1), due=True)
     assert saver_of(worker).drain(PATIENCE)
@@ -200,7 +200,7 @@ def test_a_leaders_life(team: Team, recorders: Recorders) -> None:
 
 
 def test_a_commit_is_reported_with_its_size_and_duration(team: Team, recorders: Recorders) -> None:
-    """The size is the state's. The time is by the worker's clock, until the commit was durable."""
+    """The event of a commit has the size of the state and the seconds until the commit was durable."""
 
     class Slow(FaultyStore):
         def commit(self, *arguments: Any, **keywords: Any) -> Any:
@@ -222,7 +222,7 @@ def test_a_commit_is_reported_with_its_size_and_duration(team: Team, recorders: 
 
 
 def test_a_restored_checkpoint_is_named(team: Team, recorders: Recorders) -> None:
-    """On every worker, with the position from which training really goes on."""
+    """Each worker reports the name of the restored checkpoint, and the position where training goes on."""
     newest = team.commit(2, 3)
     team.started("a")
     follower = team.started("b", standby=False)
@@ -233,26 +233,26 @@ def test_a_restored_checkpoint_is_named(team: Team, recorders: Recorders) -> Non
     assert recorders["b"].of("elected") == []
 
 
-def test_a_standby_says_so(team: Team, recorders: Recorders) -> None:
-    """It waits, it does not train."""
+def test_a_standby_reports_that_it_is_one(team: Team, recorders: Recorders) -> None:
+    """A standby reports at its joining that it is a standby."""
     team.worker("a", standby=True)
     assert recorders["a"].of("joined")[0]["standby"] is True
 
 
 def test_progress_is_reported_at_each_epochs_end_and_else_every_ten_seconds(team: Team, recorders: Recorders) -> None:
-    """However short the batches are."""
+    """A worker reports progress at the end of each epoch, and within an epoch every ten seconds."""
     worker = team.started("a")
     for batch in range(1, 26):
         worker.boundary(snapshot(0, batch), due=False)
         team.clock._now += 1.0
     for epoch in (1, 2):
         worker.boundary(snapshot(epoch), due=False)
-    told_of = [(progress["epoch"], progress["batch"]) for progress in recorders["a"].of("progress")]
-    assert told_of == [(0, 1), (0, 11), (0, 21), (1, 0), (2, 0)]
+    positions = [(progress["epoch"], progress["batch"]) for progress in recorders["a"].of("progress")]
+    assert positions == [(0, 1), (0, 11), (0, 21), (1, 0), (2, 0)]
 
 
 def test_a_preemption_of_the_leader(team: Team, recorders: Recorders) -> None:
-    """The worker reports notice, save and preemption. Then it resigns, and the events are written before it leaves."""
+    """A preempted leader reports notice, commit and preemption, resigns, and closes its sinks while it is a member."""
     worker = team.started("a", grace_period=60.0)
     worker.boundary(snapshot(1, 3), due=False)
     worker.give_notice("SIGTERM")
@@ -271,7 +271,7 @@ def test_a_preemption_of_the_leader(team: Team, recorders: Recorders) -> None:
 
 
 def test_a_notice_before_there_was_anything_to_save(team: Team, recorders: Recorders) -> None:
-    """Neither a failure nor a save."""
+    """A worker that is preempted with nothing to save reports neither a save nor a failed save."""
     worker = team.worker("a", grace_period=30.0)
     worker.give_notice("SIGTERM")
     team.result(team.begin(worker.preempt))
@@ -279,8 +279,8 @@ def test_a_notice_before_there_was_anything_to_save(team: Team, recorders: Recor
     assert (end["saved"], end["checkpoint"], end["epoch"]) == (None, None, None)
 
 
-def test_a_preemption_that_nobody_saved_is_reported_as_such(team: Team, recorders: Recorders) -> None:
-    """And leaves little time for the last words: no more than half of what is left."""
+def test_a_preemption_without_a_save_is_reported_as_such(team: Team, recorders: Recorders) -> None:
+    """A follower without a save reports that, and closes its sinks within half of the time for leaving."""
     leader, follower = team.started("a"), team.started("b", grace_period=100.0)
     saver_of(leader).stop()
     follower.boundary(snapshot(1), due=False)
@@ -293,21 +293,21 @@ def test_a_preemption_that_nobody_saved_is_reported_as_such(team: Team, recorder
 
 
 def test_a_fit_that_ends_in_another_way_is_reported_as_left(team: Team, recorders: Recorders) -> None:
-    """An error of the user's, say."""
+    """A worker that is closed before it finished reports that it left and resigned."""
     worker = team.started("a")
     worker.close(timeout=0.0)
     assert recorders["a"].kinds[-2:] == ["left", "resigned"]
 
 
 def test_events_are_written_before_others_may_delete_the_run(team: Team, recorders: Recorders) -> None:
-    """While the worker still counts as a member, and only once more: what is closed stays closed."""
+    """A worker that finishes closes its sinks while it is a member, so that the run still exists."""
     worker = team.started("a")
     team.result(team.begin(worker.finish))
     assert recorders["a"].closed[0] == (2.0, True)
 
 
 def test_commits_that_fail_and_work_again(team: Team, recorders: Recorders) -> None:
-    """Each failed try is reported with its reason, and the recovery once."""
+    """A worker reports each failed commit with its reason, and the recovery once."""
     store = FaultyStore(team.root)
     worker = team.started("a", store=store)
     store.broken = True
@@ -327,7 +327,7 @@ def test_commits_that_fail_and_work_again(team: Team, recorders: Recorders) -> N
 def test_a_failure_is_logged_once_whichever_checkpoint_it_hits(
     team: Team, recorders: Recorders, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The store's reason holds the name of the checkpoint. The event has the whole reason."""
+    """Failures that differ only in the checkpoint's name are logged once, and each event has its whole reason."""
     worker = team.started("a")
     reasons = [f"can't write /run/0000000001-0000000{epoch}-00000000.ckpt: full" for epoch in (1, 2)]
     for reason in (*reasons, "can't list /run: gone"):
@@ -337,7 +337,7 @@ def test_a_failure_is_logged_once_whichever_checkpoint_it_hits(
 
 
 class Partitioned(MemoryCoordinator):
-    """Can't be reached while `cut`."""
+    """A coordinator that can't be reached while `cut` is true."""
 
     cut = False
 
@@ -351,7 +351,7 @@ class Partitioned(MemoryCoordinator):
 
 
 def test_a_coordinator_that_goes_and_comes_back(team: Team, recorders: Recorders) -> None:
-    """Unreachable once, then the loss of the lease at the deadline, then a new term."""
+    """A leader reports an unreachable coordinator, the lost lease, a reachable coordinator and its next election."""
     coordinator = team.coordinator = Partitioned(team.clock)
     worker = team.started("a")
     assert 9.0 < worker.lease_left <= 10.0
@@ -368,7 +368,7 @@ def test_a_coordinator_that_goes_and_comes_back(team: Team, recorders: Recorders
 
 
 def test_what_is_left_of_a_lease_is_counted_as_leading_is() -> None:
-    """It counts from when the renewal was sent. It is 0 once the lease was given back."""
+    """The time left of a lease counts down from the renewal, and is 0 after the deadline and after resigning."""
     bench = Bench()
     assert bench.elector.lease_left == 0.0
     bench.elector.tick()
@@ -384,7 +384,7 @@ def test_what_is_left_of_a_lease_is_counted_as_leading_is() -> None:
 
 
 def test_a_leader_that_was_asked_to_stand_back(team: Team, recorders: Recorders) -> None:
-    """It resigns, which is no loss, and says why."""
+    """A leader that is asked to resign reports the resignation with its reason, and no lost lease."""
     worker = team.started("a")
     team.started("b")
     worker.boundary(snapshot(1), due=True)
@@ -397,7 +397,7 @@ def test_a_leader_that_was_asked_to_stand_back(team: Team, recorders: Recorders)
 
 
 def test_a_finished_run_leaves_no_log_behind(team: Team, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker that leaves first has written its log. The last worker out deletes all logs and writes none after."""
+    """When both workers have finished, the run is deleted with its event logs, without a warning."""
     storage = FaultyStore(team.root).storage
 
     def reporter(worker_id: str) -> Reporter:

@@ -34,17 +34,17 @@ def event(kind: Kind, **fields: Any) -> Event:
     ],
 )
 def test_a_value_can_be_read_back_from_its_line(value: object, text: str) -> None:
-    """A value that could be taken for the next pair is a JSON string."""
+    """A value that could be taken for the next pair is written as a JSON string."""
     assert logfmt(event("lost", term=3, reason=value)) == f"lost worker=w term=3 reason={text}"
 
 
 @pytest.mark.parametrize(("saved", "level"), [(True, logging.INFO), (None, logging.INFO), (False, logging.WARNING)])
 def test_a_preemption_without_a_save_is_a_warning(saved: bool | None, level: int) -> None:
-    """A worker that had nothing to save has lost nothing."""
+    """A preemption that lost unsaved state is a warning, and any other preemption is information."""
     fields = {"saved": saved, "checkpoint": None, "epoch": 0, "batch": 0, "seconds": 1.0}
     assert level_of(event("preempted", **fields)) == level
 
 
 def test_levels_are_of_kinds_that_exist() -> None:
-    """A renamed kind would fall back to INFO."""
+    """Each kind that has a level exists, because a renamed kind would fall back to INFO."""
     assert LEVELS.keys() <= KINDS.keys()

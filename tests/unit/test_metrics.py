@@ -44,11 +44,11 @@ class Endpoint:
     def another(self) -> WorkerMetrics:
         return WorkerMetrics(metrics_at(self.port), lease_left=lambda: self.lease_left)
 
-    def tell(self, kind: Kind, **fields: Any) -> None:
+    def emit(self, kind: Kind, **fields: Any) -> None:
         self.sink.emit(Event(at=START + timedelta(seconds=2.5), worker="w", kind=kind, fields=fields))
 
     def join(self, run: str | None = None) -> None:
-        self.tell("joined", run=run or self.run, standby=False)
+        self.emit("joined", run=run or self.run, standby=False)
 
     def text(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=PATIENCE) as answer:
@@ -69,7 +69,7 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """One that is free, with an endpoint of this module's: to stop one takes half a second."""
+    """A free port with one endpoint for the module, because stopping an endpoint takes half a second."""
     servers = []
 
     def started(*arguments: Any, **keywords: Any) -> Any:
@@ -116,7 +116,7 @@ ZERO = {
 
 
 def test_every_series_is_there_from_the_start(endpoint: Endpoint) -> None:
-    """They start at zero, so that the first event is an increase. Before it joined, a worker shows nothing."""
+    """All series of a run appear when the worker joins, at zero except `coordinator_reachable`."""
     assert endpoint.scrape() == {}
     endpoint.join()
     shown = {name: value for name, value in endpoint.scrape().items() if "{" not in name}
@@ -140,17 +140,17 @@ def test_every_series_is_there_from_the_start(endpoint: Endpoint) -> None:
     ],
 )
 def test_an_event_is_counted(endpoint: Endpoint, kind: Kind, fields: dict[str, Any], changed: dict[str, float]) -> None:
-    """Under its own name."""
+    """An event changes the series that belong to its kind."""
     endpoint.join()
-    endpoint.tell(kind, **fields)
+    endpoint.emit(kind, **fields)
     assert changed.items() <= endpoint.scrape().items()
 
 
 def test_a_commit_is_counted_timed_and_measured(endpoint: Endpoint) -> None:
-    """Seconds fall into their bucket. The instant is the wall clock's, so that the backup's age can be computed."""
+    """A commit adds to the commits, to its bucket of seconds and to the bytes, and sets the time of the last commit."""
     endpoint.join()
     for seconds in (0.003, 0.2):
-        endpoint.tell("committed", checkpoint="c", term=1, epoch=1, batch=0, bytes=1000, seconds=seconds)
+        endpoint.emit("committed", checkpoint="c", term=1, epoch=1, batch=0, bytes=1000, seconds=seconds)
     shown = endpoint.scrape()
     assert (shown["commits_total"], shown["commit_duration_seconds_count"]) == (2, 2)
     assert shown["commit_duration_seconds_sum"] == pytest.approx(0.203)
@@ -161,7 +161,7 @@ def test_a_commit_is_counted_timed_and_measured(endpoint: Endpoint) -> None:
 
 
 def test_the_lease_is_looked_at_when_it_is_asked_for(endpoint: Endpoint) -> None:
-    """Not when it was renewed last: what a stalled worker shows must run out."""
+    """Each scrape reads the time left of the lease, so that the lease of a stalled worker runs out."""
     endpoint.join()
     for left, leads in ((8.5, 1), (0.25, 1), (0.0, 0)):
         endpoint.lease_left = left
@@ -169,14 +169,14 @@ def test_the_lease_is_looked_at_when_it_is_asked_for(endpoint: Endpoint) -> None
         assert (shown["lease_remaining_seconds"], shown["leader"]) == (left, leads)
 
 
-@pytest.mark.parametrize("farewell", [True, False])
-def test_who_has_left_leads_no_more(endpoint: Endpoint, farewell: bool) -> None:
-    """It shows no lease, whatever its elector says. Its counters stay."""
+@pytest.mark.parametrize("has_final_event", [True, False])
+def test_a_worker_that_has_left_leads_no_more(endpoint: Endpoint, has_final_event: bool) -> None:
+    """A worker that has left shows no lease and no leadership, and still shows its last term."""
     endpoint.join()
     endpoint.lease_left = 8.5
-    endpoint.tell("elected", term=7)
-    if farewell:
-        endpoint.tell("left")
+    endpoint.emit("elected", term=7)
+    if has_final_event:
+        endpoint.emit("left")
     else:
         endpoint.sink.close(1.0)
     shown = endpoint.scrape()
@@ -184,7 +184,7 @@ def test_who_has_left_leads_no_more(endpoint: Endpoint, farewell: bool) -> None:
 
 
 def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
-    """The real one, with its threads: it restores, leads, commits, finishes."""
+    """A worker with its threads shows restore, leadership, commit and position, and no leadership after the fit."""
     team.commit(1)
 
     def reporter(worker_id: str) -> Reporter:
@@ -207,18 +207,18 @@ def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
 
 
 def test_one_endpoint_serves_all_fits_of_a_process(endpoint: Endpoint) -> None:
-    """It starts once. A second fit of the run continues its counters, and another run has series of its own."""
+    """Fits of one process share an endpoint: a second fit continues its run's counters, and another run has its own."""
     for run in ("one", "one", "other"):
         endpoint.sink = endpoint.another()
         endpoint.join(run)
-        endpoint.tell("elected", term=1)
-        endpoint.tell("finished", epoch=1, batch=0)
+        endpoint.emit("elected", term=1)
+        endpoint.emit("finished", epoch=1, batch=0)
     assert endpoint.scrape("one")["elections_total"] == 2
     assert endpoint.scrape("other")["elections_total"] == 1
 
 
 def test_a_forked_child_does_not_count_for_its_parent(endpoint: Endpoint) -> None:
-    """It has the parent's memory and not its endpoint, so its counts would never be scraped."""
+    """A forked child gets metrics of its own, because the parent's endpoint can't show the child's counts."""
     ours = metrics_at(endpoint.port)
     child = os.fork()
     if child == 0:
@@ -228,7 +228,7 @@ def test_a_forked_child_does_not_count_for_its_parent(endpoint: Endpoint) -> Non
 
 
 def test_a_port_in_use_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Training goes on, and the counts are never scraped."""
+    """A port in use is logged as one warning, and the worker's events are still accepted."""
     monkeypatch.setattr(metrics, "_endpoints", {})
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
@@ -243,22 +243,22 @@ def test_a_port_in_use_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: p
 
 
 def test_the_clients_global_registry_is_left_alone(endpoint: Endpoint) -> None:
-    """It is the user's, and our endpoint does not show it either."""
+    """The client's global registry has none of our metrics, and our endpoint shows only our metrics."""
     endpoint.join()
     assert not [family.name for family in REGISTRY.collect() if family.name.startswith(PREFIX)]
     assert all(family.name.startswith(PREFIX) for family in text_string_to_metric_families(endpoint.text()))
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the fit begins and any money is spent: the callback imports the module when it is made."""
+    """Importing the metrics without the Prometheus client raises a ConfigError that names the extra."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "distributed_backup.observability.metrics")
     with pytest.raises(ConfigError, match=r"METRICS_PORT is set .* pip install 'distributed-backup\[metrics\]'"):
         importlib.import_module("distributed_backup.observability.metrics")
 
 
-def test_who_wants_no_metrics_loads_nothing() -> None:
-    """The client is an extra. Worker, event log and commands work without it."""
+def test_without_metrics_the_client_is_not_loaded() -> None:
+    """Importing the worker, the event log and the commands does not load the Prometheus client."""
     code = (
         "import sys, distributed_backup.worker.worker, distributed_backup.cli.app\n"
         "import distributed_backup.observability.event_log\n"
@@ -270,14 +270,14 @@ def test_who_wants_no_metrics_loads_nothing() -> None:
 
 @pytest.mark.parametrize("text", ["9464", " 1 ", "65535"])
 def test_the_port_is_read_from_the_environment(text: str) -> None:
-    """The port is a number. Without the variable there is none."""
+    """The port is read from the environment, and a blank variable means no port."""
     assert EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": text}).metrics_port == int(text)
     assert EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": " "}).metrics_port is None
 
 
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "9464.0", "http", "²", "9" * 5000, "tcp://10.0.0.7:9464"])
 def test_what_is_no_port_is_refused(text: str) -> None:
-    """Also what Kubernetes sets for a service of an unlucky name."""
+    """A value that is no port, such as the URL that Kubernetes sets for a service, raises a ConfigError."""
     with pytest.raises(ConfigError, match=r"^\$DISTRIBUTED_BACKUP_METRICS_PORT must be a port, .* got "):
         EnvironmentSettings.read({"DISTRIBUTED_BACKUP_METRICS_PORT": text})
 
@@ -296,7 +296,7 @@ def families() -> dict[str, str]:
 
 @pytest.mark.parametrize(("name", "kind"), families().items())
 def test_a_name_keeps_to_the_conventions(name: str, kind: str) -> None:
-    """It has a prefix and a base unit in the plural. Only counters end in `_total`.
+    """A metric's name has the prefix and a base unit in the plural, and only counters end in `_total`.
 
     See https://prometheus.io/docs/practices/naming/ and the linter of promtool.
     """
@@ -311,13 +311,13 @@ def test_a_name_keeps_to_the_conventions(name: str, kind: str) -> None:
 
 
 def test_every_metric_is_explained() -> None:
-    """In its help, in a sentence, without its own name."""
+    """The help of every metric is a sentence."""
     for family in Metrics().registry.collect():
         assert re.fullmatch(r"[A-Z0-9].{15,}\.", family.documentation)
 
 
 def test_the_documents_list_every_metric() -> None:
-    """Name and type of each, and of no other."""
+    """OPERATIONS.md lists each metric with its type, and no other metric."""
     text = (Path(__file__).parents[2] / "deploy" / "OPERATIONS.md").read_text()
     listed = dict(re.findall(r"^\| `(distributed_backup_[a-z_]+)` \| (\w+) \|", text, re.MULTILINE))
     assert listed == families()

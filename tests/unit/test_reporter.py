@@ -37,7 +37,7 @@ def handler() -> Iterator[HangingHandler]:
 
 
 def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandler) -> None:
-    """The training thread reports progress while the elector's thread waits for a pipe."""
+    """The training thread reports progress while the elector's thread hangs in a log handler."""
     sink = RecordingSink()
     report = Reporter("w", sink)
     elector = threading.Thread(target=report, args=("unreachable",), kwargs={"reason": "no route"}, daemon=True)
@@ -53,7 +53,7 @@ def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandl
 
 
 def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptureFixture) -> None:
-    """The reason counts, whichever checkpoint it is about. The sinks get each failure."""
+    """A commit that fails for any checkpoint is logged once until commits recover, and the sinks get each failure."""
     sink = RecordingSink()
     report = Reporter("w", sink)
     reasons = [f"can't write /run/0000000001-{number:08d}-00000000.ckpt: full" for number in (1, 2)]
@@ -67,8 +67,8 @@ def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptur
     assert sink.kinds == ["commit_failed", "commit_failed", "commit_recovered", "commit_failed"]
 
 
-def test_a_worker_that_is_preempted_as_it_leaves_says_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """A worker ends once for the sinks, which count and draw. The log must tell that nothing was saved."""
+def test_a_worker_that_is_preempted_as_it_leaves_logs_the_preemption(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that is preempted after it finished logs the preemption, and the sinks get only the first end."""
     sink = RecordingSink()
     report = Reporter("w", sink)
     with caplog.at_level(logging.DEBUG, "distributed_backup"):
