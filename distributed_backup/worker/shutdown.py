@@ -234,7 +234,8 @@ class Shutdown:
         self._context.report("left")
         if not run_with_timeout(lambda: self._leave(limit), limit):
             logger.warning(
-                "could not leave cleanly: the coordinator or the disk does not respond worker=%s",
+                "could not leave cleanly: within %.1f s the coordinator or the disk did not respond worker=%s",
+                max(limit or 0.0, 0.0),
                 self._context.worker_id,
             )
 

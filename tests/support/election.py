@@ -102,3 +102,12 @@ def broken_store() -> StoreError:
 
 def broken_claim(term: int) -> bool:
     raise broken_store()
+
+
+# Functions, because mypy takes a property for unchanged after an assert.
+def leads(bench: Bench) -> bool:
+    return bench.elector.is_leader
+
+
+def last_resort(bench: Bench) -> int | None:
+    return bench.elector.term_of_last_resort

@@ -14,20 +14,12 @@ from distributed_backup.coordination.election import LeaseLoss
 from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.position import Position
 from tests.support.clocks import FakeClock
-from tests.support.election import TIMINGS, Bench, Recorder, broken_claim, broken_store
+from tests.support.election import TIMINGS, Bench, Recorder, broken_claim, broken_store, last_resort, leads
 
 
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
-
-
-def leads(bench: Bench) -> bool:
-    return bench.elector.is_leader
-
-
-def last_resort(bench: Bench) -> int | None:
-    return bench.elector.term_of_last_resort
 
 
 # ---------------------------------------------------------------- leading

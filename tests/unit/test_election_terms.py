@@ -8,20 +8,12 @@ import pytest
 
 from distributed_backup.coordination.base import ClusterView, Heartbeat
 from distributed_backup.coordination.election import LeaseLoss
-from tests.support.election import TIMINGS, Bench, broken_claim, broken_store
+from tests.support.election import TIMINGS, Bench, broken_claim, broken_store, leads
 
 
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
-
-
-def leads(bench: Bench) -> bool:
-    return bench.elector.is_leader
-
-
-def last_resort(bench: Bench) -> int | None:
-    return bench.elector.term_of_last_resort
 
 
 # ---------------------------------------------------------------- the floor
