@@ -93,11 +93,6 @@ class Incarnation:
     leaderships: tuple[Leadership, ...]
     track: tuple[tuple[float, Position], ...]
 
-    @property
-    def trainings(self) -> list[Span]:
-        """The times in which it trained."""
-        return self.of("training")
-
     def of(self, kind: SpanKind) -> list[Span]:
         """Return the spans of this kind."""
         return [span for span in self.spans if span.kind == kind]

@@ -11,7 +11,7 @@ last position reported, so the number is a lower bound.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -27,11 +27,11 @@ class IncidentCost:
     """An incident and what it cost the run.
 
     Args:
-        number: From 1, in order of time.
         kind: "gone" is a worker that stopped reporting, "left" a fit that an error ended. A worker whose lease was
             "lost" or "resigned" trains on.
         at: The notice, the last event, or the end of the leadership. Seconds since 1970.
         worker_id: The worker it happened to.
+        number: From 1, in order of time.
         term: The term this worker led. None for a follower.
         saved: Whether a preempted worker saved. None if there was nothing to save, and for other incidents.
         reason: The reason in the worker's event, or "".
@@ -43,19 +43,19 @@ class IncidentCost:
         batches: Batches to train again. None if the number can't be known.
     """
 
-    number: int
     kind: IncidentKind
     at: float
     worker_id: str
-    term: int | None
-    saved: bool | None
-    reason: str
-    without_leader: float | None
-    without_training: float | None
-    reached: Position | None
-    resumed: Position | None
-    resumed_at: float | None
-    batches: int | None
+    number: int = 0
+    term: int | None = None
+    saved: bool | None = None
+    reason: str = ""
+    without_leader: float | None = 0.0
+    without_training: float | None = 0.0
+    reached: Position | None = None
+    resumed: Position | None = None
+    resumed_at: float | None = None
+    batches: int | None = 0
 
     @property
     def is_upper_bound(self) -> bool:
@@ -78,22 +78,11 @@ class Gap:
     is_upper_bound: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incident:
-    """An incident before its cost is known."""
-
-    kind: IncidentKind
-    at: float
-    incarnation: Incarnation
-    leadership: Leadership | None
-    reason: str = ""
-
-
 def costs_of(history: History) -> list[IncidentCost]:
     """Return all incidents of a run and their costs, in order of time."""
-    incidents = [incident for incarnation in history.incarnations for incident in _incidents(incarnation)]
-    incidents.sort(key=lambda incident: (incident.at, incident.incarnation.worker_id))
-    return [_cost(history, number, incident) for number, incident in enumerate(incidents, 1)]
+    costs = [cost for incarnation in history.incarnations for cost in _costs(history, incarnation)]
+    costs.sort(key=lambda cost: (cost.at, cost.worker_id))
+    return [replace(cost, number=number) for number, cost in enumerate(costs, 1)]
 
 
 def leader_gaps(history: History) -> list[Gap]:
@@ -109,7 +98,7 @@ def training_gaps(history: History) -> list[Gap]:
     return _gaps(
         (span.start, span.end, incarnation.ending)
         for incarnation in history.incarnations
-        for span in incarnation.trainings
+        for span in incarnation.of("training")
     )
 
 
@@ -129,35 +118,37 @@ def _gaps(spans: Iterable[tuple[float, float, str]]) -> list[Gap]:
     ]
 
 
-def _incidents(incarnation: Incarnation) -> Iterator[Incident]:
+def _costs(history: History, incarnation: Incarnation) -> Iterator[IncidentCost]:
     for held in incarnation.leaderships:
         if held.how in {"lost", "resigned"}:
-            yield Incident(kind=held.how, at=held.end, incarnation=incarnation, leadership=held, reason=held.reason)
+            yield IncidentCost(
+                kind=held.how,
+                at=held.end,
+                worker_id=held.worker_id,
+                term=held.term,
+                reason=held.reason,
+                without_leader=_until_next_leader(history, held),
+            )
     if incarnation.ending in {"preempted", "gone", "left"}:
-        last = next((held for held in incarnation.leaderships if held.how == incarnation.ending), None)
-        at = incarnation.end if incarnation.noticed is None else incarnation.noticed
-        yield Incident(kind=incarnation.ending, at=at, incarnation=incarnation, leadership=last)
+        yield _cost_of_ending(history, incarnation, incarnation.ending)
 
 
-def _cost(history: History, number: int, incident: Incident) -> IncidentCost:
-    ended, held = incident.incarnation, incident.leadership
-    stopped = incident.kind in {"preempted", "gone", "left"}
-    reached = ended.track[-1][1] if ended.track and stopped else None
-    resumed_at, resumed = (_resumption(history, ended) if stopped else None) or (None, None)
+def _cost_of_ending(history: History, ended: Incarnation, kind: IncidentKind) -> IncidentCost:
+    held = next((held for held in ended.leaderships if held.how == kind), None)
+    reached = ended.track[-1][1] if ended.track else None
+    resumed_at, resumed = _resumption(history, ended) or (None, None)
     return IncidentCost(
-        number=number,
-        kind=incident.kind,
-        at=incident.at,
+        kind=kind,
+        at=ended.end if ended.noticed is None else ended.noticed,
         worker_id=ended.worker_id,
         term=None if held is None else held.term,
-        saved=ended.saved if incident.kind == "preempted" else None,
-        reason=incident.reason,
+        saved=ended.saved,
         without_leader=0.0 if held is None else _until_next_leader(history, held),
-        without_training=_until_next_training(history, ended) if stopped else 0.0,
+        without_training=_until_next_training(history, ended),
         reached=reached,
         resumed=resumed,
         resumed_at=resumed_at,
-        batches=_batches(history, reached, resumed) if stopped else 0,
+        batches=_batches(history, reached, resumed),
     )
 
 
@@ -168,18 +159,22 @@ def _until_next_leader(history: History, held: Leadership) -> float | None:
 
 
 def _until_next_training(history: History, ended: Incarnation) -> float | None:
-    if not ended.trainings:
+    if not ended.of("training"):
         return 0.0
     others = (other for other in history.incarnations if other is not ended)
-    starts = [span.start for other in others for span in other.trainings if span.end > ended.end]
+    starts = [span.start for other in others for span in other.of("training") if span.end > ended.end]
     return max(0.0, min(starts) - ended.end) if starts else None
 
 
 def _resumption(history: History, ended: Incarnation) -> tuple[float, Position] | None:
     """Return when and where training continued: in the same lane, or in any lane if no other worker was training."""
-    others = [other for other in history.incarnations if other is not ended and other.trainings and other.track]
-    if not any(other.trainings[0].start <= ended.end < other.trainings[-1].end for other in others):
-        return min((other.track[0] for other in others if other.trainings[0].start > ended.end), default=None)
+    others = [
+        (trainings[0].start, trainings[-1].end, other.track[0])
+        for other in history.incarnations
+        if other is not ended and other.track and (trainings := other.of("training"))
+    ]
+    if not any(start <= ended.end < end for start, end, _ in others):
+        return min((resumed for start, _, resumed in others if start > ended.end), default=None)
     lane = next(lane for lane in history.lanes if any(other is ended for other in lane.incarnations))
     return next((other.track[0] for other in lane.incarnations if other.start >= ended.end and other.track), None)
 
