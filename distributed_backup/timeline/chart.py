@@ -8,11 +8,10 @@ widened until they can be seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from distributed_backup.timeline.history import History
 from distributed_backup.timeline.incidents import IncidentCost
-from distributed_backup.timeline.labels import CLOCKS, describe_incident, describe_leadership, first, summary, title
+from distributed_backup.timeline.labels import CLOCKS, summary, title
 from distributed_backup.timeline.layout import (
     HEAD_LETTER,
     LANE_HEIGHT,
@@ -21,69 +20,52 @@ from distributed_backup.timeline.layout import (
     LEGEND_FOOT,
     MARGIN,
     RIGHT,
-    TAIL,
     WIDTH,
     Layout,
-    fitted,
+    shortened,
 )
 from distributed_backup.timeline.legend import draw_legend
 from distributed_backup.timeline.progress_chart import draw_progress
-from distributed_backup.timeline.styles import pattern, style
+from distributed_backup.timeline.scale import TIME_STEPS, Scale, clock_time, date, duration
+from distributed_backup.timeline.styles import style
 from distributed_backup.timeline.svg import Canvas
-from distributed_backup.timeline.time_scale import TimeScale, clock_time, date, duration
-from distributed_backup.timeline.worker_lanes import draw_incident_lines, draw_incident_numbers, draw_lane, draw_leaders
+from distributed_backup.timeline.worker_lanes import draw_incidents, draw_lane, draw_leaders
 
 
 def draw(history: History, costs: Sequence[IncidentCost]) -> str:
     """Return the SVG of a run and of the incidents that `costs_of` found in it."""
-    layout, scale = Layout(lanes=len(history.lanes)), _scale(history)
-    canvas = Canvas(width=WIDTH, title=title(history), description=_description(history, costs))
-    canvas.define(style(), pattern())
+    layout = Layout(lanes=len(history.lanes))
+    scale = Scale(start=history.start, end=history.end, first=LEFT, last=RIGHT, steps=TIME_STEPS)
+    description = " ".join(f"{line}." for line in summary(history, costs))
+    canvas = Canvas(width=WIDTH, title=title(history), description=description, style=style())
     canvas.rect(0, 0, WIDTH, layout.height, "paper")
     _draw_head(canvas, history, costs)
     for number in range(0, layout.lanes, 2):
         canvas.rect(MARGIN, layout.lane_top(number), WIDTH - 2 * MARGIN, LANE_HEIGHT, "stripe")
     _draw_axis(canvas, scale, layout)
-    draw_incident_numbers(canvas, scale, history, costs)
+    draw_incidents(canvas, scale, layout, history, costs)
     draw_leaders(canvas, scale, history)
     for number, lane in enumerate(history.lanes):
         draw_lane(canvas, scale, lane, top=layout.lane_top(number))
     draw_progress(canvas, scale, layout, history, costs)
-    draw_incident_lines(canvas, scale, layout, costs)
     canvas.text(MARGIN, layout.axis + 50, CLOCKS, "small")
     return canvas.source(layout.height)
 
 
-def _scale(history: History) -> TimeScale:
-    """Use the whole width, less the tail of a worker that stopped reporting near the end."""
-    scale = TimeScale(start=history.start, end=history.end, left=LEFT, right=RIGHT)
-    ends = (scale.x(incarnation.end) for incarnation in history.incarnations if incarnation.ending == "gone")
-    return replace(scale, right=RIGHT - TAIL) if max(ends, default=0.0) > RIGHT - TAIL else scale
-
-
-def _description(history: History, costs: Sequence[IncidentCost]) -> str:
-    sentences = (
-        *(f"{line}." for line in summary(history, costs)),
-        *first(describe_leadership(history, leadership) for leadership in history.leaderships),
-        *first(describe_incident(cost) for cost in costs),
-    )
-    return " ".join(sentences)
-
-
 def _draw_head(canvas: Canvas, history: History, costs: Sequence[IncidentCost]) -> None:
-    canvas.text(MARGIN, 30, fitted(title(history), WIDTH - 2 * MARGIN, HEAD_LETTER), "head")
+    canvas.text(MARGIN, 30, shortened(title(history), WIDTH - 2 * MARGIN, HEAD_LETTER), "head")
     for number, line in enumerate(summary(history, costs)):
         canvas.text(MARGIN, 50 + 18 * number, line, "muted" if number == 0 else "ink")
     draw_legend(canvas, LEGEND_FOOT)
 
 
-def _draw_axis(canvas: Canvas, scale: TimeScale, layout: Layout) -> None:
+def _draw_axis(canvas: Canvas, scale: Scale, layout: Layout) -> None:
     foot, day = layout.axis, ""
     canvas.text(LEFT - 10, foot + 17, "after", "small", anchor="end")
     canvas.text(LEFT - 10, foot + 32, "UTC", "small", anchor="end")
     canvas.line(LEFT, foot, RIGHT, foot, "rule")
     for tick in scale.ticks():
-        x = scale.x(tick)
+        x = scale.pixel(tick)
         canvas.line(x, LEADERS_TOP, x, foot + 5, "grid")
         anchor = "end" if x > RIGHT - 30 else "middle" if x > LEFT + 30 else "start"
         canvas.text(x, foot + 17, duration(tick - scale.start) if tick > scale.start else "0", "small", anchor=anchor)

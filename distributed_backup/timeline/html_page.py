@@ -9,7 +9,7 @@ from typing import Final
 from distributed_backup.timeline.chart import draw
 from distributed_backup.timeline.history import History
 from distributed_backup.timeline.incidents import IncidentCost
-from distributed_backup.timeline.labels import HEADINGS, NO_COST, cells, title
+from distributed_backup.timeline.labels import HEADINGS, cells, title
 from distributed_backup.timeline.svg import clean
 
 _STYLE: Final = """
@@ -20,12 +20,10 @@ table { border-collapse: collapse; margin: 0 20px 40px }
 th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid #8884; font-variant-numeric: tabular-nums }
 caption { text-align: left; font-weight: 600; padding: 4px 0 }
 th[scope=row] { font-weight: normal }
-td.none { color: #59636e }
 .skip { position: absolute; left: -9999px }
 .skip:focus { left: 20px; top: 0; padding: 4px; background: Canvas }
 @media (prefers-color-scheme: dark) {
 :root { background: #0d1117; color: #e6edf3 }
-td.none { color: #9198a1 }
 a { color: #58a6ff }
 }
 """
@@ -65,8 +63,8 @@ def _table(history: History, costs: Sequence[IncidentCost]) -> str:
 
 def _row(texts: Sequence[str]) -> str:
     number, *rest = texts
-    marked = (f'<td class="none">{text}</td>' if text in NO_COST else f"<td>{_safe(text)}</td>" for text in rest)
-    return f'<tr><th scope="row">{number}</th>{"".join(marked)}</tr>'
+    columns = "".join(f"<td>{_safe(text)}</td>" for text in rest)
+    return f'<tr><th scope="row">{number}</th>{columns}</tr>'
 
 
 def _safe(text: str) -> str:

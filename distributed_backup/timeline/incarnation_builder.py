@@ -22,7 +22,7 @@ from distributed_backup.timeline.incarnations import (
     Span,
     SpanKind,
 )
-from distributed_backup.timeline.time_scale import duration
+from distributed_backup.timeline.scale import duration
 
 if TYPE_CHECKING:
     from distributed_backup.observability.events import Event

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.filesize import decimal
 
-from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incarnations import LONGEST, Leadership, lane_name
+from distributed_backup.timeline.incarnations import LONGEST, lane_name
 from distributed_backup.timeline.incidents import Gap, IncidentCost, leader_gaps, total, training_gaps
-from distributed_backup.timeline.time_scale import clock_time, date, duration
+from distributed_backup.timeline.scale import clock_time, date, duration
 
 if TYPE_CHECKING:
     from distributed_backup.observability.events import Event
@@ -24,16 +22,12 @@ HEADINGS: Final = (
 )
 """The columns of the table of incidents."""
 
-NO_COST: Final = frozenset({"0", "0 s"})
-"""Cells of this table that mean no cost."""
-
 CLOCKS: Final = (
     'Times are from each worker\'s own clock, and clocks may differ. "At most": a worker that stopped reporting '
     "may have run for up to one batch, or ten seconds, after its last event."
 )
 """The note below the picture."""
 
-_MAX_SENTENCES: Final = 50
 _KINDS: Final = {
     "preempted": "preempted",
     "gone": "stopped reporting",
@@ -61,17 +55,6 @@ def summary(history: History, costs: Sequence[IncidentCost]) -> list[str]:
     if not costs:
         return [size, "no incidents"]
     return [size, ", ".join(f"{count} {_KINDS[kind]}" for kind, count in kinds.items()), _totals(history, costs)]
-
-
-def first(sentences: Iterable[str]) -> list[str]:
-    """Return the first 50 sentences: enough for a description that is read aloud."""
-    return list(islice(sentences, _MAX_SENTENCES))
-
-
-def describe_leadership(history: History, leadership: Leadership) -> str:
-    """Return a sentence."""
-    begin, end = leadership.start - history.start, leadership.end - history.start
-    return f"{leadership.worker_id} led term {leadership.term} from {duration(begin)} to {duration(end)}."
 
 
 def _totals(history: History, costs: Sequence[IncidentCost]) -> str:
@@ -113,12 +96,9 @@ def cells(history: History, cost: IncidentCost) -> tuple[str, ...]:
     )
 
 
-def describe_incident(cost: IncidentCost) -> str:
-    """Return the row of an incident as sentences."""
-    return (
-        f"{cost.number}: {cost.worker_id} {_what_happened(cost)}. No leader for {_lost(cost.without_leader, cost)}, "
-        f"no training for {_lost(cost.without_training, cost)}, batches to repeat: {_repeated(cost)}."
-    )
+def describe_incident(history: History, cost: IncidentCost) -> str:
+    """Return the row of an incident as lines of a heading and a cell."""
+    return "\n".join(f"{heading}: {cell}" for heading, cell in zip(HEADINGS, cells(history, cost), strict=True))
 
 
 def _what_happened(cost: IncidentCost) -> str:
@@ -137,11 +117,7 @@ def _repeated(cost: IncidentCost) -> str:
     if cost.resumed is None:
         return "not resumed"
     count = "?" if cost.batches is None else f"{cost.batches}{' or more' if cost.more else ''}"
-    return f"{count}, back to {_short(cost.resumed)}"
-
-
-def _short(position: Position) -> str:
-    return f"epoch {position.epoch}" + (f", batch {position.batch}" if position.batch else "")
+    return f"{count}, back to {cost.resumed}"
 
 
 # -------------------------------------------------------------------- events

@@ -15,7 +15,7 @@ def draw_legend(canvas: Canvas, foot: float) -> None:
     for width, sample, word in _SAMPLES:
         sample(canvas, x, foot)
         canvas.text(x + width + 5, foot, word, "muted")
-        x += width + 17 + width_of(word, LETTER)
+        x += width + 14 + width_of(word, LETTER)
 
 
 def draw_cross(canvas: Canvas, x: float, y: float, about: str = "") -> None:

@@ -1,13 +1,12 @@
 """Define how each part of the picture looks, in light and in dark mode, and write the style sheet.
 
-No state depends on colour alone: leading is a high bar, waiting a dashed line, exiting a hatched bar, and a worker that
-stopped reporting an empty one. Each mark has its own shape.
+No state depends on colour alone: leading is a high bar, waiting a dashed line, exiting a framed bar, and a worker that
+stopped reporting a dashed one. Each mark has its own shape.
 """
 
 from __future__ import annotations
 
 from typing import Final
-from xml.etree.ElementTree import Element, SubElement
 
 _INK: Final = ("#1f2328", "#e6edf3")
 _MUTED: Final = ("#59636e", "#9198a1")
@@ -38,7 +37,7 @@ _LOOKS: Final[dict[str, tuple[dict[str, tuple[str, str]], str]]] = {
     "leading": ({"fill": _STRONG}, ""),
     "label": ({"fill": _ON_STRONG}, "font-size:11px;font-weight:600"),
     "leaderless": ({"stroke": _BAD}, "fill:none;stroke-width:1.5"),
-    "exiting": ({"stroke": _NOTICE}, "fill:url(#hatching);stroke-width:1"),
+    "exiting": ({"fill": _PAPER, "stroke": _NOTICE}, "stroke-width:3"),
     "gone": ({"stroke": _MUTED}, "fill:none;stroke-width:1;stroke-dasharray:3 3"),
     "saving": ({"fill": _SAVED}, ""),
     "commit": ({"stroke": _SAVED}, "stroke-width:1.5"),
@@ -60,7 +59,6 @@ _LOOKS: Final[dict[str, tuple[dict[str, tuple[str, str]], str]]] = {
         {"fill": _INK, "stroke": _PAPER},
         "font-size:11px;paint-order:stroke;stroke-width:6px;visibility:hidden;pointer-events:none",
     ),
-    "hatching": ({"stroke": _NOTICE}, "stroke-width:3"),
 }
 
 
@@ -79,12 +77,3 @@ def _rules(name: str, which: int) -> str:
     colours, both = _LOOKS[name]
     rules = [f"{key}:{colour[which]}" for key, colour in colours.items()]
     return ";".join(rules if which or not both else [*rules, both])
-
-
-def pattern() -> Element:
-    """Return the hatching of a worker that saves and exits."""
-    made = Element("pattern", id="hatching", width="8", height="8", patternUnits="userSpaceOnUse")
-    for ends in ((-2, 10, 10, -2), (-2, 2, 2, -2), (6, 10, 10, 6)):
-        places = dict(zip(("x1", "y1", "x2", "y2"), map(str, ends), strict=True))
-        SubElement(made, "line", {"class": "hatching", **places})
-    return made

@@ -29,18 +29,14 @@ def clean(text: str) -> str:
 class Canvas:
     """A picture of a fixed width in pixels."""
 
-    def __init__(self, *, width: float, title: str, description: str) -> None:
+    def __init__(self, *, width: float, title: str, description: str, style: str) -> None:
         self._root = Element("svg", xmlns="http://www.w3.org/2000/svg", role="group")
         self._root.set("aria-labelledby", "title")
         self._root.set("aria-describedby", "description")
         self._width = width
         self._add("title", title, id="title")
         self._add("desc", description, id="description")
-
-    def define(self, style: str, pattern: Element) -> None:
-        """Add the style sheet and the pattern that it uses."""
         self._add("style", style)
-        SubElement(self._root, "defs").append(pattern)
 
     def rect(self, x: float, y: float, width: float, height: float, look: str, *, about: str = "") -> None:
         """Draw a bar."""

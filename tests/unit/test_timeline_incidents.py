@@ -97,7 +97,7 @@ def test_a_worker_that_could_not_save_repeats_batches() -> None:
     assert [cost.term for cost in costs] == [1, 2, 3, 4, 5]
     assert cells(history, costs[1]) == (
         *("2", "21 min 30 s", "11-23 10:21:30", "solo-00000001", "preempted, led term 2, not saved"),
-        *("2 min 1 s", "2 min 8 s", "6, back to epoch 5"),
+        *("2 min 1 s", "2 min 8 s", "6, back to epoch 5, batch 0"),
     )
 
 
@@ -118,7 +118,7 @@ def test_batches_are_counted_across_epochs_by_the_size_that_was_seen() -> None:
         (Position(1, 2), Position(0, 3), 4, 3, "3 or more, back to epoch 0, batch 3"),
         (Position(3, 2), Position(3, 1), 4, 1, "1, back to epoch 3, batch 1"),
         (Position(1), Position(0, 4), 4, 0, "0"),
-        (Position(3), Position(1), 0, None, "?, back to epoch 1"),
+        (Position(3), Position(1), 0, None, "?, back to epoch 1, batch 0"),
         (Position(3, 2), Position(4), 10, 0, "0"),
     ):
         history = killed(reached, resumed, size=size)

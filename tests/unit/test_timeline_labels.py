@@ -14,7 +14,7 @@ from distributed_backup.timeline.history import history_of
 from distributed_backup.timeline.incidents import costs_of
 from distributed_backup.timeline.labels import describe
 from distributed_backup.timeline.log_reader import parse_events
-from distributed_backup.timeline.time_scale import TimeScale, clock_time, date, duration
+from distributed_backup.timeline.scale import EPOCH_STEPS, TIME_STEPS, Scale, clock_time, date, duration
 from tests.support.stories import LONG_AFTER, START, A, B, C, Story
 
 
@@ -96,7 +96,7 @@ def test_a_commit_is_described_with_size_and_duration(count: Any, seconds: Any, 
     [(0.0, 0.001, 2), (1.0, 0.2, 6), (3.0, 0.5, 7), (59.0, 10.0, 6), (3600.0, 600.0, 7), (3 * 86400.0, 43200.0, 7)],
 )
 def test_ticks_are_round_durations_after_the_start(length: float, step: float, count: int) -> None:
-    scale = TimeScale(start=START, end=START + length, left=0, right=100)
+    scale = Scale(start=START, end=START + length, first=0, last=100, steps=TIME_STEPS)
     assert scale.step == pytest.approx(step)
     assert [tick - START for tick in scale.ticks()] == pytest.approx(
         [number * step for number in range(count)], abs=1e-6
@@ -105,12 +105,19 @@ def test_ticks_are_round_durations_after_the_start(length: float, step: float, c
 
 @pytest.mark.parametrize("length", [10.0**power for power in range(-3, 11)])
 def test_there_are_some_ticks_and_not_many(length: float) -> None:
-    assert 2 <= len(TimeScale(start=0.0, end=length, left=0, right=1).ticks()) <= 9
+    assert 2 <= len(Scale(start=0.0, end=length, first=0, last=1, steps=TIME_STEPS).ticks()) <= 9
+
+
+@pytest.mark.parametrize(("low", "high", "ticks"), [(0, 1, [0, 1]), (3, 12, [3, 5, 7, 9, 11]), (0, 10**8, None)])
+def test_epochs_have_whole_ticks(low: int, high: int, ticks: list[int] | None) -> None:
+    found = Scale(start=low, end=high, first=0, last=1, steps=EPOCH_STEPS).ticks()
+    assert ticks is None or found == ticks
+    assert 2 <= len(found) <= 9
 
 
 def test_instants_outside_the_scale_are_at_its_edges() -> None:
-    scale = TimeScale(start=10.0, end=20.0, left=100, right=200)
-    assert [scale.x(instant) for instant in (0.0, 10.0, 15.0, 20.0, 30.0)] == [100, 100, 150, 200, 200]
+    scale = Scale(start=10.0, end=20.0, first=100, last=200, steps=TIME_STEPS)
+    assert [scale.pixel(instant) for instant in (0.0, 10.0, 15.0, 20.0, 30.0)] == [100, 100, 150, 200, 200]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Map time to pixels, choose the ticks of the time axis, and write durations and instants as text."""
+"""Map times and epochs to pixels, choose the ticks of an axis, and write durations and instants as text."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-_FINE: Final[tuple[float, ...]] = tuple(base / 1000 * 10**power for power in range(4) for base in (1, 2, 5))
+_MILLISECONDS: Final = tuple(base / 1000 * 10**power for power in range(4) for base in (1, 2, 5))
 _CLOCK: Final = (10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
-_DAYS: Final[tuple[float, ...]] = tuple(86400 * base * 10**power for power in range(9) for base in (1, 2, 5))
+EPOCH_STEPS: Final[tuple[float, ...]] = tuple(base * 10**power for power in range(9) for base in (1, 2, 5))
+TIME_STEPS: Final[tuple[float, ...]] = (*_MILLISECONDS, *_CLOCK, *(86400 * step for step in EPOCH_STEPS))
 _MOST_TICKS: Final = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TimeScale:
-    """Maps instants from `start` to `end`, in seconds since 1970, to pixels from `left` to `right`."""
+class Scale:
+    """Maps values from `start` to `end` to pixels from `first` to `last`. Two ticks differ by one of `steps`."""
 
     start: float
     end: float
-    left: float
-    right: float
+    first: float
+    last: float
+    steps: tuple[float, ...]
 
     @property
     def _length(self) -> float:
         return max(self.end - self.start, 0.001)
 
-    def x(self, instant: float) -> float:
-        """Return the place of an instant. Instants outside the scale are at its edges."""
-        share = (instant - self.start) / self._length
-        return self.left + min(max(share, 0.0), 1.0) * (self.right - self.left)
+    def pixel(self, value: float) -> float:
+        """Return the pixel of a value. Values outside the scale are at its edges."""
+        share = (value - self.start) / self._length
+        return self.first + min(max(share, 0.0), 1.0) * (self.last - self.first)
 
     @property
     def step(self) -> float:
-        """Seconds between two ticks: the shortest round duration with at most nine ticks."""
-        return next(step for step in (*_FINE, *_CLOCK, *_DAYS) if self._length / step < _MOST_TICKS)
+        """The difference of two ticks: the shortest step with at most nine ticks."""
+        return next(step for step in self.steps if self._length / step < _MOST_TICKS)
 
     def ticks(self) -> list[float]:
-        """Return instants that are multiples of `step` after the start."""
+        """Return the start and the values that are multiples of `step` after it."""
         return [self.start + number * self.step for number in range(math.floor(self._length / self.step) + 1)]
 
 
