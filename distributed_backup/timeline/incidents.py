@@ -86,19 +86,19 @@ def costs_of(history: History) -> list[IncidentCost]:
 
 
 def leader_gaps(history: History) -> list[Gap]:
-    """Return the times without a leader between the first election and the end of the last leadership.
-
-    The time after a leader that finished is not one: a finished run needs no leader.
-    """
-    return _gaps((leadership.start, leadership.end, leadership.how) for leadership in history.leaderships)
+    """Return the times without a leader after the first election. A finished run needs no leader."""
+    return _gaps(history, ((held.start, held.end, held.how) for held in history.leaderships))
 
 
 def training_gaps(history: History) -> list[Gap]:
-    """Return the times without training between the first start and the last end, except after a finish."""
+    """Return the times without training after the first start, except after a finish."""
     return _gaps(
-        (span.start, span.end, incarnation.ending)
-        for incarnation in history.incarnations
-        for span in incarnation.of("training")
+        history,
+        (
+            (span.start, span.end, incarnation.ending)
+            for incarnation in history.incarnations
+            for span in incarnation.of("training")
+        ),
     )
 
 
@@ -107,13 +107,14 @@ def total(gaps: Iterable[Gap]) -> float:
     return sum(gap.end - gap.start for gap in gaps)
 
 
-def _gaps(spans: Iterable[tuple[float, float, str]]) -> list[Gap]:
-    """Return what these spans leave uncovered. A span is a start, an end, and how it ended."""
+def _gaps(history: History, spans: Iterable[tuple[float, float, str]]) -> list[Gap]:
+    """Return what these spans leave uncovered up to the end. A span is a start, an end, and how it ended."""
     in_time = sorted((start, (end, how == "finished", how == "gone")) for start, end, how in spans)
     covered = accumulate((end for _, end in in_time), max)
+    following = [*(start for start, _ in in_time[1:]), history.end]
     return [
         Gap(start=end, end=start, is_upper_bound=is_gone)
-        for (end, is_finished, is_gone), (start, _) in zip(covered, in_time[1:], strict=False)
+        for (end, is_finished, is_gone), start in zip(covered, following, strict=False)
         if start > end and not is_finished
     ]
 

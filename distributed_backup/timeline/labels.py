@@ -108,7 +108,7 @@ def _what_happened(cost: IncidentCost) -> str:
 
 
 def _lost(seconds: float | None, cost: IncidentCost) -> str:
-    return "the rest of the run" if seconds is None else at_most(seconds, is_upper_bound=cost.is_upper_bound)
+    return "to the end" if seconds is None else at_most(seconds, is_upper_bound=cost.is_upper_bound)
 
 
 def _repeated(cost: IncidentCost) -> str:

@@ -74,7 +74,9 @@ def draw_leaders(canvas: Canvas, scale: Scale, history: History) -> None:
     for gap in leader_gaps(history):
         x, width = _extent(scale, gap.start, gap.end)
         lasted = at_most(gap.end - gap.start, is_upper_bound=gap.is_upper_bound)
-        about = f"no leader for {lasted}" + (": last event to next election" if gap.is_upper_bound else "")
+        about = f"no leader for {lasted}" + (
+            ", counted from the last event of the leader" if gap.is_upper_bound else ""
+        )
         canvas.rect(x, LEADERS_TOP, width, LEADERS_HEIGHT, "leaderless", about=about)
         _label(canvas, x, width, (f"no leader, {lasted}", lasted), look="loss")
     for leadership in history.leaderships:

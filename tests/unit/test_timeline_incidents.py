@@ -57,7 +57,7 @@ def test_a_time_that_begins_with_the_last_event_of_a_killed_worker_is_an_upper_b
     ]
     assert (report["without_leader"], report["without_leader_is_upper_bound"]) == (62.0, True)
     assert (report["without_training"], report["without_training_is_upper_bound"]) == (43.0, False)
-    assert "no leader for at most 18 s: last event to next election" in draw(history, costs)
+    assert "no leader for at most 18 s, counted from the last event of the leader" in draw(history, costs)
     assert "no leader for 42 s<" in draw(history, costs)
 
 
@@ -188,7 +188,34 @@ def test_a_cost_without_an_end_is_unknown() -> None:
     story.tell(9, A, "left")
     cost = only(story, A)
     assert (cost.kind, cost.without_leader, cost.without_training, cost.batches) == ("left", None, None, None)
-    assert cells(history_from(story), cost)[-3:] == ("the rest of the run", "the rest of the run", "not resumed")
+    assert cells(history_from(story), cost)[-3:] == ("to the end", "to the end", "not resumed")
+
+
+def test_a_gap_that_never_ended_counts_in_the_total() -> None:
+    """The leader was killed. The other worker has neither led nor trained since, and stopped a minute later."""
+    story = Story()
+    story.start(0, A)
+    story.tell(1, A, "elected", term=1)
+    story.tell(20, A, "progress", epoch=0, batch=7)
+    story.tell(10, B, "joined", standby=True)
+    story.tell(80, B, "left")
+    history = history_from(story)
+    assert cells(history, only(story, A))[-3:-1] == ("to the end", "to the end")
+    assert (total(leader_gaps(history)), total(training_gaps(history))) == (60.0, 60.0)
+    assert "at most 1 min without a leader, at most 1 min without training" in summary(history, costs_of(history))[-1]
+    assert "no leader for at most 1 min" in draw(history, costs_of(history))
+
+
+def test_a_gap_that_never_ended_grows_while_the_run_goes_on() -> None:
+    story = Story()
+    story.start(0, A)
+    story.start(0, B)
+    story.tell(1, A, "elected", term=1)
+    story.tell(20, A, "left")
+    story.tell(50, B, "progress", epoch=0, batch=7)
+    history = history_from(story, now=START + 70)
+    assert (total(leader_gaps(history)), total(training_gaps(history))) == (50.0, 0.0)
+    assert costs_of(history)[0].without_leader is None
 
 
 def test_a_standby_that_takes_over_resumes_for_the_worker_it_replaces() -> None:
