@@ -19,16 +19,15 @@ import typer
 from distributed_backup.cli.checkpoints_commands import checkpoints
 from distributed_backup.cli.demo_command import demo
 from distributed_backup.cli.terminal import (
-    INTERRUPTED,
     AsJson,
     RedactingCommand,
     RunId,
-    chosen_run,
     console,
     exit_on_error,
+    exit_on_stop,
     print_json,
+    print_result,
     progress,
-    sigterm_as_exit,
 )
 from distributed_backup.cli.timeline_commands import events, timeline
 from distributed_backup.errors import BackupError
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 # Seconds between two reads of --watch.
 _WATCH_PERIOD: Final = 1.0
+_WITHDRAWN: Final = "the request was withdrawn"
 
 # rich's markup would add 0.2 s of imports to --help.
 app = typer.Typer(
@@ -113,7 +113,7 @@ def status(
     """
     from distributed_backup.cli.status import status_of
 
-    with exit_on_error(), _open(target, run, coordinator) as found:
+    with _open(target, run, coordinator) as found:
         if watch:
             with suppress(KeyboardInterrupt):
                 _watch(found, as_json=as_json)
@@ -138,11 +138,11 @@ def _watch(run: Run, *, as_json: bool) -> None:
     if not as_json and (terminal := console()).is_terminal:
         from rich.live import Live
 
-        from distributed_backup.cli.tables import live_status
+        from distributed_backup.cli.tables import status_view
 
         with Live(console=terminal, auto_refresh=False) as live:
             for (seen, damaged), error in frames:
-                live.update(live_status(run, seen, damaged=damaged, error=error), refresh=True)
+                live.update(status_view(run, seen, damaged=damaged, error=error), refresh=True)
         return
     for (seen, damaged), error in frames:
         if error is not None:
@@ -155,12 +155,9 @@ def _watch(run: Run, *, as_json: bool) -> None:
 
 
 def _print_status(run: Run, seen: dict[str, Any], damaged: int) -> None:
-    from distributed_backup.cli.tables import status_lines, workers_table
+    from distributed_backup.cli.tables import status_view
 
-    for line in status_lines(run, seen, damaged=damaged):
-        typer.echo(line)
-    if seen["members"]:
-        console().print(workers_table(seen))
+    console().print(status_view(run, seen, damaged=damaged), crop=False)
 
 
 # -------------------------------------------------------------------- requests
@@ -187,12 +184,9 @@ def preempt(
     from distributed_backup.cli.operator_requests import ask_for_save
     from distributed_backup.clock import SystemClock
 
-    with _request(target, run, coordinator) as found:
+    with exit_on_stop(_WITHDRAWN), _open(target, run, coordinator) as found:
         saved = ask_for_save(found.coordinator, timeout=timeout, clock=SystemClock())
-        if as_json:
-            print_json(asdict(saved))
-        else:
-            typer.echo(_saved_line(saved))
+        print_result(asdict(saved), _saved_line(saved), as_json=as_json)
 
 
 def _saved_line(saved: Saved) -> str:
@@ -221,31 +215,17 @@ def resign(
     from distributed_backup.cli.operator_requests import ask_to_resign
     from distributed_backup.clock import SystemClock
 
-    with _request(target, run, coordinator) as found:
+    with exit_on_stop(_WITHDRAWN), _open(target, run, coordinator) as found:
         done = ask_to_resign(found.coordinator, timeout=timeout, clock=SystemClock())
-        if as_json:
-            print_json(asdict(done))
-        else:
-            after = f"{done.seconds:.2f} s after the request to {done.previous}"
-            typer.echo(f"{done.leader} leads now, under term {done.term}, {after}")
-
-
-@contextmanager
-def _request(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
-    with exit_on_error(), sigterm_as_exit():
-        try:
-            with _open(target, run, coordinator) as found:
-                yield found
-        except KeyboardInterrupt:
-            typer.echo("interrupted: the request was withdrawn", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        after = f"{done.seconds:.2f} s after the request to {done.previous}"
+        print_result(asdict(done), f"{done.leader} leads now, under term {done.term}, {after}", as_json=as_json)
 
 
 @contextmanager
 def _open(target: str, run: str | None, coordinator: str | None) -> Iterator[Run]:
     from distributed_backup.cli.locate import open_run
 
-    with open_run(target, run_id=chosen_run(run), coordinator=coordinator) as found:
+    with exit_on_error(), open_run(target, run_id=run, coordinator=coordinator) as found:
         yield found
 
 

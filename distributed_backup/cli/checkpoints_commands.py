@@ -7,7 +7,7 @@ such as s3://…, gs://…, az://… or redis://….
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,12 +17,13 @@ import typer
 from distributed_backup.cli.terminal import (
     PROBLEM,
     AsJson,
+    Place,
     RedactingCommand,
     RunId,
-    chosen_run,
     console,
     exit_on_error,
     print_json,
+    print_result,
 )
 from distributed_backup.errors import ConfigError
 
@@ -33,9 +34,6 @@ checkpoints = typer.Typer(
     help="Inspect, prune, export and copy the checkpoints of a run.", rich_markup_mode=None, no_args_is_help=True
 )
 
-Place = Annotated[
-    str, typer.Argument(metavar="DIR", help="The run's backup directory: a path or a URL (s3://…, redis://…).")
-]
 Name = Annotated[
     str | None,
     typer.Argument(metavar="NAME", help="Name from `checkpoints list`. Default: the newest checkpoint that verifies."),
@@ -77,13 +75,10 @@ def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
     """
     with _store(place, run) as store:
         rows = store.list()
-        bad = [row for row in rows if not row.valid]
-        if as_json:
-            print_json({"checked": len(rows), "bad": [{"name": row.name, "reason": row.problem} for row in bad]})
-        else:
-            for row in bad:
-                typer.echo(f"bad  {row.name}: {row.problem}")
-            typer.echo(f"{len(rows)} checked, {len(bad)} bad")
+        bad = [{"name": row.name, "reason": row.problem} for row in rows if not row.valid]
+        lines = [f"bad  {row['name']}: {row['reason']}" for row in bad]
+        lines.append(f"{len(rows)} checked, {len(bad)} bad")
+        print_result({"checked": len(rows), "bad": bad}, "\n".join(lines), as_json=as_json)
         if bad:
             raise typer.Exit(PROBLEM)
 
@@ -127,10 +122,8 @@ def prune(
     with _store(place, run) as store:
         removed = store.prune(term=store.highest_term(), keep=keep)
         kept = store.names()
-        if as_json:
-            print_json({"kept": kept, "removed": removed})
-        else:
-            typer.echo(f"{len(removed)} removed, {len(kept)} kept")
+        line = f"{len(removed)} removed, {len(kept)} kept"
+        print_result({"kept": kept, "removed": removed}, line, as_json=as_json)
 
 
 @checkpoints.command(cls=RedactingCommand)
@@ -160,18 +153,8 @@ def export(
         checkpoint = checkpoint_in(store, name)
         export_variables(checkpoint, output)
         position = checkpoint.position
-        if as_json:
-            print_json(
-                {
-                    "name": checkpoint.name,
-                    "epoch": position.epoch,
-                    "batch": position.batch,
-                    "output": str(output),
-                    "bytes": output.stat().st_size,
-                }
-            )
-        else:
-            typer.echo(f"wrote {output}: {position}, from {checkpoint.name}")
+        facts = {"name": checkpoint.name, **asdict(position), "output": str(output), "bytes": output.stat().st_size}
+        print_result(facts, f"wrote {output}: {position}, from {checkpoint.name}", as_json=as_json)
 
 
 @checkpoints.command(cls=RedactingCommand)
@@ -214,12 +197,10 @@ def _target(target: str, source: CheckpointStore) -> Iterator[CheckpointStore]:
     if run_id is None:
         raise ConfigError(f"{source.location} has no usable checkpoint to copy")
     store = CheckpointStore(target, run_id=run_id)
-    try:
+    with closing(store.storage):
         if store.location.startswith("memory:"):
             raise ConfigError(f"{store.location} is lost when this command exits: choose another TARGET")
         yield store
-    finally:
-        store.storage.close()
 
 
 @contextmanager
@@ -227,8 +208,6 @@ def _store(place: str, run: str | None) -> Iterator[CheckpointStore]:
     from distributed_backup.cli.locate import open_store
 
     with exit_on_error():
-        store = open_store(place, run_id=chosen_run(run))
-        try:
+        store = open_store(place, run_id=run)
+        with closing(store.storage):
             yield store
-        finally:
-            store.storage.close()

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distributed_backup.cli.terminal import (
-    INTERRUPTED,
     PROBLEM,
     console,
     exit_on_error,
+    exit_on_stop,
     print_json,
-    sigterm_as_exit,
 )
 from distributed_backup.errors import ConfigError
 
@@ -58,14 +57,10 @@ def demo(
     from distributed_backup.demo.text import format_verdict
 
     plan = Plan(latency=latency, grace_period=grace)
-    with exit_on_error():
-        try:
-            verdict = _run_demo(
-                plan, coordinator, workers=workers, backup_dir=backup_dir, plain=plain, quiet_stdout=as_json
-            )
-        except KeyboardInterrupt:
-            typer.echo("interrupted: all workers were stopped", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+    with exit_on_error(), exit_on_stop("all workers were stopped"):
+        verdict = _run_demo(
+            plan, coordinator, workers=workers, backup_dir=backup_dir, plain=plain, quiet_stdout=as_json
+        )
     if as_json:
         print_json(verdict.as_json())
     else:
@@ -108,7 +103,6 @@ def _run_demo(
         else LiveScreen(plan, terminal)
     )
     with (
-        sigterm_as_exit(),
         TemporaryDirectory(prefix="distributed-backup-demo-") as scratch,
         coordinator_for(coordinator, plan, scratch=Path(scratch)) as setup,
         screen,

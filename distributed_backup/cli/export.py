@@ -50,16 +50,13 @@ def export_variables(checkpoint: Checkpoint, path: Path) -> None:
         )
     tree = state_tree(checkpoint)
     try:
-        text = _json(tree)
-        # Compare texts: as values, 2**64 equals the float that synalinks would read.
-        is_exact = _json(orjson.loads(text)) == text
-    except ValueError:
-        is_exact = False
-    if not is_exact:
+        json.dumps(tree, allow_nan=False)  # orjson writes NaN and infinity as null
+        text = orjson.dumps(tree, option=orjson.OPT_INDENT_2)
+    except (TypeError, ValueError):
         raise BackupError(
             f"{checkpoint.name} holds values that synalinks can't read from JSON: NaN, infinity, an integer beyond 64 "
             "bits, or an unpaired surrogate"
-        )
+        ) from None
     atomic_write(path, text)
 
 
@@ -91,10 +88,6 @@ def _is_in_run(path: Path) -> bool:
     with suppress(OSError):
         return holds_run(child.name for child in path.parent.iterdir())
     return False
-
-
-def _json(tree: dict[str, Any]) -> bytes:
-    return json.dumps(tree, allow_nan=False, ensure_ascii=False, indent=2).encode()
 
 
 def _nested(paths: list[str], values: list[Any], name: str) -> dict[str, Any]:

@@ -23,18 +23,23 @@ from distributed_backup.errors import BackupError
 # -------------------------------------------------------------------- status
 
 
-def status_lines(run: Run, found: dict[str, Any], *, damaged: int) -> list[str]:
-    """Return the lines of `status` above its table of workers, from the result of `status_of`."""
+def status_view(run: Run, found: dict[str, Any], *, damaged: int, error: BackupError | None = None) -> RenderableType:
+    """Return what `status` shows of the result of `status_of`. `error` is why a frame of `--watch` is old."""
     newest = found["checkpoint"]
     lines = [
         f"Run         {found['run_id'] or '(no id yet)'} in {run.place}",
         f"Leader      {found['leader'] or 'none'}, term {found['term']}{_lease(found)}",
         "Checkpoint  " + (_no_checkpoint(run, damaged) if newest is None else _checkpoint_line(newest)),
+        *([f"            {damaged} damaged: see `checkpoints verify`"] if damaged else []),
+        *(f"Notice      {_notice(notice)}" for notice in found["notices"]),
+        *([] if found["members"] else ["Workers     none"]),
     ]
-    if damaged:
-        lines.append(f"            {damaged} damaged: see `checkpoints verify`")
-    lines += [f"Notice      {_notice(notice)}" for notice in found["notices"]]
-    return lines if found["members"] else [*lines, "Workers     none"]
+    parts: list[RenderableType] = [Text("\n".join(lines), no_wrap=True, overflow="ignore")]
+    if found["members"]:
+        parts.append(_workers_table(found))
+    if error is not None:
+        parts.append(Text(f"error: {error}", style="red"))
+    return Group(*parts)
 
 
 def _no_checkpoint(run: Run, damaged: int) -> str:
@@ -43,8 +48,7 @@ def _no_checkpoint(run: Run, damaged: int) -> str:
     return "none announced yet" if run.store is None else "none yet"
 
 
-def workers_table(found: dict[str, Any]) -> Table:
-    """Return the table of a run's workers."""
+def _workers_table(found: dict[str, Any]) -> Table:
     return table(
         ("WORKER", "ROLE", "EPOCHS DONE", "BATCHES OF THE NEXT", "LAST HEARTBEAT"),
         [
@@ -52,16 +56,6 @@ def workers_table(found: dict[str, Any]) -> Table:
             for row in found["members"]
         ],
     )
-
-
-def live_status(run: Run, found: dict[str, Any], *, damaged: int, error: BackupError | None) -> RenderableType:
-    """Return one frame of `status --watch`. `error` is why `found` is older than this frame."""
-    parts: list[RenderableType] = [Text("\n".join(status_lines(run, found, damaged=damaged)))]
-    if found["members"]:
-        parts.append(workers_table(found))
-    if error is not None:
-        parts.append(Text(f"error: {error}", style="red"))
-    return Group(*parts)
 
 
 def _lease(found: dict[str, Any]) -> str:
@@ -112,22 +106,21 @@ def checkpoint_tree(found: dict[str, Any]) -> Tree:
     header = tree.add("header")
     for key, value in found["header"].items():
         header.add(Text(f"{key}: {text(value)}"))
-    groups = found["variables"]
-    variables = tree.add(_sized("variables", sum(sum(sizes.values()) for sizes in groups.values())))
-    for name, sizes in groups.items():
-        _add_sizes(variables, name, sizes)
+    _add_sizes(tree, "variables", found["variables"])
     _add_sizes(tree, "other state", found["other"])
     return tree
 
 
-def _add_sizes(parent: Tree, name: str, sizes: dict[str, int]) -> None:
-    branch = parent.add(_sized(name, sum(sizes.values())))
-    for path, count in sizes.items():
-        branch.add(_sized(path, count))
+def _add_sizes(parent: Tree, name: str, size: Any) -> None:
+    """Add a branch with its size in bytes. `size` is a number, or the sizes of the parts by name."""
+    branch = parent.add(Text(f"{name}  {decimal(_total(size))}"))
+    if isinstance(size, dict):
+        for part, its_size in size.items():
+            _add_sizes(branch, part, its_size)
 
 
-def _sized(name: str, count: int) -> Text:
-    return Text(f"{name}  {decimal(count)}")
+def _total(size: Any) -> int:
+    return sum(map(_total, size.values())) if isinstance(size, dict) else size
 
 
 # -------------------------------------------------------------------- shared

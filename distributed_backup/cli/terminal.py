@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 PROBLEM: Final = 1
 USAGE: Final = 2
-INTERRUPTED: Final = 130
+_INTERRUPTED: Final = 130
 # Columns of a table in a pipe. A narrow table would cut the names of checkpoints.
 _PIPE_WIDTH: Final = 200
 _URL: Final = re.compile(r"[a-z+]+://[^\s)]*")
+
+
+def _run_of_the_job(option: str | None) -> str | None:
+    return option or os.environ.get("DISTRIBUTED_BACKUP_RUN_ID", "").strip() or None
 
 
 RunId = Annotated[
@@ -36,15 +40,14 @@ RunId = Annotated[
     typer.Option(
         "--run",
         metavar="ID",
+        callback=_run_of_the_job,
         help="Id of the run. Default: $DISTRIBUTED_BACKUP_RUN_ID, else the run in DIR or the only run on the server.",
     ),
 ]
+Place = Annotated[
+    str, typer.Argument(metavar="DIR", help="The run's backup directory: a path or a URL (s3://…, redis://…).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON. deploy/JSON_OUTPUT.md lists the keys.")]
-
-
-def chosen_run(option: str | None) -> str | None:
-    """Return the run id of the `--run` option, else of the job's environment, else None."""
-    return option or os.environ.get("DISTRIBUTED_BACKUP_RUN_ID", "").strip() or None
 
 
 class RedactingCommand(TyperCommand):
@@ -77,8 +80,8 @@ def exit_on_error() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into `SystemExit(143)`, so that `finally` blocks run."""
+def exit_on_stop(message: str) -> Iterator[None]:
+    """Turn SIGTERM into `SystemExit(143)`, so that `finally` blocks run. After Ctrl-C, print `message` and exit."""
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -86,6 +89,9 @@ def sigterm_as_exit() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {message}", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -93,6 +99,14 @@ def sigterm_as_exit() -> Iterator[None]:
 def print_json(value: Any) -> None:
     """Print one indented JSON document."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def print_result(value: Any, line: str, *, as_json: bool) -> None:
+    """Print the result of a command as JSON, or as a line for people."""
+    if as_json:
+        print_json(value)
+    else:
+        typer.echo(line)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from distributed_backup.cli.terminal import AsJson, RunId, chosen_run, console, exit_on_error, print_json
+from distributed_backup.cli.terminal import AsJson, Place, RunId, console, exit_on_error, print_json
 from distributed_backup.errors import BackupError, ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from distributed_backup.timeline.incidents import IncidentCost
 
 _SUFFIXES: Final = (".svg", ".html")
-
-Place = Annotated[
-    str,
-    typer.Argument(metavar="DIR|URL", help="The run's backup directory: a path or a URL (s3://…, redis://…)."),
-]
 
 
 def events(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
@@ -106,12 +102,9 @@ def _events_of(place: str, run: str | None) -> list[Event]:
     from distributed_backup.cli.locate import open_store
     from distributed_backup.timeline.log_reader import read_events
 
-    named = chosen_run(run)
-    store = open_store(place, run_id=named, allow_damaged=True)
-    try:
-        found, skipped = read_events(store.storage, _run_id(store, named))
-    finally:
-        store.storage.close()
+    store = open_store(place, run_id=run, allow_damaged=True)
+    with closing(store.storage):
+        found, skipped = read_events(store.storage, _run_id(store, run))
     if skipped:
         typer.echo(f"warning: {skipped} line(s) skipped: damaged, or written by another version", err=True)
     if not found:
