@@ -104,8 +104,9 @@ def status(
 ) -> None:
     """Show the leader, the workers, the newest checkpoint and the pending notices of a run.
 
-    The newest checkpoint is read from DIR and verified. With URL it is the one that the leader announced. With --watch,
-    an error after the first read is printed and reading continues. --json then prints one document per line.
+    The newest checkpoint is read from DIR and verified. With URL it is the one that the leader announced. A worker is
+    presumed dead if its last heartbeat is more than 6 s old, three times the default retry_period. With --watch, an
+    error after the first read is printed and reading continues. --json then prints one document per line.
 
     Example: distributed-backup status /mnt/run-42 --watch
 

@@ -7,7 +7,7 @@ to print for people: it imports rich.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -18,7 +18,11 @@ from rich.tree import Tree
 from distributed_backup.checkpoints.reader import CheckpointInfo
 from distributed_backup.cli.locate import Run
 from distributed_backup.cli.terminal import progress
+from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError
+
+# A worker with an older heartbeat is presumed dead. By default a worker sends one every 2 s or more often.
+_SILENCE: Final = 3 * LeaseTimings().retry_period
 
 # -------------------------------------------------------------------- status
 
@@ -52,10 +56,21 @@ def _workers_table(found: dict[str, Any]) -> Table:
     return table(
         ("WORKER", "ROLE", "EPOCHS DONE", "BATCHES OF THE NEXT", "LAST HEARTBEAT"),
         [
-            (row["worker_id"], row["role"], text(row["epoch"]), text(row["batch"]), f"{row['last_seen']:.1f} s ago")
+            (row["worker_id"], _role(row, found["leader"]), text(row["epoch"]), text(row["batch"]), _heartbeat(row))
             for row in found["members"]
         ],
     )
+
+
+def _role(row: dict[str, Any], leader: str | None) -> str:
+    # The role is as of the last heartbeat. The lease may have been lost since.
+    is_former = row["role"] == "leader" and row["worker_id"] != leader
+    return "former leader" if is_former else str(row["role"])
+
+
+def _heartbeat(row: dict[str, Any]) -> str:
+    suffix = ", presumed dead" if row["last_seen"] > _SILENCE else ""
+    return f"{row['last_seen']:.1f} s ago{suffix}"
 
 
 def _lease(found: dict[str, Any]) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.coordination.base import Heartbeat, Notice
+from distributed_backup.clock import SystemClock
+from distributed_backup.coordination.base import Heartbeat, Notice, Role
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.position import Position
 from tests.support.cli_runs import LOOKING, NEWEST, OLDER, assert_refused, body, call, call_json, commit, damage
+from tests.support.clocks import FakeClock
 
 # -------------------------------------------------------------------- wrong paths
 
@@ -283,6 +286,18 @@ def test_status_tells_who_leads_and_who_takes_part(run: Path, coordinator: FileC
     assert result.exit_code == 0
     for word in ("job-42", "w-1, term 3, until its process exits", NEWEST, "w-2", "s ago"):
         assert word in result.stdout
+
+
+def test_status_marks_workers_that_are_presumed_dead(run: Path) -> None:
+    """A killed leader has a record until its membership expires. Its lock is free, and its heartbeats have stopped."""
+    workers: list[tuple[str, Role, float]] = [("w-1", "leader", 7.0), ("w-2", "follower", 0.0)]
+    for worker_id, role, age in workers:
+        coordinator = FileCoordinator(run / "coordinator", FakeClock(SystemClock().now() - age))
+        coordinator.heartbeat(Heartbeat(worker_id=worker_id, campaign=False, floor=2, duration=60.0, role=role))
+    assert [member["role"] for member in call_json("status", run)["members"]] == ["leader", "follower"]
+    killed, alive = [line for line in call("status", run).stdout.splitlines() if line.startswith("w-")]
+    assert re.fullmatch(r"w-1 +former leader +- +- +\d+\.\d s ago, presumed dead *", killed)
+    assert re.fullmatch(r"w-2 +follower +- +- +\d\.\d s ago *", alive)
 
 
 def test_status_takes_neither_the_lease_nor_a_part(run: Path, coordinator: FileCoordinator) -> None:
