@@ -27,7 +27,8 @@ _SUFFIXES: Final = (".svg", ".html")
 def events(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
     """Print the events of all workers of a run, in order of time.
 
-    Times come from the workers' own clocks, which may differ. Old parts of a long log keep transitions only.
+    Times come from the workers' own clocks, which may differ. Old parts of a long log keep transitions only. The text
+    "epoch 2, batch 3" means that 2 epochs and 3 batches of the next one are completed.
 
     Example: distributed-backup events /mnt/run-42
 
@@ -54,7 +55,8 @@ def timeline(
     """Draw a run: its leaders, its workers, its progress, and the cost of each preemption.
 
     The costs are printed, too: seconds without a leader, seconds without training, and batches to repeat. The picture
-    is one file without scripts or links. Times come from the workers' own clocks, which may differ.
+    is one file without scripts or links. Times come from the workers' own clocks, which may differ. The text
+    "epoch 2, batch 3" means that 2 epochs and 3 batches of the next one are completed.
 
     Example: distributed-backup timeline /mnt/run-42 -o run.svg
 

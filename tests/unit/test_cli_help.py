@@ -70,6 +70,13 @@ def test_help_has_one_example_and_one_line_of_exit_codes(command: str) -> None:
     assert len(lines) < 45
 
 
+@pytest.mark.parametrize("command", ["events", "timeline"])
+def test_help_says_that_epochs_and_batches_count_what_is_completed(command: str) -> None:
+    """A reader must not take "epoch 1" for the first epoch."""
+    shown = " ".join(call(command, "--help").stdout.split())
+    assert '"epoch 2, batch 3" means that 2 epochs and 3 batches of the next one are completed' in shown
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_example_of_a_command_is_a_valid_command_line(command: str) -> None:
     text = call(*command.split(), "--help").stdout
