@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from distributed_backup.timeline.layout import LETTER, MARGIN, width_of
+from distributed_backup.timeline.layout import LETTER, MARGIN
 from distributed_backup.timeline.svg import Canvas
 
 
@@ -15,7 +15,7 @@ def draw_legend(canvas: Canvas, foot: float) -> None:
     for width, sample, word in _SAMPLES:
         sample(canvas, x, foot)
         canvas.text(x + width + 5, foot, word, "muted")
-        x += width + 14 + width_of(word, LETTER)
+        x += width + 14 + LETTER * len(word)
 
 
 def draw_cross(canvas: Canvas, x: float, y: float, about: str = "") -> None:

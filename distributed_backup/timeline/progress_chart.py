@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
 from distributed_backup.timeline.incidents import IncidentCost
-from distributed_backup.timeline.layout import LEFT, RIGHT, Layout
+from distributed_backup.timeline.layout import LEFT, PROGRESS_HEIGHT, RIGHT
 from distributed_backup.timeline.scale import EPOCH_STEPS, Scale
 from distributed_backup.timeline.svg import Canvas
 
@@ -16,10 +16,10 @@ type Track = Iterable[tuple[float, Position]]
 
 
 def draw_progress(
-    canvas: Canvas, scale: Scale, layout: Layout, history: History, costs: Sequence[IncidentCost]
+    canvas: Canvas, scale: Scale, history: History, costs: Sequence[IncidentCost], *, axis: float
 ) -> None:
     """Draw a curve for each worker, a strong one for each leader, and a drop for batches to repeat."""
-    chart = _Chart(canvas, scale, layout, history)
+    chart = _Chart(canvas, scale, history, axis)
     chart.draw_axis()
     for incarnation in history.incarnations:
         chart.draw_track(incarnation.track, "track", f"progress of {incarnation.worker_id}")
@@ -32,14 +32,14 @@ def draw_progress(
 
 
 class _Chart:
-    def __init__(self, canvas: Canvas, scale: Scale, layout: Layout, history: History) -> None:
+    def __init__(self, canvas: Canvas, scale: Scale, history: History, axis: float) -> None:
         self._canvas = canvas
         self._scale = scale
         self._epoch_size = history.epoch_size
         epochs = [self._epochs(position) for trained in history.incarnations for _, position in trained.track] or [0.0]
         low = math.floor(min(epochs))
         high = max(math.ceil(max(epochs)), low + 1)
-        self._heights = Scale(start=low, end=high, first=layout.axis, last=layout.progress_top, steps=EPOCH_STEPS)
+        self._heights = Scale(start=low, end=high, first=axis, last=axis - PROGRESS_HEIGHT, steps=EPOCH_STEPS)
 
     def _epochs(self, position: Position) -> float:
         return position.epoch + (position.batch / self._epoch_size if self._epoch_size else 0.0)

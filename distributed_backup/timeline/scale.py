@@ -67,11 +67,11 @@ def _two(count: int, base: int, large: str, small: str) -> str:
 
 
 def clock_time(instant: float, *, step: float = 1.0) -> str:
-    """Return the UTC time of day, with the precision that ticks `step` seconds apart need."""
+    """Return the UTC time, with the precision that ticks `step` seconds apart need. Hours need the date, too."""
     at = datetime.fromtimestamp(instant, UTC)
     if step < 1.0:
         return f"{at:%H:%M:%S}.{at.microsecond // 1000:03}"
-    return f"{at:%H:%M:%S}" if step < 3600 else f"{at:%H:%M}"
+    return f"{at:%H:%M:%S}" if step < 3600 else f"{at:%m-%d %H:%M}"
 
 
 def date(instant: float) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from distributed_backup.timeline.layout import MARGIN, SMALL_LETTER, width_of
+from distributed_backup.timeline.layout import MARGIN, SMALL_LETTER
+from distributed_backup.timeline.styles import style
 
 # Control characters, lone surrogates, and two code points that are not characters.
 _NOT_XML: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -27,16 +28,18 @@ def clean(text: str) -> str:
 
 
 class Canvas:
-    """A picture of a fixed width in pixels."""
+    """A picture of this size in pixels."""
 
-    def __init__(self, *, width: float, title: str, description: str, style: str) -> None:
-        self._root = Element("svg", xmlns="http://www.w3.org/2000/svg", role="group")
+    def __init__(self, width: float, height: float, *, title: str, description: str) -> None:
+        size = {"width": number(width), "height": number(height), "viewBox": f"0 0 {number(width)} {number(height)}"}
+        self._root = Element("svg", size, xmlns="http://www.w3.org/2000/svg", role="group")
         self._root.set("aria-labelledby", "title")
         self._root.set("aria-describedby", "description")
         self._width = width
-        self._add("title", title, id="title")
-        self._add("desc", description, id="description")
-        self._add("style", style)
+        SubElement(self._root, "title", id="title").text = clean(title)
+        SubElement(self._root, "desc", id="description").text = clean(description)
+        SubElement(self._root, "style").text = style()
+        self.rect(0, 0, width, height, "paper")
 
     def rect(self, x: float, y: float, width: float, height: float, look: str, *, about: str = "") -> None:
         """Draw a bar."""
@@ -61,14 +64,9 @@ class Canvas:
         self._shape("text", look, x=x, y=y, text_anchor=anchor).text = clean(text)
         self._describe(about, x, y - 12)
 
-    def source(self, height: float) -> str:
-        """Return the picture as text. It is `height` pixels high."""
-        size = {"width": number(self._width), "height": number(height)}
-        self._root.attrib.update(size, viewBox=f"0 0 {size['width']} {size['height']}")
+    def source(self) -> str:
+        """Return the picture as text."""
         return tostring(self._root, encoding="unicode") + "\n"
-
-    def _add(self, tag: str, text: str, **attributes: str) -> None:
-        SubElement(self._root, tag, attributes).text = clean(text)
 
     def _points(self, tag: str, points: Sequence[tuple[float, float]], look: str, about: str) -> None:
         self._shape(tag, look, points=" ".join(f"{number(x)},{number(y)}" for x, y in points))
@@ -85,7 +83,7 @@ class Canvas:
         self._root[-1].attrib.update(tabindex="0", role="img")
         SubElement(self._root[-1], "title").text = clean(about)
         text = clean(about.replace("\n", ", "))
-        left = max(MARGIN, min(x, self._width - MARGIN - width_of(text, SMALL_LETTER)))
+        left = max(MARGIN, min(x, self._width - MARGIN - SMALL_LETTER * len(text)))
         self._shape("text", "hint", x=left, y=y - 8).text = text
 
 

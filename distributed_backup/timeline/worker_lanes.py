@@ -17,15 +17,10 @@ from distributed_backup.timeline.layout import (
     LEADERS_HEIGHT,
     LEADERS_TOP,
     LEFT,
-    LETTER,
-    MARGIN,
     NUMBERS_TOP,
     RIGHT,
     SMALL_LETTER,
     TAIL,
-    Layout,
-    shortened,
-    width_of,
 )
 from distributed_backup.timeline.legend import draw_arrow, draw_cross, draw_notice
 from distributed_backup.timeline.scale import Scale, clock_time, duration
@@ -33,19 +28,21 @@ from distributed_backup.timeline.svg import Canvas
 
 # Leaderships, gaps and exits must be seen, however short they were.
 _MIN_WIDTH: Final = 3.0
+# What fits beside a lane.
+_NAME_LETTERS: Final = 18
 # Free pixels of a bar beside its label, both sides together.
 LABEL_PADDING: Final = 6.0
 
 
 def draw_incidents(
-    canvas: Canvas, scale: Scale, layout: Layout, history: History, costs: Sequence[IncidentCost]
+    canvas: Canvas, scale: Scale, history: History, costs: Sequence[IncidentCost], *, axis: float
 ) -> None:
     """Draw a number above the time of each incident. Numbers that would overlap share a box and the line below it."""
     for box in _boxes(scale, costs):
         x, label = scale.pixel(box[0].at), _numbers(box)
         width = 6 + 7 * len(label)
         about = "\n\n".join(describe_incident(history, cost) for cost in box)
-        canvas.line(x, NUMBERS_TOP + 15, x, layout.axis, "incident")
+        canvas.line(x, NUMBERS_TOP + 15, x, axis, "incident")
         canvas.rect(x - width / 2, NUMBERS_TOP, width, 15, "number", about=about)
         canvas.text(x, NUMBERS_TOP + 11.5, label, "digit", anchor="middle")
 
@@ -92,7 +89,7 @@ def draw_leaders(canvas: Canvas, scale: Scale, history: History) -> None:
 
 def _label(canvas: Canvas, x: float, width: float, texts: Iterable[str], *, look: str) -> None:
     """Write the first text that fits into the bar, if one does."""
-    text = next((text for text in texts if width_of(text, SMALL_LETTER) + LABEL_PADDING <= width), None)
+    text = next((text for text in texts if SMALL_LETTER * len(text) + LABEL_PADDING <= width), None)
     if text is not None:
         canvas.text(x + width / 2, LEADERS_TOP + 17, text, look, anchor="middle")
 
@@ -126,7 +123,8 @@ _SIGNS: Final[tuple[tuple[MarkKind, Callable[[Canvas, float, float, str], None],
 def draw_lane(canvas: Canvas, scale: Scale, lane: Lane, *, top: float) -> None:
     """Draw one worker with all its incarnations."""
     ids = "\n".join(f"{incarnation.worker_id}: {incarnation.ending or 'running'}" for incarnation in lane.incarnations)
-    name = shortened(lane.name, LEFT - 10 - MARGIN, LETTER)
+    # Ids differ at their ends.
+    name = lane.name if len(lane.name) <= _NAME_LETTERS else f"{lane.name[:8]}…{lane.name[-8:]}"
     canvas.text(LEFT - 10, top + LANE_HEIGHT / 2 + 4, name, "ink", anchor="end", about=ids)
     ends = [*(scale.pixel(following.start) for following in lane.incarnations[1:]), RIGHT + TAIL]
     for incarnation, end in zip(lane.incarnations, ends, strict=True):

@@ -18,7 +18,7 @@ from distributed_backup.timeline.history import History
 from distributed_backup.timeline.html_page import page
 from distributed_backup.timeline.incidents import costs_of
 from distributed_backup.timeline.labels import HEADINGS, cells
-from distributed_backup.timeline.layout import LEFT, MARGIN, RIGHT, SMALL_LETTER, TAIL, WIDTH, shortened, width_of
+from distributed_backup.timeline.layout import LEFT, MARGIN, RIGHT, SMALL_LETTER, TAIL, WIDTH
 from distributed_backup.timeline.styles import style
 from tests.support.stories import (
     LONG_AFTER,
@@ -229,7 +229,7 @@ def extent(shape: Element) -> tuple[float, float]:
     """Return the left and right edge of a bar, or of a text in DejaVu Sans."""
     x = float(shape.get("x", "0"))
     if shape.tag == f"{SVG}text":
-        width = width_of(shape.text or "", SMALL_LETTER)
+        width = SMALL_LETTER * len(shape.text or "")
         return x - width / 2, x + width / 2
     return x, x + float(shape.get("width", "0"))
 
@@ -293,11 +293,6 @@ def test_losses_at_one_place_have_one_label(pictures: dict[str, str]) -> None:
     """Both workers lost the same batches, three times."""
     assert len(shapes(pictures["three_days"], "drop")) == 6
     assert [text for text in texts(pictures["three_days"], "loss") if text.startswith("-")] == ["-6", "-6", "-6"]
-
-
-def test_a_text_is_cut_to_what_fits() -> None:
-    assert shortened("a-long-name-0123", 160, 10.0) == "a-long-name-0123"
-    assert shortened("a-long-name-0123", 70, 10.0) == "a-l…123"
 
 
 def test_a_worker_without_progress_has_no_curve() -> None:
