@@ -52,7 +52,8 @@ def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
     there = target.list()
     _refuse_to_go_back(source, target, rows, there)
     present = {row.name for row in there if row.valid}
-    _claim(target, source.highest_term())
+    if (term := source.highest_term()) > target.highest_term():
+        target.claim_term(term)
     copied = [name for name in reversed(usable) if name not in present and _copy(source, target, name)]
     if not copied and present.isdisjoint(usable):
         raise StoreError(f"{source.location} was pruned during the copy: repeat the command", path=source.location)
@@ -80,11 +81,6 @@ def _refuse_to_go_back(source: CheckpointStore, target: CheckpointStore, rows: R
         same = usable.get(row.name, row)
         if row.header is not None and same.header is not None and same.header.digest != row.header.digest:
             raise ConfigError(f"{target.location} holds a different {row.name}: the run continued at both places")
-
-
-def _claim(target: CheckpointStore, term: int) -> None:
-    if term > target.highest_term():
-        target.claim_term(term)
 
 
 def _copy(source: CheckpointStore, target: CheckpointStore, name: str) -> bool:

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 _REASON: Final = "operator"
 _REMEDY: Final = "if a server coordinates the run, name it with --coordinator"
-# Seconds between two views of a coordinator without a heartbeat interval.
-_PERIOD: Final = 0.5
+# Seconds between two views of the coordinator.
+_PERIOD: Final = 0.2
 # Seconds that remain for a withdrawn request: it expires before a leader acts on it.
 EXPIRED: Final = 0.001
 
@@ -135,32 +135,25 @@ class _Request:
         self._notice = notice
         self._clock = clock
         self._deadline = clock.now() + notice.remaining
-        self._period = 2 * coordinator.heartbeat_interval if coordinator.heartbeat_interval else _PERIOD
         self._posted = False
         self._view: ClusterView | None = None
         self._problem: CoordinatorError | None = None
 
     def wait_until(self, is_granted: Callable[[ClusterView], bool]) -> ClusterView | None:
         """Return the view that grants the request, or None after the timeout."""
-        changed = threading.Event()
-        stop_listening = self._coordinator.subscribe(lambda hint: None if hint == "noticed" else changed.set())
-        try:
-            while True:
-                # Clear before the read: a change during the read needs another read.
-                changed.clear()
-                try:
-                    view = self._coordinator.view()
-                    self._view, self._problem = view, None
-                    if is_granted(view):
-                        return view
-                    self._keep_on_record(view)
-                except CoordinatorUnavailableError as error:
-                    self._problem = error
-                if (remaining := self._remaining) <= 0:
-                    return None
-                self._clock.wait(changed, min(self._period, remaining))
-        finally:
-            stop_listening()
+        never = threading.Event()
+        while True:
+            try:
+                view = self._coordinator.view()
+                self._view, self._problem = view, None
+                if is_granted(view):
+                    return view
+                self._keep_on_record(view)
+            except CoordinatorUnavailableError as error:
+                self._problem = error
+            if (remaining := self._remaining) <= 0:
+                return None
+            self._clock.wait(never, min(_PERIOD, remaining))
 
     def _keep_on_record(self, view: ClusterView) -> None:
         """Post the notice, and post it again if a server lost its data."""

@@ -63,7 +63,9 @@ def timeline(
     Exit codes: 0 drawn, 1 no events, or a read or write failed, 2 wrong usage.
     """
     from distributed_backup.atomic import atomic_write
+    from distributed_backup.timeline.chart import draw
     from distributed_backup.timeline.history import history_of
+    from distributed_backup.timeline.html_page import page
     from distributed_backup.timeline.incidents import costs_of
     from distributed_backup.timeline.json_report import document
 
@@ -74,19 +76,13 @@ def timeline(
             raise ConfigError(f"{problem} {' or '.join(_SUFFIXES)}")
         history = history_of(_events_of(place, run), now=time.time())
         costs = costs_of(history)
-        atomic_write(output, _drawn(history, costs, kind).encode())
+        picture = page(history, costs) if kind == ".html" else draw(history, costs)
+        atomic_write(output, picture.encode())
         if as_json:
             print_json(document(history, costs))
         else:
             _print_summary(history, costs)
             typer.echo(f"Drawn: {output}")
-
-
-def _drawn(history: History, costs: list[IncidentCost], kind: str) -> str:
-    from distributed_backup.timeline.chart import draw
-    from distributed_backup.timeline.html_page import page
-
-    return page(history, costs) if kind == ".html" else draw(history, costs)
 
 
 def _print_summary(history: History, costs: list[IncidentCost]) -> None:

@@ -19,7 +19,7 @@ from distributed_backup.cli.operator_requests import (
     ask_to_resign,
     poll,
 )
-from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Hint, Notice
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorUnavailableError
@@ -51,7 +51,6 @@ class Run(MemoryCoordinator):
         super().__init__(clock)
         self.down = False
         self.noted: list[Notice] = []
-        self.wake: Callable[[Hint], None] | None = None
 
     def beat(self, worker_id: str, *, campaign: bool = True) -> ClusterView:
         return self.heartbeat(Heartbeat(worker_id=worker_id, campaign=campaign, floor=0, duration=100.0))
@@ -84,14 +83,6 @@ class Run(MemoryCoordinator):
         self.noted.append(notice)
         super().notify(notice)
 
-    def subscribe(self, wake: Callable[[Hint], None]) -> Callable[[], None]:
-        self.wake = wake
-
-        def stop() -> None:
-            self.wake = None
-
-        return stop
-
 
 @pytest.fixture
 def clock() -> Stage:
@@ -117,7 +108,6 @@ def test_a_save_is_reported_when_the_leader_has_announced_the_answer(run: Run, c
     assert (notice.action, notice.reason, notice.remaining) == ("save", "operator", 30.0)
     assert notice.worker_id.startswith("operator-")
     assert run.view().notices == ()
-    assert run.wake is None
 
 
 def test_a_commit_that_does_not_answer_is_not_taken_for_one(run: Run, clock: Stage) -> None:
@@ -176,7 +166,6 @@ def test_ctrl_c_takes_the_request_back(run: Run, clock: Stage) -> None:
     with pytest.raises(KeyboardInterrupt):
         ask_for_save(run, timeout=30.0, clock=clock)
     assert run.view().notices == ()
-    assert run.wake is None
 
 
 def test_an_outage_meanwhile_is_waited_out(run: Run, clock: Stage) -> None:
@@ -218,26 +207,6 @@ def test_a_request_that_the_coordinator_forgot_is_made_again(run: Run, clock: St
     first, second = run.noted
     assert second.notice_id == first.notice_id
     assert second.remaining == pytest.approx(30.0 - clock.waits[0])
-
-
-def test_a_hint_ends_the_wait_early(run: Run, clock: Stage) -> None:
-    def announce() -> None:
-        run.answer_all()
-        assert run.wake is not None
-        run.wake("announced")
-
-    clock.steps = [announce]
-    assert ask_for_save(run, timeout=30.0, clock=clock).seconds == 0.0
-
-
-def test_the_hint_of_our_own_request_is_no_news(run: Run, clock: Stage) -> None:
-    def note() -> None:
-        run.answer_all()
-        assert run.wake is not None
-        run.wake("noticed")
-
-    clock.steps = [note]
-    assert ask_for_save(run, timeout=30.0, clock=clock).seconds == clock.waits[0] > 0.0
 
 
 # ---------------------------------------------------------------- another leader
