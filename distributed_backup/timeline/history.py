@@ -32,13 +32,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """A run.
+    """A run, from its first event to its last, or to now if a worker is running.
 
     Args:
         run_id: Its id, or "" if no event contains it.
-        start: The first event.
-        end: The last event, or now if a worker is running.
-        going_on: Whether a worker is running.
         lanes: In order of their names.
         leaderships: In order of their terms.
         epoch_size: The highest number of batches, with those of the validation, that a worker reported in one epoch.

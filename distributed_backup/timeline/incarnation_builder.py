@@ -69,7 +69,9 @@ class IncarnationBuilder:
             self._ending = "gone"
         self._now = self._now if now is None or self._ending else max(now, self._now)
         exiting = self._open.get("exiting")
-        self._end_all()
+        self._end_leadership(self._ending)
+        for kind in tuple(self._open):
+            self._end(kind)
         return Incarnation(
             worker_id=self._worker_id,
             start=self._start,
@@ -92,11 +94,6 @@ class IncarnationBuilder:
         if kind in self._open:
             start, about = self._open.pop(kind)
             self._spans.append(Span(kind=kind, start=start, end=self._now, about=about))
-
-    def _end_all(self) -> None:
-        self._end_leadership(self._ending)
-        for kind in tuple(self._open):
-            self._end(kind)
 
     def _end_leadership(self, how: LeadershipEnd, reason: str = "") -> None:
         if "leading" in self._open:
@@ -186,7 +183,6 @@ class IncarnationBuilder:
         self._ending = "left"
 
     def _unreachable(self, event: Event) -> None:
-        self._mark("failure", f"coordinator unreachable: {_text(event, 'reason')}")
         self._begin("unreachable", f"coordinator unreachable: {_text(event, 'reason')}")
 
     def _reachable(self, _: Event) -> None:

@@ -46,15 +46,9 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leadership:
-    """A term and the worker that led it.
+    """A term and the worker that led it, from its election until it stopped leading or reporting.
 
-    Args:
-        worker_id: The leader.
-        term: Its term.
-        start: The election.
-        end: The time at which the worker stopped leading, or its last event.
-        how: "lost" or "resigned" if the worker continued, otherwise the incarnation's ending. "" while it leads.
-        reason: Why it was lost, or "".
+    `how` is "lost" or "resigned" if the worker continued, otherwise the incarnation's ending. It is "" while it leads.
     """
 
     worker_id: str
@@ -67,18 +61,12 @@ class Leadership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incarnation:
-    """One process of a worker.
+    """One process of a worker, from its first event to its last, or to now if it is running.
 
     Args:
-        worker_id: Its id.
-        start: Its first event.
-        end: Its last event, or now if it is running.
         ending: "gone" if it stopped reporting, "left" if an error ended the fit, "" if it is running.
         saved: Whether a preempted worker saved. None if there was nothing to save.
         noticed: The time of the notice that it was preempted by.
-        spans: Activities with a duration.
-        marks: Activities without one.
-        leaderships: The terms that it led.
         track: Times and positions. A position is lower than the one before only after a restore.
     """
 

@@ -30,7 +30,6 @@ class IncidentCost:
         kind: "gone" is a worker that stopped reporting, "left" a fit that an error ended. A worker whose lease was
             "lost" or "resigned" trains on.
         at: The notice, the last event, or the end of the leadership. Seconds since 1970.
-        worker_id: The worker it happened to.
         number: From 1, in order of time.
         term: The term this worker led. None for a follower.
         saved: Whether a preempted worker saved. None if there was nothing to save, and for other incidents.

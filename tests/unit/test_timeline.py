@@ -91,7 +91,7 @@ def test_a_lost_leadership_has_a_reason_and_the_worker_goes_on() -> None:
     ]
     assert [cost.kind for cost in costs_of(found)] == ["lost", "resigned", "gone"]
     assert ("unreachable", 4.0, 7.0) in spans(found, A)
-    assert [mark.kind for mark in incarnation(found, A).marks] == ["restore", "failure", "failure"]
+    assert [mark.kind for mark in incarnation(found, A).marks] == ["restore", "failure"]
 
 
 def test_a_clock_that_goes_backwards_makes_no_negative_span() -> None:
