@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import synalinks
 
-from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
-from distributed_backup.coordination import coordinator_from_url
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.observability.events import Sink
 from distributed_backup.preemption.sources.base import NoticeSource
-from distributed_backup.storage import storage_from_url
 from distributed_backup.training.session import FitSession
-from distributed_backup.training.settings import DEFAULT_SAVE_FREQ, Arguments, SaveFrequency, Settings
+from distributed_backup.training.settings import DEFAULT_SAVE_FREQ, Arguments, SaveFrequency
 from distributed_backup.worker.options import OnSaveError
 
 if TYPE_CHECKING:
@@ -132,8 +129,8 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
             restore_timeout=restore_timeout,
             timings=timings,
         ).resolve(os.environ)
-        self._store = _store(settings)
-        self._coordinator = _coordinator(settings)
+        self._store = settings.make_store()
+        self._coordinator = settings.make_coordinator()
         self._options = settings.session
         self._session: FitSession | None = None
 
@@ -190,19 +187,3 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
     def _event_sinks(self) -> tuple[Sink, ...]:
         """Return sinks that receive this worker's events besides the event log. For subclasses."""
         return ()
-
-
-def _store(settings: Settings) -> CheckpointStore:
-    storage = storage_from_url(settings.backup_dir, run_id=settings.run_id, limit=settings.request_timeout)
-    return CheckpointStore(storage, run_id=settings.run_id, keep=settings.checkpoints_kept)
-
-
-def _coordinator(settings: Settings) -> Coordinator:
-    if isinstance(settings.coordinator, Coordinator):
-        return settings.coordinator
-    if isinstance(settings.coordinator, str):
-        return coordinator_from_url(settings.coordinator, backup_dir=settings.backup_dir)
-    # Imported here, because only users of Redis have its driver.
-    from distributed_backup.coordination.redis import RedisCoordinator
-
-    return RedisCoordinator(settings.coordinator)

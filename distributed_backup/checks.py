@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
+import threading
+from typing import Final
 
 from distributed_backup.errors import ConfigError
 
 # The form of run ids and worker ids, which become parts of file names and of Redis keys.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# The longest wait in seconds that Python can make.
+MAX_SECONDS: Final = threading.TIMEOUT_MAX
+_REPR: Final = reprlib.Repr(maxstring=200, maxother=200, maxlong=60)
+
+
+def shown(value: object) -> str:
+    """Return `value` for a message: one line of limited length, even if its `repr` is long or fails.
+
+    Example:
+        >>> shown("soon"), shown([1] * 1000)
+        ("'soon'", '[1, 1, 1, 1, 1, 1, ...]')
+    """
+    try:
+        text = _REPR.repr(value)
+    except ValueError:  # an int of more than 4300 digits
+        text = f"a {type(value).__name__}"
+    return re.sub(r"\s*\n\s*", " ", text)
 
 
 def checked_name(kind: str, value: object) -> str:
@@ -21,22 +41,24 @@ def checked_name(kind: str, value: object) -> str:
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
     raise ConfigError(
-        f"{kind} must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit, got {value!r}"
+        f"{kind} must be 1 to 128 letters, digits, '.', '_' or '-', starting with a letter or digit, got {shown(value)}"
     )
 
 
 def checked_seconds(name: str, value: object) -> float:
-    """Return `value` as positive, finite float seconds, else raise ConfigError."""
-    if isinstance(value, int | float) and is_number(value) and 0 < value < math.inf:
-        return float(value)
-    raise ConfigError(f"{name} must be a positive number of seconds, got {value!r}")
+    """Return `value` as positive float seconds that Python can wait for, else raise ConfigError."""
+    if not isinstance(value, int | float) or not is_number(value) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be a positive number of seconds, got {shown(value)}")
+    if value > MAX_SECONDS:
+        raise ConfigError(f"{name} must be at most {MAX_SECONDS:.0f} s, got {shown(value)}")
+    return float(value)
 
 
 def checked_boolean(name: str, value: object) -> bool:
     """Return `value` if it is True or False, else raise ConfigError. The text "false" would count as true."""
     if isinstance(value, bool):
         return value
-    raise ConfigError(f"{name} must be True or False, got {value!r}")
+    raise ConfigError(f"{name} must be True or False, got {shown(value)}")
 
 
 def is_whole(value: object) -> bool:

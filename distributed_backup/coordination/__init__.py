@@ -6,6 +6,7 @@ import os
 from importlib import import_module
 from typing import Final, cast
 
+from distributed_backup.checks import shown
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.errors import ConfigError
 from distributed_backup.urls import REDIS_SCHEMES, is_url, scheme_of, without_credentials
@@ -44,7 +45,7 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
     if made is None:
         forms = [form for *_, forms in SCHEMES.values() for form in forms]
         raise ConfigError(
-            f"coordinator has an unknown form, got {without_credentials(url)!r}: use one of {', '.join(forms)}"
+            f"coordinator has an unknown form, got {shown(without_credentials(url))}: use one of {', '.join(forms)}"
         )
     return made
 

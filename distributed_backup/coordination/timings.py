@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from distributed_backup.checks import is_number
+from distributed_backup.checks import MAX_SECONDS, is_number, shown
 from distributed_backup.errors import ConfigError
 
 # Part of the grace period in which a lease expires and is taken over. The rest is for the save and the shutdown.
@@ -28,7 +27,7 @@ class LeaseTimings:
     The defaults are those of kubernetes/client-go `tools/leaderelection`.
 
     Raises:
-        ConfigError: Unless 0 < retry_period < renew_deadline < duration, all finite.
+        ConfigError: Unless 0 < retry_period < renew_deadline < duration, all finite numbers that Python can wait for.
 
     Example:
         >>> LeaseTimings(duration=6.0, renew_deadline=4.0, retry_period=1.0).duration
@@ -41,10 +40,10 @@ class LeaseTimings:
 
     def __post_init__(self) -> None:
         numbers = all(is_number(value) for value in (self.retry_period, self.renew_deadline, self.duration))
-        if not numbers or not 0 < self.retry_period < self.renew_deadline < self.duration < math.inf:
+        if not numbers or not 0 < self.retry_period < self.renew_deadline < self.duration <= MAX_SECONDS:
             raise ConfigError(
                 "want 0 < retry_period < renew_deadline < duration, got "
-                f"{self.retry_period!r}, {self.renew_deadline!r}, {self.duration!r}"
+                f"{shown(self.retry_period)}, {shown(self.renew_deadline)}, {shown(self.duration)}"
             )
 
     @classmethod

@@ -22,6 +22,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import parse_url
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from distributed_backup.checks import shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.urls import REDIS_SCHEMES, without_credentials
 
@@ -75,9 +76,12 @@ class RedisAddress:
             ConfigError: The client is no `redis.Redis`.
         """
         if not isinstance(client, redis.Redis):
+            # The type and not the value, which may hold a password.
+            kind = type(client)
+            got = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
             raise ConfigError(
-                f"coordinator must be a redis.Redis, a URL or a Coordinator, got a {type(client).__module__}."
-                f"{type(client).__qualname__}"
+                "coordinator must be a redis.Redis, a URL or a Coordinator, got "
+                f"{shown(client) if isinstance(client, int | float) else 'a value'} of type {got}"
             )
         pool = client.connection_pool
         if isinstance(pool, SentinelConnectionPool):

@@ -7,7 +7,7 @@ import re
 from importlib import import_module
 from typing import Final, cast
 
-from distributed_backup.checks import checked_seconds
+from distributed_backup.checks import checked_seconds, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
@@ -44,13 +44,13 @@ def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None
         >>> storage_from_url("redis://:secret@redis:6379/0", run_id="run-42").location
         'redis://redis:6379/0/run-42'
     """
-    if not isinstance(place, str | os.PathLike):
-        raise ConfigError(f"the backup directory must be a path or a URL, got {place!r}")
+    if not isinstance(place, str | os.PathLike) or not isinstance(os.fspath(place), str):
+        raise ConfigError(f"the backup directory must be a path or a URL, got {shown(place)}")
     limit = checked_seconds("limit", limit)
     if not is_url(place):
         if _ONE_SLASH.match(str(place)):
-            shown = without_credentials(str(place).replace(":/", "://", 1))
-            raise ConfigError(f"{shown} has lost a slash, as a URL does that is made a path: give it as text")
+            url = without_credentials(str(place).replace(":/", "://", 1))
+            raise ConfigError(f"{url} has lost a slash, as a URL does that is made a path: give it as text")
         return LocalStorage(place)
     scheme = scheme_of(str(place))
     module, name = SCHEMES.get(scheme, _ALL_OTHERS)

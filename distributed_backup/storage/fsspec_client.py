@@ -187,7 +187,7 @@ def check_url(url: str) -> str:
     scheme, _, path = url.partition("://")
     shown = f"{scheme}://{_without_password(path).rstrip('/')}"
     if not path.strip("/"):
-        raise ConfigError(f"{shown} names no place: a bucket, and a prefix for the run")
+        raise ConfigError(f"{shown} names no place: give a bucket and a prefix, as in {scheme}://bucket/run-42")
     if "?" in path or "#" in path:
         raise ConfigError(f"{shown} goes on with a '?' or '#': settings come from the client's environment")
     if "@" in path and scheme.lower() in {"s3", "s3a", "gs", "gcs"}:

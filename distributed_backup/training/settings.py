@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
-from distributed_backup.checks import checked_boolean, checked_name, checked_seconds, is_whole
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.checks import checked_boolean, checked_name, checked_seconds, is_whole, shown
+from distributed_backup.coordination import coordinator_from_url
+from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
 from distributed_backup.preemption.sources import NoticeSource, NoticeSources, notice_sources
+from distributed_backup.storage import storage_from_url
 from distributed_backup.worker.options import OnSaveError, WorkerOptions
 
 ENVIRONMENT_PREFIX = "DISTRIBUTED_BACKUP_"
@@ -43,7 +48,7 @@ DEFAULT_SAVE_FREQ: Any = _HostDefault("epoch")
 class Arguments:
     """The arguments of `BackupAndRestore` as the user gave them, unchecked."""
 
-    backup_dir: str | os.PathLike[str]
+    backup_dir: str | os.PathLike[str] | None
     save_freq: SaveFrequency
     double_checkpoint: bool
     delete_checkpoint: bool
@@ -68,20 +73,55 @@ class Arguments:
             ConfigError: A setting is invalid. The message names the argument or the variable.
         """
         variables = EnvironmentSettings.read(environment)
-        if not self.backup_dir:
-            raise ConfigError("Empty `backup_dir` argument passed")
+        if self.backup_dir is None or (isinstance(self.backup_dir, str) and not self.backup_dir):
+            # The first sentence is synalinks' own.
+            text = "Empty `backup_dir` argument passed. Give the path of a directory, or a URL"
+            raise ConfigError(f"{text}: got {self.backup_dir!r}")
         if variables.metrics_port is not None:
             # A missing client is reported here, before the fit.
             import distributed_backup.observability.metrics  # noqa: F401
         worker = _worker_options(self, variables)
         return Settings(
             backup_dir=self.backup_dir,
-            run_id=self.run_id or variables.run_id,
+            run_id=_chosen("run_id", self, variables).checked(checked_name),
             checkpoints_kept=2 if checked_boolean("double_checkpoint", self.double_checkpoint) else 1,
             request_timeout=worker.grace_period * _REQUEST_PART,
-            coordinator=_first(self.coordinator, variables.coordinator, "file:"),
+            coordinator=_chosen("coordinator", self, variables, "file:"),
             session=_session_options(self, variables, worker),
         )
+
+
+class Setting(NamedTuple):
+    """A value, and the name under which the user has set it: the argument's or the variable's."""
+
+    name: str
+    value: Any
+
+    def checked[T](self, check: Callable[[str, Any], T]) -> T | None:
+        """Return the checked value, None if nothing is set. `check` takes the name for its message."""
+        return None if self.value is None else check(self.name, self.value)
+
+
+def _chosen(name: str, arguments: Arguments, variables: EnvironmentSettings, default: Any = None) -> Setting:
+    """Return the value that counts: that of the argument, else of the variable, else the default."""
+    argument, variable = getattr(arguments, name), getattr(variables, name)
+    if variable is not None and (argument is None or isinstance(argument, _HostDefault)):
+        return Setting(_variable(name), variable)
+    return Setting(name, default if argument is None else argument)
+
+
+def _variable(name: str) -> str:
+    return f"${ENVIRONMENT_PREFIX}{name.upper()}"
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begin the message of a `ConfigError` with the name of the setting that it is about."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(name) else f"{name}: {text}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,58 +146,75 @@ class Settings:
     run_id: str | None
     checkpoints_kept: int
     request_timeout: float
-    coordinator: Any
+    coordinator: Setting
     session: SessionOptions
 
+    def make_store(self) -> CheckpointStore:
+        """Return the store in the backup directory. It does no I/O.
 
-def _first(*values: Any) -> Any:
-    """Return the first value that is not None, in the order: argument, variable, default."""
-    return next(value for value in values if value is not None)
+        Raises:
+            ConfigError: The directory's URL can't be used. The message names the argument.
+        """
+        with _named("backup_dir"):
+            storage = storage_from_url(self.backup_dir, run_id=self.run_id, limit=self.request_timeout)
+        return CheckpointStore(storage, run_id=self.run_id, keep=self.checkpoints_kept)
+
+    def make_coordinator(self) -> Coordinator:
+        """Return the coordinator. It does no I/O.
+
+        Raises:
+            ConfigError: It can't be used. The message names the argument or the variable.
+        """
+        name, given = self.coordinator
+        if isinstance(given, Coordinator):
+            return given
+        with _named(name):
+            if isinstance(given, str):
+                return coordinator_from_url(given, backup_dir=self.backup_dir)
+            # Imported here, because only users of Redis need its driver.
+            from distributed_backup.coordination.redis import RedisCoordinator
+
+            return RedisCoordinator(given)
 
 
 def _worker_options(arguments: Arguments, variables: EnvironmentSettings) -> WorkerOptions:
-    grace_period = _grace_period(_first(arguments.grace_period, variables.grace_period, _DEFAULT_GRACE_PERIOD))
-    exit_code, timings = arguments.exit_code, arguments.timings
-    if arguments.on_save_error not in {"warn", "raise"}:
-        raise ConfigError(f"on_save_error must be 'warn' or 'raise', got {arguments.on_save_error!r}")
+    grace_period = _grace_period(*_chosen("grace_period", arguments, variables, _DEFAULT_GRACE_PERIOD))
+    exit_code, timings, on_save_error = arguments.exit_code, arguments.timings, arguments.on_save_error
+    if not isinstance(on_save_error, str) or on_save_error not in {"warn", "raise"}:
+        raise ConfigError(f"on_save_error must be 'warn' or 'raise', got {shown(on_save_error)}")
     if not is_whole(exit_code) or not 0 <= exit_code <= 255:
-        raise ConfigError(f"exit_code must be a whole number from 0 to 255, got {exit_code!r}")
+        raise ConfigError(f"exit_code must be a whole number from 0 to 255, got {shown(exit_code)}")
     if not isinstance(timings, LeaseTimings | None):
-        raise ConfigError(f"timings must be a LeaseTimings, got {timings!r}")
+        raise ConfigError(f"timings must be a LeaseTimings, got {shown(timings)}")
     return WorkerOptions(
         timings=timings or LeaseTimings.for_grace_period(grace_period),
-        standby=checked_boolean("standby", _first(arguments.standby, variables.standby, False)),
+        standby=checked_boolean(*_chosen("standby", arguments, variables, False)),
         grace_period=grace_period,
         exit_code=exit_code,
         restore_timeout=checked_seconds("restore_timeout", arguments.restore_timeout),
-        on_save_error=arguments.on_save_error,
+        on_save_error=on_save_error,
         delete_checkpoint=checked_boolean("delete_checkpoint", arguments.delete_checkpoint),
     )
 
 
 def _session_options(arguments: Arguments, variables: EnvironmentSettings, worker: WorkerOptions) -> SessionOptions:
-    save_freq = checked_save_freq(arguments.save_freq)
-    if isinstance(save_freq, _HostDefault):
-        save_freq = _first(variables.save_freq, "epoch")
+    save_freq = _chosen("save_freq", arguments, variables)
     save_before_preemption = checked_boolean("save_before_preemption", arguments.save_before_preemption)
     notices = variables.notices
     if arguments.notices is not None or notices is None:
-        notices = notice_sources(_first(arguments.notices, "signal"))
+        notices = notice_sources("signal" if arguments.notices is None else arguments.notices)
     signals = _signals(arguments.signals)
     listens = bool(notices.others or (notices.signal and signals))
-    if save_freq is False:
-        _check_saves(save_before_preemption, notices, listens=listens)
-    if isinstance(arguments.state_of, str) or not isinstance(arguments.state_of, Iterable):
-        raise ConfigError(f"state_of must be a sequence of objects, got {arguments.state_of!r}")
-    name = arguments.worker_id or variables.worker_id
+    if checked_save_freq(save_freq.value) is False:
+        _check_saves(save_freq.name, save_before_preemption, notices, listens=listens)
     return SessionOptions(
         worker=worker,
-        worker_name=None if name is None else checked_name("worker_id", name),
-        save_freq=save_freq,
+        worker_name=_chosen("worker_id", arguments, variables).checked(checked_name),
+        save_freq=save_freq.value,
         save_before_preemption=save_before_preemption and listens,
         notices=notices,
         signals=signals,
-        state_of=tuple(arguments.state_of),
+        state_of=_state_of(arguments.state_of),
         metrics_port=variables.metrics_port,
     )
 
@@ -167,37 +224,60 @@ def checked_save_freq(value: object) -> SaveFrequency:
     if value is False or (is_whole(value) and cast(int, value) >= 1) or (isinstance(value, str) and value == "epoch"):
         return cast(SaveFrequency, value)
     raise ConfigError(
-        f"Invalid value for argument `save_freq`. Received: save_freq={value!r}. Expected either 'epoch', an "
+        f"Invalid value for argument `save_freq`. Received: save_freq={shown(value)}. Expected either 'epoch', an "
         "integer of at least 1 (batches), or False (save only before a preemption)."
     )
 
 
-def _grace_period(value: object) -> float:
-    seconds = checked_seconds("grace_period", value)
+def _grace_period(name: str, value: object) -> float:
+    seconds = checked_seconds(name, value)
     if seconds < MIN_GRACE_PERIOD:
         raise ConfigError(
-            f"grace_period must be at least {MIN_GRACE_PERIOD:g} s, got {value!r}: nothing is saved in less"
+            f"{name} must be at least {MIN_GRACE_PERIOD:g} s, got {shown(value)}: nothing is saved in less"
         )
     return seconds
 
 
-def _check_saves(save_before_preemption: bool, notices: NoticeSources, *, listens: bool) -> None:
+def _check_saves(save_freq: str, save_before_preemption: bool, notices: NoticeSources, *, listens: bool) -> None:
     """Refuse a callback without a schedule that can't receive a notice either."""
     cause = None if listens else "signals=()" if notices else "notices=()"
     cause = cause if save_before_preemption else "save_before_preemption=False"
     if cause is not None:
-        raise ConfigError(f"save_freq=False with {cause} would never save anything")
+        raise ConfigError(
+            f"{save_freq}=False with {cause} would never save anything: set save_freq to 'epoch' or to a number of "
+            f"batches, or leave {cause.partition('=')[0]} out"
+        )
 
 
-def _signals(numbers: Iterable[int]) -> tuple[signal.Signals, ...]:
+def _signals(given: object) -> tuple[signal.Signals, ...]:
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise ConfigError(f"signals must be a sequence of signal numbers, such as [signal.SIGTERM], got {shown(given)}")
+    return tuple(_signal(number) for number in given)
+
+
+def _signal(number: object) -> signal.Signals:
     try:
-        found = tuple(signal.Signals(number) for number in numbers)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"signals must be signal numbers: {error}") from None
-    for number in found:
-        if number in {signal.SIGKILL, signal.SIGSTOP}:
-            raise ConfigError(f"signals can't include {number.name}: no process can handle it")
+        found = signal.Signals(cast(int, number)) if is_whole(number) else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise ConfigError(f"signals must hold signal numbers, such as signal.SIGTERM, got {shown(number)}")
+    if found in {signal.SIGKILL, signal.SIGSTOP}:
+        raise ConfigError(f"signals can't include {found.name}: no process can handle it")
     return found
+
+
+def _state_of(given: object) -> tuple[Any, ...]:
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise ConfigError(f"state_of must be a sequence of objects, got {shown(given)}")
+    objects = tuple(given)
+    for item in objects:
+        if not hasattr(item, "__dict__") and not (hasattr(item, "get_state") and hasattr(item, "set_state")):
+            raise ConfigError(
+                "state_of must hold objects with attributes, or with get_state and set_state, such as callbacks, got "
+                f"{shown(item)}"
+            )
+    return objects
 
 
 # -------------------------------------------------------------------- the environment
@@ -225,18 +305,18 @@ class EnvironmentSettings:
         """
 
         def read[T](name: str, parse: Callable[[str, str], T]) -> T | None:
-            text = environment.get(ENVIRONMENT_PREFIX + name, "").strip()
-            return parse(f"${ENVIRONMENT_PREFIX}{name}", text) if text else None
+            text = environment.get(ENVIRONMENT_PREFIX + name.upper(), "").strip()
+            return parse(_variable(name), text) if text else None
 
         return cls(
-            coordinator=read("COORDINATOR", lambda _, text: text),
-            run_id=read("RUN_ID", checked_name),
-            worker_id=read("WORKER_ID", checked_name),
-            grace_period=read("GRACE_PERIOD", _seconds),
-            save_freq=read("SAVE_FREQ", _save_freq),
-            standby=read("STANDBY", _boolean),
-            notices=read("NOTICES", _notices),
-            metrics_port=read("METRICS_PORT", _port),
+            coordinator=read("coordinator", lambda _, text: text),
+            run_id=read("run_id", checked_name),
+            worker_id=read("worker_id", checked_name),
+            grace_period=read("grace_period", _seconds),
+            save_freq=read("save_freq", _save_freq),
+            standby=read("standby", _boolean),
+            notices=read("notices", _notices),
+            metrics_port=read("metrics_port", _port),
         )
 
 
@@ -264,10 +344,8 @@ def _boolean(variable: str, text: str) -> bool:
 
 
 def _notices(variable: str, text: str) -> NoticeSources:
-    try:
+    with _named(variable):
         return notice_sources(text)
-    except ConfigError as error:
-        raise ConfigError(f"{variable}: {error}") from None
 
 
 def _port(variable: str, text: str) -> int:

@@ -22,6 +22,7 @@ from tests.support.processes import PATIENCE, Child
 Start = Callable[..., Child]
 # Seconds. Well above the grace period of 1 s on a busy machine, and well below the 60 s of a notice or a batch.
 SOON = 30.0
+NEVER = "would never save anything: set save_freq to 'epoch' or to a number of batches"
 
 
 @pytest.fixture
@@ -110,8 +111,8 @@ def test_a_warning_a_notice_with_much_time_and_a_signal_with_little(start: Start
         ("signal", {"notices": "aws"}, (["aws"], True)),
         ("gce", {"save_before_preemption": False}, (["gce"], False)),
         ("aws", {"save_freq": False}, (["aws"], True)),
-        ("", {"save_freq": False, "notices": ()}, "save_freq=False with notices=() would never save anything"),
-        ("", {"save_freq": False, "signals": ()}, "save_freq=False with signals=() would never save anything"),
+        ("", {"save_freq": False, "notices": ()}, f"save_freq=False with notices=() {NEVER}, or leave notices out"),
+        ("", {"save_freq": False, "signals": ()}, f"save_freq=False with signals=() {NEVER}, or leave signals out"),
         ("gce", {"save_freq": False, "signals": ()}, (["gce"], True)),
         ("", {"signals": ()}, (["signal"], False)),
     ],

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -277,7 +278,7 @@ def names(notices: NoticeSources) -> str:
 @pytest.mark.parametrize(
     ("name", "text", "variable", "argument", "default", "found"),
     [
-        ("coordinator", "memory:", "memory:", "file:", "file:", lambda settings: settings.coordinator),
+        ("coordinator", "memory:", "memory:", "file:", "file:", lambda settings: settings.coordinator.value),
         ("run_id", "theirs", "theirs", "ours", None, lambda settings: settings.run_id),
         ("worker_id", "theirs", "theirs", "ours", None, lambda settings: settings.session.worker_name),
         ("save_freq", "25", 25, "epoch", "epoch", lambda settings: settings.session.save_freq),
@@ -310,26 +311,160 @@ def test_double_checkpoint_keeps_two() -> None:
     assert arguments(double_checkpoint=True).resolve({}).checkpoints_kept == 2
 
 
+def refusal(environment: Any = None, **given: Any) -> str:
+    """Return the message of the `ConfigError` that a callback made with `given` raises."""
+    with pytest.raises(ConfigError) as caught:
+        made(environment, **given)
+    return str(caught.value)
+
+
+def made(environment: Any = None, **given: Any) -> None:
+    settings = arguments(**given).resolve(environment or {})
+    settings.make_store()
+    settings.make_coordinator()
+
+
+_NEVER = "would never save anything: set save_freq to 'epoch' or to a number of batches, or leave"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"backup_dir": ""}, "Empty `backup_dir` argument passed"),
+        ({"backup_dir": ""}, "Empty `backup_dir` argument passed. Give the path of a directory, or a URL: got ''"),
+        ({"backup_dir": None}, "Empty `backup_dir` argument passed. Give the path of a directory, or a URL: got None"),
+        ({"backup_dir": 5}, "backup_dir: the backup directory must be a path or a URL, got 5"),
+        (
+            {"backup_dir": "s3://"},
+            "backup_dir: s3:// names no place: give a bucket and a prefix, as in s3://bucket/run-42",
+        ),
         ({"signals": (signal.SIGKILL,)}, "signals can't include SIGKILL: no process can handle it"),
-        ({"signals": (0,)}, "signals must be signal numbers: 0 is not a valid Signals"),
+        ({"signals": [9]}, "signals can't include SIGKILL: no process can handle it"),
+        ({"signals": (0,)}, "signals must hold signal numbers, such as signal.SIGTERM, got 0"),
+        ({"signals": ["TERM"]}, "signals must hold signal numbers, such as signal.SIGTERM, got 'TERM'"),
+        ({"signals": [True]}, "signals must hold signal numbers, such as signal.SIGTERM, got True"),
+        (
+            {"signals": signal.SIGTERM},
+            "signals must be a sequence of signal numbers, such as [signal.SIGTERM], got <Signals.SIGTERM: 15>",
+        ),
+        ({"signals": "x"}, "signals must be a sequence of signal numbers, such as [signal.SIGTERM], got 'x'"),
+        ({"coordinator": 5}, "coordinator must be a redis.Redis, a URL or a Coordinator, got 5 of type int"),
+        ({"coordinator": [1]}, "coordinator must be a redis.Redis, a URL or a Coordinator, got a value of type list"),
+        (
+            {"notices": 5},
+            "notices must be any of 'signal', 'file:/absolute/path', 'gce', 'aws', 'azure', or a NoticeSource; got 5",
+        ),
+        ({"notices": [], "save_freq": False}, f"save_freq=False with notices=() {_NEVER} notices out"),
+        ({"state_of": 5}, "state_of must be a sequence of objects, got 5"),
+        (
+            {"state_of": [5]},
+            "state_of must hold objects with attributes, or with get_state and set_state, such as callbacks, got 5",
+        ),
         ({"on_save_error": "ignore"}, "on_save_error must be 'warn' or 'raise', got 'ignore'"),
+        ({"on_save_error": []}, "on_save_error must be 'warn' or 'raise', got []"),
+        ({"timings": "x"}, "timings must be a LeaseTimings, got 'x'"),
         ({"exit_code": 256}, "exit_code must be a whole number from 0 to 255, got 256"),
+        ({"exit_code": True}, "exit_code must be a whole number from 0 to 255, got True"),
         ({"restore_timeout": 0}, "restore_timeout must be a positive number of seconds, got 0"),
+        ({"restore_timeout": math.nan}, "restore_timeout must be a positive number of seconds, got nan"),
+        ({"restore_timeout": 1e300}, f"restore_timeout must be at most {threading.TIMEOUT_MAX:.0f} s, got 1e+300"),
         (
             {"save_freq": False, "save_before_preemption": False},
-            "save_freq=False with save_before_preemption=False would never save anything",
+            f"save_freq=False with save_before_preemption=False {_NEVER} save_before_preemption out",
         ),
     ],
 )
 def test_an_invalid_argument_is_refused_by_name(given: dict[str, Any], message: str) -> None:
-    """The message shows the value too."""
-    with pytest.raises(ConfigError) as caught:
-        arguments(**given).resolve({})
-    assert str(caught.value) == message
+    """The message shows the value too, and what is wanted."""
+    assert refusal(**given) == message
+
+
+class Unprintable:
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither true nor false")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_WRONG: tuple[Any, ...] = (
+    Unprintable(),
+    object(),
+    [Unprintable()],
+    [None],
+    {"a": 1},
+    b"x",
+    1.5j,
+    -1,
+    10**5000,
+    math.nan,
+    np.array([1, 2]),
+    "no\nsuch value",
+    "x" * 10_000,
+)
+# Arguments for which the values of one type above are valid.
+_VALID: dict[str, type] = {"backup_dir": str, "save_freq": int}
+
+
+@pytest.mark.parametrize("name", list(Arguments.__dataclass_fields__))
+def test_no_wrong_value_of_any_argument_raises_another_error(name: str) -> None:
+    """Each message is one line of limited length that names the argument, whatever the value's own methods raise."""
+    for wrong in _WRONG:
+        if isinstance(wrong, _VALID.get(name, ())) and wrong != -1:
+            continue
+        message = refusal(**{name: wrong})
+        assert name in message
+        assert "\n" not in message
+        assert len(message) < 500
+
+
+@pytest.mark.parametrize("name", ["run_id", "worker_id"])
+@pytest.mark.parametrize("value", ["", 0, False, []])
+def test_an_id_that_counts_as_false_is_refused_too(name: str, value: Any) -> None:
+    """It is not taken for an absent one."""
+    assert refusal(**{name: value}).startswith(f"{name} must be 1 to 128 letters")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("COORDINATOR", "nonsense"),
+        ("COORDINATOR", "redis://host:port/0"),
+        ("COORDINATOR", "file:relative"),
+        ("RUN_ID", "a/b"),
+        ("WORKER_ID", "a/b"),
+        ("GRACE_PERIOD", "0.01"),
+        ("GRACE_PERIOD", "1e300"),
+        ("SAVE_FREQ", "0"),
+        ("STANDBY", "maybe"),
+        ("NOTICES", "gpc"),
+        ("METRICS_PORT", "0"),
+    ],
+)
+def test_an_invalid_variable_is_refused_by_its_name(name: str, text: str) -> None:
+    """The value is also what the text shows, though a later check than that of the variable's form refuses it."""
+    message = refusal({f"DISTRIBUTED_BACKUP_{name}": text})
+    assert message.startswith(f"$DISTRIBUTED_BACKUP_{name}")
+    assert text in message
+
+
+def test_a_conflict_of_a_variable_names_it() -> None:
+    """The schedule comes from the environment here, and the sources from an argument."""
+    message = refusal({"DISTRIBUTED_BACKUP_SAVE_FREQ": "false"}, notices=())
+    assert message == f"$DISTRIBUTED_BACKUP_SAVE_FREQ=False with notices=() {_NEVER} notices out"
+
+
+def test_an_argument_is_named_though_its_variable_is_set() -> None:
+    """The argument is the value that counts."""
+    environment = {"DISTRIBUTED_BACKUP_GRACE_PERIOD": "30", "DISTRIBUTED_BACKUP_COORDINATOR": "memory:"}
+    assert refusal(environment, grace_period=0.05).startswith("grace_period must be at least 0.1 s, got 0.05")
+    assert refusal(environment, coordinator="nonsense").startswith("coordinator has an unknown form, got 'nonsense'")
 
 
 # -------------------------------------------------------------------- the clock

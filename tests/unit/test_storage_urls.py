@@ -119,7 +119,7 @@ def test_a_directory_has_an_absolute_path_on_this_machine(url: str, shown: str) 
 @pytest.mark.parametrize("url", ["s3://", "s3:///", "gs://", "memory://"])
 def test_a_url_without_a_place_is_refused(url: str) -> None:
     scheme = url.partition(":")[0]
-    assert refusal(url) == f"{scheme}:// names no place: a bucket, and a prefix for the run"
+    assert refusal(url) == f"{scheme}:// names no place: give a bucket and a prefix, as in {scheme}://bucket/run-42"
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run?endpoint=x", f"s3://bucket/run?secret={SECRET}", "gs://bucket/run#1"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from distributed_backup.checks import checked_seconds, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.preemption.sources.aws import AwsSource
 from distributed_backup.preemption.sources.azure import AzureSource
@@ -46,39 +46,39 @@ def notice_sources(notices: str | NoticeSource | Iterable[str | NoticeSource]) -
         >>> found.signal, [source.name for source in found.others]
         (True, ['file:/run/notice'])
     """
-    if isinstance(notices, str):
-        notices = [name.strip() for name in notices.split(",")]
-    wanted = list(notices) if isinstance(notices, Iterable) else [notices]
-    return NoticeSources(
-        signal="signal" in wanted,
-        others=tuple(_source(each) for each in wanted if each != "signal"),
-    )
+    # A user may give a value of any type. `_source` refuses what is no source.
+    given: object = notices
+    wanted: list[Any] = [given]
+    if isinstance(given, str):
+        wanted = [name.strip() for name in given.split(",")]
+    elif isinstance(given, Iterable) and not isinstance(given, bytes):
+        wanted = list(given)
+    others = [each for each in wanted if not isinstance(each, str) or each != "signal"]
+    return NoticeSources(signal=len(others) < len(wanted), others=tuple(map(_source, others)))
 
 
 def _check(source: NoticeSource) -> None:
     """Check a source before the fit, because an error in its thread would only be logged."""
     name = getattr(source, "name", None)
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"a NoticeSource must have a name, {type(source).__name__} has {name!r}")
+        raise ConfigError(f"a NoticeSource must have a name, {type(source).__name__} has {shown(name)}")
     period: object = source.period
-    if isinstance(period, bool) or not isinstance(period, int | float) or not 0 < period < math.inf:
-        raise ConfigError(
-            f"the period of the notice source {name} must be a positive number of seconds, got {period!r}"
-        )
+    checked_seconds(f"the period of the notice source {name}", period)
 
 
 def _source(notice: str | NoticeSource) -> NoticeSource:
     if isinstance(notice, NoticeSource):
         _check(notice)
         return notice
-    if isinstance(notice, str) and notice in _CLOUDS:
-        return _CLOUDS[notice]()
+    name = notice if isinstance(notice, str) else ""
+    if name in _CLOUDS:
+        return _CLOUDS[name]()
     # file:/path and file:///path name the same file (RFC 8089).
-    scheme, _, path = str(notice).partition(":")
+    scheme, _, path = name.partition(":")
     path = path.removeprefix("//")
     if scheme == "file" and path.startswith("/") and not path.endswith("/"):
         return FileSource(Path(path))
     raise ConfigError(
         f"notices must be any of 'signal', 'file:/absolute/path', {', '.join(map(repr, _CLOUDS))}, or a NoticeSource; "
-        f"got {notice!r}"
+        f"got {shown(notice)}"
     )
