@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
+from typing import Final
+
+_NUMBER: Final = re.compile(r"\d+")
 
 
 class OnceLogger:
-    """Logs a warning unless the last one had the same text.
+    """Logs a warning unless the last one had the same text, apart from numbers.
+
+    A term, a count or a duration in a text differs at each attempt, and its cause is the same.
 
     Example:
         >>> warnings = OnceLogger(logging.getLogger("example"))
@@ -22,7 +28,7 @@ class OnceLogger:
 
     def warning(self, message: str, *values: object) -> bool:
         """Log a warning, and return whether it was logged."""
-        text = message % values
+        text = _NUMBER.sub("0", message % values)
         if text == self._last:
             return False
         self._last = text

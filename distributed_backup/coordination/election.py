@@ -312,7 +312,7 @@ class Elector:
             self._retry_claim_at = self._clock.now() + self.period
             return False
         self._floor = None
-        logger.warning("term refused, it was used before worker=%s term=%d", self._worker_id, term)
+        self._warnings.warning("term refused, it was used before worker=%s term=%d", self._worker_id, term)
         self.wake()
         return False
 

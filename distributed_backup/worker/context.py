@@ -19,6 +19,7 @@ from distributed_backup.coordination.base import ClusterView, Coordinator
 from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.observability.reporter import Reporter
+from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.worker.announcer import Announcer
 from distributed_backup.worker.notices import NoticePublisher, Notices
@@ -126,9 +127,15 @@ def position_fields(position: Position | None) -> dict[str, int | None]:
 
 
 @contextmanager
-def errors_logged(what: str) -> Iterator[None]:
-    """Continue after an error of store or coordinator: saving and shutting down must not depend on coordination."""
+def errors_logged(what: str, *, once: OnceLogger | None = None) -> Iterator[None]:
+    """Continue after an error of store or coordinator: saving and shutting down must not depend on coordination.
+
+    `once` is for what is retried at each tick.
+    """
     try:
         yield
     except BackupError as error:
-        logger.warning("%s failed: %s", what, error)
+        (once or logger).warning("%s failed: %s", what, error)
+    else:
+        if once is not None:
+            once.reset()

@@ -20,6 +20,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Notice
 from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import BackupError
+from distributed_backup.once import OnceLogger
 from distributed_backup.preemption.grace import shutdown_reserve
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ class NoticePublisher:
         self._elector = elector
         self._worker_id = worker_id
         self._clock = clock
+        self._warnings = OnceLogger(logger)
         # The term at which the notice was published last.
         self._published_at: int | None = None
         self._was_published = threading.Event()
@@ -178,8 +180,10 @@ class NoticePublisher:
         try:
             self._coordinator.notify(notice)
         except BackupError as error:
-            logger.warning("%s failed worker=%s reason=%s", what, self._worker_id, error)
+            # `republish` retries at each tick.
+            self._warnings.warning("%s failed worker=%s reason=%s", what, self._worker_id, error)
             return False
+        self._warnings.reset()
         return True
 
     def handle_resign_requests(self, view: ClusterView, longest: float) -> None:

@@ -92,7 +92,7 @@ class Worker:
         self._shutdown = Shutdown(self._context, self._preemption)
         self._live_terms = LiveTerms(worker_id)
         self._joined_at = self._progress_due = 0.0
-        self._announced_term, self._commits_fail = 0, False
+        self._announced_term, self._commits_fail, self._announce_warnings = 0, False, OnceLogger(logger)
         self._restored_name: str | None = None
 
     @property
@@ -310,7 +310,7 @@ class Worker:
 
     def _keep_announced(self, term: int, view: ClusterView) -> None:
         """Announce again if the record differs: workers may join at any time, and a reply may have been lost."""
-        with errors_logged("announcing"):
+        with errors_logged("announcing", once=self._announce_warnings):
             if not self._context.announcer.publish(term, on_record=view.announcement):
                 self._announce_once(term)
 

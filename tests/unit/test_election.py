@@ -11,7 +11,7 @@ import pytest
 
 from distributed_backup.coordination.base import ClusterView, Heartbeat
 from distributed_backup.coordination.election import LeaseLoss
-from distributed_backup.errors import CoordinatorUnavailableError
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.position import Position
 from tests.support.clocks import FakeClock
 from tests.support.election import TIMINGS, Bench, Recorder, broken_claim, broken_store, last_resort, leads
@@ -287,6 +287,22 @@ def test_what_keeps_a_worker_from_leading_is_logged_once(bench: Bench, caplog: p
     bench.terms.error = None
     bench.elector.tick()
     assert bench.elector.campaign_error is None
+
+
+def test_a_claim_that_fails_with_a_higher_term_each_time_is_logged_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The directory is read-only, and the coordinator grants a higher term at each attempt."""
+
+    def refused(term: int) -> bool:
+        raise StoreError(f"can't write /run-42/{term:010d}.term: Read-only file system", path="/run-42")
+
+    bench.terms.claim_term = refused  # type: ignore[method-assign]
+    for _ in range(12):
+        bench.elector.tick()
+        bench.clock.advance(TIMINGS.retry_period)
+    assert bench.coordinator.view().term > 10
+    assert caplog.text.count("can't lead") == 1
 
 
 # ---------------------------------------------------------------- resigning, stopping, the thread
