@@ -20,10 +20,11 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
+from distributed_backup.atomic import follow, has_shared_group
 from distributed_backup.checks import checked_name
 from distributed_backup.clock import Clock, SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
-from distributed_backup.coordination.file_records import FileRecords
+from distributed_backup.coordination.file_records import FileRecords, UnreadableRecordError
 from distributed_backup.errors import CoordinatorUnavailableError
 
 
@@ -40,6 +41,11 @@ class FileCoordinator(Coordinator):
     """A coordinator in a directory of the local machine.
 
     Making one touches no disk.
+
+    A record of the newest term that can't be read does not name its holder. A campaign needs the lock and not the
+    record, so it goes on: a free lock is taken under a higher term. While another process holds the lock, a worker that
+    can't read the record gets `CoordinatorUnavailableError` with the file's name. It must not take a held lease for a
+    free one. A holder that can't read its own record gives the lock back and claims a higher term at its next tick.
 
     Args:
         root: The directory. It is made at the first write.
@@ -128,7 +134,7 @@ class FileCoordinator(Coordinator):
             if held is not None:
                 try:
                     if self._is_ours(held):
-                        self._records.resign_term(held.term)
+                        self._records.resign_term(held.term, worker_id)
                 finally:
                     held.lock.release()
 
@@ -166,13 +172,19 @@ class FileCoordinator(Coordinator):
     def _try_lock(self) -> tuple[FileLock | None, tuple[int, int]]:
         # thread_local would hide the lock from all threads but one. A soft lock would outlive its holder.
         inodes: list[tuple[int, int]] = []
+        directory = self._root.stat()
+
+        def opened(descriptor: int) -> None:
+            follow(descriptor, directory)
+            inodes.append(_inode(os.fstat(descriptor)))
+
         lock = FileLock(
             self._lock_path,
-            mode=0o600,
+            mode=0o660 if has_shared_group(directory) else 0o600,
             thread_local=False,
             fallback_to_soft=False,
             preserve_lock_file=True,
-            on_acquired=lambda descriptor: inodes.append(_inode(os.fstat(descriptor))),
+            on_acquired=opened,
         )
         try:
             lock.acquire(blocking=False)
@@ -197,7 +209,11 @@ class FileCoordinator(Coordinator):
         newest = self._records.terms()[-1:]
         if newest != [held.term]:
             return f"term {newest[0]} was granted in its place" if newest else f"the terms of {self._root} were removed"
-        if (self._records.term(held.term) or {}).get("worker_id") != worker_id:
+        try:
+            record = self._records.term(held.term)
+        except UnreadableRecordError as error:
+            return f"the record of term {held.term} can't be read ({error})"
+        if (record or {}).get("worker_id") != worker_id:
             return f"the record of term {held.term} was removed or changed"
         return ""
 
@@ -215,12 +231,7 @@ class FileCoordinator(Coordinator):
 
     def _view(self, reason: str, *, loser: str | None = None, probe: bool = False) -> ClusterView:
         terms = self._records.terms()
-        record = self._records.term(terms[-1]) if terms else None
-        holder = None
-        if record is not None and not record["resigned"]:
-            holder = record["worker_id"]
-        if holder is not None and (holder == loser or (probe and self._is_free())):
-            holder = None
+        holder = self._holder(terms[-1], loser=loser, probe=probe) if terms else None
         return ClusterView(
             term=terms[-1] if terms else 0,
             holder=holder,
@@ -231,6 +242,26 @@ class FileCoordinator(Coordinator):
             reason=reason,
         )
 
+    def _holder(self, term: int, *, loser: str | None, probe: bool) -> str | None:
+        """Return the worker that leads under `term`, the newest one. None if the lock is free."""
+        try:
+            record = self._records.term(term)
+        except UnreadableRecordError as error:
+            if self._is_free():
+                return None
+            remedy = (
+                "make the file readable for this user"
+                if error.denied
+                else "its leader replaces it at its next heartbeat. If it stays, remove the file: terms never go back"
+            )
+            raise CoordinatorUnavailableError(
+                f"can't coordinate in {self._root}: the record of the newest term can't be read ({error}): {remedy}"
+            ) from error
+        if record is None or record["resigned"]:
+            return None
+        holder: str = record["worker_id"]
+        return None if holder == loser or (probe and self._is_free()) else holder
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -239,10 +270,10 @@ class FileCoordinator(Coordinator):
             raise CoordinatorUnavailableError(
                 f"can't coordinate in {self._root}: {error.strerror or error} ({error.filename or 'while writing'})"
             ) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
+            # Of the encoder, such as a text that is no UTF-8.
             raise CoordinatorUnavailableError(
-                f"can't coordinate in {self._root}: a record there is malformed ({error!r}): "
-                "stop the run's workers and remove the directory"
+                f"can't coordinate in {self._root}: a record can't be written: {error}"
             ) from error
 
 

@@ -11,39 +11,77 @@ Each file has one writer and is replaced in one step, so readers need no lock:
 A late write by an earlier leader lands in the file of its own term. Instants are CLOCK_BOOTTIME, which all processes
 of a machine share. An instant in the future was written before a reboot. Nothing is fsynced: the records describe
 running processes, and none of those survives a power cut.
+
+Files and folders follow the run's directory, see `atomic.follow`: an operator's request that root has written is
+readable for the workers.
+
+A record that can't be read must not end the election. It is skipped with one warning:
+
+- A notice counts as absent.
+- A member counts as alive while its file is younger than `UNREADABLE_MEMBER_DURATION`, because a run may only be
+  deleted without other members.
+- A term counts by the name of its file, so terms never go back. Its announcement counts as absent.
+
+The holder of the newest term is the exception: a worker that can't read it must not report a free lease. See
+`FileCoordinator`.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from distributed_backup.atomic import replace_file
+from distributed_backup.atomic import follow, make_directory, replace_file
+from distributed_backup.checks import shown
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Announcement, Heartbeat, Member, Notice
 from distributed_backup.position import Position
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE_MEMBER_DURATION: Final = 60.0
+"""Seconds by the file's time. A live worker rewrites its record at each tick."""
 
 _TERMS_KEPT: Final = 8
 # A dead member's record is removed after this many times its duration. By then every worker counts it as expired.
 _EXPIRIES_KEPT: Final = 10
 
+Shape = Mapping[str, Callable[[Any], Any]]
+
+
+class UnreadableRecordError(Exception):
+    """A record may not be read, or has another form. `denied`: for want of permission."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        self.path = path
+        self.denied = isinstance(error, PermissionError)
+        missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        self.reason = (error.strerror if isinstance(error, OSError) else None) or missing
+        super().__init__(f"{path}: {self.reason}")
+
 
 class FileRecords:
     """The records in `root`. Making one touches no disk.
 
-    All methods raise `OSError` where a file can't be used, and `KeyError`, `TypeError` or `ValueError` where a record
-    has another form. Ids become names of files, so the caller checks them.
+    All methods raise `OSError` where a file can't be used. Ids become names of files, so the caller checks them.
     """
 
     def __init__(self, root: Path, clock: Clock) -> None:
+        self._root = root
         self._clock = clock
         self._terms = root / "terms"
         self._members = root / "members"
         self._notices = root / "notices"
+        # Records that can't be read and were warned of.
+        self._skipped: set[Path] = set()
 
     def erase(self) -> None:
         """Remove all records and their folders. Files in other folders stay."""
@@ -64,15 +102,19 @@ class FileRecords:
         return sorted(int(name[:-5]) for name in names if name[:-5].isdecimal() and name.endswith(".json"))
 
     def term(self, term: int) -> dict[str, Any] | None:
-        """Return the record of a term. None if it is missing, torn, or created and still empty."""
-        return read_record(self._term_path(term))
+        """Return the record of a term. None if it is missing, torn, or created and still empty.
+
+        Raises:
+            UnreadableRecordError: It can't be read, or has another form.
+        """
+        return self._read(self._term_path(term), _TERM)
 
     def claim_term(self, worker_id: str, floor: int) -> int:
         """Create the record of a term higher than `floor` and all others, and return the term.
 
         O_EXCL makes the term unique even if the lock file was removed in the meantime.
         """
-        self._terms.mkdir(parents=True, exist_ok=True)
+        self._make_folder(self._terms)
         term = floor
         while True:
             term = max(term, *self.terms(), 0) + 1
@@ -80,12 +122,15 @@ class FileRecords:
                 descriptor = os.open(self._term_path(term), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             except FileExistsError:
                 continue
-            os.close(descriptor)
+            try:
+                follow(descriptor, self._root.stat())
+            finally:
+                os.close(descriptor)
             # If a higher term exists by now, ours may have been used and cleaned up after the listing.
             if self.terms()[-1] == term:
                 break
         self.write_term(term, worker_id)
-        with suppress(OSError, KeyError, TypeError, ValueError):
+        with suppress(OSError):
             self._clean_up()
         return term
 
@@ -93,20 +138,26 @@ class FileRecords:
         """Write the record of a term that the caller holds."""
         fields = None if announcement is None else announcement.to_fields()
         record = {"worker_id": worker_id, "resigned": False, "announcement": fields}
-        replace_record(self._term_path(term), record)
+        self._replace(self._term_path(term), record)
 
-    def resign_term(self, term: int) -> None:
-        """Mark a term as resigned."""
-        replace_record(self._term_path(term), {**(self.term(term) or {}), "resigned": True})
+    def resign_term(self, term: int, worker_id: str) -> None:
+        """Mark a term that the caller holds as resigned."""
+        record = self._read_or_skip(self._term_path(term), _TERM) or {"worker_id": worker_id, "announcement": None}
+        self._replace(self._term_path(term), {**record, "resigned": True})
 
     def newest_announcement(self, terms: list[int]) -> Announcement | None:
         """Return the announcement of the highest of `terms` that has one."""
         for term in reversed(terms):
-            record = self.term(term) or {}
-            fields = record.get("announcement")
-            if fields is not None:
+            path = self._term_path(term)
+            record = self._read_or_skip(path, _TERM)
+            if record is None or record["announcement"] is None:
+                continue
+            try:
                 # Version 0.3 writes these two beside the announcement only.
-                return Announcement.from_fields({**fields, "term": term, "worker_id": record["worker_id"]})
+                fields = {**record["announcement"], "term": term, "worker_id": record["worker_id"]}
+                return Announcement.from_fields(fields)
+            except (KeyError, TypeError, ValueError) as error:
+                self._skip(UnreadableRecordError(path, error))
         return None
 
     def _clean_up(self) -> None:
@@ -117,12 +168,17 @@ class FileRecords:
             if newest is None or term != newest.term:
                 self._term_path(term).unlink(missing_ok=True)
         for path in self._members.glob("*.json"):
-            fields = read_record(path) or {"seen": 0.0, "duration": 0.0}
-            if not 0 <= self._clock.now() - fields["seen"] < _EXPIRIES_KEPT * fields["duration"]:
+            try:
+                fields = self._read(path, _MEMBER) or {"seen": 0.0, "duration": 0.0}
+            except UnreadableRecordError:
+                is_over = _age(path) > UNREADABLE_MEMBER_DURATION
+            else:
+                is_over = not 0 <= self._clock.now() - fields["seen"] < _EXPIRIES_KEPT * fields["duration"]
+            if is_over:
                 path.unlink(missing_ok=True)
         for path in self._notices.glob("*.json"):
-            fields = read_record(path) or {"since": 0.0, "until": 0.0}
-            if not fields["since"] <= self._clock.now() < fields["until"]:
+            notice = self._read_or_skip(path, _NOTICE) or {"since": 0.0, "until": 0.0}
+            if not notice["since"] <= self._clock.now() < notice["until"]:
                 path.unlink(missing_ok=True)
 
     def _term_path(self, term: int) -> Path:
@@ -134,7 +190,13 @@ class FileRecords:
         """Return the members that have not expired, by id."""
         found = []
         for path in sorted(self._members.glob("*.json")):
-            fields = read_record(path)
+            try:
+                fields = self._read(path, _MEMBER)
+            except UnreadableRecordError as error:
+                self._skip(error)
+                if (age := _age(path)) < UNREADABLE_MEMBER_DURATION:
+                    found.append(Member(worker_id=path.stem, role="follower", position=None, age=age))
+                continue
             # Read the clock after the file: a record written in between must not appear to be from the future.
             now = self._clock.now()
             if fields is not None and 0 <= now - fields["seen"] < fields["duration"]:
@@ -143,7 +205,7 @@ class FileRecords:
 
     def age(self, worker_id: str) -> float | None:
         """Return the seconds since the worker's last tick. None if they are unknown."""
-        fields = read_record(self._member_path(worker_id))
+        fields = self._read_or_skip(self._member_path(worker_id), _MEMBER)
         now = self._clock.now()
         return None if fields is None or fields["seen"] > now else now - fields["seen"]
 
@@ -155,19 +217,21 @@ class FileRecords:
             "role": beat.role,
             "position": None if beat.position is None else beat.position.as_tuple,
         }
-        replace_record(self._member_path(beat.worker_id), fields)
+        self._replace(self._member_path(beat.worker_id), fields)
 
     def touch_member(self, worker_id: str) -> None:
         """Record that a member is alive, if it is one."""
         path = self._member_path(worker_id)
-        if (fields := read_record(path)) is not None:
-            replace_record(path, {**fields, "seen": self._clock.now()})
+        if (fields := self._read_or_skip(path, _MEMBER)) is not None:
+            position = fields["position"]
+            tick = {"seen": self._clock.now(), "position": None if position is None else position.as_tuple}
+            self._replace(path, {**fields, **tick})
 
     def remove_member(self, worker_id: str) -> None:
         """Remove a member and its notices."""
         self._member_path(worker_id).unlink(missing_ok=True)
         for path in self._notices.glob("*.json"):
-            if (read_record(path) or {}).get("worker_id") == worker_id:
+            if (self._read_or_skip(path, _NOTICE) or {}).get("worker_id") == worker_id:
                 path.unlink(missing_ok=True)
 
     def _member_path(self, worker_id: str) -> Path:
@@ -179,7 +243,7 @@ class FileRecords:
         """Return the notices that have not expired, by id."""
         found = []
         for path in sorted(self._notices.glob("*.json")):
-            fields = read_record(path)
+            fields = self._read_or_skip(path, _NOTICE)
             now = self._clock.now()
             if fields is not None and fields["since"] <= now < fields["until"]:
                 found.append(_notice(path.stem, fields, now))
@@ -195,17 +259,62 @@ class FileRecords:
             "since": now,
             "until": now + notice.remaining,
         }
-        replace_record(self._notices / f"{notice.notice_id}.json", fields)
+        self._replace(self._notices / f"{notice.notice_id}.json", fields)
+
+    # ---------------------------------------------------------------- files
+
+    def _read(self, path: Path, shape: Shape) -> dict[str, Any] | None:
+        """Return the fields in `shape` of a record. None if the file is missing, torn, or created and still empty.
+
+        Only a power cut or a foreign hand leaves a torn file, and no writer of it is alive then.
+
+        Raises:
+            UnreadableRecordError: It can't be read, or has another form.
+        """
+        try:
+            if not (data := path.read_bytes()):
+                return None
+            if isinstance(fields := orjson.loads(data), dict):
+                return {name: convert(fields[name]) for name, convert in shape.items()}
+            self._skip(UnreadableRecordError(path, TypeError(f"want an object, got {shown(fields)}")))
+        except FileNotFoundError:
+            pass
+        except orjson.JSONDecodeError as error:
+            self._skip(UnreadableRecordError(path, error))
+        except (PermissionError, IsADirectoryError, KeyError, TypeError, ValueError) as error:
+            raise UnreadableRecordError(path, error) from error
+        return None
+
+    def _read_or_skip(self, path: Path, shape: Shape) -> dict[str, Any] | None:
+        """Return what `_read` returns, and None with a warning if the record can't be read."""
+        try:
+            return self._read(path, shape)
+        except UnreadableRecordError as error:
+            self._skip(error)
+            return None
+
+    def _skip(self, error: UnreadableRecordError) -> None:
+        if error.path not in self._skipped:
+            self._skipped.add(error.path)
+            remedy = "give this user access to it" if error.denied else "remove it unless its writer replaces it"
+            logger.warning("record skipped path=%s reason=%s: %s", error.path, error.reason, remedy)
+
+    def _replace(self, path: Path, fields: dict[str, Any]) -> None:
+        """Write a record in one step. Create its folder if it is missing."""
+        data = orjson.dumps(fields)
+        try:
+            replace_file(path, data, like=self._root.stat())
+        except FileNotFoundError:
+            self._make_folder(path.parent)
+            replace_file(path, data, like=self._root.stat())
+
+    def _make_folder(self, folder: Path) -> None:
+        for path in (self._root, folder):
+            make_directory(path)
 
 
 def _member(worker_id: str, fields: dict[str, Any], now: float) -> Member:
-    position = fields["position"]
-    return Member(
-        worker_id=worker_id,
-        role=fields["role"],
-        position=None if position is None else Position(*position),
-        age=now - fields["seen"],
-    )
+    return Member(worker_id=worker_id, role=fields["role"], position=fields["position"], age=now - fields["seen"])
 
 
 def _notice(notice_id: str, fields: dict[str, Any], now: float) -> Notice:
@@ -218,20 +327,41 @@ def _notice(notice_id: str, fields: dict[str, Any], now: float) -> Notice:
     )
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the object in `path`. None if the file is missing, torn, or created and still empty."""
+def _age(path: Path) -> float:
+    """Return the seconds since a file was written, by the machine's clock. Infinite if the file is missing."""
     try:
-        fields = orjson.loads(path.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return None
-    return fields if isinstance(fields, dict) else None
+        return max(time.time() - path.stat().st_mtime, 0.0)
+    except OSError:
+        return math.inf
 
 
-def replace_record(path: Path, fields: dict[str, Any]) -> None:
-    """Write an object in one step. Create its folder if it is missing."""
-    data = orjson.dumps(fields)
-    try:
-        replace_file(path, data, mode=0o600)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, data, mode=0o600)
+# -------------------------------------------------------------------- the fields of a record
+
+
+def _one_of(*kinds: type) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if not isinstance(value, kinds):
+            raise TypeError(f"unexpected value {shown(value)}")
+        return value
+
+    return convert
+
+
+_TERM: Final[Shape] = {
+    "worker_id": _one_of(str),
+    "resigned": _one_of(bool),
+    "announcement": _one_of(dict, type(None)),
+}
+_MEMBER: Final[Shape] = {
+    "seen": _one_of(int, float),
+    "duration": _one_of(int, float),
+    "role": _one_of(str),
+    "position": lambda value: None if value is None else Position(*value),
+}
+_NOTICE: Final[Shape] = {
+    "worker_id": _one_of(str),
+    "reason": _one_of(str),
+    "wish": _one_of(str),
+    "since": _one_of(int, float),
+    "until": _one_of(int, float),
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView
 from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.coordination.file import FileCoordinator
-from distributed_backup.coordination.file_records import FileRecords
+from distributed_backup.coordination.file_records import UNREADABLE_MEMBER_DURATION, FileRecords
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
 from distributed_backup.position import Position
@@ -84,24 +85,52 @@ def test_an_announcement_of_version_0_3_is_read(tmp_path: Path, a: FileCoordinat
     )
 
 
-@pytest.mark.parametrize("garbage", [b"{}", b'{"worker_id": 1}', b'{"resigned": false}'])
+@pytest.mark.parametrize(
+    ("garbage", "reason"),
+    [
+        (b"{}", "'worker_id' is missing"),
+        (b'{"worker_id": 1}', "unexpected value 1"),
+        (b'{"resigned": false}', "'worker_id' is missing"),
+        (b'{"worker_id": "a"}', "'resigned' is missing"),
+    ],
+)
 def test_a_garbage_record_of_a_term_makes_the_coordinator_unavailable(
-    tmp_path: Path, a: FileCoordinator, b: FileCoordinator, garbage: bytes
+    tmp_path: Path, a: FileCoordinator, b: FileCoordinator, garbage: bytes, reason: str
 ) -> None:
-    """A follower can't tell who leads and names the directory. The leader repairs it with a new term."""
+    """A follower can't tell who leads. The error names the file. The leader repairs it with a new term."""
     beat(a, "a")
-    only_record(tmp_path).write_bytes(garbage)
-    with pytest.raises(CoordinatorUnavailableError, match="a record there is malformed"):
-        beat(b, "b")
-    with pytest.raises(CoordinatorUnavailableError, match=f"can't coordinate in {tmp_path}"):
-        b.view()
-    for _ in range(2):
-        try:
-            healed = beat(a, "a")
-        except CoordinatorUnavailableError:
-            continue
+    (record := only_record(tmp_path)).write_bytes(garbage)
+    refusal = (
+        f"can't coordinate in {tmp_path}: the record of the newest term can't be read ({record}: {reason}): its leader "
+        "replaces it at its next heartbeat. If it stays, remove the file: terms never go back"
+    )
+    looks: tuple[Callable[[], ClusterView], ...] = (lambda: beat(b, "b"), b.view)
+    for look in looks:
+        with pytest.raises(CoordinatorUnavailableError) as caught:
+            look()
+        assert str(caught.value) == refusal
+    lost = beat(a, "a")
+    assert (lost.holder, lost.reason) == (None, f"the record of term 1 can't be read ({record}: {reason})")
+    healed = beat(a, "a")
     assert (healed.holder, healed.term) == ("a", 2)
     assert beat(b, "b").holder == "a"
+
+
+def test_a_garbage_record_of_a_free_lease_does_not_stop_the_next_leader(tmp_path: Path, b: FileCoordinator) -> None:
+    """The lock decides who leads, and the names of the records which term comes next."""
+    (tmp_path / "terms").mkdir()
+    (tmp_path / "terms" / "0000000041.json").write_bytes(b"{}")
+    (tmp_path / "terms" / "0000000042.json").mkdir()
+    assert (b.view().holder, b.view().term) == (None, 42)
+    assert (beat(b, "b").holder, beat(b, "b").term) == ("b", 43)
+
+
+def test_a_leader_resigns_although_its_record_is_garbage(tmp_path: Path, a: FileCoordinator) -> None:
+    """The record is whole afterwards."""
+    beat(a, "a")
+    only_record(tmp_path).write_bytes(b"{}")
+    a.resign("a")
+    assert (a.view().holder, beat(a, "a").term) == (None, 2)
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"worker_id": "a", "resi', b"\x00\x00\xff", b"[]"])
@@ -118,16 +147,57 @@ def test_a_torn_record_of_the_holders_term_is_a_loss_and_not_the_end(
 
 
 @pytest.mark.parametrize("garbage", [b"{}", b'{"seen": "now", "duration": 15}', b'{"seen": 1, "duration": null}'])
-def test_a_garbage_record_of_a_member_makes_the_members_unavailable(
-    tmp_path: Path, a: FileCoordinator, garbage: bytes
+def test_a_garbage_record_of_a_member_is_a_member_until_it_is_old(
+    tmp_path: Path, a: FileCoordinator, caplog: pytest.LogCaptureFixture, garbage: bytes
 ) -> None:
-    """No worker may conclude that another has left, and the election goes on."""
+    """No worker may conclude that another has left, and the election goes on. One warning names the file."""
     beat(a, "a")
-    (tmp_path / "members" / "x.json").write_bytes(garbage)
-    with pytest.raises(CoordinatorUnavailableError, match="a record there is malformed"):
-        a.members()
+    (path := tmp_path / "members" / "x.json").write_bytes(garbage)
+    for _ in range(3):
+        assert [member.worker_id for member in a.members()] == ["a", "x"]
     a.resign("a")
     assert beat(a, "a").term == 2
+    os.utime(path, (0.0, time.time() - UNREADABLE_MEMBER_DURATION))
+    assert [member.worker_id for member in a.members()] == ["a"]
+    assert caplog.text.count("record skipped") == caplog.text.count(f"record skipped path={path} reason=") == 1
+    a.resign("a")
+    assert beat(a, "a").term == 3
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("garbage", "reason"),
+    [
+        (b'{"worker_id": "x"}', "'reason' is missing"),
+        (b'{"worker_id": 5, "reason": "", "wish": "save", "since": 0, "until": 9}', "unexpected value 5"),
+        (b"[]", "want an object, got []"),
+    ],
+)
+def test_a_garbage_record_of_a_notice_is_skipped(
+    tmp_path: Path, a: FileCoordinator, caplog: pytest.LogCaptureFixture, garbage: bytes, reason: str
+) -> None:
+    """The election goes on, and the other notices count. One warning names the file."""
+    a.notify(notice("n"))
+    (path := tmp_path / "notices" / "x.json").write_bytes(garbage)
+    for _ in range(3):
+        assert [known.notice_id for known in beat(a, "a", campaign=False).notices] == ["n"]
+    [warning] = [text for text in caplog.messages if text.startswith("record skipped")]
+    assert warning == f"record skipped path={path} reason={reason}: remove it unless its writer replaces it"
+    assert (beat(a, "a").holder, path.exists()) == ("a", False)
+
+
+def test_a_garbage_announcement_is_skipped_and_an_older_one_counts(
+    tmp_path: Path, a: FileCoordinator, b: FileCoordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record still names the holder."""
+    assert a.announce(made := Announcement(term=beat(a, "a").term, worker_id="a", position=Position(1)))
+    a.resign("a")
+    beat(a, "a")
+    path = tmp_path / "terms" / "0000000002.json"
+    path.write_bytes(b'{"worker_id": "a", "resigned": false, "announcement": {"position": [1, 2, 3]}}')
+    for _ in range(3):
+        assert (beat(b, "b").holder, b.view().announcement) == ("a", made)
+    assert caplog.text.count(f"record skipped path={path}") == 1
 
 
 def test_a_torn_record_of_a_member_is_no_member(tmp_path: Path, a: FileCoordinator) -> None:
@@ -139,10 +209,9 @@ def test_a_torn_record_of_a_member_is_no_member(tmp_path: Path, a: FileCoordinat
     assert len(a.members()) == 1
 
 
-def test_garbage_does_not_end_the_electors_thread(tmp_path: Path, b: FileCoordinator) -> None:
+def test_a_file_in_the_way_does_not_end_the_electors_thread(tmp_path: Path, b: FileCoordinator) -> None:
     """To the elector it is a coordinator that can't be reached, and may be again."""
-    (tmp_path / "notices").mkdir()
-    (tmp_path / "notices" / "x.json").write_bytes(b'{"worker_id": "x"}')
+    (tmp_path / "terms").touch()
     observed = threading.Semaphore(0)
 
     class Listener:
@@ -161,7 +230,7 @@ def test_garbage_does_not_end_the_electors_thread(tmp_path: Path, b: FileCoordin
     )
     elector.start()
     assert not observed.acquire(timeout=0.3)
-    (tmp_path / "notices" / "x.json").unlink()
+    (tmp_path / "terms").unlink()
     assert observed.acquire(timeout=PATIENCE)
     elector.stop()
     assert elector.term == 1

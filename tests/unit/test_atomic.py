@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from distributed_backup.atomic import atomic_write, replace_file, temporary
+from distributed_backup.atomic import atomic_write, make_directory, replace_file, temporary
 from distributed_backup.errors import StoreError
 
 
@@ -62,10 +64,42 @@ def test_a_directory_that_is_missing_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_has_the_permissions_that_were_asked_for(tmp_path: Path) -> None:
-    """A record is for its owner only."""
-    replace_file(tmp_path / "x", b"1", mode=0o600)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+@pytest.mark.parametrize(
+    ("directory", "file", "folder"),
+    [
+        (0o700, 0o600, 0o700),
+        (0o755, 0o600, 0o700),
+        (0o750, 0o600, 0o700),
+        (0o770, 0o660, 0o770),
+        (0o777, 0o660, 0o770),
+        (0o2770, 0o660, 0o2770),
+        (0o2750, 0o600, 0o2700),
+    ],
+)
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_files_and_folders_follow_their_directory(
+    tmp_path: Path, directory: int, file: int, folder: int, umask: int
+) -> None:
+    """The group has access if it may read and write in the directory. Others have none. The umask does not count."""
+    root = tmp_path / "run"
+    root.mkdir()
+    root.chmod(directory)
+    before = os.umask(umask)
+    try:
+        make_directory(root / "notices")
+        replace_file(root / "x", b"1", like=root.stat())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((root / "x").stat().st_mode) == file
+    assert stat.S_IMODE((root / "notices").stat().st_mode) == folder
+
+
+def test_a_directory_that_exists_stays_as_it_is(tmp_path: Path) -> None:
+    """Its owner may have chosen its permissions."""
+    tmp_path.chmod(0o770)
+    (tmp_path / "x").mkdir(0o750)
+    make_directory(tmp_path / "x")
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o750
 
 
 def test_a_temporary_file_is_removed_after_an_error_too(tmp_path: Path) -> None:

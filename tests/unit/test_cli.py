@@ -361,8 +361,17 @@ def test_status_of_a_run_without_a_usable_checkpoint_is_a_problem(run: Path) -> 
 
 
 def test_status_of_a_run_whose_coordinator_is_damaged_is_a_problem(run: Path, coordinator: FileCoordinator) -> None:
+    newest = max((run / "coordinator" / "terms").iterdir())
+    newest.write_text('{"resigned": "yesterday"}')
+    assert_refused(call("status", run), 1, f"can't coordinate in {run}/coordinator: the record of the newest term")
+
+
+def test_status_shows_a_member_whose_record_is_damaged(run: Path, coordinator: FileCoordinator) -> None:
+    """The worker may be alive, so it is shown, without a position."""
     (run / "coordinator" / "members" / "w-2.json").write_text('{"seen": "yesterday"}')
-    assert_refused(call("status", run), 1, "can't coordinate in")
+    result = call("status", run)
+    assert result.exit_code == 0
+    assert re.search(r"w-2 +follower +- +- ", result.stdout)
 
 
 # -------------------------------------------------------------------- which run is meant
