@@ -38,7 +38,7 @@ class Reporter:
         self._wall = wall
         # Held while handing on, so that every sink gets the events in one order.
         self._lock = threading.Lock()
-        self._has_ended = False
+        self._ends: set[Kind] = set()
         self._failures = RepeatedFailures()
 
     def __call__(self, kind: Kind, /, **fields: Any) -> None:
@@ -46,25 +46,34 @@ class Reporter:
         # A bug here must not end the election or the saving. A bug in one sink must not hide the event from others.
         with self._surviving(kind):
             cut = {name: _cut(value) if isinstance(value, str) else value for name, value in fields.items()}
+            bugs: list[Exception] = []
             with self._lock:
                 event = Event(at=self._wall(), worker=self._worker_id, kind=kind, fields=cut)
-                is_final = kind in FINAL_KINDS
-                is_second_end, self._has_ended = is_final and self._has_ended, is_final or self._has_ended
-                # A worker that finished may still be preempted as it leaves. The log says so.
-                is_logged = not self._failures.is_repeated(event) and (not is_second_end or kind == "preempted")
+                is_second_end = kind in FINAL_KINDS and bool(self._ends)
+                # A worker that finished may still be preempted as it leaves. The log says so, once.
+                is_late_preemption = kind == "preempted" and kind not in self._ends
+                is_logged = not self._failures.is_repeated(event) and (not is_second_end or is_late_preemption)
+                self._ends |= {kind} & FINAL_KINDS
                 for sink in () if is_second_end else self._sinks:
-                    with self._surviving(kind):
+                    try:
                         sink.emit(event)
+                    except Exception as bug:  # noqa: BLE001 - the other sinks must get the event
+                        bugs.append(bug)
             # Without the lock: a handler may hang.
             if is_logged:
                 logger.log(level_of(event), "%s", logfmt(event))
+            for found in bugs:
+                self._log_bug(kind, found)
 
     @contextmanager
     def _surviving(self, kind: Kind) -> Iterator[None]:
         try:
             yield
-        except Exception:
-            logger.exception("event not reported worker=%s event=%s", self._worker_id, kind)
+        except Exception as bug:  # noqa: BLE001 - logged
+            self._log_bug(kind, bug)
+
+    def _log_bug(self, kind: Kind, bug: Exception) -> None:
+        logger.error("event not reported worker=%s event=%s", self._worker_id, kind, exc_info=bug)
 
     def close(self, timeout: float) -> None:
         """Close the sinks, each within `timeout` seconds."""

@@ -9,31 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from distributed_backup.observability import reporter as reporting
+from distributed_backup.observability.events import Event
 from distributed_backup.observability.reporter import Reporter
+from tests.support.log_handlers import PATIENCE, HangingHandler, hanging
 from tests.support.sinks import RecordingSink
-
-PATIENCE = 30.0
-
-
-class HangingHandler(logging.Handler):
-    """Hangs at each record until it is released, as a pipe that nothing reads."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.hangs, self.released = threading.Event(), threading.Event()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.hangs.set()
-        self.released.wait(PATIENCE)
 
 
 @pytest.fixture
 def handler() -> Iterator[HangingHandler]:
-    made = HangingHandler()
-    reporting.logger.addHandler(made)
-    yield made
-    made.released.set()
-    reporting.logger.removeHandler(made)
+    with hanging(reporting.logger) as made:
+        yield made
 
 
 def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandler) -> None:
@@ -49,7 +34,36 @@ def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandl
     assert sink.arrived.wait(PATIENCE / 3), "the event waits for the handler"
     training.join(PATIENCE / 3)
     assert not training.is_alive()
+    handler.released.set()
+    elector.join(PATIENCE)
     assert sink.kinds == ["unreachable", "progress"]
+
+
+class FaultySink(RecordingSink):
+    """Fails at each event of the elector."""
+
+    def emit(self, event: Event) -> None:
+        super().emit(event)
+        if event.kind == "elected":
+            raise RuntimeError("a bug")
+
+
+def test_a_log_handler_that_hangs_at_the_bug_of_a_sink_holds_up_no_other_thread(handler: HangingHandler) -> None:
+    """The traceback of a faulty sink is logged while other threads can report."""
+    sink = FaultySink()
+    report = Reporter("w", sink)
+    elector = threading.Thread(target=report, args=("elected",), kwargs={"term": 1}, daemon=True)
+    elector.start()
+    assert handler.hangs.wait(PATIENCE)
+    sink.arrived.clear()
+    training = threading.Thread(target=report, args=("progress",), kwargs={"epoch": 0, "batch": 1}, daemon=True)
+    training.start()
+    assert sink.arrived.wait(PATIENCE / 3), "the event waits for the handler"
+    training.join(PATIENCE / 3)
+    assert not training.is_alive()
+    handler.released.set()
+    elector.join(PATIENCE)
+    assert sink.kinds == ["elected", "progress"]
 
 
 def test_a_failure_is_logged_once_until_commits_recover(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,3 +92,14 @@ def test_a_worker_that_is_preempted_as_it_leaves_logs_the_preemption(caplog: pyt
     assert [text.split(" ")[0] for text in caplog.messages] == ["finished", "preempted"]
     assert caplog.records[1].levelno == logging.WARNING
     assert sink.kinds == ["finished"]
+
+
+def test_a_preemption_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The forced exit may serve a notice that the training thread is serving, and operators count these lines."""
+    sink = RecordingSink()
+    report = Reporter("w", sink)
+    with caplog.at_level(logging.DEBUG, "distributed_backup"):
+        for seconds in (0.5, 0.6):
+            report("preempted", saved=True, checkpoint=None, epoch=None, batch=None, seconds=seconds)
+    assert [text.split(" ")[0] for text in caplog.messages] == ["preempted"]
+    assert sink.kinds == ["preempted"]
