@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from contextlib import suppress
 
 from distributed_backup.preemption.grace import shutdown_reserve
 from distributed_backup.preemption.signals import SignalWatch
 from distributed_backup.preemption.watchdog import ExitWatchdog
 from distributed_backup.worker.options import WorkerOptions
+from distributed_backup.worker.shutdown import run_with_timeout
 from distributed_backup.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,20 @@ class ForcedExit:
         The kill that follows would show another exit code, which a job's failure policy may match. Raising in the main
         thread is not enough: synalinks retries language-model calls with tenacity, which catches even SystemExit.
         """
+        try:
+            # A log handler, a disk or a coordinator that hangs holds up a thread of `run_with_timeout` only.
+            run_with_timeout(self._leave, self._worker.reserve / 8)
+            run_with_timeout(_flush, self._worker.reserve / 16)
+        finally:
+            os._exit(self._options.exit_code)
+
+    def _leave(self) -> None:
         logger.warning("the grace period is almost over and the fit has not returned: exiting now")
         if self._worker.notice_given:
-            leaving = threading.Thread(target=self._worker.preempt, daemon=True)
-            leaving.start()
-            # A disk or a coordinator that hangs holds up that thread only.
-            leaving.join(self._worker.reserve / 8)
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(self._options.exit_code)
+            self._worker.preempt()
+
+
+def _flush() -> None:
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
