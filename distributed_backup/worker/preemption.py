@@ -207,7 +207,9 @@ class OwnPreemption:
                 self._context.announcer.newest = newest
                 self._saved_by_other_writer = True
         self._look_running = False
-        self._context.state.notify_all()
+        # A look that found nothing must not end the wait: the next one would start at once, at full speed.
+        if self._saved_by_other_writer:
+            self._context.state.notify_all()
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from distributed_backup.errors import CoordinatorError, CoordinatorUnavailableEr
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.storage.local import LocalStorage
+from distributed_backup.worker import preemption
 from distributed_backup.worker.worker import Worker
+from tests.support.internals import context_of
 from tests.support.team import PATIENCE, FaultyStore, Team, snapshot
 
 
@@ -223,6 +225,37 @@ def test_a_store_that_hangs_too_does_not_keep_a_follower(team: Team) -> None:
         team.result(team.begin(follower.check))
     assert store.looks == 1
     store.released.set()
+
+
+class Counted(FaultyStore):
+    """Counts the looks at the newest header by a thread of the preemption."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, keep=10)
+        self.looks = 0
+        self.looked, self.looked_again = threading.Event(), threading.Event()
+
+    @override
+    def newest_header(self) -> CheckpointHeader | None:
+        if threading.current_thread().name == "distributed-backup-look":
+            self.looks += 1
+            (self.looked if self.looks == 1 else self.looked_again).set()
+        return super().newest_header()
+
+
+def test_a_follower_that_can_ask_nobody_looks_once_in_each_slice(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that finds nothing must not end the wait, or each of them would start the next one at once."""
+    monkeypatch.setattr(preemption, "WAIT_SLICE", PATIENCE)
+    store = Counted(team.root)
+    _, follower = follower_without_coordinator(team, store=store)
+    follower.give_notice("SIGTERM")
+    leaving = team.begin(follower.check)
+    assert store.looked.wait(PATIENCE)
+    assert not store.looked_again.wait(0.3)
+    team.clock.advance(60.0)
+    context_of(follower).state.notify_all()
+    with pytest.raises(Preempted):
+        leaving.result(PATIENCE)
 
 
 # ---------------------------------------------------------------- what can't be read
