@@ -61,10 +61,6 @@ class WorkerState:
         """Whether the fit has reached its end."""
         return self.phase in {"finishing", "finished", "deleting"}
 
-    def pause(self, timeout: float) -> None:
-        """Wait for the next notification, at most `timeout` seconds."""
-        self.wait(timeout, since=self.changes)
-
     def wait(self, timeout: float, *, since: int) -> None:
         """Wait until `changes` differs from `since`, at most `timeout` seconds.
 

@@ -155,8 +155,11 @@ class Shutdown:
             )
             if step != "drain":
                 break
-            if not context.saver.drain(WAIT_SLICE) or context.saver.unsaved:
-                state.pause(context.elector.period)
+            is_saved = context.saver.drain(WAIT_SLICE) and not context.saver.unsaved
+            # After `drain`: commits that failed in it must not end the wait, or the next ones follow at full speed.
+            seen = state.changes
+            if not is_saved and not self._preemption.is_noticed:
+                state.wait(context.elector.period, since=seen)
         if step == "failed":
             self._final_state_failed()
         if state.commit_error is not None:
@@ -185,7 +188,10 @@ class Shutdown:
         quiet_period = QUIET_TICKS_BEFORE_DELETE * context.elector.period
         try:
             context.coordinator.leave(context.worker_id)
-            while not self._preemption.is_noticed:
+            while True:
+                seen = context.state.changes
+                if self._preemption.is_noticed:
+                    return False
                 # Before the call: a reply that was long on its way must not make a member look alive.
                 now = context.clock.now()
                 ages = [m.age for m in context.coordinator.members() if m.worker_id != context.worker_id]
@@ -196,7 +202,7 @@ class Shutdown:
                     return step == "delete"
                 if ages:
                     quiet_since = now
-                context.state.pause(context.elector.period)
+                context.state.wait(context.elector.period, since=seen)
         except CoordinatorError as error:
             logger.warning("backup kept, the coordinator failed worker=%s reason=%s", context.worker_id, error)
         return False

@@ -153,6 +153,7 @@ class Worker:
         context.store.forget()
         deadline, warnings = context.clock.now() + context.options.restore_timeout, OnceLogger(logger)
         while True:
+            seen = self._state.changes
             try:
                 return context.store.open_run()
             except StoreError as error:
@@ -160,7 +161,7 @@ class Worker:
                     raise
                 warnings.warning("can't join yet, retrying worker=%s reason=%s", self.worker_id, error)
             self._raise_if_noticed()
-            self._state.pause(WAIT_SLICE)
+            self._state.wait(WAIT_SLICE, since=seen)
 
     def _warn_of_long_lease(self) -> None:
         timings, options = self._context.options.timings, self._context.options

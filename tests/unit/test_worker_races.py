@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.position import Position
-from distributed_backup.worker import preemption
+from distributed_backup.preemption.exit import Preempted
+from distributed_backup.worker import preemption, shutdown
 from distributed_backup.worker.preemption import PreemptionStatus, WaitForSave
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of, elector_of, saver_of
@@ -240,6 +242,64 @@ def test_a_save_between_the_decision_to_wait_and_the_wait_ends_it(team: Team, mo
     worker.give_notice("SIGTERM")
     assert team.begin(worker.preempt).result(PATIENCE).position == Position(1)
     assert held, "the save came before the decision: nothing was shown"
+
+
+class Unhurried(MemoryCoordinator):
+    """Its ticks are as rare as `RARE` asks for, so a wait for the next tick outlasts a test."""
+
+    heartbeat_interval = 1e5
+
+
+RARE = LeaseTimings(duration=900.0, renew_deadline=800.0, retry_period=10 * PATIENCE)
+
+
+def test_a_notice_between_the_look_for_other_members_and_the_wait_ends_it(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that waits to be the last one out must not wait for a whole tick after its notice."""
+    worker = team.started("a", coordinator=Unhurried(team.clock), timings=RARE, delete_checkpoint=True)
+    worker.boundary(snapshot(1), due=True)
+    deletion_step = shutdown.deletion_step
+
+    def decide_then_notice(*arguments: Any, **values: Any) -> str:
+        step = deletion_step(*arguments, **values)
+        worker.give_notice("SIGTERM")
+        return step
+
+    monkeypatch.setattr(shutdown, "deletion_step", decide_then_notice)
+    with pytest.raises(Preempted):
+        team.begin(worker.finish).result(PATIENCE / 2)
+    assert team.positions() == [Position(1)]
+
+
+def test_a_notice_during_a_commit_that_hangs_ends_the_wait_of_a_finished_worker(team: Team) -> None:
+    """A finished worker serves a notice that comes while it waits for its last commit."""
+    store = Gated(team.root)
+    store.gate = threading.Event()
+    worker = team.started("a", store=store, coordinator=Unhurried(team.clock), timings=RARE)
+    worker.boundary(snapshot(1), due=True)
+    drain = saver_of(worker).drain
+
+    def notice_then_drain(timeout: float) -> bool:
+        worker.give_notice("SIGTERM")
+        return drain(timeout)
+
+    saver_of(worker).drain = notice_then_drain  # type: ignore[method-assign]
+    preempt, serving = worker._shutdown.preempt, threading.Event()
+
+    def served() -> Preempted:
+        serving.set()
+        return preempt()
+
+    worker._shutdown.preempt = served  # type: ignore[method-assign]
+    finishing = team.begin(worker.finish)
+    try:
+        assert serving.wait(PATIENCE / 3)
+    finally:
+        store.gate.set()
+        context_of(worker).state.notify_all()
+    with pytest.raises(Preempted):
+        finishing.result(PATIENCE)
 
 
 class Silent(MemoryCoordinator):
