@@ -250,9 +250,10 @@ class Shutdown:
         context.elector.stop()
         # A worker that never opened the coordinator is no member and leads nothing.
         is_member = context.state.phase != "new"
-        # Before a kill, each call to a server that does not answer costs its time limit. Its leases and memberships
-        # expire, so these calls are skipped. A file lock does not expire: it is always released.
-        may_skip = limit is not None and context.coordinator.has_expiry
+        # Two calls to a server that does not answer cost their time limits, a retry period each. If the kill is nearer,
+        # they are skipped: lease and membership expire. A file lock does not expire, and is always released.
+        is_near = limit is not None and limit < 2 * context.options.timings.retry_period
+        may_skip = is_near and context.coordinator.has_expiry
         answers = not may_skip or context.elector.coordinator_error is None
         may_leave = is_member and answers and (self._resign() or not may_skip)
         # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
