@@ -24,3 +24,8 @@ def elector_of(worker: Worker) -> Elector:
 def saver_of(worker: Worker) -> Saver:
     """The part that commits."""
     return worker._saver
+
+
+def waiting_threads(worker: Worker) -> int:
+    """How many threads wait for a change of the worker's state."""
+    return len(worker._context.state.condition._waiters)  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
 from tests.support.clocks import FakeClock
-from tests.support.internals import elector_of, saver_of
+from tests.support.internals import context_of, elector_of, saver_of, waiting_threads
 
 PATIENCE = 30.0
 STEP = 0.15
@@ -147,14 +147,27 @@ class Team:
 
     def until(self, condition: Callable[[], object], limit: float = 300.0) -> None:
         """Let time pass until `condition` holds."""
-        pause = threading.Event()
         for _ in range(round(limit / STEP)):
             if condition():
                 return
             self.step()
-            pause.wait(0.001)
+            self._let_waiting_threads_look(condition)
         # The limit is of the test's time, which stands still from here. A loaded machine needs more of its own.
         soon(condition)
+
+    def _let_waiting_threads_look(self, condition: Callable[[], object]) -> None:
+        """Time must not run away from a thread that is starved: its wait is in real time."""
+        pause = threading.Event()
+        pause.wait(0.001)
+        for worker in self.workers:
+            waiting = waiting_threads(worker)
+            if waiting:
+                context_of(worker).state.notify_all()
+            for _ in range(200):
+                # A thread that has left its loop does not come back.
+                if waiting_threads(worker) >= waiting or condition():
+                    break
+                pause.wait(0.005)
 
     def result(self, future: Future[Any], limit: float = 300.0) -> Any:
         self.until(future.done, limit)
