@@ -45,6 +45,15 @@ class LeaseLoss:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A worker that stands for election. `idle_role` is its role while it does not lead."""
+
+    worker_id: str
+    timings: LeaseTimings
+    idle_role: Role = "follower"
+
+
 class ElectionListener(Protocol):
     """The listener of an elector. Called from the elector's thread. Must not block for a large part of a tick."""
 
@@ -72,26 +81,25 @@ class Elector:
     """Campaigns for one worker, renews what it wins, and stands down in time.
 
     Each term is claimed in `terms` before it is led under, so that no term is used twice even if the coordinator has
-    lost its data. `idle_role` is the worker's role while it does not lead.
+    lost its data.
     """
 
     def __init__(
         self,
         *,
+        candidate: Candidate,
         coordinator: Coordinator,
-        worker_id: str,
-        timings: LeaseTimings,
         clock: Clock,
         listener: ElectionListener,
         terms: TermRecord,
-        idle_role: Role = "follower",
         report: Report = no_report,
     ) -> None:
         self._coordinator, self._terms = coordinator, terms
-        self._worker_id, self._idle_role = worker_id, idle_role
-        self._timings, self._clock = timings, clock
+        self._worker_id, self._idle_role = candidate.worker_id, candidate.idle_role
+        self._timings, self._clock = candidate.timings, clock
         self._listener, self._report = listener, report
-        self.period = min(timings.retry_period, coordinator.heartbeat_interval or timings.retry_period)
+        retry_period = candidate.timings.retry_period
+        self.period = min(retry_period, coordinator.heartbeat_interval or retry_period)
         """Seconds between two ticks, before jitter."""
         # One tick or resignation at a time. The fields below are written under it and read without it.
         self._lock = threading.Lock()

@@ -33,7 +33,7 @@ class Reporter:
     """
 
     def __init__(self, worker_id: str, *sinks: Sink, wall: Callable[[], datetime] = _utc_now) -> None:
-        self._worker_id = worker_id
+        self.worker_id = worker_id
         self._sinks = sinks
         self._wall = wall
         # Held while handing on, so that every sink gets the events in one order.
@@ -48,7 +48,7 @@ class Reporter:
             cut = {name: _cut(value) if isinstance(value, str) else value for name, value in fields.items()}
             bugs: list[Exception] = []
             with self._lock:
-                event = Event(at=self._wall(), worker=self._worker_id, kind=kind, fields=cut)
+                event = Event(at=self._wall(), worker=self.worker_id, kind=kind, fields=cut)
                 is_second_end = kind in FINAL_KINDS and bool(self._ends)
                 # A worker that finished may still be preempted as it leaves. The log says so, once.
                 is_late_preemption = kind == "preempted" and kind not in self._ends
@@ -73,7 +73,7 @@ class Reporter:
             self._log_bug(kind, bug)
 
     def _log_bug(self, kind: Kind, bug: Exception) -> None:
-        logger.error("event not reported worker=%s event=%s", self._worker_id, kind, exc_info=bug)
+        logger.error("event not reported worker=%s event=%s", self.worker_id, kind, exc_info=bug)
 
     def close(self, timeout: float) -> None:
         """Close the sinks, each within `timeout` seconds."""

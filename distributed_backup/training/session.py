@@ -70,15 +70,13 @@ class FitSession:
         self._pid = os.getpid()
         self._task = _current_task()
         self._scope = CancelScope(clock)
-        worker_id = new_worker_id(options.worker_name)
         self._worker = Worker(
             store=store,
             coordinator=coordinator,
-            worker_id=worker_id,
             clock=clock,
             options=options.worker,
             stop_training_at=self._scope.set_deadline,
-            report=Reporter(worker_id, *self._sinks(store, clock, sinks)),
+            report=Reporter(new_worker_id(options.worker_name), *self._sinks(store, clock, sinks)),
         )
         self._state = TrainingState(self._program, options.state_of)
         self._fit = FastForward(self._program, scope=self._scope, listener=self)

@@ -80,7 +80,6 @@ class WorkerState:
 class WorkerContext:
     """The parts of one worker, for each other. Each is made once."""
 
-    worker_id: str
     store: CheckpointStore
     coordinator: Coordinator
     clock: Clock
@@ -99,6 +98,11 @@ class WorkerContext:
         self.publisher = NoticePublisher(
             self.coordinator, self.notices, elector=self.elector, worker_id=self.worker_id, clock=self.clock
         )
+
+    @property
+    def worker_id(self) -> str:
+        """Id of this incarnation."""
+        return self.report.worker_id
 
     def term_to_write_under(self) -> int | None:
         """Return the term that commits are made under. None if this worker may not commit.

@@ -23,7 +23,7 @@ from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Hint
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.once import OnceLogger
@@ -43,7 +43,7 @@ _PROGRESS_PERIOD: Final = 10.0
 
 
 class Worker:
-    """One worker of a run.
+    """One worker of a run. Its id is that of `report`.
 
     `stop_training_at` is called from any thread with the instant, by `clock`, at which a notice requires training to be
     cancelled. It may be called again with an earlier instant.
@@ -54,32 +54,32 @@ class Worker:
         *,
         store: CheckpointStore,
         coordinator: Coordinator,
-        worker_id: str,
         clock: Clock,
         options: WorkerOptions,
         report: Reporter,
         stop_training_at: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._elector = Elector(
+            candidate=Candidate(
+                worker_id=report.worker_id,
+                timings=options.timings,
+                idle_role="standby" if options.standby else "follower",
+            ),
             coordinator=coordinator,
-            worker_id=worker_id,
-            timings=options.timings,
             clock=clock,
             listener=self,
             terms=store.terms,
-            idle_role="standby" if options.standby else "follower",
             report=report,
         )
         self._saver = Saver(
             store=store,
-            worker_id=worker_id,
+            worker_id=report.worker_id,
             clock=clock,
             term=lambda: self._context.term_to_write_under(),  # noqa: PLW0108 - made after the saver
             listener=self,
             report=report,
         )
         self._context = WorkerContext(
-            worker_id=worker_id,
             store=store,
             coordinator=coordinator,
             clock=clock,
@@ -90,7 +90,7 @@ class Worker:
         )
         self._preemption = OwnPreemption(self._context, stop_training_at)
         self._shutdown = Shutdown(self._context, self._preemption)
-        self._live_terms = LiveTerms(worker_id)
+        self._live_terms = LiveTerms(report.worker_id)
         self._joined_at = self._progress_due = 0.0
         self._announced_term, self._commits_fail, self._announce_warnings = 0, False, OnceLogger(logger)
         self._restored_name: str | None = None

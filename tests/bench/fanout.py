@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
@@ -80,9 +80,8 @@ def follow(report: Report, url: str, name: str, count: int) -> None:
         coordinator.open("bench", TIMINGS)
         worker_id = f"{name}-{number}"
         elector = Elector(
+            candidate=Candidate(worker_id=worker_id, timings=TIMINGS),
             coordinator=coordinator,
-            worker_id=worker_id,
-            timings=TIMINGS,
             clock=SystemClock(),
             listener=Follower(crowd, worker_id),
             terms=Terms(),

@@ -24,7 +24,7 @@ import redis_lock  # type: ignore[import-untyped]
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import ClusterView
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.worker.options import new_worker_id
@@ -136,9 +136,8 @@ def ours(report: Report, url: str, directory: Path, timings: LeaseTimings) -> No
     coordinator = RedisCoordinator(url)
     coordinator.open(store.open_run(), timings)
     elector = Elector(
+        candidate=Candidate(worker_id=new_worker_id(None), timings=timings),
         coordinator=coordinator,
-        worker_id=new_worker_id(None),
-        timings=timings,
         clock=SystemClock(),
         listener=Told(report),
         terms=store.terms,

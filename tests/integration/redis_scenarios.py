@@ -24,7 +24,7 @@ from distributed_backup.checkpoints.format import Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Hint
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorError
@@ -169,7 +169,6 @@ class Trainer:
         self.worker = _WatchedWorker(
             store=store or CheckpointStore(root, keep=10),
             coordinator=self.coordinator,
-            worker_id=worker_id,
             clock=CLOCK,
             options=WorkerOptions(timings=timings, restore_timeout=PATIENCE, delete_checkpoint=False),
             report=Reporter(worker_id),
@@ -406,7 +405,7 @@ class ClaimBook(CheckpointStore):
         return granted
 
 
-class Candidate:
+class Contender:
     """One incarnation after the other of a worker without training: leads for a moment, then resigns or freezes.
 
     Args:
@@ -442,9 +441,8 @@ class Candidate:
         self._worker_id = worker_id
         self._elected.clear()
         elector = self.coordinator.elector = Elector(
+            candidate=Candidate(worker_id=worker_id, timings=self._timings),
             coordinator=self.coordinator,
-            worker_id=worker_id,
-            timings=self._timings,
             clock=CLOCK,
             listener=self,
             terms=self.book,
@@ -496,7 +494,7 @@ def contest(report: Callable[..., None], root: Path, url: str, name: str, count:
     def over() -> bool:
         return CheckpointStore(root).highest_term() >= terms or CLOCK.now() > end
 
-    candidates = [Candidate(root, url, f"{name}{number}") for number in range(count)]
+    candidates = [Contender(root, url, f"{name}{number}") for number in range(count)]
     report("ready")
     with ExitStack() as stack:
         for candidate in candidates:

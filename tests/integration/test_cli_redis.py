@@ -99,7 +99,6 @@ class Crew:
         worker = Worker(
             store=store,
             coordinator=coordinator,
-            worker_id=worker_id,
             clock=SystemClock(),
             options=WorkerOptions(timings=TIMINGS, delete_checkpoint=False),
             report=Reporter(worker_id),

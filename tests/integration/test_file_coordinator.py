@@ -22,7 +22,7 @@ import pytest
 
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
@@ -103,9 +103,8 @@ def elect(pipe: Connection, root: Path, worker_id: str) -> None:
     """An elector in its thread until the test says otherwise."""
     coordinator = FileCoordinator(root)
     elector = Elector(
+        candidate=Candidate(worker_id=worker_id, timings=LeaseTimings()),
         coordinator=coordinator,
-        worker_id=worker_id,
-        timings=LeaseTimings(),
         clock=SystemClock(),
         listener=Reporter(pipe),
         terms=Terms(),

@@ -15,7 +15,7 @@ import pytest
 
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.file_records import UNREADABLE_MEMBER_DURATION, FileRecords
 from distributed_backup.coordination.timings import LeaseTimings
@@ -221,9 +221,8 @@ def test_a_file_in_the_way_does_not_end_the_electors_thread(tmp_path: Path, b: F
             observed.release()
 
     elector = Elector(
+        candidate=Candidate(worker_id="b", timings=LeaseTimings()),
         coordinator=b,
-        worker_id="b",
-        timings=LeaseTimings(),
         clock=SystemClock(),
         listener=Listener(),
         terms=Terms(),

@@ -456,7 +456,6 @@ class Busy:
         self.worker = Worker(
             store=store,
             coordinator=MemoryCoordinator(),
-            worker_id="w",
             clock=SystemClock(),
             options=WorkerOptions(grace_period=grace_period, timings=LeaseTimings.for_grace_period(grace_period)),
             report=Reporter("w"),

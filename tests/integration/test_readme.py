@@ -130,7 +130,6 @@ def running(directory: Path, coordinator: str) -> Iterator[None]:
             worker = Worker(
                 store=store,
                 coordinator=made,
-                worker_id=name,
                 clock=clock,
                 report=Reporter(name, EventLog(store.storage, clock=clock)),
                 options=WorkerOptions(timings=LeaseTimings(duration=60.0, renew_deadline=40.0, retry_period=1.0)),

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from distributed_backup.coordination.base import ClusterView, Heartbeat
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
@@ -87,9 +87,8 @@ class Bench:
 
     def another(self, worker_id: str, recorder: Recorder | None = None) -> Elector:
         return Elector(
+            candidate=Candidate(worker_id=worker_id, timings=TIMINGS),
             coordinator=self.coordinator,
-            worker_id=worker_id,
-            timings=TIMINGS,
             clock=self.clock,
             listener=recorder or Recorder(),
             terms=self.terms,

@@ -119,7 +119,6 @@ class Team:
         worker = Worker(
             store=store or FaultyStore(root or self.root, keep=10),
             coordinator=coordinator or self.coordinator,
-            worker_id=worker_id,
             clock=self.clock,
             options=WorkerOptions(**settled),
             stop_training_at=self.cut_offs.setdefault(worker_id, []).append,

@@ -31,7 +31,7 @@ from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.saver import CommitTask, Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
-from distributed_backup.coordination.election import Elector, LeaseLoss
+from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.coordination.redis import RedisCoordinator
@@ -222,9 +222,8 @@ class Promises(RuleBasedStateMachine):
         wire = Wire(self.connect(), self.network, self.clock)
         observer = Observer(self, worker_id)
         elector = Elector(
+            candidate=Candidate(worker_id=worker_id, timings=TIMINGS),
             coordinator=wire,
-            worker_id=worker_id,
-            timings=TIMINGS,
             clock=self.clock,
             listener=observer,
             terms=store.terms,
