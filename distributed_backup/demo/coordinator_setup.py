@@ -7,7 +7,7 @@ demonstration deletes its keys from the server at the end. Its run id is random,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -69,26 +69,20 @@ def coordinator_for(choice: str, plan: Plan, *, scratch: Path) -> Iterator[Coord
             f"--latency must be at least {_MIN_LATENCY:g} with a server, got {plan.latency:g}: with faster calls the "
             f"fit ends before the lease of the killed leader runs out, {_TIMINGS.duration:g} s after its last renewal"
         )
-    if choice != EMBEDDED:
-        with _on_server(Coordination(url=choice, name=without_credentials(choice), timings=_TIMINGS)) as setup:
-            yield setup
-        return
-    binary = find_server()
-    with running_server(binary, scratch) as url:
-        place = f"a server for this demonstration, {binary}"
-        with _on_server(Coordination(url=url, name=EMBEDDED, place=place, timings=_TIMINGS)) as setup:
-            yield setup
+    with ExitStack() as stack:
+        if choice == EMBEDDED:
+            binary = find_server()
+            url = stack.enter_context(running_server(binary, scratch))
+            name, place = EMBEDDED, f"a server for this demonstration, {binary}"
+        else:
+            url, name, place = choice, without_credentials(choice), without_credentials(choice)
+        from distributed_backup.coordination.redis import RedisCoordinator  # optional driver
 
-
-@contextmanager
-def _on_server(coordination: Coordination) -> Iterator[CoordinatorSetup]:
-    from distributed_backup.coordination.redis import RedisCoordinator  # optional driver
-
-    coordinator = RedisCoordinator(coordination.url)
-    coordinator.open(coordination.run_id, coordination.timings)
-    try:
+        coordination = Coordination(url=url, name=name, place=place, timings=_TIMINGS)
+        coordinator = stack.enter_context(closing(RedisCoordinator(coordination.url)))
+        coordinator.open(coordination.run_id, _TIMINGS)
         # A heartbeat needs the right to write, too.
-        beat = Heartbeat(worker_id="demo", campaign=False, floor=0, duration=coordination.timings.duration)
+        beat = Heartbeat(worker_id="demo", campaign=False, floor=0, duration=_TIMINGS.duration)
         coordinator.heartbeat(beat)
         coordinator.leave(beat.worker_id)
         try:
@@ -97,5 +91,3 @@ def _on_server(coordination: Coordination) -> Iterator[CoordinatorSetup]:
             # A kept backup or an interrupted demonstration leaves its records there.
             with suppress(CoordinatorError):
                 coordinator.erase()
-    finally:
-        coordinator.close()

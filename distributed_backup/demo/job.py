@@ -11,7 +11,6 @@ import hashlib
 import logging
 import random
 import threading
-from collections.abc import Mapping
 from importlib.resources import files
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,10 +22,9 @@ import synalinks
 
 from distributed_backup.callback import BackupAndRestore
 from distributed_backup.clock import SystemClock
-from distributed_backup.demo.messages import Message, OwnKind, Plan, ProcessSpec
+from distributed_backup.demo.messages import OwnKind, Plan, ProcessSpec
 from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.observability.events import Event, Kind, Sink
-from distributed_backup.position import Position
 
 
 class Question(synalinks.DataModel):  # type: ignore[misc]  # synalinks has no types
@@ -50,32 +48,15 @@ class MessageSender:
         self._clock = SystemClock()
         # A connection takes one writer at a time. The saver and the elector report from their own threads.
         self._lock = threading.Lock()
-        self.calls = 0
 
-    def send(
-        self, kind: OwnKind | Kind, *, position: Position | None = None, fields: Mapping[str, Any] | None = None
-    ) -> None:
+    def send(self, kind: OwnKind | Kind, /, **fields: Any) -> None:
         """Send one message, with the present instant."""
         with self._lock:
-            message = Message(
-                at=self._clock.now(),
-                name=self._spec.name,
-                incarnation=self._spec.incarnation,
-                kind=kind,
-                position=position,
-                calls=self.calls,
-                fields=fields or {},
-            )
-            self._connection.send(message)
-
-    def count_call(self) -> None:
-        """Count a call of the language model that begins."""
-        self.calls += 1
-        self.send("call")
+            self._connection.send(self._spec.message(kind, at=self._clock.now(), fields=fields))
 
     def emit(self, event: Event) -> None:
         """Send an event of the worker."""
-        self.send(event.kind, fields=event.fields)
+        self.send(event.kind, **event.fields)
 
     def close(self, timeout: float) -> None:
         """Do nothing: the pipe ends with the process."""
@@ -98,7 +79,7 @@ class CountedLanguageModel(OfflineLanguageModel):
     sender: MessageSender
 
     async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
-        self.sender.count_call()
+        self.sender.send("call")
         return await super()._acompletion(formatted_messages, **kwargs)
 
 
@@ -117,15 +98,15 @@ class BoundaryReporter(synalinks.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Report a training batch."""
         self._trained = batch + 1
-        self._sender.send("boundary", position=Position(self._epoch, self._trained))
+        self._sender.send("boundary", epoch=self._epoch, batch=self._trained)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Report a validation batch."""
-        self._sender.send("boundary", position=Position(self._epoch, self._trained + batch + 1))
+        self._sender.send("boundary", epoch=self._epoch, batch=self._trained + batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Report an epoch."""
-        self._sender.send("boundary", position=Position(epoch + 1))
+        self._sender.send("boundary", epoch=epoch + 1, batch=0)
 
 
 def run(connection: Connection, plan: Plan, spec: ProcessSpec) -> None:
@@ -136,6 +117,9 @@ def run(connection: Connection, plan: Plan, spec: ProcessSpec) -> None:
 
 async def _fit(plan: Plan, spec: ProcessSpec, sender: MessageSender) -> None:
     program = await _build(plan, sender)
+    callbacks: list[synalinks.callbacks.Callback] = [BoundaryReporter(sender)]
+    if spec.backup_dir is not None:
+        callbacks.append(_backup(plan, spec, sender, spec.backup_dir))
     x, y = _samples("training")
     sender.send("ready")
     await program.fit(
@@ -146,19 +130,17 @@ async def _fit(plan: Plan, spec: ProcessSpec, sender: MessageSender) -> None:
         minibatch_size=None,
         epochs=plan.epochs,
         verbose=0,
-        callbacks=[BoundaryReporter(sender), *_backups(plan, spec, sender)],
+        callbacks=callbacks,
         validation_data=_samples("validation"),
         validation_batch_size=plan.batch_size,
     )
-    sender.send("completed", fields=state_digests(program))
+    sender.send("completed", **state_digests(program))
 
 
-def _backups(plan: Plan, spec: ProcessSpec, sender: MessageSender) -> list[ObservedBackup]:
-    if spec.backup_dir is None:
-        return []
-    callback = ObservedBackup(
+def _backup(plan: Plan, spec: ProcessSpec, sender: MessageSender, backup_dir: Path) -> ObservedBackup:
+    return ObservedBackup(
         sender,
-        spec.backup_dir,
+        backup_dir,
         save_freq="epoch",
         delete_checkpoint=not spec.keep,
         coordinator=plan.coordination.url,
@@ -168,7 +150,6 @@ def _backups(plan: Plan, spec: ProcessSpec, sender: MessageSender) -> list[Obser
         grace_period=plan.grace_period,
         timings=plan.coordination.timings,
     )
-    return [callback]
 
 
 async def _build(plan: Plan, sender: MessageSender) -> Any:

@@ -87,24 +87,32 @@ class ProcessSpec:
     keep: bool
     log: Path
 
+    def message(self, kind: OwnKind | Kind, *, at: float, fields: Mapping[str, Any]) -> Message:
+        """Return a message about this process."""
+        return Message(at=at, name=self.name, incarnation=self.incarnation, kind=kind, fields=fields)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """A transition of a process: an event of its worker, or one of the demonstration's own.
 
-    The process or its parent takes the instant `at` from `SystemClock`, when the transition happens. `calls` counts
-    the calls of the language model that this incarnation has begun.
+    The process or its parent takes the instant `at` from `SystemClock`, when the transition happens. Messages of one
+    process arrive in the order in which they were sent.
 
     Own kinds: "started": the parent has started the process. "ready": `fit` is about to begin. "call": a call of the
-    language model began. "boundary": a batch or an epoch ended at `position`. "completed": `fit` returned, and `fields`
-    holds a digest of each part of the final state. "signal_sent": the parent has sent the signal `fields["signal"]`.
-    "exited": the process ended with the exit code `fields["code"]`.
+    language model began. "boundary": a batch or an epoch ended at the position in `fields`. "completed": `fit`
+    returned, and `fields` holds a digest of each part of the final state. "signal_sent": the parent has sent the signal
+    `fields["signal"]`. "exited": the process ended with the exit code `fields["code"]`.
     """
 
     at: float
     name: str
     incarnation: int
     kind: OwnKind | Kind
-    position: Position | None = None
-    calls: int = 0
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def position(self) -> Position | None:
+        """Return the position in `fields`. None if there is none."""
+        epoch = self.fields.get("epoch")
+        return None if epoch is None else Position(epoch, self.fields["batch"])

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import synalinks
 
+_CHOICES: Final = ("yes", "no")
+
 
 class OfflineLanguageModel(synalinks.LanguageModel):  # type: ignore[misc]  # synalinks has no types
-    """Answer each string field of the requested schema with one of `choices`, selected by a hash of the prompt.
+    """Answer each string field of the requested schema with "yes" or "no", selected by a hash of the prompt.
 
     `latency` is in seconds. `calls` counts the calls that were begun.
     """
 
-    def __init__(self, latency: float = 0.0, choices: Sequence[str] = ("yes", "no")) -> None:
+    def __init__(self, latency: float = 0.0) -> None:
         super().__init__(model="openai/offline")
         self.latency = latency
-        self.choices = tuple(choices)
         self.calls = 0
 
     async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
@@ -33,8 +33,8 @@ class OfflineLanguageModel(synalinks.LanguageModel):  # type: ignore[misc]  # sy
         schema = (kwargs.get("response_format") or {}).get("json_schema", {}).get("schema", {})
         digest = hashlib.sha256(orjson.dumps(formatted_messages)).digest()
         answer = {
-            name: self.choices[digest[index % len(digest)] % len(self.choices)]
+            name: _CHOICES[digest[index % len(digest)] % len(_CHOICES)]
             for index, name in enumerate(schema.get("properties", {}))
         }
-        content = orjson.dumps(answer).decode() if answer else self.choices[digest[0] % len(self.choices)]
+        content = orjson.dumps(answer).decode() if answer else _CHOICES[digest[0] % len(_CHOICES)]
         return {"choices": [{"message": {"content": content}, "finish_reason": "stop"}], "usage": {}}

@@ -39,9 +39,6 @@ def _deferred_signals() -> Iterator[None]:
 
     Handlers replace them, because the server and the workers would inherit a signal mask.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     deferred: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.signal(number, lambda number, _: deferred.append(number)) for number in numbers}

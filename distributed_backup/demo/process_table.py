@@ -6,32 +6,34 @@ arrival.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
-from distributed_backup.demo.messages import REFERENCE, Message
+from distributed_backup.demo.messages import REFERENCE, Message, OwnKind
+from distributed_backup.observability.events import Kind
 from distributed_backup.position import Position
 
 Status = Literal["starting", "leader", "follower", "exiting", "exited", "finished", "training"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """A checkpoint that was durable at the instant `at`."""
-
-    at: float
-    term: int
-    position: Position
+_STATUS_AFTER: Final[Mapping[str, Status]] = {
+    "elected": "leader",
+    "lost": "follower",
+    "resigned": "follower",
+    "notice": "exiting",
+    "exited": "exited",
+    "completed": "finished",
+}
 
 
 @dataclass(slots=True, kw_only=True)
 class ProcessRecord:
     """One incarnation of a worker, or the reference run.
 
-    `term` is the last term that it led. Training began at `start` and has reached the boundary `position`. `calls_at`
-    holds the calls begun when it reached each boundary, `elections` the instant of each election by term.
-    `final_state`, a digest of each part, is there after a complete fit.
+    `term` is the last term that it led. Training began at `start` and has reached the boundary `position`. `calls`
+    counts the calls of the language model that it has begun, and `calls_at` holds their number at each boundary.
+    `elections` holds the instants of its elections, `commits` the instant and the position of each durable checkpoint.
+    `final_state`, a digest of each part, is empty before a complete fit.
     """
 
     name: str
@@ -43,11 +45,11 @@ class ProcessRecord:
     position: Position = field(default_factory=lambda: Position(0))
     calls: int = 0
     calls_at: dict[Position, int] = field(default_factory=lambda: {Position(0): 0})
-    elections: dict[int, float] = field(default_factory=dict)
-    commits: list[Commit] = field(default_factory=list)
+    elections: list[float] = field(default_factory=list)
+    commits: list[tuple[float, Position]] = field(default_factory=list)
     exit_code: int | None = None
     exited_at: float | None = None
-    final_state: dict[str, str] | None = None
+    final_state: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_training(self) -> bool:
@@ -61,46 +63,37 @@ class ProcessRecord:
 
     def apply(self, message: Message) -> None:
         """Update the record."""
-        self.calls = max(self.calls, message.calls)
-        if message.kind == "boundary":
-            self._reach(message)
-        elif message.kind == "restored":
-            self.start = self.position = _position_in(message)
-            self.calls_at[self.start] = message.calls
-        elif message.kind == "committed":
-            self.commits.append(Commit(at=message.at, term=message.fields["term"], position=_position_in(message)))
+        position = message.position
+        if message.kind == "call":
+            self.calls += 1
+        # A resumed fit passes the completed batches again without calls. They don't count.
+        elif message.kind == "boundary" and position is not None and position > self.position:
+            self.position = position
+            self.calls_at[position] = self.calls
+        elif message.kind == "restored" and position is not None:
+            self.start = self.position = position
+            self.calls_at[position] = self.calls
+        elif message.kind == "committed" and position is not None:
+            self.commits.append((message.at, position))
         elif message.kind == "elected":
             self.term = message.fields["term"]
-            self.elections[self.term] = message.at
+            self.elections.append(message.at)
         elif message.kind == "completed":
             self.final_state = dict(message.fields)
         elif message.kind == "exited":
             self.exit_code, self.exited_at = message.fields["code"], message.at
-        self.status = self._status_after(message)
+        self.status = self._status_after(message.kind)
 
-    def _reach(self, message: Message) -> None:
-        # A resumed fit passes the completed batches again without calls. They don't count.
-        if message.position is not None and message.position > self.position:
-            self.position = message.position
-            self.calls_at.setdefault(message.position, message.calls)
-
-    def _status_after(self, message: Message) -> Status:
-        if self.final_state is not None:
+    def _status_after(self, kind: OwnKind | Kind) -> Status:
+        if self.status == "finished":
             return "finished"  # threads of the process may still report
-        if message.kind == "ready":
-            return "training" if self.name == REFERENCE else "starting"
-        if message.kind == "restored" and self.status == "starting":
-            return "follower"
-        if self.status == "exiting" and message.kind != "exited":
+        if self.status == "exiting" and kind not in {"exited", "completed"}:
             return "exiting"
-        changes: dict[str, Status] = {
-            "elected": "leader",
-            "lost": "follower",
-            "resigned": "follower",
-            "notice": "exiting",
-            "exited": "exited",
-        }
-        return changes.get(message.kind, self.status)
+        if self.status == "starting" and kind == "ready" and self.name == REFERENCE:
+            return "training"
+        if self.status == "starting" and kind == "restored":
+            return "follower"
+        return _STATUS_AFTER.get(kind, self.status)
 
 
 class ProcessTable:
@@ -129,9 +122,9 @@ class ProcessTable:
         """Return the worker that leads."""
         return next((record for record in self.current() if record.status == "leader"), None)
 
-    def reference(self) -> ProcessRecord | None:
+    def reference(self) -> ProcessRecord:
         """Return the uninterrupted run."""
-        return next(iter(self.records.get(REFERENCE, [])), None)
+        return self.records[REFERENCE][0]
 
     def next_election(self, after: float, *, not_by: ProcessRecord) -> float | None:
         """Return the instant of the first election of another worker from `after` on."""
@@ -140,11 +133,7 @@ class ProcessTable:
             for records in self.workers()
             for record in records
             if record is not not_by
-            for at in record.elections.values()
+            for at in record.elections
             if at >= after
         )
         return min(instants, default=None)
-
-
-def _position_in(message: Message) -> Position:
-    return Position(message.fields["epoch"], message.fields["batch"])

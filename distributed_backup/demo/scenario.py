@@ -7,8 +7,7 @@ waits for a message, with a timeout between two messages. `verdict` judges the r
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -44,25 +43,29 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentSignal:
-    """A signal that the scenario sent, with the last boundary that its process had reached."""
+    """A signal that the scenario sent to a leader, and what followed.
+
+    The process `record` had reached `last_boundary`. `on_disk` is the newest position that verified when it had exited.
+    """
 
     at: float
     record: ProcessRecord
     last_boundary: Position
+    on_disk: Position | None
+    next_leader_at: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Recording:
-    """The data of one demonstration.
+    """The data of one complete demonstration.
 
-    `on_disk` is the newest position that verified when the preempted leader had exited. `leftovers` are the names in
-    the backup directory at the end, and records on a server. `unreadable` are checkpoints that don't verify.
+    `leftovers` are the names in the backup directory at the end, and records on a server. `unreadable` are checkpoints
+    that don't verify.
     """
 
     table: ProcessTable
-    sigterm: SentSignal | None = None
-    on_disk: Position | None = None
-    sigkill: SentSignal | None = None
+    sigterm: SentSignal
+    sigkill: SentSignal
     leftovers: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
 
@@ -82,7 +85,7 @@ class Scenario:
         self._clock = SystemClock()
         self._processes: list[DemoProcess] = []
         self._table = ProcessTable()
-        self._recording = Recording(table=self._table)
+        self._signalled: list[ProcessRecord] = []
 
     def run(self) -> Recording:
         """Run all steps. On return or error no process is left.
@@ -90,20 +93,30 @@ class Scenario:
         Raises:
             DemoError: The condition of a step did not occur.
         """
-        with self._processes_closed():
+        try:
             self._describe_coordinator()
             self._start_all()
-            self._preempt_leader()
-            self._kill_leader()
+            # In the second epoch and between its ends, where scheduled checkpoints are not enough.
+            sigterm = self._signal_leader(signal.SIGTERM, Position(1, 1), "it saves and exits")
+            sigkill = self._signal_leader(signal.SIGKILL, Position(2, 0), "no time to save anything")
             self._await_end()
-        return self._recording
+            return Recording(
+                table=self._table,
+                sigterm=sigterm,
+                sigkill=sigkill,
+                leftovers=tuple(sorted(path.name for path in self._backup_dir.glob("*"))),
+                unreadable=tuple(row.name for row in CheckpointStore(self._backup_dir).verify()),
+            )
+        finally:
+            for process in self._processes:
+                process.close()
 
     # ---------------------------------------------------------------- the steps
 
     def _describe_coordinator(self) -> None:
         coordination = self._plan.coordination
         if coordination.has_lease:
-            self._observer.step(f"Coordinator: {coordination.place or coordination.name}")
+            self._observer.step(f"Coordinator: {coordination.place}")
             self._observer.step(
                 f"The holder of the lease leads. A lease lasts {coordination.timings.duration:.1f} s, and the leader "
                 f"renews it every {coordination.timings.retry_period:.1f} s: when renewals stop, another takes over"
@@ -117,37 +130,26 @@ class Scenario:
         self._observer.step("Training until the leader is in the middle of its second epoch")
         self._wait_until(lambda: all(record.is_training for record in self._table.current()), "all workers train")
 
-    def _preempt_leader(self) -> None:
-        # In the second epoch and between its ends, where scheduled checkpoints are not enough.
-        victim = self._wait_until(lambda: self._leader_in_flight(Position(1, 1)), "the leader is in its second epoch")
-        self._observer.step(f"SIGTERM to the leader, {victim.name}, in the middle of a batch: it saves and exits")
-        self._recording.sigterm = sent = self._send(victim, signal.SIGTERM)
-        self._wait_until(lambda: victim.exit_code is not None, f"{victim.name} exits")
-        self._recording.on_disk = self._newest_on_disk()
-        self._wait_until(lambda: self._table.next_election(sent.at, not_by=victim), "another worker leads")
-        self._restart(victim)
-
-    def _kill_leader(self) -> None:
+    def _signal_leader(self, number: signal.Signals, after: Position, purpose: str) -> SentSignal:
+        """Signal the leader in a batch after the position `after`. Restart it when another worker leads."""
         victim = self._wait_until(
-            lambda: self._leader_in_flight(Position(2, 0)), "the new leader is in its third epoch"
+            lambda: self._leader_in_flight(after), f"the leader is in a batch after {self._plan.describe(after)}"
         )
-        wait = ". Its lease must run out" if self._plan.coordination.has_lease else ""
-        self._observer.step(f"SIGKILL to the new leader, {victim.name}: no time to save anything{wait}")
-        self._recording.sigkill = sent = self._send(victim, signal.SIGKILL)
+        self._observer.step(f"{number.name} to the leader, {victim.name}, in the middle of a batch: {purpose}")
+        process = next(item for item in self._processes if item.pid == victim.pid)
+        at, last_boundary = self._clock.now(), victim.position
+        self._signalled.append(victim)
+        process.send(number)
+        self._handle(process.spec.message("signal_sent", at=at, fields={"signal": number.name}))
         self._wait_until(lambda: victim.exit_code is not None, f"{victim.name} exits")
-        self._wait_until(lambda: self._table.next_election(sent.at, not_by=victim), "another worker leads")
-        self._restart(victim)
-
-    def _await_end(self) -> None:
-        self._observer.step("Waiting for the end of all workers and of the uninterrupted reference run")
-        processes = [*self._table.current(), self._table.reference()]
-        self._wait_until(
-            lambda: all(record is None or record.exit_code is not None for record in processes), "all processes exit"
+        on_disk = next((row.position for row in CheckpointStore(self._backup_dir).list() if row.valid), None)
+        next_leader_at = self._wait_until(lambda: self._table.next_election(at, not_by=victim), "another worker leads")
+        self._observer.step(f"Restarting {victim.name}: it resumes from the newest checkpoint")
+        self._start(victim.name)
+        self._wait_until(lambda: self._table.records[victim.name][-1].is_training, f"{victim.name} trains again")
+        return SentSignal(
+            at=at, record=victim, last_boundary=last_boundary, on_disk=on_disk, next_leader_at=next_leader_at
         )
-        store = CheckpointStore(self._backup_dir)
-        self._recording.unreadable = tuple(row.name for row in store.verify())
-        if self._backup_dir.exists():
-            self._recording.leftovers = tuple(sorted(path.name for path in self._backup_dir.iterdir()))
 
     def _leader_in_flight(self, after: Position) -> ProcessRecord | None:
         leader = self._table.leader()
@@ -155,14 +157,10 @@ class Scenario:
             return None
         return leader
 
-    def _restart(self, exited: ProcessRecord) -> None:
-        self._observer.step(f"Restarting {exited.name}: it resumes from the newest checkpoint")
-        self._start(exited.name)
-        self._wait_until(lambda: self._table.records[exited.name][-1].is_training, f"{exited.name} trains again")
-
-    def _newest_on_disk(self) -> Position | None:
-        newest = next((row for row in CheckpointStore(self._backup_dir).list() if row.valid), None)
-        return None if newest is None else newest.position
+    def _await_end(self) -> None:
+        self._observer.step("Waiting for the end of all workers and of the uninterrupted reference run")
+        records = [*self._table.current(), self._table.reference()]
+        self._wait_until(lambda: all(record.exit_code is not None for record in records), "all processes exit")
 
     # ---------------------------------------------------------------- processes and their messages
 
@@ -178,22 +176,7 @@ class Scenario:
         process = DemoProcess(self._plan, spec)
         self._processes.append(process)
         self._table.add(ProcessRecord(name=name, incarnation=incarnation, pid=process.pid))
-        self._handle(Message(at=self._clock.now(), name=name, incarnation=incarnation, kind="started"))
-
-    def _send(self, record: ProcessRecord, number: signal.Signals) -> SentSignal:
-        process = next(item for item in self._processes if item.pid == record.pid)
-        sent = SentSignal(at=self._clock.now(), record=record, last_boundary=record.position)
-        process.send(number)
-        self._handle(
-            Message(
-                at=sent.at,
-                name=record.name,
-                incarnation=record.incarnation,
-                kind="signal_sent",
-                fields={"signal": number.name},
-            )
-        )
-        return sent
+        self._handle(spec.message("started", at=self._clock.now(), fields={}))
 
     def _wait_until[T](self, condition: Callable[[], T | None], text: str) -> T:
         """Handle messages until `condition` returns a true value, and return that value."""
@@ -217,14 +200,7 @@ class Scenario:
         if message is None:
             code = process.join(_EXIT_TIMEOUT)
             process.close()
-            spec = process.spec
-            message = Message(
-                at=self._clock.now(),
-                name=spec.name,
-                incarnation=spec.incarnation,
-                kind="exited",
-                fields={"code": code},
-            )
+            message = process.spec.message("exited", at=self._clock.now(), fields={"code": code})
         self._handle(message)
 
     def _handle(self, message: Message) -> None:
@@ -233,10 +209,9 @@ class Scenario:
 
     def _check_exits(self, text: str) -> None:
         """Raise if a process has exited before its fit was complete, unless the scenario sent it a signal."""
-        signalled = [sent.record for sent in (self._recording.sigterm, self._recording.sigkill) if sent is not None]
         for records in self._table.records.values():
             record = records[-1]
-            if record.exit_code is not None and record.final_state is None and record not in signalled:
+            if record.exit_code is not None and not record.final_state and record not in self._signalled:
                 raise DemoError(
                     f"{record.name} ended with exit code {record.exit_code} while the demonstration waited until "
                     f"{text}. The end of its log:\n" + self._log_end(record.name)
@@ -245,11 +220,3 @@ class Scenario:
     def _log_end(self, name: str) -> str:
         log = self._logs / f"{name}.log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-12:]) if log.exists() else "(no log)"
-
-    @contextmanager
-    def _processes_closed(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            for process in self._processes:
-                process.close()

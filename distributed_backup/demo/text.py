@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from distributed_backup.demo.messages import Message, Plan
@@ -15,7 +15,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "joined": "joined the run",
     "restored": "resumes from the checkpoint: {where}",
     "call": "",
-    "boundary": "",
+    "boundary": "reached the {where}",
     "progress": "",
     "elected": "LEADS now, in term {term}",
     "lost": "lost the lead: {reason}",
@@ -36,57 +36,47 @@ TEXTS: Final[Mapping[str, str]] = {
 }
 """The text of each kind of message. Kinds with an empty text get no line."""
 
-_STARTED_AGAIN: Final = "started again"
-_FRESH_START: Final = "nothing is saved yet: starts at the beginning"
-_UNSAVED: Final = {False: "NOT saved, exits", None: "nothing to save, exits"}
-_EXITS: Final = {0: "process ended", -9: "process was killed"}
-
 
 def describe_message(message: Message, plan: Plan) -> str:
     """Return the line for a message, empty if the message gets none."""
-    if message.position is not None:
-        return _milestone(message.position, plan)
-    fields = message.fields
-    where = "" if fields.get("epoch") is None else plan.describe(Position(fields["epoch"], fields["batch"]))
-    return _template(message).format_map({**fields, "where": where, "grace": plan.grace_period})
+    where = "" if message.position is None else plan.describe(message.position)
+    return _template(message).format_map({**message.fields, "where": where, "grace": plan.grace_period})
 
 
 def _template(message: Message) -> str:
-    kind, fields, usual = message.kind, message.fields, TEXTS[message.kind]
-    if kind == "started" and message.incarnation > 1:
-        return _STARTED_AGAIN
-    if kind == "restored" and fields["checkpoint"] is None:
-        return _FRESH_START
-    if kind == "preempted":
-        return _UNSAVED.get(fields["saved"], usual)
-    if kind == "exited":
-        return _EXITS.get(fields["code"], usual)
-    return usual
-
-
-def _milestone(position: Position, plan: Plan) -> str:
-    if position.batch:
-        return ""
-    return f"reached the {plan.describe(position)}" + (", the last" if position.epoch == plan.epochs else "")
+    text = TEXTS[message.kind]
+    match message.kind, message.fields:
+        case "started", _ if message.incarnation > 1:
+            text = "started again"
+        case "restored", {"checkpoint": None}:
+            text = "nothing is saved yet: starts at the beginning"
+        case "boundary", {"batch": batch} if batch:
+            text = ""
+        case "preempted", {"saved": False}:
+            text = "NOT saved, exits"
+        case "preempted", {"saved": None}:
+            text = "nothing to save, exits"
+        case "exited", {"code": 0}:
+            text = "process ended"
+        case "exited", {"code": -9}:
+            text = "process was killed"
+    return text
 
 
 def format_verdict(verdict: Verdict, plan: Plan) -> list[str]:
     """Return the lines of the verdict."""
+    workers, unequal = len(verdict.calls_by_worker), {item.partition(":")[0] for item in verdict.differences}
+    equal = f"{workers - len(unequal)} of {workers} workers"
     calls = ", ".join(f"{name} {count}" for name, count in verdict.calls_by_worker.items())
     return [
         "VERDICT: " + ("" if verdict.holds else "NOT ") + "everything that is promised held",
         *(f"  PROBLEM              {problem}" for problem in verdict.problems),
-        f"  Final state          {_state_line(verdict)}",
+        f"  Final state          {equal} ended in exactly the state of the uninterrupted run",
         f"  Checkpoints written  {verdict.checkpoints_written}",
-        *([] if verdict.sigterm is None else _sigterm_lines(verdict.sigterm, plan)),
-        *([] if verdict.sigkill is None else _sigkill_lines(verdict.sigkill)),
+        *_sigterm_lines(verdict.sigterm, plan),
+        *_sigkill_lines(verdict.sigkill),
         f"  LM calls             {verdict.calls_uninterrupted} in the uninterrupted run, with all restarts: {calls}",
     ]
-
-
-def _state_line(verdict: Verdict) -> str:
-    equal = verdict.workers - len({item.partition(":")[0] for item in verdict.differences})
-    return f"{equal} of {verdict.workers} workers ended in exactly the state of the uninterrupted run"
 
 
 def _sigterm_lines(found: SigtermOutcome, plan: Plan) -> list[str]:
@@ -102,18 +92,15 @@ def _sigterm_lines(found: SigtermOutcome, plan: Plan) -> list[str]:
 
 
 def _sigkill_lines(found: SigkillOutcome) -> list[str]:
-    return [
+    lines = [
         f"  SIGKILL the leader   {found.worker}, without a chance to save",
-        *_takeover_lines(found),
-        f"    LM calls repeated  {found.calls_repeated}. Only the last checkpoint is promised here",
+        f"    to the next leader {_format_ms(found.next_leader_ms)}, exact: the demo sent the signal. "
+        "`timeline` shows an upper bound",
     ]
-
-
-def _takeover_lines(found: SigkillOutcome) -> Iterator[str]:
-    exact = "" if found.next_leader_ms is None else ", exact: the demo sent the signal. `timeline` shows an upper bound"
-    yield f"    to the next leader {_format_ms(found.next_leader_ms)}{exact}"
-    if found.lease_ms is not None and found.next_leader_ms is not None:
-        yield f"{'':23}It took over when the lease had run out, {found.lease_ms / 1000:.1f} s after its last renewal"
+    if found.lease_ms is not None:
+        seconds = found.lease_ms / 1000
+        lines.append(f"{'':23}It took over when the lease had run out, {seconds:.1f} s after its last renewal")
+    return [*lines, f"    LM calls repeated  {found.calls_repeated}. Only the last checkpoint is promised here"]
 
 
 def _format_ms(milliseconds: float | None) -> str:

@@ -118,7 +118,6 @@ def test_a_grace_period_too_short_for_the_batch_in_flight_costs_no_more_than_tha
     verdict = judge(recording, plan, keep=True)
     assert verdict.problems == ()
     assert verdict.final_state_equal
-    assert verdict.sigterm is not None
     assert verdict.sigterm.in_flight_durable_ms is None
     assert 0 < verdict.sigterm.calls_repeated <= verdict.sigterm.calls_in_flight == 8
     assert CheckpointStore(tmp_path / "run").verify() == []

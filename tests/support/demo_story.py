@@ -12,6 +12,7 @@ from distributed_backup.demo.process_table import ProcessRecord, ProcessTable
 from distributed_backup.demo.scenario import Recording, SentSignal
 from distributed_backup.observability.events import Kind
 from distributed_backup.position import Position
+from distributed_backup.worker.context import position_fields
 
 PLAN = Plan(epochs=2, batch_size=12, grace_period=5.0)  # 2 training batches and 1 validation batch an epoch
 ON_REDIS = replace(
@@ -29,8 +30,8 @@ STATE = {"program_trainable": "aa", "metrics": "bb"}
 def restored(position: Position | None, term: int = 1) -> dict[str, Any]:
     """Fields of a start from the checkpoint of `position`, or of a fresh start."""
     if position is None:
-        return {"checkpoint": None, "epoch": 0, "batch": 0}
-    return {"checkpoint": checkpoint_name(term, position), "epoch": position.epoch, "batch": position.batch}
+        return {"checkpoint": None, **position_fields(Position(0))}
+    return {"checkpoint": checkpoint_name(term, position), **position_fields(position)}
 
 
 def committed(term: int, position: Position) -> dict[str, Any]:
@@ -55,9 +56,6 @@ class Story:
         record: ProcessRecord,
         kind: OwnKind | Kind,
         fields: dict[str, Any] | None = None,
-        *,
-        position: Position | None = None,
-        calls: int = 0,
     ) -> Message:
         self.now += 0.01
         message = Message(
@@ -65,8 +63,6 @@ class Story:
             name=record.name,
             incarnation=record.incarnation,
             kind=kind,
-            position=position,
-            calls=calls or record.calls,
             fields=fields or {},
         )
         self.table.apply(message)
@@ -74,8 +70,12 @@ class Story:
 
     def train(self, record: ProcessRecord, *boundaries: Position) -> None:
         for position in boundaries:
-            calls = record.calls if position.batch == 0 else record.calls + CALLS
-            self.add(record, "boundary", position=position, calls=calls)
+            self.call(record, CALLS if position.batch else 0)
+            self.add(record, "boundary", position_fields(position))
+
+    def call(self, record: ProcessRecord, count: int) -> None:
+        for _ in range(count):
+            self.add(record, "call")
 
     def finish(self, record: ProcessRecord) -> None:
         self.add(record, "completed", STATE)
@@ -99,25 +99,25 @@ def whole_story() -> tuple[Story, Recording]:
     story.train(one, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
     story.add(one, "committed", committed(1, Position(1)))
     story.train(two, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
-    story.add(one, "call", calls=one.calls + 3)
-    sigterm = SentSignal(at=story.now, record=one, last_boundary=one.position)
+    story.call(one, 3)
+    sigterm: dict[str, Any] = {"at": story.now, "record": one, "last_boundary": one.position, "on_disk": Position(1, 1)}
     story.add(one, "notice")
     story.add(one, "committed", committed(1, Position(1, 1)))
     story.add(one, "exited", {"code": 143})
-    story.add(two, "elected", {"term": 2})
+    sigterm["next_leader_at"] = story.add(two, "elected", {"term": 2}).at
     again = story.start("worker-1")
     story.add(again, "restored", restored(Position(1, 1)))
-    story.add(two, "call", calls=two.calls + 4)
-    sigkill = SentSignal(at=story.now, record=two, last_boundary=two.position)
+    story.call(two, 4)
+    sigkill: dict[str, Any] = {"at": story.now, "record": two, "last_boundary": two.position, "on_disk": Position(1, 1)}
     story.add(two, "exited", {"code": -9})
-    story.add(again, "elected", {"term": 3})
+    sigkill["next_leader_at"] = story.add(again, "elected", {"term": 3}).at
     story.train(again, *boundaries(Position(1, 1)))
     successor = story.start("worker-2")
     story.add(successor, "restored", restored(Position(1)))
     story.train(successor, *boundaries(Position(1)))
     story.finish(again)
     story.finish(successor)
-    return story, Recording(table=story.table, sigterm=sigterm, on_disk=Position(1, 1), sigkill=sigkill)
+    return story, Recording(table=story.table, sigterm=SentSignal(**sigterm), sigkill=SentSignal(**sigkill))
 
 
 def record_of(recording: Recording, name: str, number: int = -1) -> ProcessRecord:

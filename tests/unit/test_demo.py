@@ -26,7 +26,8 @@ from distributed_backup.demo.text import TEXTS, describe_message
 from distributed_backup.errors import ConfigError
 from distributed_backup.observability.events import KINDS, Kind
 from distributed_backup.position import Position
-from tests.support.demo_story import CALLS, PLAN, STATE, Story, committed, record_of, restored, whole_story
+from distributed_backup.worker.context import position_fields
+from tests.support.demo_story import PLAN, STATE, Story, committed, record_of, restored, whole_story
 
 
 @pytest.fixture
@@ -43,10 +44,10 @@ def test_a_fast_forward_is_no_progress() -> None:
     record = story.start("worker-1")
     story.add(record, "restored", restored(Position(1, 2)))
     for batch in (1, 2):
-        story.add(record, "boundary", position=Position(1, batch))
+        story.add(record, "boundary", position_fields(Position(1, batch)))
         assert record.position == record.start == Position(1, 2)
     assert [record.is_training, record.has_batch_in_flight] == [False, False]
-    story.add(record, "call", calls=1)
+    story.call(record, 1)
     assert [record.is_training, record.has_batch_in_flight] == [False, True]
     story.train(record, Position(1, 3))
     assert [record.is_training, record.has_batch_in_flight] == [True, False]
@@ -81,6 +82,13 @@ def test_a_message_that_comes_late_does_not_make_a_leader_of_a_finished_worker()
     assert story.table.leader() is None
 
 
+def test_a_victim_that_leads_again_is_no_next_leader(recording: Recording) -> None:
+    sent, table = recording.sigterm, recording.table
+    sent.record.elections.append(sent.at)
+    assert table.next_election(sent.at, not_by=sent.record) == sent.next_leader_at
+    assert table.next_election(sent.at + 100, not_by=sent.record) is None
+
+
 # -------------------------------------------------------------------- texts and screens
 
 
@@ -99,6 +107,8 @@ def test_a_message_that_comes_late_does_not_make_a_leader_of_a_finished_worker()
         ("unreachable", {"reason": "refused"}, "can't reach the coordinator: refused"),
         ("deleted", {}, "has deleted the backup"),
         ("started", {}, "started"),
+        ("boundary", {"epoch": 1, "batch": 0}, "reached the end of epoch 1"),
+        ("boundary", {"epoch": 1, "batch": 2}, ""),
         ("exited", {"code": -9}, "process was killed"),
         ("exited", {"code": 143}, "exit code 143"),
         ("signal_sent", {"signal": "SIGTERM"}, "<== SIGTERM"),
@@ -125,7 +135,7 @@ def test_the_plain_screen_writes_a_line_for_each_event_without_control_character
     story = Story()
     record = story.start("worker-1")
     screen.step("Training")
-    for message in (story.add(record, "elected", {"term": 1}), story.add(record, "call", calls=1)):
+    for message in (story.add(record, "elected", {"term": 1}), story.add(record, "call")):
         screen.message(message, story.table)
     assert len(lines) == 2
     assert lines[0].endswith("-- Training")
@@ -152,7 +162,7 @@ def test_the_live_screen_shows_every_worker_and_the_log(width: int) -> None:
 class FakeProcess:
     """A process that sends the messages of its script, then exits with code 1."""
 
-    script: ClassVar[list[tuple[OwnKind, Position | None, int]]]
+    script: ClassVar[list[tuple[OwnKind, dict[str, Any]]]]
     made: ClassVar[list[FakeProcess]]
 
     def __init__(self, plan: Plan, spec: ProcessSpec) -> None:
@@ -161,10 +171,8 @@ class FakeProcess:
         receiver, sender = multiprocessing.Pipe(duplex=False)
         self.messages: Connection[Any, Any] = receiver
         spec.log.write_text("the last line of the log\n")
-        for kind, position, calls in self.script:
-            sender.send(
-                Message(at=1.0, name=spec.name, incarnation=spec.incarnation, kind=kind, position=position, calls=calls)
-            )
+        for kind, fields in self.script:
+            sender.send(spec.message(kind, at=1.0, fields=fields))
         sender.close()
         self.closed = False
         self.made.append(self)
@@ -199,7 +207,7 @@ class NoObserver:
 @pytest.fixture
 def fake_processes(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
     class Fresh(FakeProcess):
-        script: ClassVar[list[tuple[OwnKind, Position | None, int]]] = []
+        script: ClassVar[list[tuple[OwnKind, dict[str, Any]]]] = []
         made: ClassVar[list[FakeProcess]] = []
 
     monkeypatch.setattr(scenario_module, "DemoProcess", Fresh)
@@ -221,7 +229,7 @@ def test_a_worker_that_exits_early_ends_the_demonstration(tmp_path: Path, fake_p
 
 def test_a_condition_that_never_holds_ends_the_demonstration(tmp_path: Path, fake_processes: type[FakeProcess]) -> None:
     """The messages of the restore and of the election are lost. All workers finish."""
-    fake_processes.script = [("boundary", Position(0, 1), CALLS), ("completed", None, CALLS)]
+    fake_processes.script = [("boundary", position_fields(Position(0, 1))), ("completed", STATE)]
     with pytest.raises(
         DemoError, match="all processes have exited while the demonstration waited until all workers train"
     ):
