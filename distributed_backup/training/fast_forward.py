@@ -1,8 +1,8 @@
 """Continue a fit at a position: fast-forward, then apply the state. Only this module wraps methods of a fit.
 
 `fit` can't start at batch 3. So its loop runs from the start of the epoch, and calls that cost money or draw random
-numbers do nothing. At the position the state is applied. The loop consumes the epoch's data as it did the first time.
-The resume is exact only if the pipeline yields the same data again.
+numbers do nothing. At the position the state is applied. The loop reads the epoch's data as it did the first time, see
+`data_stream`.
 
 Order inside `fit` (synalinks 0.10.14), where every await is one of the methods wrapped here:
 
@@ -18,10 +18,15 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from distributed_backup.errors import RestoreError
 from distributed_backup.position import Position
 from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
-from distributed_backup.training.running_fit import MethodPatch, RunningFit
+from distributed_backup.training.data_stream import DataStream, is_same_data
+from distributed_backup.training.method_patch import MethodPatch
+from distributed_backup.training.random_states import derived_seed
+from distributed_backup.training.running_fit import RunningFit
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +39,11 @@ class FitListener(Protocol):
     async def on_optimizer_reset(self) -> None:
         """Prepare the state: the optimizer has emptied its own."""
 
-    def on_target_reached(self) -> None:
-        """Apply the restored state again: the loop has reached its position."""
+    def on_target_reached(self, *, same_data: bool) -> None:
+        """Apply the restored state again: the loop has reached its position. `same_data`: it has read the same data."""
+
+    def on_batch_skipped(self, epoch: int, batches: int) -> None:
+        """Note that the batch after `batches` of `epoch` is read again, for nothing."""
 
     def on_deadline(self) -> BaseException:
         """Return the exception to raise out of `fit`: the deadline has cancelled training."""
@@ -61,7 +69,12 @@ class FastForward:
         # program that is stopped because of a preemption has not finished.
         self._stopped = self._stopped_outside = False
         self._training_logs: dict[str, Any] = {}
+        self._batch_logs: dict[str, Any] = {}
         self._saved: Mapping[str, Any] = {}
+        self._minibatch_seed = 0
+        self._data: DataStream | None = None
+        # As of the last training batch. The stream of the next epoch may be made before the validation.
+        self._data_state: dict[str, Any] = {}
 
     @property
     def active(self) -> bool:
@@ -70,19 +83,36 @@ class FastForward:
 
     def loop_state(self) -> dict[str, Any]:
         """Return the variables of the loop of `fit` at this boundary, as JSON. `install` takes them."""
+        now = {} if self._data is None else self._data.state()
+        is_new_stream = now.get("first_epoch") != self._data_state.get("first_epoch")
         return {
             "trained": self._trained,
             "logs": self._training_logs,
+            "batch_logs": self._batch_logs,
             "stop_training": self._stopped,
             "stop_evaluating": self._stopped and bool(getattr(self._program, "stop_evaluating", False)),
+            "minibatch_seed": self._minibatch_seed,
+            "data": self._data_state,
+            "next_data": now if is_new_stream else {},
         }
 
-    def install(self, target: Position | None, saved: Mapping[str, Any] | None = None) -> None:
+    def read_data(self, frame: RunningFit, start: Position, saved: Mapping[str, Any]) -> None:
+        """Read the data that `start` depends on again. `saved` is the `loop_state` there, empty at a fresh start."""
+        self._data = frame.data_stream(self._listener.on_batch_skipped)
+        if self._data is not None:
+            self._data.repeat_until(start.epoch, saved.get("data", {}), saved.get("next_data", {}))
+            if start.batch == 0:
+                self._data.position_reached()
+            self._data_state = self._data.state()
+
+    def install(self, frame: RunningFit, target: Position | None, saved: Mapping[str, Any]) -> None:
         """Wrap the methods, to fast-forward to `target` if it is inside an epoch. `saved` is the `loop_state` there."""
+        self._minibatch_seed = saved.get("minibatch_seed") or derived_seed()
         self._target = target if target is not None and target.batch > 0 else None
-        self._saved = saved if saved is not None and self._target is not None else {}
+        self._saved = saved if self._target is not None else {}
         self._wrap_methods()
-        self._wrapped += RunningFit.find(self._program).silence_other_callbacks(lambda: self.active)
+        self._wrapped += frame.silence_other_callbacks(lambda: self.active)
+        self._wrapped += frame.wrap_minibatch_draw(self._draw_minibatch)
         if not self._program.trainable_variables:
             # Then `fit` calls no hook of the optimizer, and the listener has nothing to wait for.
             _run_synchronously(self._listener.on_optimizer_reset())
@@ -100,6 +130,8 @@ class FastForward:
         """Unwrap the methods. The program is as it was before the fit. May be called again."""
         while self._wrapped:
             self._wrapped.pop().remove()
+        if self._data is not None:
+            self._data.remove()
         # synalinks never resets it, so a second fit would start at this epoch.
         self._program._initial_epoch = None  # noqa: SLF001 - the documented way for a callback to set the epoch
 
@@ -108,11 +140,14 @@ class FastForward:
     def epoch_begins(self, epoch: int) -> None:
         """Note the epoch that begins."""
         self._epoch, self._trained, self._validating = epoch, 0, False
+        if self._data is not None:
+            self._data.epoch_begins(epoch)
 
     def train_batch_ended(self, step: int) -> Position | None:
         """Return the boundary of a training batch. None if the batch was skipped."""
         # synalinks counts steps in strides of `steps_per_execution`.
         self._trained = step + self._program.steps_per_execution
+        self._note_data()
         if self.active and self._trained == self._saved.get("trained") and self._saved["stop_training"]:
             self._program.stop_training = True
         position = self._reached(self._trained)
@@ -147,7 +182,12 @@ class FastForward:
                 "batch size and the validation that it was saved with, or another backup_dir"
             )
         self._note_stop()
+        self._note_data()
         return Position(epoch + 1)
+
+    def _note_data(self) -> None:
+        if self._data is not None:
+            self._data_state = self._data.state()
 
     def _note_stop(self) -> None:
         self._stopped = bool(self._program.stop_training) and not self._stopped_outside
@@ -157,7 +197,9 @@ class FastForward:
             return Position(self._epoch, batches)
         if batches >= self._target.batch:
             self._target = None
-            self._listener.on_target_reached()
+            if self._data is not None:
+                self._data.position_reached()
+            self._listener.on_target_reached(same_data=is_same_data(self._saved.get("data", {}), self._data_state))
             if self._validating and self._saved.get("stop_evaluating"):
                 self._program.stop_evaluating = True
         return None
@@ -183,10 +225,17 @@ class FastForward:
 
         return await self._in_scope(begin())
 
+    def _draw_minibatch(self, original: Callable[..., Any], y: Any, size: int, rng: Any = None) -> Any:
+        if rng is None and RunningFit.find(self._program).is_found:
+            # synalinks draws from a generator without a seed, so no run could be repeated.
+            rng = np.random.default_rng([self._minibatch_seed, self._epoch, self._trained])
+        return original(y, size, rng)
+
     async def _train_on_batch(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         if self.active:
-            return self._program.get_metrics_result()
-        return await self._in_scope(original(*args, **kwargs))
+            return self._saved.get("batch_logs") or self._program.get_metrics_result()
+        self._batch_logs = await self._in_scope(original(*args, **kwargs))
+        return self._batch_logs
 
     async def _test_on_batch(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         if not self._validating:

@@ -6,6 +6,7 @@ Reading a generator consumes its samples, so a changed generator is not detected
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -25,10 +26,21 @@ def fingerprint(inputs: Mapping[str, Any] | None, params: Mapping[str, Any]) -> 
     digest = hashlib.blake2b(digest_size=16)
     digest.update(orjson.dumps({name: params.get(name) for name in sizes}, option=orjson.OPT_SERIALIZE_NUMPY))
     for name, value in sorted((inputs or {}).items()):
-        digest.update(
-            orjson.dumps([name, list(_samples(value))], option=orjson.OPT_SERIALIZE_NUMPY, default=_name_of_type)
-        )
+        digest.update(_dumped([name, list(_samples(value))]))
     return digest.hexdigest()
+
+
+def batch_content(batch: Any) -> bytes:
+    """Return bytes that depend on the samples of one batch, a tuple of arrays."""
+    return _dumped([list(_samples(part)) for part in batch])
+
+
+def _dumped(value: list[Any]) -> bytes:
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=_name_of_type)
+    except TypeError:
+        # Integers beyond 64 bits, lone surrogates and keys that are not strings.
+        return json.dumps(value, default=_name_of_type).encode()
 
 
 def _samples(value: Any) -> Iterable[Any]:

@@ -1,51 +1,21 @@
-"""Reach the callbacks, the data and the methods of the running `fit`, which synalinks gives to no callback.
+"""Reach the callbacks, the data and the functions of the running `fit`, which synalinks gives to no callback.
 
-Facts relied on (synalinks 0.10.14): `callbacks` and `epoch_iterator` are locals of `Trainer.fit`, and Python looks a
-method up on the instance first. A program with a `fit` of its own has no such frame.
+Facts relied on (synalinks 0.10.14): `callbacks`, `epoch_iterator`, `x` and `initial_epoch` are locals of `Trainer.fit`.
+It draws validation minibatches with a function of its module. A program with a `fit` of its own has no such frame.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-logger = logging.getLogger(__name__)
+from distributed_backup.training.data_stream import DataStream
+from distributed_backup.training.method_patch import MethodPatch
 
 _BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
-
-
-class MethodPatch:
-    """A method of one instance, wrapped until `remove`. Patches may be removed in any order."""
-
-    def __init__(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        self._owner, self._name = owner, name
-        self.wrapper: Callable[..., Any] | None = wrapper
-        self.previous = vars(owner).get(name)
-        self._original = getattr(owner, name)
-        # Not setattr: program and optimizer track the attributes that are set on them.
-        vars(owner)[name] = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the wrapper with the original as its first argument. After `remove`, call the original."""
-        if self.wrapper is None:
-            return self._original(*args, **kwargs)
-        return self.wrapper(self._original, *args, **kwargs)
-
-    def remove(self) -> None:
-        """Pass calls through. Restore the method if this patch is on top, below it all patches removed before."""
-        self.wrapper = None
-        attributes = vars(self._owner)
-        top = attributes.get(self._name)
-        while isinstance(top, MethodPatch) and top.wrapper is None:
-            top = top.previous
-        if top is None:
-            attributes.pop(self._name, None)
-        else:
-            attributes[self._name] = top
+_MINIBATCH_DRAW: Final = "stratified_minibatch_indices"
 
 
 class RunningFit:
@@ -103,25 +73,23 @@ class RunningFit:
 
         return [MethodPatch(container, name, wrapper(name)) for name in _BATCH_HOOKS]
 
-    def replay(self, epochs: int) -> None:
-        """Consume the data of the first `epochs` epochs, where later epochs depend on it.
-
-        Arrays without `steps_per_epoch` start again at each epoch and need no replay. A generator, or arrays with
-        `steps_per_epoch`, continue where the epoch before ended.
-        """
+    def data_stream(self, on_repeated: Callable[[int, int], None]) -> DataStream | None:
+        """Return the training data, see `DataStream`. None without the frame."""
         if self._frame is None:
-            if epochs:
-                logger.warning(
-                    "this program has a fit of its own, so its data is not skipped: skip %d epochs of a generator",
-                    epochs,
-                )
-            return
-        iterator = self._frame.f_locals["epoch_iterator"]
-        if iterator.steps_per_epoch is None and iterator.data_adapter.batch_size is not None:
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for _ in range(self._frame.f_locals["initial_epoch"], epochs):
-                with iterator.catch_stop_iteration():
-                    for _ in iterator:
-                        pass
+            return None
+        return DataStream(
+            self._frame.f_locals["epoch_iterator"],
+            self._frame.f_locals["x"],
+            initial_epoch=self._frame.f_locals["initial_epoch"],
+            on_repeated=on_repeated,
+        )
+
+    def wrap_minibatch_draw(self, wrapper: Callable[..., Any]) -> list[MethodPatch]:
+        """Wrap the function that `fit` draws a validation minibatch with. It is one for all fits of the process."""
+        module = None if self._frame is None else sys.modules.get(self._frame.f_globals["__name__"])
+        return [MethodPatch(module, _MINIBATCH_DRAW, wrapper)] if hasattr(module, _MINIBATCH_DRAW) else []
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the frame was found."""
+        return self._frame is not None

@@ -28,6 +28,7 @@ from distributed_backup.preemption.signals import SignalWatch
 from distributed_backup.training.cancellation import CancelScope
 from distributed_backup.training.fast_forward import FastForward
 from distributed_backup.training.fingerprint import fingerprint
+from distributed_backup.training.fit_start import fit_start
 from distributed_backup.training.forced_exit import ForcedExit
 from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.settings import SessionOptions
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds that a session which ends without a notice waits for commits that are due.
 _DRAIN_LIMIT: Final = 30.0
+# Seconds between two reports of a fast-forward.
+_PROGRESS_PERIOD: Final = 10.0
 
 _open_sessions: list[FitSession] = []
 """Sessions of this process that have not ended, oldest first. A fit that died in a notebook still holds its lock."""
@@ -89,7 +92,9 @@ class FitSession:
             grace_period=options.worker.grace_period,
             clock=clock,
         )
-        self._start = StartPoint()
+        self._clock, self._progress_due = clock, 0.0
+        self._restored = StartPoint()
+        self._position = Position(0)
         self._data: str | None = None
         self._since_save = 0
 
@@ -122,7 +127,7 @@ class FitSession:
         with self._ended_by_errors():
             self._watch_for_notices()
             self._worker.join()
-            self._start = self._worker.await_start()
+            self._restored = self._worker.await_start()
             self._prepare_fit(RunningFit.find(self._program))
 
     def is_stale(self, location: str, task: asyncio.Task[Any] | None) -> bool:
@@ -144,50 +149,18 @@ class FitSession:
 
     def _prepare_fit(self, frame: RunningFit) -> None:
         self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
-        position = self._start_position()
-        checkpoint = self._start.checkpoint
+        checkpoint = self._restored.checkpoint
         loop = {} if checkpoint is None else self._state.loop_state(checkpoint.body)
-        # A callback may have stopped the training in the epoch that ended at this position.
-        stopped = checkpoint is not None and checkpoint.position.batch == 0 and loop.get("stop_training", False)
-        finished = self._start.finished or stopped
+        start = fit_start(self._restored, loop, data=self._data, params=self._params)
+        self._position = start.position
         frame.call_last(self._callback)
-        epoch = position.epoch
-        if finished:
-            epoch = max(epoch, self._params.get("epochs") or 0)
-        elif self._has_start:
-            frame.replay(epoch)
-        if self._has_start:
-            self._program._initial_epoch = epoch  # noqa: SLF001 - the documented way for a callback to set it
-        self._worker.training_started(position)
-        if self._has_start and not finished:
-            self._fit.install(position, loop)
-        else:
-            self._fit.install(None)
-
-    @property
-    def _has_start(self) -> bool:
-        return self._start.checkpoint is not None or self._start.synalinks_backup is not None
-
-    def _start_position(self) -> Position:
-        checkpoint, synalinks_backup = self._start.checkpoint, self._start.synalinks_backup
-        if synalinks_backup is not None:
-            return synalinks_backup.position
-        if checkpoint is None:
-            return Position(self._params.get("initial_epoch") or 0)
-        position = checkpoint.position
-        if checkpoint.header.data == self._data:
-            return position
-        if position.batch == 0:
-            logger.warning("data or batch size has changed since %s was saved: continuing with it", checkpoint.name)
-        else:
-            logger.warning(
-                "data or batch size has changed since %s was saved: resuming at the start of epoch %d instead of its "
-                "batch %d",
-                checkpoint.name,
-                position.epoch,
-                position.batch,
-            )
-        return Position(position.epoch)
+        if not start.has_finished:
+            # Of other data, nothing can be read again as it was.
+            self._fit.read_data(frame, start.position, loop if start.data_is_known else {})
+        if start.is_resumed:
+            self._program._initial_epoch = start.epoch  # noqa: SLF001 - the documented way for a callback to set it
+        self._worker.training_started(start.position)
+        self._fit.install(frame, start.position if start.is_resumed and not start.has_finished else None, loop)
 
     def epoch_begins(self, epoch: int) -> None:
         """Note the epoch that begins."""
@@ -258,18 +231,36 @@ class FitSession:
     async def on_optimizer_reset(self) -> None:
         """Build all variables, apply the restored state, or take the first snapshot of a fresh start."""
         await self._state.build()
-        if self._start.synalinks_backup is not None:
-            self._program.set_state_tree(self._start.synalinks_backup.state_tree)
-        elif self._start.checkpoint is not None:
-            self._state.apply(self._start.checkpoint.body)
+        if self._restored.synalinks_backup is not None:
+            self._program.set_state_tree(self._restored.synalinks_backup.state_tree)
+        elif self._restored.checkpoint is not None:
+            self._state.apply(self._restored.checkpoint.body)
         else:
             # A notice during the first batch then has a boundary to save.
-            self._boundary(self._start_position(), due=False)
+            self._boundary(self._position, due=False)
 
-    def on_target_reached(self) -> None:
+    def on_target_reached(self, *, same_data: bool) -> None:
         """Apply the restored state again."""
-        assert self._start.checkpoint is not None
-        self._state.apply(self._start.checkpoint.body)
+        checkpoint = self._restored.checkpoint
+        assert checkpoint is not None
+        self._state.apply(checkpoint.body)
+        if not same_data:
+            logger.warning(
+                "the data came in another order than before the interruption: samples of epoch %d may be trained twice "
+                "or never checkpoint=%s. Shuffle with `random` or `numpy.random`, or seed your own generator with the "
+                "epoch",
+                checkpoint.position.epoch,
+                checkpoint.name,
+            )
+
+    def on_batch_skipped(self, epoch: int, batches: int) -> None:
+        """Report how far the data is read again, and leave if a notice has come."""
+        now = self._clock.now()
+        if now >= self._progress_due:
+            if self._progress_due:
+                logger.info("reading data again epoch=%d batches=%d", epoch, batches)
+            self._progress_due = now + _PROGRESS_PERIOD
+        self._worker.check()
 
     def on_deadline(self) -> BaseException:
         """Serve the notice whose deadline has cancelled training. Return the exit to raise."""

@@ -19,6 +19,16 @@ from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.resume_scenarios"
 CASES = "tests.integration.resume_case_scenarios"
+# The kinds of `tests.support.datasets`, which imports synalinks.
+SHUFFLED = (
+    "permuted",
+    "permuted with random, of unknown length",
+    "permuted when its iterator is made",
+    "permuted when its iterator is made, of unknown length",
+    "shuffle buffer",
+    "adapter",
+    "adapter that shuffles within batches",
+)
 ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
 
 
@@ -59,6 +69,25 @@ def test_any_kind_of_data_goes_on_where_it_was(tmp_path: Path, data: str) -> Non
     assert found["wrong"] == []
     assert found["resumed_at"] == found["tried"] == 10
     assert found["repeated"] == [0] * 10
+
+
+@pytest.mark.parametrize("data", [*SHUFFLED, *(f"{kind}, in portions" for kind in SHUFFLED), "generator"])
+def test_shuffled_data_goes_on_in_the_order_it_had(tmp_path: Path, data: str) -> None:
+    """Data that is shuffled with `random` or `numpy.random` resumes exactly: each sample once an epoch."""
+    found = result(tmp_path, "matrix", {"epochs": 2, "steps": 4, "data": data}, ENDS)
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 14
+    assert found["repeated"] == [0] * 14
+
+
+@pytest.mark.parametrize("optimizer", ["few-shot", "omega"])
+def test_the_default_minibatches_of_fit_are_drawn_again(tmp_path: Path, optimizer: str) -> None:
+    """With a validation set that is larger than `minibatch_size`, a fit resumes exactly from each boundary."""
+    fit = {"epochs": 2, "val_size": 7, "optimizer": optimizer, "arguments": {"minibatch_size": 4}}
+    found = result(tmp_path, "matrix", fit, ("on_train_batch_end", "on_epoch_end"))
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 8
+    assert found["repeated"] == [0] * 8
 
 
 @pytest.mark.parametrize(
@@ -144,13 +173,18 @@ def test_an_exception_of_another_callback_loses_only_what_was_not_due(
 
 
 def test_a_fit_may_be_interrupted_again_before_it_has_come_to_where_it_was(tmp_path: Path) -> None:
-    """Interruptions before, in and after the fast-forward all resume exactly, and each makes progress."""
+    """Interruptions before, in and after the fast-forward all resume exactly. In it, the worker leaves at once."""
     cases = [[6, at, 2] for at in range(4)] + [[10, at] for at in (0, 1, 2, 4)] + [[25, 0, 0, 0]]
     found = result(tmp_path, "chain", {}, cases)
     assert found["wrong"] == []
-    assert all(walked == sorted(set(walked)) for walked in found["walked"]), found["walked"]
-    assert found["walked"][0] == [(0, 3), (0, 4), (0, 5)]
-    assert found["walked"][4] == [(0, 5), (1, 0)]
+    assert found["walked"] == [
+        [(0, 3), (0, 3), (0, 4)],
+        *[[(0, 3), (0, 4), (0, 5)]] * 3,
+        [(0, 5), (0, 5)],
+        *[[(0, 5), (1, 0)]] * 2,
+        [(0, 5), (1, 1)],
+        [(1, 5)] * 4,
+    ]
 
 
 # ---------------------------------------------------------------- what other callbacks remember

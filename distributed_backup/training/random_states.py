@@ -1,0 +1,47 @@
+"""The states of the two random generators that a process shares: `random` and `numpy.random`.
+
+Both are training state: optimizers draw candidates from them, and data is shuffled with them. Generators that a user
+makes, such as `numpy.random.default_rng()`, are not reached.
+
+Fact relied on: the generator behind `numpy.random` is an MT19937 unless a program replaces it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+
+type States = tuple[str, int, float, str, int, int, float]
+"""Both states as values that compare fast and that JSON keeps. The words of each generator are in base64."""
+
+
+def get_states() -> States:
+    """Return both states."""
+    _, words, gauss = random.getstate()
+    _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+    python = _pack(np.array(words, dtype=np.uint32)), int(gauss is not None), gauss or 0.0
+    return (*python, _pack(key), int(position), int(has_gauss), float(cached))
+
+
+def set_states(states: States) -> None:
+    """Set both generators to states that `get_states` returned."""
+    words, has_python_gauss, gauss, key, position, has_gauss, cached = states
+    random.setstate((random.Random.VERSION, tuple(_unpack(words).tolist()), gauss if has_python_gauss else None))
+    np.random.set_state(("MT19937", _unpack(key), position, has_gauss, cached))
+
+
+def derived_seed() -> int:
+    """Return a seed that depends on both states, without a draw. A user's seed makes it the same in each process."""
+    return int.from_bytes(hashlib.blake2b(repr(get_states()).encode(), digest_size=6).digest())
+
+
+def _pack(words: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(words.astype("<u4").tobytes()).decode()
+
+
+def _unpack(text: str) -> np.ndarray[Any, Any]:
+    return np.frombuffer(base64.b64decode(text), dtype="<u4").astype(np.uint32)
