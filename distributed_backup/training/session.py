@@ -174,12 +174,7 @@ class FitSession:
             position = self._fit.train_batch_ended(step)
         if position is None:
             return
-        save_freq = self._options.save_freq
-        self._since_save += self._program.steps_per_execution
-        due = isinstance(save_freq, int) and save_freq is not False and self._since_save >= save_freq
-        if due:
-            self._since_save = 0
-        self._boundary(position, due=due)
+        self._boundary(position, due=self._is_due())
 
     def test_begins(self) -> None:
         """Note that a validation begins."""
@@ -190,7 +185,7 @@ class FitSession:
         with self._ended_by_errors():
             position = self._fit.test_batch_ended(step)
         if position is not None:
-            self._boundary(position, due=False)
+            self._boundary(position, due=self._is_due())
 
     def test_ended(self) -> None:
         """Note that a validation has ended."""
@@ -200,7 +195,17 @@ class FitSession:
         """Submit the boundary of an epoch."""
         with self._ended_by_errors():
             position = self._fit.epoch_ended(epoch)
-        self._boundary(position, due=self._options.save_freq == "epoch")
+        self._since_save = 0
+        self._boundary(position, due=self._options.save_freq is not False)
+
+    def _is_due(self) -> bool:
+        """Count a training or validation batch, and return whether `save_freq` asks for a commit after it."""
+        save_freq = self._options.save_freq
+        self._since_save += self._program.steps_per_execution
+        if not isinstance(save_freq, int) or save_freq is False or self._since_save < save_freq:
+            return False
+        self._since_save = 0
+        return True
 
     def train_ends(self) -> None:
         """Finish the run.
@@ -216,15 +221,8 @@ class FitSession:
 
     def _boundary(self, position: Position, *, due: bool) -> None:
         with self._ended_by_errors():
-            # Any epoch may be the last one, and its end is the last chance to capture the final state.
-            last = position.batch == 0 and self._options.worker.keeps_final_state
-            if due or last or self._options.save_before_preemption or self._options.worker.standby:
-                snapshot = Snapshot(
-                    position=position, body=self._state.capture(self._fit.loop_state()), data=self._data
-                )
-                self._worker.boundary(snapshot, due=due)
-            else:
-                self._worker.check()
+            body = self._state.capture(self._fit.loop_state())
+            self._worker.boundary(Snapshot(position=position, body=body, data=self._data), due=due)
 
     # ---------------------------------------------------------------- from the wrapped methods
 
@@ -315,7 +313,10 @@ class FitSession:
             if self._worker.notice_given and not self._worker.closed:
                 self._worker.preempt()
         finally:
-            self._worker.close(timeout=_DRAIN_LIMIT)
+            if self._options.save_freq is False:
+                self._worker.close(timeout=_DRAIN_LIMIT)
+            else:
+                self._worker.fail(timeout=_DRAIN_LIMIT)
 
     def _restore_handlers(self) -> None:
         self._sources.stop()

@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 # Seconds between two looks of a wait. A notification ends the wait earlier.
 WAIT_SLICE: Final = 0.5
 
-Phase = Literal["new", "joined", "training", "finishing", "finished", "deleting"]
+Phase = Literal["new", "joined", "training", "failed", "finishing", "finished", "deleting"]
 """How far a worker has come.
 
-"joined": it waits for its start position. "finishing": the fit is complete, the last commits are under way. "finished":
-all is committed, the worker finds out whether it is the last one out. "deleting": it is. Leaving the run is no phase: a
-worker may leave in each of them.
+"joined": it waits for its start position. "failed": an error has left the fit, the last boundary is being committed.
+"finishing": the fit is complete, the last commits are under way. "finished": all is committed, the worker finds out
+whether it is the last one out. "deleting": it is. Leaving the run is no phase: a worker may leave in each of them.
 """
 
 
@@ -54,12 +54,12 @@ class WorkerState:
     @property
     def is_training(self) -> bool:
         """Whether the worker has started from a position and may have boundaries that must be saved."""
-        return self.phase in {"training", "finishing"}
+        return self.phase in {"training", "failed", "finishing"}
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the fit has reached its end."""
-        return self.phase in {"finishing", "finished", "deleting"}
+    def is_over(self) -> bool:
+        """Whether no further boundary will come: the fit is complete, or an error has left it."""
+        return self.phase in {"failed", "finishing", "finished", "deleting"}
 
     def wait(self, timeout: float, *, since: int) -> None:
         """Wait until `changes` differs from `since`, at most `timeout` seconds.
@@ -107,11 +107,11 @@ class WorkerContext:
     def term_to_write_under(self) -> int | None:
         """Return the term that commits are made under. None if this worker may not commit.
 
-        Coordination may fail, saving must not. With the coordinator out of reach, a preempted or complete worker
-        commits under the last term it led under. See `checkpoints.fencing`.
+        Coordination may fail, saving must not. With the coordinator out of reach, a worker whose
+        fit is preempted or over commits under the last term it led under. See `checkpoints.fencing`.
         """
         term = self.elector.term
-        if term is None and (self.notices.own is not None or self.state.is_complete):
+        if term is None and (self.notices.own is not None or self.state.is_over):
             term = self.elector.term_of_last_resort
         return term
 

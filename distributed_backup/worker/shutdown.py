@@ -219,6 +219,16 @@ class Shutdown:
 
     # ---------------------------------------------------------------- leaving
 
+    def fail(self, *, timeout: float) -> None:
+        """Commit the last boundary of a fit that an error has left, as far as this worker leads. Then leave."""
+        state, saver = self._context.state, self._context.saver
+        with state.condition:
+            if state.phase == "training" and not self.has_begun:
+                state.phase = "failed"
+        if state.phase == "failed" and saver.last is not None:
+            saver.submit(saver.last, due=True)
+        self.close(timeout=timeout)
+
     def close(self, *, timeout: float) -> None:
         """Commit what is pending within `timeout` seconds, resign, leave, stop the threads. May be called again.
 

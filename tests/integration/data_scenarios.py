@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distributed_backup import BackupAndRestore
 from distributed_backup.training import session as fit_session
 from tests.integration.resume_scenarios import (
     Fit,
@@ -24,7 +25,9 @@ from tests.integration.resume_scenarios import (
     strict,
 )
 from tests.support.datasets import Permuted
+from tests.support.internals import saver_of
 from tests.support.programs import samples
+from tests.support.sinks import RecordingSink
 
 STEPS, BATCH_SIZE = 4, 2
 
@@ -134,6 +137,33 @@ def add_a_log_key(program: Any) -> None:
             return {**logs, "tokens": 100.0 + kwargs["step"]}
 
     program.__class__ = WithTokens
+
+
+def committed_positions(report: Report, save_freq: Any) -> list[tuple[int, int]]:
+    """Return the positions of all checkpoints of a fit. Each boundary waits until the saver is idle."""
+    strict()
+    sink = RecordingSink()
+
+    class Backup(BackupAndRestore):
+        def _event_sinks(self) -> tuple[Any, ...]:
+            return (sink,)
+
+        def _boundary_passed(self, *args: Any, **kwargs: Any) -> None:
+            assert self._session is not None
+            assert saver_of(self._session._worker).drain(30.0)
+
+        on_train_batch_begin = on_test_batch_begin = on_test_end = _boundary_passed
+
+    async def run(root: Path) -> None:
+        fit = Fit(epochs=2)
+        program, _ = await build(fit)
+        backup = Backup(root, save_freq=save_freq, delete_checkpoint=False)
+        await program.fit(callbacks=[backup], **fit.inputs(), epochs=2, verbose=0)
+
+    with directory() as root:
+        asyncio.run(run(root))
+    committed = [event for event in sink.events if event.kind == "committed"]
+    return [(event.fields["epoch"], event.fields["batch"]) for event in committed]
 
 
 def further_logs(report: Report, hook: str, count: int) -> list[Any]:

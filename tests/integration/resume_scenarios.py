@@ -143,6 +143,11 @@ class Interrupter(synalinks.callbacks.Callback):  # type: ignore[misc]
     def _interrupt(self, how: str) -> None:
         if how == "raise":
             raise InterruptedFitError
+        if how == "cancel":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            return
         if how == "cut off":
             self.model.latency = 600.0
         self.backup._session._worker.give_notice("TEST")
@@ -199,7 +204,7 @@ async def part(
             outcome.history = await program.fit(callbacks=chosen, **arguments)
         except Preempted as preempted:
             outcome.preempted = preempted
-        except InterruptedFitError:
+        except (InterruptedFitError, asyncio.CancelledError):
             outcome.interrupted = True
     if outcome.interrupted and backup_dir is not None:
         exit_interpreter(backup_dir)

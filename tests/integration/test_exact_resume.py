@@ -160,16 +160,32 @@ def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("save_freq", "positions"), [(1, 7), (2, 4), ("epoch", 2)])
-def test_an_exception_of_another_callback_loses_only_what_was_not_due(
-    tmp_path: Path, save_freq: Any, positions: int
-) -> None:
-    """The run resumes exactly from the last scheduled checkpoint, or from the beginning if there is none."""
+@pytest.mark.parametrize("save_freq", [1, 5, "epoch"])
+def test_an_exception_of_another_callback_loses_only_the_batch_that_it_ended(tmp_path: Path, save_freq: Any) -> None:
+    """Whatever the schedule, the run resumes exactly from the boundary before the exception."""
     found = result(tmp_path, "matrix", {"epochs": 2}, ENDS, "raise", {"save_freq": save_freq})
     assert found["wrong"] == []
-    assert found["resumed_at"] == positions
-    limit = {1: 6, 2: 10, "epoch": 14}[save_freq]
-    assert 0 < max(found["repeated"]) <= limit
+    assert found["resumed_at"] == found["tried"] == 12
+    assert found["repeated"][1:] == found["in_flight"][:-1]
+    assert min(found["repeated"][:3]) > 0, "no batch was ended by an exception"
+
+
+def test_a_cancellation_loses_nothing_at_a_boundary(tmp_path: Path) -> None:
+    """A task that is cancelled, as by Ctrl-C, commits its last boundary."""
+    found = result(tmp_path, "matrix", {"epochs": 2}, ("on_train_batch_end",), "cancel", {"save_freq": "epoch"})
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 6
+    assert found["repeated"] == [0] * 6
+
+
+@pytest.mark.parametrize("how", ["raise", "cancel"])
+def test_a_fit_that_saves_at_notices_only_writes_nothing_at_an_exception(tmp_path: Path, how: str) -> None:
+    """With `save_freq=False`, an exception without a notice leaves no checkpoint."""
+    found = result(tmp_path, "matrix", {"epochs": 1}, ("on_train_batch_end",), how, {"save_freq": False})
+    assert found["wrong"] == []
+    assert found["resumed_at"] == 1
+    assert found["repeated"] == sorted(found["repeated"])
+    assert found["repeated"][0] > 0
 
 
 def test_a_fit_may_be_interrupted_again_before_it_has_come_to_where_it_was(tmp_path: Path) -> None:
