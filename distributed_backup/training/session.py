@@ -313,10 +313,7 @@ class FitSession:
             if self._worker.notice_given and not self._worker.closed:
                 self._worker.preempt()
         finally:
-            if self._options.save_freq is False:
-                self._worker.close(timeout=_DRAIN_LIMIT)
-            else:
-                self._worker.fail(timeout=_DRAIN_LIMIT)
+            self._worker.close(timeout=_DRAIN_LIMIT, save_last=self._options.save_freq is not False)
 
     def _restore_handlers(self) -> None:
         self._sources.stop()

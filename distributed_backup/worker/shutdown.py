@@ -219,26 +219,21 @@ class Shutdown:
 
     # ---------------------------------------------------------------- leaving
 
-    def fail(self, *, timeout: float) -> None:
-        """Commit the last boundary of a fit that an error has left, as far as this worker leads. Then leave."""
-        state, saver = self._context.state, self._context.saver
-        with state.condition:
-            if state.phase == "training" and not self.has_begun:
-                state.phase = "failed"
-        if state.phase == "failed" and saver.last is not None:
-            saver.submit(saver.last, due=True)
-        self.close(timeout=timeout)
-
-    def close(self, *, timeout: float) -> None:
+    def close(self, *, timeout: float, save_last: bool = False) -> None:
         """Commit what is pending within `timeout` seconds, resign, leave, stop the threads. May be called again.
 
-        After a notice it takes no longer than the grace period allows, whatever hangs.
+        `save_last`: commit the last boundary too, if an error has left the fit and this worker leads. After a notice,
+        closing takes no longer than the grace period allows, whatever hangs.
         """
-        with self._context.state.condition:  # a notice comes before this point, or is too late
+        state, saver = self._context.state, self._context.saver
+        with state.condition:  # a notice comes before this point, or is too late
             if not self._closing.acquire(blocking=False):
                 return
         try:
-            if timeout > 0 and not self._context.saver.drain(timeout):
+            if save_last and state.phase == "training" and saver.last is not None:
+                state.phase = "failed"
+                saver.submit(saver.last, due=True)
+            if timeout > 0 and not saver.drain(timeout):
                 logger.warning("left with a commit pending worker=%s", self._context.worker_id)
         finally:
             # Also after Ctrl-C: a worker that stays would renew its lease for ever, and no other could lead.

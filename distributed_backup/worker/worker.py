@@ -253,13 +253,9 @@ class Worker:
         """End a complete fit, see `Shutdown.finish`."""
         self._shutdown.finish()
 
-    def fail(self, *, timeout: float) -> None:
-        """End a fit that an error has left, see `Shutdown.fail`."""
-        self._shutdown.fail(timeout=timeout)
-
-    def close(self, *, timeout: float) -> None:
+    def close(self, *, timeout: float, save_last: bool = False) -> None:
         """Leave the run, see `Shutdown.close`."""
-        self._shutdown.close(timeout=timeout)
+        self._shutdown.close(timeout=timeout, save_last=save_last)
 
     # ---------------------------------------------------------------- notices, from any thread
 

@@ -13,11 +13,9 @@ from typing import Any
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.coordination.base import Announcement, Coordinator
+from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat
 from distributed_backup.coordination.memory import MemoryCoordinator
-from distributed_backup.errors import (
-    StoreError,
-)
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.worker.options import WorkerOptions
@@ -83,6 +81,17 @@ class FaultyStore(CheckpointStore):
         if before is not None:
             before()
         return super().load(name)
+
+
+class Gone(MemoryCoordinator):
+    """Can't be reached while it is `gone`."""
+
+    gone = True
+
+    def heartbeat(self, beat: Heartbeat) -> ClusterView:
+        if self.gone:
+            raise CoordinatorUnavailableError("can't reach redis://host")
+        return super().heartbeat(beat)
 
 
 class Team:

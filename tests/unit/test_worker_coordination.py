@@ -27,7 +27,7 @@ from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from tests.support.clocks import FakeClock
 from tests.support.internals import context_of, elector_of, saver_of
-from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
+from tests.support.team import PATIENCE, FaultyStore, Gone, Team, snapshot, soon
 
 
 class Hinting(MemoryCoordinator):
@@ -241,17 +241,6 @@ def test_a_coordinator_that_refuses_us_ends_the_start(team: Team) -> None:
         starting.result(PATIENCE)
 
 
-class Gone(MemoryCoordinator):
-    """Can't be reached while it is `gone`."""
-
-    gone = True
-
-    def heartbeat(self, beat: Heartbeat) -> ClusterView:
-        if self.gone:
-            raise CoordinatorUnavailableError("can't reach redis://host")
-        return super().heartbeat(beat)
-
-
 def test_a_coordinator_that_is_gone_at_the_start_is_waited_for(team: Team, caplog: pytest.LogCaptureFixture) -> None:
     """The worker logs once that the coordinator is unreachable, and starts when it is back."""
     coordinator = team.coordinator = Gone(team.clock)
@@ -409,34 +398,6 @@ def test_a_notice_that_was_forgotten_is_told_again(team: Team) -> None:
     assert elector_of(leader).term == 2
     context_of(leader).store.broken = False  # type: ignore[attr-defined]
     assert team.result(leaving, limit=30.0).position == Position(0, 1)
-
-
-@pytest.mark.parametrize("gone", [True, False])
-def test_the_final_state_is_saved_without_the_coordinator_too(team: Team, gone: bool) -> None:
-    """The last leader commits the final state under its last term, with and without the coordinator."""
-    coordinator = team.coordinator = Gone(team.clock)
-    coordinator.gone = False
-    worker = team.started("a", delete_checkpoint=False)
-    coordinator.gone = gone
-    if gone:
-        team.until(lambda: not elector_of(worker).is_leader)
-    worker.boundary(snapshot(4), due=True)
-    team.result(team.begin(worker.finish))
-    assert team.positions() == [Position(4)]
-
-
-def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
-    team: Team, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With `on_save_error="raise"`, a final state that no leader could commit is an error."""
-    monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
-    worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
-    team.coordinator.resign("a")
-    monkeypatch.setattr(elector_of(worker), "_retry_claim_at", 1e9)
-    team.until(lambda: not elector_of(worker).is_leader)
-    worker.boundary(snapshot(4), due=True)
-    with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s"):
-        team.result(team.begin(worker.finish))
 
 
 def test_a_start_that_can_not_lead_says_why(team: Team) -> None:

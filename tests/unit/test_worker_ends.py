@@ -1,0 +1,61 @@
+"""How a worker ends its part in a run: after a complete fit, and after one that an error has left."""
+
+from __future__ import annotations
+
+import pytest
+
+from distributed_backup.errors import StoreError
+from distributed_backup.position import Position
+from tests.support.internals import elector_of
+from tests.support.team import Gone, Team, snapshot
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_fit_that_fails_saves_its_last_boundary_without_the_coordinator_too(team: Team, gone: bool) -> None:
+    """The leader of a fit that an error leaves commits under its last term, with and without the coordinator."""
+    coordinator = team.coordinator = Gone(team.clock)
+    coordinator.gone = False
+    worker = team.started("a")
+    worker.boundary(snapshot(0, 3), due=False)
+    coordinator.gone = gone
+    team.until(lambda: elector_of(worker).is_leader is not gone)
+    team.result(team.begin(lambda: worker.close(timeout=30.0, save_last=True)))
+    assert team.positions() == [Position(0, 3)]
+
+
+def test_a_follower_that_fails_leaves_the_saving_to_the_leader(team: Team) -> None:
+    """A follower may not commit, so it leaves without a wait."""
+    leader, follower = team.started("a"), team.started("b")
+    leader.boundary(snapshot(0, 1), due=False)
+    follower.boundary(snapshot(0, 3), due=False)
+    team.result(team.begin(lambda: follower.close(timeout=30.0, save_last=True)), limit=1.0)
+    assert team.positions() == []
+    assert elector_of(leader).is_leader
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_final_state_is_saved_without_the_coordinator_too(team: Team, gone: bool) -> None:
+    """The last leader commits the final state under its last term, with and without the coordinator."""
+    coordinator = team.coordinator = Gone(team.clock)
+    coordinator.gone = False
+    worker = team.started("a", delete_checkpoint=False)
+    coordinator.gone = gone
+    if gone:
+        team.until(lambda: not elector_of(worker).is_leader)
+    worker.boundary(snapshot(4), due=True)
+    team.result(team.begin(worker.finish))
+    assert team.positions() == [Position(4)]
+
+
+def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `on_save_error="raise"`, a final state that no leader could commit is an error."""
+    monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
+    worker = team.started("a", on_save_error="raise", delete_checkpoint=False)
+    team.coordinator.resign("a")
+    monkeypatch.setattr(elector_of(worker), "_retry_claim_at", 1e9)
+    team.until(lambda: not elector_of(worker).is_leader)
+    worker.boundary(snapshot(4), due=True)
+    with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s"):
+        team.result(team.begin(worker.finish))
