@@ -2,30 +2,28 @@
 
 The state has these parts:
 
-- every variable of program, optimizer and metrics, in the order of creation
+- every variable of program, optimizer and metrics (`variables`)
 - the optimizer's state outside variables (OMEGA's `_difficulty`)
 - both global random generators that synalinks draws from: `random` and `numpy.random`
 - the objects of the callback's `state_of`
 
-Variables are matched by group and order, not by path: an OMEGA path contains `id(...)` and differs in every process.
 Not covered are a language model's cache or counters, and generators of the user such as `numpy.random.default_rng()`.
 
-Facts relied on (synalinks 0.10.14): `get_state_tree` drops empty dicts, so it can't be used. CompileMetrics and OMEGA
-are built at their first sample, so they must be built before their state can be applied.
+Facts relied on (synalinks 0.10.14): CompileMetrics and OMEGA are built at their first sample, so they must be built
+before their state can be applied.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import orjson
 
 from distributed_backup.checkpoints.state_json import decode_state, encode_state, is_json
 from distributed_backup.errors import ProgramMismatchError
+from distributed_backup.training.variables import Variables
 
 _PLAIN: Final = (dict, list, tuple, int, float, str, bool, type(None), np.number)
 # Attributes of every optimizer that are not state: they describe it or refer to its program.
@@ -41,8 +39,12 @@ class TrainingState:
     def __init__(self, program: Any, state_of: Sequence[Any] = ()) -> None:
         self._program = program
         self._objects = tuple(state_of)
-        self._cached: tuple[dict[str, list[Any]], bytes] | None = None
+        self._cached: Variables | None = None
         self._decoded: tuple[bytes, dict[str, Any]] | None = None
+
+    @property
+    def _variables(self) -> Variables:
+        return self._cached or Variables(self._program)
 
     async def build(self) -> None:
         """Build the parts that synalinks builds at the first sample, so that all variables exist. Costs no LM call."""
@@ -54,7 +56,7 @@ class TrainingState:
         for lazy in (program._compile_metrics, program._compile_reward):  # noqa: SLF001 - no public way in 0.10
             if lazy is not None and not lazy.built:
                 lazy.build(y, y)
-        self._cached = self._layout()
+        self._cached = Variables(program)
 
     def capture(self, loop: Mapping[str, Any] | None = None) -> bytes:
         """Return the state as one line of JSON. `loop_state` returns `loop` again.
@@ -62,15 +64,15 @@ class TrainingState:
         Raises:
             StateError: A value is not JSON. The message names it.
         """
-        groups, schema = self._cached or self._layout()
+        variables = self._variables
         state = {
-            "variables": {name: [variable.get_json() for variable in group] for name, group in groups.items()},
+            "variables": variables.values(),
             "optimizer": _attributes_of_optimizer(self._program.optimizer),
             "objects": [_state_of(item) for item in self._objects],
             "python_random": _without_none(random.getstate()),
             "numpy_random": np.random.get_state(),
             "loop": dict(loop or {}),
-            "schema": orjson.loads(schema),
+            "schema": variables.layout(),
         }
         return encode_state(state)
 
@@ -87,10 +89,7 @@ class TrainingState:
             ProgramMismatchError: The program does not fit the checkpoint. Nothing was changed.
         """
         state = self._checked(body)
-        groups, _ = self._cached or self._layout()
-        for name, group in groups.items():
-            for variable, value in zip(group, state["variables"][name], strict=True):
-                variable.assign(value)
+        self._variables.assign(state["variables"])
         for name, value in state["optimizer"].items():
             _put(self._program.optimizer, name, value)
         for item, value in zip(self._objects, state["objects"], strict=True):
@@ -105,54 +104,13 @@ class TrainingState:
         # change the values that it was given.
         decoded, self._decoded = self._decoded, None
         state = decoded[1] if decoded is not None and decoded[0] is body else decode_state(body)
-        _, schema = self._cached or self._layout()
-        _check_schema(saved=state["schema"], own=orjson.loads(schema))
+        state["variables"] = self._variables.arrange(state["variables"], state["schema"])
         saved, own = state["objects"], [type(item).__name__ for item in self._objects]
         if [item["class"] for item in saved] != own:
             raise ProgramMismatchError(
                 f"state_of does not fit the checkpoint: it holds {[item['class'] for item in saved]}, not {own}"
             )
         return state
-
-    def _layout(self) -> tuple[dict[str, list[Any]], bytes]:
-        """Return the variables by group, and their description, which a checkpoint must match."""
-        program, optimizer = self._program, self._program.optimizer
-        groups = {
-            "trainable": program.trainable_variables,
-            "non_trainable": program.non_trainable_variables,
-            "optimizer_trainable": optimizer.trainable_variables,
-            "optimizer_non_trainable": optimizer.non_trainable_variables,
-            "metrics": program.metrics_variables,
-        }
-        schema = {name: [_describe(variable) for variable in group] for name, group in groups.items()}
-        return groups, orjson.dumps(schema)
-
-
-def _describe(variable: Any) -> dict[str, str]:
-    shape = orjson.dumps(_shape(variable.get_schema()), option=orjson.OPT_SORT_KEYS)
-    return {"path": variable.path, "schema": hashlib.blake2b(shape, digest_size=8).hexdigest()}
-
-
-def _shape(schema: Any) -> Any:
-    """Remove titles and descriptions from a schema. Automatic titles depend on what else the process has built."""
-    if isinstance(schema, dict):
-        return {key: _shape(value) for key, value in schema.items() if key not in {"title", "description"}}
-    return [_shape(item) for item in schema] if isinstance(schema, list) else schema
-
-
-def _check_schema(*, saved: dict[str, list[dict[str, str]]], own: dict[str, list[dict[str, str]]]) -> None:
-    for group, variables in own.items():
-        theirs = saved.get(group, [])
-        if [item["schema"] for item in theirs] != [item["schema"] for item in variables]:
-            raise ProgramMismatchError(
-                f"the program does not fit the checkpoint: its {group} variables are {_paths(variables)}, the "
-                f"checkpoint's are {_paths(theirs)} (path#schema); restore with the program that made it, or use "
-                "another backup_dir"
-            )
-
-
-def _paths(variables: list[dict[str, str]]) -> list[str]:
-    return [f"{item['path']}#{item['schema']}" for item in variables]
 
 
 # -------------------------------------------------------------------- objects

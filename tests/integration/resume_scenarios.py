@@ -230,6 +230,8 @@ def _count_hooks(optimizer: Any) -> Counted[str]:
             counts["on_epoch_end"] += 1
             await super().on_epoch_end(*args, **kwargs)
 
+    # The automatic name of an optimizer is that of its class.
+    Counting.__name__ = kind.__name__
     optimizer.__class__ = Counting
     return counts
 
