@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -47,7 +47,7 @@ class Variables:
         return {name: [variable.get_json() for variable in group] for name, group in self._groups.items()}
 
     def arrange(self, values: Mapping[str, Sequence[Any]], layout: Layout) -> dict[str, list[Any]]:
-        """Return the `values` of a checkpoint, whose `layout` was another, in the order of this program's variables.
+        """Return the values of a checkpoint in the order of this program's variables. `layout` is the checkpoint's.
 
         Raises:
             ProgramMismatchError: The program does not fit the checkpoint.
@@ -73,12 +73,14 @@ class Variables:
                 variable.assign(value)
 
     def _automatic_names(self) -> set[str]:
+        """Return the names in paths, without their counters, that are made from the name of a class."""
         objects = list(self._named_objects())
-        # Also the parts of paths, because an object may have been renamed after its variables were made.
-        parts = (part for group in self._groups.values() for variable in group for part in variable.path.split("/"))
-        return set(
-            _automatic_names({type(item).__name__ for item in objects}, (*(item.name for item in objects), *parts))
-        )
+        classes = {type(item).__name__.replace("_", "").lower() for item in objects}
+        # The parts of paths are needed too: an object may have been renamed after its variables were made.
+        parts = {part for group in self._groups.values() for variable in group for part in variable.path.split("/")}
+        names = parts | {item.name for item in objects}
+        bases = names | {re.sub(r"_\d+$", "", name) for name in names}
+        return {base for base in bases if base.replace("_", "") in classes}
 
     def _named_objects(self) -> Iterator[Any]:
         """Yield each object whose name may be part of a path."""
@@ -105,12 +107,3 @@ def _shape(schema: Any) -> Any:
     if isinstance(schema, dict):
         return {key: _shape(value) for key, value in schema.items() if key not in {"title", "description"}}
     return [_shape(item) for item in schema] if isinstance(schema, list) else schema
-
-
-def _automatic_names(classes: Collection[str], names: Iterable[str]) -> Iterator[str]:
-    """Yield the names that are those of classes, without their counters."""
-    normal = {name.replace("_", "").lower() for name in classes}
-    for name in names:
-        for base in (name, re.sub(r"_\d+$", "", name)):
-            if base.replace("_", "") in normal:
-                yield base

@@ -32,7 +32,7 @@ def compiled(program: Any, model: Any, optimizer: str, metrics: Sequence[Any] = 
 
 
 async def chain(names: Sequence[str | None], optimizer: str = "few-shot") -> tuple[Any, Any]:
-    """Return a program of generators with these names, each of which is told its name, and its language model."""
+    """Return a chain of generators with these names and instructions, and its language model."""
     model = OfflineLanguageModel()
     inputs = outputs = synalinks.Input(data_model=Query)
     for name in names:

@@ -7,7 +7,7 @@ import pytest
 from distributed_backup.errors import ProgramMismatchError
 from distributed_backup.training.matching import Match, match
 
-AUTOMATIC = {"generator", "chain_of_thought", "sequential_plan_synthesis", "omega", "variable", "a"}
+AUTOMATIC = {"generator", "chain_of_thought", "sequential_plan_synthesis", "generator_pool", "omega", "variable", "a"}
 A, B = "140162974981696", "94837261504"  # ids on Linux and on macOS
 C, D = "140551234567890", "140551234567999"
 
@@ -37,7 +37,9 @@ def matched(saved: str, own: str, group: str = "trainable") -> Match:
         pytest.param("step_2 step_10", "step_10 step_2", [1, 0], id="numbers of several digits"),
         pytest.param("run_20261128 run_20261129", "run_20261129 run_20261128", [1, 0], id="dates in names"),
         pytest.param("schema_1 schema_2", "schema_2 schema_1", [1, 0], id="a name that ends like an automatic one"),
+        pytest.param("generator_1x generator_2x", "generator_2x generator_1x", [1, 0], id="a number and a letter"),
         pytest.param("generator generator_1", "generator generator_1", [0, 1], id="automatic names"),
+        pytest.param("generator_pool generator_pool_1", "generator_pool_4 generator_pool_5", [0, 1], id="a longer one"),
         pytest.param("generator generator_1", "generator_2 generator_3", [0, 1], id="more made before"),
         pytest.param("generator_5 generator_7", "generator_6 generator_7", [0, 1], id="more made between"),
         pytest.param("generator_9 generator_10", "generator generator_1", [0, 1], id="less made before"),
@@ -88,6 +90,7 @@ def test_each_variable_gets_the_value_of_its_path(saved: str, own: str, places: 
         pytest.param("critic summary", "critic reviewer", "some names differ", id="one of two renamed"),
         pytest.param("critic summary", "summary reviewer", "some names differ", id="one renamed, one moved"),
         pytest.param("step_1 step_2", "step_2 step_3", "some names differ", id="the first of three replaced"),
+        pytest.param("run_20261128 critic", "run_20261129 critic", "some names differ", id="a date in a name"),
         pytest.param("generator critic", "generator reviewer", "some names differ", id="renamed beside an unnamed one"),
         pytest.param("generator generator_1", "generator critic", "some names differ", id="one of two unnamed named"),
         pytest.param(
