@@ -30,6 +30,13 @@ class FitStart:
     has_finished: bool
     data_is_known: bool
 
+    def summary(self, name: str, epochs: int) -> str:
+        """Return one line for people who watch the progress bar. `name` is the restored file."""
+        if self.has_finished or self.epoch >= epochs:
+            return f"Nothing is left to train: this run is complete ({name})."
+        done = f"{self.position.epoch} epochs and {self.position.batch} batches"
+        return f"Resuming after {done} ({name})."
+
 
 def fit_start(start: StartPoint, loop: Mapping[str, Any], *, data: str, params: Mapping[str, Any]) -> FitStart:
     """Return where a fit with this fingerprint of its `data` begins. `loop` is the `loop_state` of the checkpoint."""
@@ -39,9 +46,18 @@ def fit_start(start: StartPoint, loop: Mapping[str, Any], *, data: str, params: 
     # A callback may have stopped the training in the epoch that ended at this position.
     stopped = checkpoint is not None and checkpoint.position.batch == 0 and loop.get("stop_training", False)
     has_finished = start.finished or stopped
+    epochs = params.get("epochs") or 0
+    if stopped and position.epoch < epochs:
+        logger.warning(
+            "nothing is left to train: a callback ended this run after %d of %d epochs checkpoint=%s. To train again, "
+            "use another backup_dir",
+            position.epoch,
+            epochs,
+            start.name,
+        )
     return FitStart(
         position=position,
-        epoch=max(position.epoch, params.get("epochs") or 0) if has_finished else position.epoch,
+        epoch=max(position.epoch, epochs) if has_finished else position.epoch,
         is_resumed=is_resumed,
         has_finished=has_finished,
         data_is_known=checkpoint is not None and checkpoint.header.data == data,

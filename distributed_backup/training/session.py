@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from synalinks.src.utils.io_utils import print_msg
+
 from distributed_backup.checkpoints.format import Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
@@ -154,6 +156,8 @@ class FitSession:
         start = fit_start(self._restored, loop, data=self._data, params=self._params)
         self._position = start.position
         frame.call_last(self._callback)
+        if start.is_resumed and self._params.get("verbose"):
+            print_msg(start.summary(self._restored.name or "", self._params.get("epochs") or 0))
         if not start.has_finished:
             # Of other data, nothing can be read again as it was.
             self._fit.read_data(frame, start.position, loop if start.data_is_known else {})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,17 @@ def committed_positions(report: Report, save_freq: Any) -> list[tuple[int, int]]
         asyncio.run(run(root))
     committed = [event for event in sink.events if event.kind == "committed"]
     return [(event.fields["epoch"], event.fields["batch"]) for event in committed]
+
+
+def printed_at_a_resume(report: Report, verbose: int) -> str:
+    """Resume a fit, and return what it prints before its first progress bar."""
+    strict()
+    with directory() as root:
+        run_part(Fit(), root, at_third_epoch("on_train_batch_end", -3))
+        printed = StringIO()
+        with redirect_stdout(printed):
+            run_part(Fit(arguments={"verbose": verbose}), root, seed=100)
+        return printed.getvalue().partition("Epoch")[0]
 
 
 def further_logs(report: Report, hook: str, count: int) -> list[Any]:

@@ -75,3 +75,10 @@ def test_validation_batches_and_the_end_of_an_epoch_are_saved(
 ) -> None:
     """An epoch has three training and two validation batches. An int `save_freq` counts both."""
     assert result(tmp_path, "committed_positions", save_freq) == committed
+
+
+def test_a_resume_is_told_where_the_progress_bar_is(tmp_path: Path) -> None:
+    """With `verbose`, one line says where the fit goes on. Without it, nothing is printed."""
+    line = "Resuming after 1 epochs and 3 batches (0000000001-00000001-00000003.ckpt).\n"
+    assert result(tmp_path, "printed_at_a_resume", 1) == line
+    assert result(tmp_path, "printed_at_a_resume", 0) == ""
