@@ -21,16 +21,23 @@ class ExitWatchdog:
         self._over = False
 
     def arm(self, seconds: float) -> None:
-        """Act in `seconds`, or at an earlier instant that it is armed for already."""
+        """Act in `seconds`, or at an earlier instant that it is armed for already.
+
+        An interpreter that shuts down starts no thread. Then only an earlier call counts.
+        """
         instant = time.monotonic() + seconds
         with self._lock:
             if self._over or (self._instant is not None and self._instant <= instant):
                 return
+            timer = threading.Timer(seconds, self._act)
+            timer.name, timer.daemon = "distributed-backup-watchdog", True
+            try:
+                timer.start()
+            except RuntimeError:
+                return
             if self._timer is not None:
                 self._timer.cancel()
-            self._instant, self._timer = instant, threading.Timer(seconds, self._act)
-            self._timer.name, self._timer.daemon = "distributed-backup-watchdog", True
-            self._timer.start()
+            self._instant, self._timer = instant, timer
 
     def disarm(self) -> None:
         """Never act, even if armed again."""

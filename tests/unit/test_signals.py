@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -127,19 +128,43 @@ def test_a_forked_child_ends_by_the_signal_as_if_there_were_no_watch() -> None:
     assert found.noted is None
 
 
-def test_a_signal_that_was_ignored_before_stays_ignored_when_the_fit_is_over() -> None:
-    """An ignored signal stays ignored, even if a handler that wraps ours still calls it."""
-    with installed(signal.SIG_IGN) as found:
-        ours = signal.getsignal(signal.SIGUSR1)
-        assert callable(ours)
+def test_a_signal_that_is_ignored_stays_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    """A fit under nohup does not handle the signal, and a warning says so. Its other signals are handled."""
+    before = signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    ignored = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    found = SignalWatch([signal.SIGUSR1, signal.SIGUSR2], on_notice=lambda _: None)
+    found.install()
+    found.keep_in_front()
+    send()
+    assert (signal.getsignal(signal.SIGUSR1), found.noted) == (signal.SIG_IGN, None)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert (found.noted,) == ("SIGUSR2",)
+    found.uninstall()
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    signal.signal(signal.SIGUSR1, ignored)
+    signal.signal(signal.SIGUSR2, before)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["SIGUSR1 is ignored in this process"]
 
-        def wrapper(number: int, frame: FrameType | None) -> None:
-            ours(number, frame)
 
-        signal.signal(signal.SIGUSR1, wrapper)
-        found.uninstall()
+def test_an_earlier_handler_that_exits_or_raises_does_not_prevent_the_notice(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither SystemExit nor an error of the earlier handler reaches the training. Both are logged."""
+    errors: list[BaseException] = [SystemExit(0), ValueError()]
+    noticed = threading.Event()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise errors.pop(0)
+
+    with installed(handler, lambda _: noticed.set()) as found:
+        threads = [each for each in threading.enumerate() if each.name == "distributed-backup-signals"]
         send()
-    assert found.noted is None
+        send()
+    assert noticed.wait(PATIENCE)
+    threads[-1].join(PATIENCE)
+    assert (found.noted, errors) == ("SIGUSR1", [])
+    logged = [record.getMessage() for record in caplog.records if "before ours raised" in record.getMessage()]
+    assert [text.split(" raised ")[1].split(":")[0] for text in logged] == ["SystemExit", "ValueError"]
 
 
 def test_ctrl_c_as_a_notice_does_not_interrupt_the_save_that_it_asks_for() -> None:
@@ -182,6 +207,154 @@ def test_a_watch_leaves_no_thread_behind() -> None:
         assert not threads[0].is_alive()
 
 
+# ---------------------------------------------------------------- handlers of others, installed during the fit
+
+
+def replaced_logged(caplog: pytest.LogCaptureFixture) -> int:
+    """Return the warnings that say that our handler was replaced."""
+    return sum("was replaced during the fit" in record.getMessage() for record in caplog.records)
+
+
+def test_a_handler_installed_over_ours_is_called_by_ours(
+    before: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning, then ours is in front. At the end the other one is installed, as the user has left it."""
+    called: list[int] = []
+
+    def theirs(number: int, frame: FrameType | None) -> None:
+        called.append(number)
+
+    found = watch(lambda _: None)
+    found.install()
+    found.keep_in_front()
+    assert replaced_logged(caplog) == 0
+    for _ in range(2):
+        signal.signal(signal.SIGUSR1, theirs)
+        found.keep_in_front()
+    send()
+    found.uninstall()
+    assert (found.noted, called, before.is_set()) == ("SIGUSR1", [signal.SIGUSR1], False)
+    assert signal.getsignal(signal.SIGUSR1) is theirs
+    assert replaced_logged(caplog) == 1
+
+
+def test_a_handler_that_chains_to_ours_gives_one_notice_and_one_call_of_the_earlier_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Ours in front calls theirs, which calls the handler it has found: ours. That one calls the first handler."""
+    called: list[str] = []
+
+    def first(number: int, frame: FrameType | None) -> None:
+        called.append("first")
+
+    with installed(first) as found:
+        ours = signal.getsignal(signal.SIGUSR1)
+        assert callable(ours)
+
+        def theirs(number: int, frame: FrameType | None) -> None:
+            called.append("theirs")
+            ours(number, frame)
+
+        signal.signal(signal.SIGUSR1, theirs)
+        found.keep_in_front()
+        threads = [each for each in threading.enumerate() if each.name == "distributed-backup-signals"]
+        send()
+    threads[-1].join(PATIENCE)
+    assert (found.noted, called) == ("SIGUSR1", ["theirs", "first"])
+    assert "arrived again" not in caplog.text
+
+
+def test_a_handler_that_was_replaced_for_a_while_leaves_no_trace(before: threading.Event) -> None:
+    """Code that puts back what it has found takes its own handler out of the chain, and the fit restores the first."""
+    first = signal.getsignal(signal.SIGUSR1)
+    found = watch(lambda _: None)
+    found.install()
+    theirs = threading.Event()
+    kept = signal.signal(signal.SIGUSR1, lambda *_: theirs.set())
+    found.keep_in_front()
+    signal.signal(signal.SIGUSR1, kept)
+    found.keep_in_front()
+    send()
+    found.uninstall()
+    assert (found.noted, before.is_set(), theirs.is_set()) == ("SIGUSR1", True, False)
+    assert signal.getsignal(signal.SIGUSR1) is first
+
+
+def test_a_handler_of_the_event_loop_is_called_and_the_signal_is_a_notice() -> None:
+    """`loop.add_signal_handler` during the fit hides ours until the next boundary, and removing it does, too."""
+
+    async def run() -> None:
+        loop, theirs = asyncio.get_running_loop(), asyncio.Event()
+        first, second = (watch(lambda _: None) for _ in range(2))
+        first.install()
+        loop.add_signal_handler(signal.SIGUSR1, theirs.set)
+        first.keep_in_front()
+        send()
+        async with asyncio.timeout(PATIENCE):
+            await theirs.wait()
+        assert first.noted == "SIGUSR1"
+        first.uninstall()
+        second.install()
+        loop.remove_signal_handler(signal.SIGUSR1)
+        second.keep_in_front()
+        send()
+        second.uninstall()
+        assert second.noted == "SIGUSR1"
+
+    before = signal.getsignal(signal.SIGUSR1)
+    asyncio.run(run())
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_watches_may_end_in_any_order(before: threading.Event) -> None:
+    """400 overlapping fits leave the first handler, and each one noted the signal that came while it ran."""
+    handler = signal.getsignal(signal.SIGUSR1)
+    running = watch(lambda _: None)
+    running.install()
+    ended = []
+    for _ in range(400):
+        following = watch(lambda _: None)
+        following.install()
+        running.uninstall()
+        ended.append(running)
+        running = following
+    send()
+    assert running.noted == "SIGUSR1"
+    assert before.is_set()
+    assert not any(each.noted for each in ended)
+    running.uninstall()
+    assert signal.getsignal(signal.SIGUSR1) is handler
+
+
+def test_a_watch_that_ended_off_the_main_thread_acts_as_if_it_were_absent(before: threading.Event) -> None:
+    """Its handler can't be removed there. It calls the earlier one, and the next watch removes it."""
+    handler = signal.getsignal(signal.SIGUSR1)
+    for _ in range(2):
+        found = watch(lambda _: None)
+        found.install()
+        thread = threading.Thread(target=found.uninstall)
+        thread.start()
+        thread.join()
+        before.clear()
+        send()
+        assert (found.noted, before.is_set()) == (None, True)
+    last = watch(lambda _: None)
+    last.install()
+    last.uninstall()
+    assert signal.getsignal(signal.SIGUSR1) is handler
+
+
+def test_signals_that_are_ignored_at_the_end_of_the_process_are_not_handled(before: threading.Event) -> None:
+    """Python sets handlers to the default while it takes modules down, but leaves an ignored signal."""
+    found = watch(lambda _: None)
+    found.install()
+    found.ignore_from_now_on()
+    send()
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    found.uninstall()
+    assert (found.noted, before.is_set()) == (None, False)
+
+
 # ---------------------------------------------------------------- the watchdog
 
 
@@ -221,3 +394,17 @@ def test_a_disarmed_watchdog_does_not_act() -> None:
     assert timer is watchdog._timer
     timer.join(PATIENCE)
     assert calls == []
+
+
+def test_an_interpreter_that_shuts_down_keeps_the_earlier_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts no thread. A second call must neither raise nor cancel the first timer."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    acted = threading.Event()
+    watchdog = ExitWatchdog(acted.set)
+    watchdog.arm(0.1)
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    watchdog.arm(0.01)
+    assert acted.wait(PATIENCE)
