@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 class Preempted(SystemExit):
     """The exit out of `fit` after a notice was served. The process exits with `code`.
 
-    It is a `SystemExit`, so `except Exception` does not catch it.
+    It is a `SystemExit`, so `except Exception` does not catch it. A program that catches it on purpose may go on. Its
+    blocks that handle the exception must end before the kill: the process is ended before that if they do not.
 
     Attributes:
         code: The exit code, `exit_code` of the callback (default 143 = 128 + SIGTERM).

@@ -39,6 +39,13 @@ class RunningFit:
             frame = frame.f_back
         return cls(frame)
 
+    def may_run(self) -> bool:
+        """Whether this fit may still run, for a caller in the same task: its frame is up the stack, or unknown."""
+        frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is self._frame
+
     def call_last(self, callback: Any) -> None:
         """Make `callback` the last callback of the fit, called in the training thread.
 

@@ -27,11 +27,11 @@ from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.poller import NoticePoller
 from distributed_backup.preemption.signals import SignalWatch
-from distributed_backup.training.cancellation import CancelScope
+from distributed_backup.training.cancellation import CancelScope, current_task
 from distributed_backup.training.fast_forward import FastForward
 from distributed_backup.training.fingerprint import fingerprint
 from distributed_backup.training.fit_start import fit_start
-from distributed_backup.training.forced_exit import ForcedExit
+from distributed_backup.training.forced_exit import ForcedExit, release_exits
 from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.settings import SessionOptions
 from distributed_backup.training.state import TrainingState
@@ -70,10 +70,11 @@ class FitSession:
         self._callback = callback
         self._program = callback.program
         self._params = callback.params or {}
-        self._location = store.location
+        self.location = store.location
         self._options = options
         self._pid = os.getpid()
-        self._task = _current_task()
+        self._task = current_task()
+        self._running_fit = RunningFit.find(self._program)
         self._scope = CancelScope(clock)
         self._worker = Worker(
             store=store,
@@ -85,8 +86,8 @@ class FitSession:
         )
         self._state = TrainingState(self._program, options.state_of)
         self._fit = FastForward(self._program, scope=self._scope, listener=self)
-        self._forced_exit = ForcedExit(self._worker, options.worker)
         self._signals = SignalWatch(options.signals, on_notice=self._give_notice)
+        self._forced_exit = ForcedExit(self._worker, options.worker, self._signals)
         self._sources = NoticePoller(
             options.notices.others,
             on_notice=self._give_notice,
@@ -119,9 +120,10 @@ class FitSession:
             BackupError: From `Worker.join` or `Worker.await_start`.
             Preempted: A notice arrived first.
         """
-        for session in [each for each in _open_sessions if each.is_stale(self._location, self._task)]:
-            logger.info("ending the session that an earlier fit left open directory=%s", self._location)
+        for session in [each for each in _open_sessions if each.is_stale(self.location, self._task)]:
+            logger.info("ending the session that an earlier fit left open directory=%s", session.location)
             session.end()
+        release_exits()
         _open_sessions.append(self)
         atexit.register(self.end)
         if self._task is not None:
@@ -130,13 +132,15 @@ class FitSession:
             self._watch_for_notices()
             self._worker.join()
             self._restored = self._worker.await_start()
-            self._prepare_fit(RunningFit.find(self._program))
+            self._prepare_fit()
 
     def is_stale(self, location: str, task: asyncio.Task[Any] | None) -> bool:
-        """Whether this session holds the run at `location` although its fit is over: a new fit runs in `task`."""
+        """Whether the fit of this session is over: a new fit at `location` runs in `task`, the current task."""
         mine = self._task
+        if mine is not None and mine is task and not self._running_fit.may_run():
+            return True
         over = mine is None or mine is task or mine.done() or mine.get_loop().is_closed()
-        return over and self._location == location
+        return over and self.location == location
 
     def _watch_for_notices(self) -> None:
         if self._options.save_before_preemption:
@@ -149,12 +153,13 @@ class FitSession:
                 )
             self._sources.start()
 
-    def _prepare_fit(self, frame: RunningFit) -> None:
+    def _prepare_fit(self) -> None:
         self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
         checkpoint = self._restored.checkpoint
         loop = {} if checkpoint is None else self._state.loop_state(checkpoint.body)
         start = fit_start(self._restored, loop, data=self._data, params=self._params)
         self._position = start.position
+        frame = self._running_fit
         frame.call_last(self._callback)
         if start.is_resumed and self._params.get("verbose"):
             print_msg(start.summary(self._restored.name or "", self._params.get("epochs") or 0))
@@ -221,9 +226,10 @@ class FitSession:
             self._worker.finish()
         finally:
             self.end()
-        self._forced_exit.handle_late_signal(self._signals)
+        self._forced_exit.handle_late_signal()
 
     def _boundary(self, position: Position, *, due: bool) -> None:
+        self._signals.keep_in_front()
         with self._ended_by_errors():
             body = self._state.capture(self._fit.loop_state())
             self._worker.boundary(Snapshot(position=position, body=body, data=self._data), due=due)
@@ -321,8 +327,10 @@ class FitSession:
 
     def _restore_handlers(self) -> None:
         self._sources.stop()
-        self._signals.uninstall()
-        self._forced_exit.disarm()
+        if self._is_preempted:
+            self._forced_exit.fit_is_left()
+        else:
+            self._forced_exit.release()
         self._fit.remove()
         atexit.unregister(self.end)
         if self._task is not None:
@@ -330,13 +338,13 @@ class FitSession:
         if self in _open_sessions:
             _open_sessions.remove(self)
 
+    @property
+    def _is_preempted(self) -> bool:
+        """Whether this process exits with `exit_code` because of a notice, see `ForcedExit.handle_late_signal`."""
+        return self._worker.notice_given or (
+            self._signals.noted is not None and not self._options.worker.delete_checkpoint
+        )
+
     def _task_ended(self, _: asyncio.Task[Any]) -> None:
         # Another callback's exception has left `fit` unseen, and then the task.
         self.end()
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None

@@ -295,6 +295,10 @@ def run_with_timeout(work: Callable[[], None], timeout: float | None) -> bool:
         work()
         return True
     thread = threading.Thread(target=work, name="distributed-backup-leaving", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # an interpreter that exits starts no thread
+        work()
+        return True
     thread.join(max(timeout, 0.0))
     return not thread.is_alive()

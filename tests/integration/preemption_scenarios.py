@@ -7,6 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import synalinks
@@ -15,6 +18,7 @@ from distributed_backup import BackupAndRestore, Preempted
 from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.preemption.signals import SignalWatch
 from distributed_backup.storage.local import LocalStorage
+from distributed_backup.training import session as fit_session
 from tests.support.jobs import Job
 from tests.support.programs import build_program, complete_state, samples
 
@@ -74,9 +78,9 @@ class SlowModel(OfflineLanguageModel):
         return answer
 
 
-async def fit(report: Report, job: Job, *before: Any) -> dict[str, Any]:
+async def fit(report: Report, job: Job, *before: Any, model_class: type[SlowModel] = SlowModel) -> dict[str, Any]:
     program, model = await build_program(optimizer=job.optimizer, latency=job.latency)
-    model.__class__, model.report = SlowModel, report
+    model.__class__, model.report = model_class, report
     x, y = samples(8)
     callback = BackupAndRestore(job.backup_dir, **job.arguments)
     try:
@@ -126,6 +130,21 @@ def train_with_exiting_handler(report: Report, job: Job) -> dict[str, Any]:
 
     SignalWatch._watch = late  # type: ignore[method-assign]
     signal.signal(signal.SIGTERM, lambda number, frame: exit(7))
+    return train(report, job)
+
+
+def train_with_loop_handler(report: Report, job: Job) -> dict[str, Any]:
+    """Train with a handler that the event loop gets during the fit."""
+
+    class Adding(synalinks.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, report, "their_handler")
+
+    return asyncio.run(fit(report, job, Adding()))
+
+
+def train_with_ignored_signal(report: Report, job: Job) -> dict[str, Any]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return train(report, job)
 
 
@@ -198,6 +217,42 @@ def train_after_a_death(report: Report, job: Job) -> dict[str, Any]:
     return asyncio.run(both())
 
 
+def train_after_deaths(report: Report, job: Job) -> dict[str, Any]:
+    """Let fits die in other directories of one task. Then train within a batch of another fit, and send SIGTERM."""
+
+    class Dying(synalinks.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            raise RuntimeError("dying")
+
+    class Looking(synalinks.callbacks.Callback):  # type: ignore[misc]
+        def __init__(self, event: str, signals: bool) -> None:
+            super().__init__()
+            self._event, self._signals = event, signals
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            report(self._event, sorted(Path(each.location).name for each in fit_session._open_sessions))
+            if self._signals:
+                signal.raise_signal(signal.SIGTERM)
+
+    def job_at(number: int) -> Job:
+        return replace(job, backup_dir=job.backup_dir.with_name(f"run-{number}"))
+
+    class Nesting(SlowModel):
+        async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
+            self.__class__ = SlowModel
+            await fit(report, job_at(5), Looking("open_sessions_within", signals=True))
+            raise AssertionError
+
+    async def run() -> dict[str, Any]:
+        for number in range(3):
+            with suppress(RuntimeError):
+                await fit(report, job_at(number), Dying())
+        await fit(report, replace(job_at(3), epochs=1), Looking("open_sessions", signals=False))
+        return await fit(report, job_at(4), model_class=Nesting)
+
+    return asyncio.run(run())
+
+
 def train_and_die(report: Report, job: Job) -> None:
     """Let a fit die in a callback with a commit pending, and run the exit functions of the interpreter."""
     import atexit
@@ -267,6 +322,4 @@ def train_and_be_told_at_the_end(report: Report, job: Job, owner: type, what: st
 
 
 def _notice_given(job: Job) -> bool:
-    from distributed_backup.training import session as fit_session
-
     return any(session._worker.notice_given for session in fit_session._open_sessions)

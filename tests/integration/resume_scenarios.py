@@ -249,7 +249,7 @@ async def build(fit: Fit, seed: int = 7) -> tuple[Any, Any]:
 def exit_interpreter(root: Path) -> None:
     """End the sessions of `root`, as the interpreter's exit would."""
     for session in list(fit_session._open_sessions):
-        if session._location == str(root.absolute()):
+        if session.location == str(root.absolute()):
             session.end()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from distributed_backup.coordination.base import Announcement, ClusterView
 from distributed_backup.position import Position
 from distributed_backup.worker import preemption, restore
 from distributed_backup.worker.restore import LiveTerms, RestoreAnnounced, RestoreNewest, RestoreStatus
-from distributed_backup.worker.shutdown import deletion_step, flush_step
+from distributed_backup.worker.shutdown import deletion_step, flush_step, run_with_timeout
 
 # -------------------------------------------------------------------- restore
 
@@ -123,3 +124,15 @@ def test_a_finished_worker_flushes_what_is_due(
 def test_only_the_last_worker_out_deletes(ages: list[float], now: float, quiet_since: float, step: str) -> None:
     """It has seen no other member for the quiet period."""
     assert deletion_step(ages, now=now, left_at=0.0, quiet_since=quiet_since, quiet_period=10.0) == step
+
+
+def test_leaving_at_the_exit_of_the_interpreter_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that shuts down starts no thread, so the work is done in the calling one."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done: list[bool] = []
+    assert run_with_timeout(lambda: done.append(True), 0.0)
+    assert done == [True]
