@@ -36,8 +36,9 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
     is made.
 
     Args:
-        backup_dir: The run's directory, for the workers of this run only. A path, or a URL: `s3://bucket/run-42`,
-            `gs://`, `az://`, another scheme of fsspec, or a Redis deployment (see `storage_from_url`).
+        backup_dir: The run's directory, for the workers of this run only. A path, made absolute when the callback is
+            made, or a URL: `s3://bucket/run-42`, `gs://`, `az://`, another scheme of fsspec, or a Redis deployment (see
+            `storage_from_url`).
         save_freq: When the leader commits a checkpoint: "epoch", or an int >= 1 for every so many batches.
             Validation batches count, and the end of each epoch is committed too.
             False commits at a notice only, and at the end with `standby=True` or `delete_checkpoint=False`.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import reprlib
 import threading
+from pathlib import Path
 from typing import Final
 
 from distributed_backup.errors import ConfigError
@@ -59,6 +61,27 @@ def checked_boolean(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise ConfigError(f"{name} must be True or False, got {shown(value)}")
+
+
+def checked_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return `value` as an absolute path, with a leading `~` expanded, else raise ConfigError.
+
+    A training script may change its working directory later. `..` stays, because the part before it may be a link.
+
+    Example:
+        >>> checked_path("backup_dir", "/mnt/shared/run-42")
+        PosixPath('/mnt/shared/run-42')
+    """
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name} must be a path, got {shown(text)}")
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path makes "./~" and "~" equal
+    if expanded.startswith("~"):
+        raise ConfigError(f"{name} {text!r} names a home directory that does not exist: use an absolute path")
+    try:
+        return Path(expanded).absolute()
+    except FileNotFoundError:
+        raise ConfigError(f"{name} {text!r} is relative to a working directory that was removed") from None
 
 
 def is_whole(value: object) -> bool:

@@ -89,11 +89,11 @@ def _run_demo(
     from distributed_backup.demo.scenario import Scenario
     from distributed_backup.demo.screen import LiveScreen, PlainScreen
     from distributed_backup.demo.verdict import judge
-    from distributed_backup.storage import storage_from_url
+    from distributed_backup.storage import absolute_place
 
     keep = backup_dir is not None
     if backup_dir is not None:
-        storage_from_url(backup_dir)  # refuses a URL that was mangled into a path
+        backup_dir = Path(absolute_place(backup_dir))  # refuses a URL that was mangled into a path
         if backup_dir.exists() and not (backup_dir.is_dir() and not any(backup_dir.iterdir())):
             raise ConfigError(f"--backup-dir must be empty or not exist yet: {backup_dir}")
     terminal = console(stderr=quiet_stdout)

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from distributed_backup.atomic import follow, has_shared_group
-from distributed_backup.checks import checked_name
+from distributed_backup.checks import checked_name, checked_path
 from distributed_backup.clock import Clock, SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
 from distributed_backup.coordination.file_records import FileRecords, UnreadableRecordError
@@ -65,7 +65,7 @@ class FileCoordinator(Coordinator):
     heartbeat_interval = 0.1
 
     def __init__(self, root: str | os.PathLike[str], clock: Clock | None = None) -> None:
-        self._root = Path(root)
+        self._root = checked_path("the coordinator's directory", root)
         self._records = FileRecords(self._root, clock or SystemClock())
         self._mutex = threading.RLock()
         self._held: dict[str, _Held] = {}

@@ -22,11 +22,13 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import parse_url
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from distributed_backup.checks import shown
+from distributed_backup.checks import checked_path, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.urls import REDIS_SCHEMES, without_credentials
 
 _SENTINEL_PREFIX: Final = "sentinel_"
+# Options whose values are paths, also with the prefix.
+_FILES: Final = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_ca_path")
 _SENTINEL_PORT: Final = 26379
 _REDIS_PORT: Final = 6379
 
@@ -153,7 +155,10 @@ def _to_sentinels(place: str, path: str, settings: dict[str, Any]) -> Connector:
 
 
 def _parsed(url: str) -> dict[str, Any]:
-    return {key: value for key, value in parse_url(url).items() if key not in _UNSHARED_SETTINGS}
+    settings = {key: value for key, value in parse_url(url).items() if key not in _UNSHARED_SETTINGS}
+    # The driver reads these files each time it connects.
+    files = {key: str(checked_path(key, value)) for key, value in settings.items() if key.endswith(_FILES) and value}
+    return {**settings, **files}
 
 
 def _settings_of(pool: redis.ConnectionPool) -> dict[str, Any]:

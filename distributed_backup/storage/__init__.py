@@ -7,7 +7,7 @@ import re
 from importlib import import_module
 from typing import Final, cast
 
-from distributed_backup.checks import checked_seconds, shown
+from distributed_backup.checks import checked_path, checked_seconds, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
@@ -29,7 +29,7 @@ def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None
     """Return the storage that `place` names.
 
     Args:
-        place: The path of a directory or its `file:///path`. `s3://bucket/prefix`, `gs://bucket/prefix`,
+        place: The path of a directory (`~` is the home directory) or its `file:///path`. `s3://bucket/prefix`, `gs://bucket/prefix`,
             `az://container/prefix`, `memory://name` or any other URL that fsspec knows (see `object_store`). The URL
             of a Redis deployment (see `storage.redis`), which needs a run id.
         run_id: Id of the run.
@@ -44,15 +44,31 @@ def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None
         >>> storage_from_url("redis://:secret@redis:6379/0", run_id="run-42").location
         'redis://redis:6379/0/run-42'
     """
-    if not isinstance(place, str | os.PathLike) or not isinstance(os.fspath(place), str):
-        raise ConfigError(f"the backup directory must be a path or a URL, got {shown(place)}")
     limit = checked_seconds("limit", limit)
+    place = absolute_place(place)
     if not is_url(place):
-        if _ONE_SLASH.match(str(place)):
-            url = without_credentials(str(place).replace(":/", "://", 1))
-            raise ConfigError(f"{url} has lost a slash, as a URL does that is made a path: give it as text")
         return LocalStorage(place)
-    scheme = scheme_of(str(place))
+    scheme = scheme_of(place)
     module, name = SCHEMES.get(scheme, _ALL_OTHERS)
     kind = cast(type[Storage], getattr(import_module(f"{__name__}.{module}"), name))
-    return kind.from_url(scheme + str(place)[len(scheme) :], run_id=run_id, limit=limit)
+    return kind.from_url(scheme + place[len(scheme) :], run_id=run_id, limit=limit)
+
+
+def absolute_place(place: str | os.PathLike[str]) -> str:
+    """Return the text of `place`: a URL as it is, a path made absolute with `checked_path`.
+
+    Raises:
+        ConfigError: It is neither, or a URL that `Path` has changed.
+
+    Example:
+        >>> absolute_place("s3://bucket/run-42"), absolute_place("/mnt/shared/run-42")
+        ('s3://bucket/run-42', '/mnt/shared/run-42')
+    """
+    if not isinstance(place, str | os.PathLike) or not isinstance(os.fspath(place), str):
+        raise ConfigError(f"the backup directory must be a path or a URL, got {shown(place)}")
+    if is_url(place):
+        return str(place)
+    if _ONE_SLASH.match(str(place)):
+        url = without_credentials(str(place).replace(":/", "://", 1))
+        raise ConfigError(f"{url} has lost a slash, as a URL does that is made a path: give it as text")
+    return str(checked_path("the backup directory", place))

@@ -17,6 +17,7 @@ from typing import Self, override
 from urllib.parse import unquote, urlsplit
 
 from distributed_backup.atomic import temporary
+from distributed_backup.checks import checked_path
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
 from distributed_backup.urls import without_credentials
@@ -29,7 +30,7 @@ class LocalStorage(Storage):
         root: The directory. `prepare` makes it, with its parents.
 
     Raises:
-        ConfigError: `root` is empty or has a null byte.
+        ConfigError: `root` is empty, has a null byte, or names an unknown home directory.
 
     Example:
         >>> import tempfile
@@ -44,10 +45,7 @@ class LocalStorage(Storage):
     permanent_errnos = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR})
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        if not os.fspath(root) or "\0" in os.fspath(root):
-            raise ConfigError(f"the backup directory must be a path, got {os.fspath(root)!r}")
-        # Absolute: a training script may change its working directory.
-        self._root = Path(root).absolute()
+        self._root = checked_path("the backup directory", root)
 
     @classmethod
     @override

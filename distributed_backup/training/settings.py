@@ -20,7 +20,7 @@ from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
 from distributed_backup.preemption.sources import NoticeSource, NoticeSources, notice_sources
-from distributed_backup.storage import storage_from_url
+from distributed_backup.storage import absolute_place, storage_from_url
 from distributed_backup.worker.options import OnSaveError, WorkerOptions
 
 ENVIRONMENT_PREFIX = "DISTRIBUTED_BACKUP_"
@@ -82,7 +82,7 @@ class Arguments:
             import distributed_backup.observability.metrics  # noqa: F401
         worker = _worker_options(self, variables)
         return Settings(
-            backup_dir=self.backup_dir,
+            backup_dir=absolute_place(self.backup_dir),
             run_id=_chosen("run_id", self, variables).checked(checked_name),
             checkpoints_kept=2 if checked_boolean("double_checkpoint", self.double_checkpoint) else 1,
             request_timeout=worker.grace_period * _REQUEST_PART,
@@ -140,9 +140,12 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings of a callback, checked. `request_timeout` is in seconds, for one request to the store."""
+    """All settings of a callback, checked.
 
-    backup_dir: str | os.PathLike[str]
+    `backup_dir` is a URL or an absolute path. `request_timeout` is in seconds, for one request to the store.
+    """
+
+    backup_dir: str
     run_id: str | None
     checkpoints_kept: int
     request_timeout: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -103,6 +104,23 @@ async def fit(report: Report, job: Job, *before: Any, model_class: type[SlowMode
 
 def train(report: Report, job: Job) -> dict[str, Any]:
     return asyncio.run(fit(report, job))
+
+
+class Mover(synalinks.callbacks.Callback):  # type: ignore[misc]
+    """Changes the working directory when the fit begins, as tuners do for each trial."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        os.chdir(self._directory)
+
+
+def train_elsewhere(report: Report, job: Job, base: Path, own: Path) -> dict[str, Any]:
+    """Make the callback in one working directory and train in another."""
+    os.chdir(base)
+    return asyncio.run(fit(report, job, Mover(own)))
 
 
 def train_with_handler(report: Report, job: Job) -> dict[str, Any]:

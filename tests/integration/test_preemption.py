@@ -505,6 +505,19 @@ def test_a_killed_leader_is_replaced_and_the_run_ends_exactly(
     assert [(info.term, info.position) for info in infos] == [(2, Position(3, 0))]
 
 
+def test_workers_that_change_their_working_directory_stay_in_one_run(start: Start, tmp_path: Path) -> None:
+    """A relative `backup_dir` is resolved when the callback is made, for the lock and the checkpoints alike."""
+    relative = job(Path("run"), slow=("batch_begin", 1, 1))
+    for name in ("own-0", "own-1"):
+        (tmp_path / name).mkdir()
+        start(relative, tmp_path, tmp_path / name, how="train_elsewhere").expect("slow_call")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("leader.lock")] == [
+        "run/coordinator/leader.lock"
+    ]
+    members = FileCoordinator(tmp_path / "run/coordinator").members()
+    assert sorted(member.role for member in members) == ["follower", "leader"]
+
+
 def test_a_worker_that_starts_late_joins_at_the_newest_commit(start: Start, backup_dir: Path) -> None:
     """A worker that joins late starts from the newest checkpoint."""
     leader = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=2.0))

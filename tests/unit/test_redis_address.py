@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,19 @@ def test_sentinels_have_credentials_of_their_own() -> None:
     assert (pool.connection_kwargs["username"], pool.connection_kwargs["password"]) == ("user", "secret")
     theirs = sentinel.connection_pool.connection_kwargs
     assert (theirs["username"], theirs["password"]) == ("watcher", "other")
+
+
+def test_a_relative_path_of_a_certificate_means_the_directory_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver reads the files again at each connection, when the script may have changed its working directory."""
+    monkeypatch.chdir(tmp_path)
+    address = RedisAddress.of_url("rediss+sentinel://a/main?ssl_ca_certs=ca.pem&sentinel_ssl_keyfile=key.pem")
+    monkeypatch.chdir("/")
+    pool = address.connect({}).connection_pool
+    [sentinel] = pool.sentinel_manager.sentinels
+    assert pool.connection_kwargs["ssl_ca_certs"] == str(tmp_path / "ca.pem")
+    assert sentinel.connection_pool.connection_kwargs["ssl_keyfile"] == str(tmp_path / "key.pem")
 
 
 def test_our_options_win_over_the_urls() -> None:

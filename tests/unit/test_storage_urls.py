@@ -90,6 +90,29 @@ def test_a_relative_path_means_the_directory_of_now(tmp_path: Path, monkeypatch:
     assert storage.location == str(tmp_path / "run")
 
 
+def test_a_lock_is_beside_the_checkpoints_whatever_the_working_directory_is_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers with two working directories would otherwise both lead."""
+    monkeypatch.chdir(tmp_path)
+    coordinators = [coordinator_from_url("file:", backup_dir="run"), FileCoordinator("run/coordinator")]
+    monkeypatch.chdir("/")
+    assert [each.root for each in coordinators if isinstance(each, FileCoordinator)] == [
+        tmp_path / "run/coordinator"
+    ] * 2
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For store and lock alike. A URL or a text that begins with ./ names a directory called ~."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir("/")
+    assert storage_from_url("~/run").location == storage_from_url(Path("~/run")).location == "/home/me/run"
+    coordinator = coordinator_from_url("file:", backup_dir="~/run")
+    assert isinstance(coordinator, FileCoordinator)
+    assert coordinator.root == Path("/home/me/run/coordinator")
+    assert storage_from_url("./~/run").location == storage_from_url("file:///~/run").location == "/~/run"
+
+
 # -------------------------------------------------------------------- what is refused
 
 
@@ -101,6 +124,28 @@ def test_what_is_neither_path_nor_url_is_refused(place: Any) -> None:
 @pytest.mark.parametrize("place", ["", "/mnt/a\0b"])
 def test_what_is_no_path_is_refused(place: str) -> None:
     assert refusal(place) == f"the backup directory must be a path, got {place!r}"
+
+
+def test_a_home_directory_that_is_unknown_is_refused() -> None:
+    """A directory of that name would else be made in the working directory."""
+    problem = "names a home directory that does not exist: use an absolute path"
+    assert refusal("~nobody-of-that-name/run") == f"the backup directory '~nobody-of-that-name/run' {problem}"
+
+
+def test_a_relative_path_in_a_directory_that_was_removed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert refusal("run") == "the backup directory 'run' is relative to a working directory that was removed"
+
+
+@pytest.mark.parametrize("root", ["", "/mnt/a\0b"])
+def test_a_lock_needs_a_directory(root: str) -> None:
+    """An empty path would mean the working directory."""
+    with pytest.raises(ConfigError, match="the coordinator's directory must be a path, got "):
+        FileCoordinator(root)
 
 
 @pytest.mark.parametrize(
