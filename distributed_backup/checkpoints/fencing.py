@@ -98,6 +98,8 @@ class TermClaims:
 
     def _create(self, name: str) -> bool:
         try:
+            if not self._storage.exists():
+                self._storage.prepare()  # it was removed during the run
             return self._storage.create(name)
         except StoreError as error:
             text = f"can't claim the term: {error}"

@@ -49,6 +49,22 @@ class RunIdentity:
                 f"{path} is damaged: remove it, and the run's id is taken from its checkpoints", path=path
             ) from None
 
+    def is_in_place(self) -> bool:
+        """Return whether `run.json` is there.
+
+        A file that can't be read counts as this run's, because saving must go on.
+
+        Raises:
+            RunMismatchError: The file has the id of another run.
+        """
+        try:
+            found = self.read()
+        except StoreError:
+            return True
+        if found is not None:
+            self.check(found)
+        return found is not None
+
     def claim(self, run_id: str | None) -> str:
         """Create `run.json` and return the id in it: `run_id`, the wanted id, or a new one.
 

@@ -254,6 +254,7 @@ class Saver:
 
     def _make_durable(self, task: CommitTask) -> CheckpointHeader | None:
         """Commit the snapshot unless it is superseded. Return the newest checkpoint, durable now."""
+        self._store.open_run()  # refuses a directory that another run has taken
         newest = self._store.newest_header()
         if task.snapshot is not None and not is_superseded(task.snapshot, by=newest, term=task.term):
             newest = self._write(task.snapshot, task.term)

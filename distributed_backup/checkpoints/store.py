@@ -85,19 +85,41 @@ class CheckpointStore(CheckpointReader):
     def open_run(self) -> str:
         """Create the directory and return the run's id. All workers of a run get the same id.
 
+        May be called again: a directory that was removed during the run is made again, with the same id.
+
         Raises:
             RunMismatchError: The directory belongs to another run.
             NoUsableCheckpointError: `run.json` is lost, and no checkpoint verifies that contains the id.
             StoreError: The directory can't be created or written.
         """
-        if self._identity.run_id is not None:
-            return self._identity.run_id
+        mine = self._identity.run_id
+        if mine is not None:
+            return mine if self.check_run() else self._make_again(mine)
         self._storage.prepare()
         run_id = self._identity.read()
         if run_id is None:
             newest = self.latest()
             run_id = self._identity.claim(None if newest is None else newest.header.run_id)
         return self._identity.adopt(run_id)
+
+    def check_run(self) -> bool:
+        """Return whether `run.json` is there. What is cached about checkpoints is forgotten if it is missing.
+
+        Raises:
+            RunMismatchError: The directory belongs to another run: it was removed, and that run has begun there.
+        """
+        is_there = self._identity.is_in_place()
+        if not is_there:
+            self._verified.clear()
+        return is_there
+
+    def _make_again(self, run_id: str) -> str:
+        logger.warning(
+            "the run's directory or run.json was removed, making it again path=%s run=%s", self.location, run_id
+        )
+        self._storage.prepare()
+        self.newest_header()  # refuses the checkpoints of another run
+        return self._identity.adopt(self._identity.claim(run_id))
 
     def highest_term(self) -> int:
         """Return the highest term that was claimed or committed under, 0 if there is none.
@@ -237,9 +259,11 @@ class CheckpointStore(CheckpointReader):
         from its newest checkpoint, or no run.
 
         Raises:
+            RunMismatchError: The directory belongs to another run. Nothing is deleted.
             StoreError: A file could not be deleted.
         """
         with self._lock:
+            self.check_run()
             found = self._storage.names()
             for name in reversed(checkpoints_among(found)):
                 if self._is_ours(name) is not False:

@@ -77,7 +77,7 @@ class LocalStorage(Storage):
 
     @override
     def exists(self) -> bool:
-        return self._root.is_dir()
+        return os.path.isdir(self._root)  # noqa: PTH112 - Path.is_dir raises where access is denied
 
     @override
     def names(self) -> Names:

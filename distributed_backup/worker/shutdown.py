@@ -210,6 +210,7 @@ class Shutdown:
     def _delete_run(self) -> None:
         """Delete the backup of a finished run. The lease goes last: a worker that joins meanwhile waits for it."""
         store = self._context.store
+        store.check_run()  # refuses a directory that another run has taken
         remove_synalinks_backup(store.storage)
         store.delete()
         self._context.coordinator.erase()

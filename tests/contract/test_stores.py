@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -136,6 +137,77 @@ def test_the_last_one_out_leaves_nothing(place: Place, store: CheckpointStore) -
     assert fresh.storage.names() == []
     assert (fresh.latest(), fresh.highest_term(), fresh.read_run_id()) == (None, 0, None)
     assert fresh.open_run() != before
+
+
+def empty(place: Place) -> None:
+    """Remove everything, as `rm -r` or a cleaner of temporary directories does."""
+    storage = place.connect()
+    for name in storage.names():
+        storage.remove(name)
+    storage.remove_if_empty()
+
+
+def test_a_run_that_was_removed_is_made_again_by_the_next_commit(
+    place: Place, store: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the same id, so that its other workers and its restarts still find their run. One warning names it."""
+    run_id = store.open_run()
+    commit(store, 1)
+    empty(place)
+    header = commit(store, 2, term=3)
+    commit(store, 3, term=3)
+    fresh = CheckpointStore(place.connect())
+    assert (fresh.read_run_id(), header.run_id, fresh.highest_term()) == (run_id, run_id, 3)
+    newest = fresh.latest()
+    assert newest is not None
+    assert newest.position == Position(3)
+    assert [record.getMessage() for record in caplog.records if "removed" in record.getMessage()] == [
+        f"the run's directory or run.json was removed, making it again path={store.location} run={run_id}"
+    ]
+
+
+def test_a_run_that_was_removed_can_still_be_led(place: Place, store: CheckpointStore) -> None:
+    """A new leader claims its term before it has anything to commit."""
+    store.open_run()
+    empty(place)
+    assert store.claim_term(4)
+    assert CheckpointStore(place.connect()).highest_term() == 4
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_place_that_another_run_has_taken_is_never_written_to(
+    place: Place, store: CheckpointStore, has_checkpoint: bool
+) -> None:
+    """Nothing is committed, and the end of the old run deletes nothing. Both runs' checkpoints have one name."""
+    mine = store.open_run()
+    commit(store, 1)
+    empty(place)
+    other = CheckpointStore(place.connect())
+    theirs = other.open_run()
+    if has_checkpoint:
+        commit(other, 1)
+    before = {name: other.storage.read(name) for name in other.storage.names()}
+    operations: list[Callable[[], object]] = [lambda: commit(store, 2), store.open_run, store.delete]
+    for operation in operations:
+        with pytest.raises(RunMismatchError) as caught:
+            operation()
+        assert (caught.value.expected, caught.value.found) == (mine, theirs)
+    assert {name: other.storage.read(name) for name in other.storage.names()} == before
+
+
+def test_checkpoints_of_another_run_without_its_run_file_are_not_taken_over(
+    place: Place, store: CheckpointStore
+) -> None:
+    """No `run.json` with our id is put beside them: their own run could no longer be opened."""
+    store.open_run()
+    commit(store, 1)
+    empty(place)
+    other = CheckpointStore(place.connect())
+    commit(other, 1)
+    other.storage.remove("run.json")
+    with pytest.raises(RunMismatchError):
+        commit(store, 2)
+    assert len(other.storage.names()) == 1
 
 
 def test_a_write_that_is_refused_leaves_what_was_there(place: Place, store: CheckpointStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,22 @@ def assert_resumes_exactly(start: Start, backup_dir: Path, uninterrupted: dict[s
 
 
 # ---------------------------------------------------------------- one worker
+
+
+def test_a_directory_that_is_removed_during_the_fit_is_made_again_by_the_save(
+    start: Start, backup_dir: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """The lock is elsewhere, as it is with a server, so nothing but the save makes the directory."""
+    arguments = {"coordinator": f"file://{tmp_path}/lock", "save_freq": 1, "grace_period": 2.0}
+    child = start(job(backup_dir, slow=("batch_begin", 1, 1), arguments=arguments))
+    child.expect("slow_call")
+    seconds_until_saved(backup_dir, Position(1, 1))
+    shutil.rmtree(backup_dir)
+    child.kill(signal.SIGTERM)
+    assert child.join() == 143
+    assert newest(backup_dir) == Position(1, 1)
+    assert f"the run's directory or run.json was removed, making it again path={backup_dir}" in child.output()
+    assert_resumes_exactly(start, backup_dir, uninterrupted)
 
 
 def test_a_batch_in_flight_that_takes_too_long_is_given_up_and_the_last_boundary_is_on_disk_at_once(

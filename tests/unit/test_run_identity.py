@@ -197,9 +197,12 @@ def test_a_directory_removed_while_the_run_is_opened_is_named(tmp_path: Path) ->
 
 
 def test_a_run_that_is_already_open_stays_open(tmp_path: Path) -> None:
-    """The id is cached, so a lost `run.json` does not change the run."""
+    """A lost `run.json` does not change the run and is written again. A damaged one does not stop the saving."""
     store = CheckpointStore(tmp_path)
     run_id = store.open_run()
     (tmp_path / RUN_FILE).unlink()
+    assert store.open_run() == run_id
+    assert CheckpointStore(tmp_path).read_run_id() == run_id
+    (tmp_path / RUN_FILE).write_bytes(b"torn")
     assert store.open_run() == run_id
     assert commit(store, 1).run_id == run_id

@@ -551,9 +551,10 @@ def test_a_commit_that_fails_again_and_again_is_logged_once(team: Team, caplog: 
 
 
 def test_a_directory_that_is_gone_is_not_said_to_be_intact(team: Team, caplog: pytest.LogCaptureFixture) -> None:
-    """A failed commit in a directory that was removed is logged with `intact=false`."""
+    """A failed commit is logged with `intact=false` if the directory was removed and can't be made again."""
     worker = team.started("a")
     shutil.rmtree(team.root)
+    team.root.write_text("a file")
     worker.boundary(snapshot(0, 1), due=True)
     team.until(lambda: "commit_failed" in caplog.text)
     assert "intact=false" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,40 @@ def test_a_second_fit_joins_the_run_that_is_there_now(team: Team) -> None:
     found = stores["a"].newest_header()
     assert found is not None
     assert (found.run_id, found.worker_id) == (second, "b-again")
+
+
+def test_a_directory_that_was_removed_is_made_again(team: Team) -> None:
+    """By the leader's next commit, or by the next leader, with a coordinator that keeps nothing in it."""
+    leader, follower = team.started("a"), team.started("b")
+    run_id = CheckpointStore(team.root).read_run_id()
+    shutil.rmtree(team.root)
+    leader.boundary(snapshot(1), due=True)
+    team.until(lambda: team.positions() == [Position(1)])
+    assert CheckpointStore(team.root).read_run_id() == run_id
+    shutil.rmtree(team.root)
+    leader.close(timeout=0.0)
+    team.until(lambda: team.holder() == "b")
+    follower.boundary(snapshot(2), due=True)
+    team.until(lambda: team.positions() == [Position(2)])
+    assert CheckpointStore(team.root).read_run_id() == run_id
+
+
+def test_a_directory_that_another_run_has_taken_is_left_to_it(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """The leader's commits fail, and its end deletes nothing, also where the other run began at the same position."""
+    worker = team.started("a")
+    mine = CheckpointStore(team.root).read_run_id()
+    worker.boundary(snapshot(1), due=True)
+    team.until(lambda: team.positions() == [Position(1)])
+    shutil.rmtree(team.root)
+    other = CheckpointStore(team.root)
+    theirs = other.commit(snapshot(1), term=1, worker_id="other").run_id
+    worker.boundary(snapshot(1), due=True)
+    team.until(lambda: f"{team.root} belongs to run '{theirs}', this worker to run '{mine}'" in caplog.text)
+    before = sorted(path.name for path in team.root.iterdir())
+    team.result(team.begin(worker.finish))
+    assert "deleting the backup" in caplog.text
+    assert sorted(path.name for path in team.root.iterdir()) == before
+    assert [row.header and row.header.worker_id for row in other.list()] == ["other"]
 
 
 def test_a_run_that_was_led_and_has_no_checkpoint_is_told_of(team: Team, caplog: pytest.LogCaptureFixture) -> None:
