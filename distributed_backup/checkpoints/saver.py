@@ -254,13 +254,14 @@ class Saver:
 
     def _make_durable(self, task: CommitTask) -> CheckpointHeader | None:
         """Commit the snapshot unless it is superseded. Return the newest checkpoint, durable now."""
-        self._store.open_run()  # refuses a directory that another run has taken
         newest = self._store.newest_header()
         if task.snapshot is not None and not is_superseded(task.snapshot, by=newest, term=task.term):
             newest = self._write(task.snapshot, task.term)
-        elif newest is not None and newest.name != self._durable:
-            # Its writer may have died, or failed, before the name was durable.
-            self._store.storage.sync()
+        else:
+            self._store.check_run()  # another run's checkpoint may have the same name
+            if newest is not None and newest.name != self._durable:
+                # Its writer may have died, or failed, before the name was durable.
+                self._store.storage.sync()
         self._durable = "" if newest is None else newest.name
         return newest
 

@@ -161,9 +161,9 @@ class CheckpointStore(CheckpointReader):
         """
         checkpoint_name(term, snapshot.position)  # refuses a wrong term before anything is written
         with self._lock:
-            run_id = self.open_run()
             # List before the fsync of the directory: what the prune relies on is durable then.
             found = self._storage.names()
+            run_id = self.open_run()
             self._newest(self._header, found)  # refuses a directory whose newest checkpoint is another run's
             header, line = encode(
                 snapshot,

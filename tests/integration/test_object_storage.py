@@ -139,7 +139,10 @@ def noting(seen: list[str | None]) -> Fault:
 
 
 def test_a_commit_is_one_put_that_carries_the_condition(s3: S3Server, url: str) -> None:
-    """A listing before it, and a removal after it: what a bucket bills, and what a save before a kill takes."""
+    """Two listings and a look at the run's id before it, and a removal after it.
+
+    This is what a bucket bills, and what a save before a kill takes. s3fs asks for the size before it reads.
+    """
     store, conditions = opened(url), list[str | None]()
     commit(store, 1)
     commit(store, 2)
@@ -149,8 +152,8 @@ def test_a_commit_is_one_put_that_carries_the_condition(s3: S3Server, url: str) 
     store.newest_header()
     name = commit(store, 3).name
     assert conditions == ["*"]
-    assert [method for method, _ in s3.requests] == ["GET", "GET", "PUT", "DELETE"]
-    assert s3.count("PUT", name) == 1
+    assert [method for method, _ in s3.requests] == ["GET", "GET", "HEAD", "GET", "PUT", "DELETE"]
+    assert (s3.count("GET", "run.json"), s3.count("PUT", name)) == (1, 1)
 
 
 def test_a_term_is_claimed_by_one_put_that_carries_the_condition(s3: S3Server, url: str) -> None:
