@@ -80,9 +80,11 @@ class Arguments:
         if variables.metrics_port is not None:
             # A missing client is reported here, before the fit.
             import distributed_backup.observability.metrics  # noqa: F401
+        with _named("backup_dir"):
+            backup_dir = absolute_place(self.backup_dir)
         worker = _worker_options(self, variables)
         return Settings(
-            backup_dir=absolute_place(self.backup_dir),
+            backup_dir=backup_dir,
             run_id=_chosen("run_id", self, variables).checked(checked_name),
             checkpoints_kept=2 if checked_boolean("double_checkpoint", self.double_checkpoint) else 1,
             request_timeout=worker.grace_period * _REQUEST_PART,
