@@ -1,7 +1,9 @@
-"""Replace files in one step: a reader finds the old bytes or the new ones.
+"""Replace files in one step, and make files and directories with the access of the run's directory.
 
-The bytes are written to a file beside the target, which is then renamed. Nothing here calls fsync, so a power cut may
-lose the new bytes. `storage.local` adds what a checkpoint needs.
+A reader finds the old bytes or the new ones: they are written to a file beside the target, which is then renamed.
+Nothing here calls fsync, so a power cut may lose the new bytes. `storage.local` adds what a checkpoint needs.
+
+`follow` is the rule of access for every file of a run. It opens nothing to others.
 """
 
 from __future__ import annotations
@@ -43,13 +45,33 @@ def replace_file(path: Path, data: bytes, *, like: os.stat_result | None = None)
         partial.replace(path)
 
 
+def make_directories(path: Path) -> list[Path]:
+    """Create a directory and its missing parents, and return those that were missing, `path` first.
+
+    The umask decides about access, with one exception. A directory that passes its group on, such as a volume of
+    Kubernetes with an `fsGroup`, has setgid and is writable for the group. A directory made in it follows it.
+
+    Raises:
+        OSError: It can't be made, or is a file.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    for each in reversed(missing):
+        above = each.parent.stat()
+        if above.st_mode & stat.S_ISGID and has_shared_group(above):
+            make_directory(each)
+        else:
+            each.mkdir(exist_ok=True)
+    path.mkdir(exist_ok=True)
+    return missing
+
+
 def make_directory(path: Path) -> None:
-    """Create a directory that follows its parent, see `follow`. Missing parents are made with the usual permissions.
+    """Create a directory that follows its parent, see `follow`. Create missing parents with `make_directories`.
 
     Raises:
         OSError: It can't be made. An existing directory is no error, and stays as it is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(path.parent)
     try:
         path.mkdir(0o700)
     except FileExistsError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self, override
 from urllib.parse import unquote, urlsplit
 
-from distributed_backup.atomic import temporary
+from distributed_backup.atomic import follow, make_directories, temporary
 from distributed_backup.checks import checked_path
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
@@ -70,9 +70,7 @@ class LocalStorage(Storage):
     @override
     def prepare(self) -> None:
         with self._translated("create", self._root):
-            missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
-            self._root.mkdir(parents=True, exist_ok=True)
-            for path in missing:
+            for path in make_directories(self._root):
                 self._sync_parent(path)
 
     @override
@@ -111,7 +109,7 @@ class LocalStorage(Storage):
                 if data:
                     self._link(path, data)
                 else:
-                    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                    os.close(self._make(path))
             except FileExistsError:
                 return False
         return True
@@ -155,14 +153,17 @@ class LocalStorage(Storage):
     # ------------------------------------------------- one system call each, for tests that crash in between
 
     def _stage(self, partial: Path, chunks: Chunks, *, durable: bool) -> None:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
-            with suppress(OSError):  # overrides the umask, and fails on a file system without modes
-                os.fchmod(descriptor, 0o600)
+        with open(self._make(partial), "wb", buffering=0) as file:
             for chunk in chunks:
                 self._write(file.fileno(), chunk)
             if durable:
                 self._sync(file.fileno())
+
+    def _make(self, path: Path) -> int:
+        directory = self._root.stat()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        follow(descriptor, directory)
+        return descriptor
 
     def _write(self, descriptor: int, chunk: bytes) -> None:
         view = memoryview(chunk)

@@ -1,4 +1,4 @@
-"""Records of the file coordinator that processes of two users write, as in a container and in its operator's shell.
+"""Files of a run that processes of two users write, as in a container and in its operator's shell.
 
 The kernel refuses root nothing, so these tests need root: they drop to other users, and return.
 """
@@ -15,16 +15,18 @@ from pathlib import Path
 
 import pytest
 
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import Announcement, Notice
 from distributed_backup.coordination.file import FileCoordinator
-from distributed_backup.errors import CoordinatorUnavailableError
+from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.position import Position
 from tests.support.file_coordinators import beat, notice
+from tests.support.stores import checkpoints, commit, newest
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as another user")
 pytestmark = needs_root
 
-WORKER, OTHER, GROUP = 54321, 54322, 54400
+WORKER, OTHER, STRANGER, GROUP = 54321, 54322, 54323, 54400
 
 
 @contextmanager
@@ -115,6 +117,40 @@ def test_another_user_of_the_group_takes_over(root: Path) -> None:
         second.resign("b")
     assert {gid for _, gid in owners(root)} == {GROUP}
     assert {stat.S_IMODE(path.stat().st_mode) & 0o007 for path in root.rglob("*")} == {0}
+
+
+def test_a_user_of_the_group_resumes_what_another_has_saved(root: Path) -> None:
+    """It reads, prunes and commits, although the directory of the run was made under a umask of 077."""
+    os.chown(root, 0, GROUP)
+    root.chmod(0o2775)
+    place = root / "run"
+    with acting_as(WORKER, GROUP):
+        first = CheckpointStore(place)
+        run_id = first.open_run()
+        assert first.claim_term(1)
+        commit(first, 1)
+    with acting_as(OTHER, GROUP):
+        second = CheckpointStore(place)
+        assert second.open_run() == run_id
+        assert newest(second) == (1, 1)
+        assert second.claim_term(2)
+        commit(second, 2, term=2)
+        assert checkpoints(second) == [(2, 2)]
+    with acting_as(STRANGER), pytest.raises(StoreError, match="Permission denied"):
+        CheckpointStore(place).names()
+    assert {gid for _, gid in owners(root)} == {GROUP}
+
+
+def test_what_root_writes_is_read_by_the_owner_of_the_directory(root: Path) -> None:
+    """An operator copies a run, or takes one worker's place. A file that only root may read would end the job."""
+    with cautious_root():
+        store = CheckpointStore(root)
+        store.open_run()
+        assert store.claim_term(1)
+        commit(store, 1)
+    assert owners(root) == {(WORKER, WORKER)}
+    with acting_as(WORKER):
+        assert newest(CheckpointStore(root)) == (1, 1)
 
 
 def closed(path: Path) -> None:

@@ -137,15 +137,56 @@ def umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
+def modes(root: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in root.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("directory", "file"),
+    [(0o700, 0o600), (0o755, 0o600), (0o750, 0o600), (0o730, 0o600), (0o770, 0o660), (0o777, 0o660), (0o2770, 0o660)],
+)
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o277, 0o777])
-def test_files_are_for_their_owner_only_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    """Checkpoints and `run.json` have mode 0600 under every umask."""
-    store = CheckpointStore(tmp_path)
+def test_files_are_for_the_group_exactly_if_the_directory_is(
+    tmp_path: Path, mask: int, directory: int, file: int
+) -> None:
+    """Checkpoints, claims, event logs and `run.json`, under every umask. Others have no access."""
+    root = tmp_path / "run"
+    root.mkdir()
+    root.chmod(directory)
+    store = CheckpointStore(root)
     with umask(mask):
         commit(store, 1)
-    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)}
-    assert set(modes.values()) == {0o600}, modes
-    assert len(modes) == 2
+        assert store.claim_term(2)
+        store.storage.put("events-20260101T000000Z-w-12345678.jsonl", [b"{}\n"], durable=False)
+    assert len(modes(root)) == 4
+    assert set(modes(root).values()) == {file}
+
+
+def test_a_file_that_a_killed_writer_left_is_not_more_open(tmp_path: Path) -> None:
+    """Its mode is set before the first byte."""
+    tmp_path.chmod(0o777)
+
+    class Killed(LocalStorage):
+        def _write(self, descriptor: int, chunk: bytes) -> None:
+            assert stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o660
+            raise KeyboardInterrupt
+
+    with umask(0), pytest.raises(KeyboardInterrupt):
+        Killed(tmp_path).put("x", [b"1"])
+
+
+@pytest.mark.parametrize(("parent", "made"), [(0o2775, 0o2770), (0o2755, 0o2755), (0o775, 0o755), (0o1777, 0o755)])
+def test_a_new_directory_is_for_the_group_in_a_directory_that_hands_its_group_down(
+    tmp_path: Path, parent: int, made: int
+) -> None:
+    """The volume of an `fsGroup` is such a directory. Elsewhere the umask decides."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(parent)
+    with umask(0o022):
+        CheckpointStore(volume / "team" / "run").open_run()
+    assert modes(volume) == {"team": made}
+    assert modes(volume / "team") == {"run": made}
 
 
 @pytest.mark.parametrize("term", [0, -1, 10**10, True, 1.5])
