@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Final
 
 from distributed_backup.checkpoints.fencing import TermClaims, check_writer, is_claim
 from distributed_backup.checkpoints.format import (
@@ -31,6 +30,7 @@ from distributed_backup.checkpoints.format import (
     checkpoint_name,
     checkpoints_among,
     encode,
+    parse_name,
     term_of,
 )
 from distributed_backup.checkpoints.reader import CheckpointReader
@@ -38,11 +38,9 @@ from distributed_backup.checkpoints.run_identity import RUN_FILE
 from distributed_backup.errors import ConfigError, RunMismatchError, StoreError
 from distributed_backup.observability.events import is_event_log
 from distributed_backup.storage import storage_from_url
-from distributed_backup.storage.base import PARTIAL, PROBE, Chunks, Names, Storage
+from distributed_backup.storage.base import Chunks, Names, Storage, is_probe, partial_target
 
 logger = logging.getLogger(__name__)
-
-_PARTIAL_RUN: Final = PARTIAL + RUN_FILE
 
 
 class CheckpointStore(CheckpointReader):
@@ -253,7 +251,7 @@ class CheckpointStore(CheckpointReader):
         return True
 
     def delete(self) -> None:
-        """Delete all files of the run, and the directory if nothing else is in it.
+        """Delete all files of the run, and the directory if nothing else is in it. Files with other names stay.
 
         Checkpoints are deleted oldest first and `run.json` last. So a crash in between leaves a run that can be resumed
         from its newest checkpoint, or no run.
@@ -268,8 +266,7 @@ class CheckpointStore(CheckpointReader):
             for name in reversed(checkpoints_among(found)):
                 if self._is_ours(name) is not False:
                     self._storage.remove(name)
-            litter = (PARTIAL, PROBE)
-            self._remove_all(name for name in found if name.startswith(litter) or is_claim(name) or is_event_log(name))
+            self._remove_all(name for name in found if is_claim(name) or is_event_log(name) or _is_leftover(name))
             self._storage.remove(RUN_FILE)
             self.forget()
             self._storage.remove_if_empty()
@@ -297,12 +294,20 @@ class CheckpointStore(CheckpointReader):
 
 def _partials(found: Iterable[str], term: int) -> Names:
     """Return the partial files that writers of `term` and earlier terms left."""
-    names = [name for name in found if name.startswith(PARTIAL)]
+    targets = {name: partial_target(name) for name in found}
     return [
         name
-        for name in names
-        if name.startswith(_PARTIAL_RUN) or 0 < term_of(name.removeprefix(PARTIAL).rpartition("-")[0]) <= term
+        for name, target in targets.items()
+        if target is not None and (target == RUN_FILE or 0 < term_of(target) <= term)
     ]
+
+
+def _is_leftover(name: str) -> bool:
+    """Whether a killed writer left this file: a part of another file, or a test for conditional writes."""
+    target = partial_target(name)
+    if target is None:
+        return is_probe(name)
+    return target == RUN_FILE or parse_name(target) is not None or is_claim(target) or is_event_log(target)
 
 
 def _is_full(error: StoreError) -> bool:

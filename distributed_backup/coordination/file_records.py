@@ -84,9 +84,10 @@ class FileRecords:
         self._skipped: set[Path] = set()
 
     def erase(self) -> None:
-        """Remove all records and their folders. Files in other folders stay."""
+        """Remove all records and their folders. Other files stay."""
         for folder in (self._terms, self._members, self._notices):
-            for path in folder.glob("*"):
+            # A killed writer leaves the second kind, see `atomic.replace_file`.
+            for path in (*folder.glob("*.json"), *folder.glob(".*.json-????????")):
                 path.unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()

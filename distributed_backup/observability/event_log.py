@@ -24,7 +24,7 @@ from distributed_backup.observability.events import (
     event_log_name,
     is_event_log,
 )
-from distributed_backup.storage.base import PARTIAL, Storage
+from distributed_backup.storage.base import Storage, partial_target
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class EventLog:
         """Remove all but the newest logs, with the partial files that their killed writers left."""
         logs: dict[str, list[str]] = {}
         for name in self._storage.names():
-            log = name.removeprefix(PARTIAL).rpartition("-")[0] if name.startswith(PARTIAL) else name
+            log = partial_target(name) or name
             if is_event_log(log):
                 logs.setdefault(log, []).append(name)
         for log in sorted(logs)[:-_LOGS_KEPT]:

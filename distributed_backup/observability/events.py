@@ -76,6 +76,7 @@ FINAL_KINDS: Final = frozenset({"preempted", "finished", "left"})
 
 # Version 0.3 wrote these names into event logs.
 _FORMER_NAMES: Final[Mapping[str, Kind]] = {"commits_work": "commit_recovered"}
+_EVENT_LOG: Final = re.compile(r"events-[0-9]{8}T[0-9]{6}Z-[A-Za-z0-9][A-Za-z0-9._-]*\.jsonl")
 # The name of a checkpoint, in a path or alone. It differs at each boundary.
 _CHECKPOINT: Final = re.compile(r"\S*[0-9]{10}-[0-9]{8}-[0-9]{8}\S*")
 
@@ -168,8 +169,8 @@ def without_checkpoint_name(reason: str) -> str:
 
 
 def is_event_log(name: str) -> bool:
-    """Whether `name` is that of a worker's event log: `events-TIME-WORKER.jsonl`."""
-    return name.startswith("events-") and name.endswith(".jsonl")
+    """Whether `name` is that of a worker's event log: `events-TIME-WORKER.jsonl`, as `event_log_name` makes it."""
+    return _EVENT_LOG.fullmatch(name) is not None
 
 
 def event_log_name(event: Event) -> str:

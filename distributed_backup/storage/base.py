@@ -7,17 +7,32 @@ that. The meaning of names, and which files may be removed, is policy of the roo
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import ClassVar, Final, Self
 
 PARTIAL: Final = ".partial-"
-"""Prefix of files that are being written, or were left by a crash: `.partial-NAME-xxxxxxxx`."""
+"""Prefix of files that are being written, or were left by a crash: `.partial-NAME-` and hex digits."""
 
 PROBE: Final = ".probe-"
-"""Prefix of files that were written to test a store. They are removed after the test."""
+"""Prefix of files that were written to test a store: `.probe-` and hex digits. They are removed after the test."""
 
 Names = list[str]
 Chunks = list[bytes]
+
+_PARTIAL_NAME: Final = re.compile(re.escape(PARTIAL) + r"(.+)-[0-9a-f]+")
+_PROBE_NAME: Final = re.compile(re.escape(PROBE) + r"[0-9a-f]+")
+
+
+def partial_target(name: str) -> str | None:
+    """Return the name of the file that a partial file was to become. None if `name` is not that of a partial file."""
+    found = _PARTIAL_NAME.fullmatch(name)
+    return None if found is None else found[1]
+
+
+def is_probe(name: str) -> bool:
+    """Whether `name` is that of a test of a store."""
+    return _PROBE_NAME.fullmatch(name) is not None
 
 
 class Storage(ABC):

@@ -139,6 +139,38 @@ def test_the_last_one_out_leaves_nothing(place: Place, store: CheckpointStore) -
     assert fresh.open_run() != before
 
 
+def test_files_of_the_user_stay(store: CheckpointStore) -> None:
+    """Their names only resemble ours."""
+    store.open_run()
+    store.claim_term(1)
+    commit(store, 1)
+    theirs = [
+        "events-2026.jsonl",
+        ".partial-notes",
+        ".partial-notes.txt-0123abcd",
+        ".probe-x",
+        "1.term",
+        "run.json.bak",
+    ]
+    for name in theirs:
+        store.storage.put(name, [b"mine"], durable=False)
+    store.prune(term=9)
+    store.delete()
+    assert sorted(store.storage.names()) == sorted(theirs)
+
+
+def test_leftovers_of_killed_writers_go_with_the_run(store: CheckpointStore) -> None:
+    """Parts of checkpoints, claims, event logs and `run.json`, and a test of conditional writes."""
+    commit(store, 1)
+    names = ["run.json", "0000000001.term", "0000000009-00000001-00000000.ckpt", "events-20260101T000000Z-w.jsonl"]
+    for name in names:
+        for suffix in ("0123abcd", "0123abcd0123abcd"):
+            store.storage.put(f".partial-{name}-{suffix}", [b"torn"], durable=False)
+    store.storage.put(".probe-0123abcd0123abcd", [b""], durable=False)
+    store.delete()
+    assert store.storage.names() == []
+
+
 def empty(place: Place) -> None:
     """Remove everything, as `rm -r` or a cleaner of temporary directories does."""
     storage = place.connect()

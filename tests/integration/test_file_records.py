@@ -372,3 +372,14 @@ def test_erasing_leaves_foreign_files_alone(tmp_path: Path, a: FileCoordinator) 
     (tmp_path / "notes.txt").touch()
     a.erase()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_files_of_the_user_outlive_the_run(tmp_path: Path) -> None:
+    """The records are removed, and what killed writers left of them."""
+    coordinator = FileCoordinator(tmp_path)
+    beat(coordinator, "a")
+    coordinator.resign("a")
+    (tmp_path / "members" / ".a.json-0123abcd").write_bytes(b"torn")
+    (tmp_path / "members" / "alice.txt").write_text("mine")
+    coordinator.erase()
+    assert [path.name for path in tmp_path.rglob("*")] == ["members", "alice.txt"]

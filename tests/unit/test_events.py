@@ -75,6 +75,24 @@ def test_logs_are_recognized_by_their_names() -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "events-2026.jsonl",
+        "events-20261123.jsonl",
+        "events-20261123T100000Z.jsonl",
+        "events-20261123T100000Z-.jsonl",
+        "events-20261123T100000Z-a b.jsonl",
+        "events-20261123T100000Z-w.jsonl.gz",
+        "events-20261123T100000Z-w.jsonl\n",
+        "my-events-20261123T100000Z-w.jsonl",
+    ],
+)
+def test_a_users_file_is_not_taken_for_an_event_log(name: str) -> None:
+    """Event logs are deleted with the run."""
+    assert not is_event_log(name)
+
+
+@pytest.mark.parametrize(
     "line",
     [
         b"",

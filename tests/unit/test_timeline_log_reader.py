@@ -58,7 +58,7 @@ class Disappearing(LocalStorage):
 
     @override
     def names(self) -> list[str]:
-        return [*super().names(), "events-0-gone.jsonl"]
+        return [*super().names(), "events-20260101T000000Z-gone.jsonl"]
 
     @override
     def read(self, name: str) -> bytes:
@@ -72,7 +72,7 @@ class Disappearing(LocalStorage):
 def storage(tmp_path: Any) -> Storage:
     story = Story()
     story.tell(0, A, "joined")
-    (tmp_path / "events-1-a.jsonl").write_bytes(story.events[0].line())
+    (tmp_path / "events-20260102T000000Z-a.jsonl").write_bytes(story.events[0].line())
     (tmp_path / "other.jsonl").write_bytes(b"?")
     return Disappearing(tmp_path)
 
@@ -95,8 +95,10 @@ def test_logs_of_another_run_are_skipped(tmp_path: Any) -> None:
         story = Story()
         story.tell(0, worker, "joined", run=run)
         story.tell(1, worker, "left")
-        (tmp_path / f"events-1-{worker}.jsonl").write_bytes(b"".join(event.line() for event in story.events))
-    (tmp_path / "events-1-torn.jsonl").write_bytes(b"{")
+        (tmp_path / f"events-20260102T000000Z-{worker}.jsonl").write_bytes(
+            b"".join(event.line() for event in story.events)
+        )
+    (tmp_path / "events-20260102T000000Z-torn.jsonl").write_bytes(b"{")
     events, skipped = read_events(LocalStorage(tmp_path), "two")
     assert [(event.worker, event.kind) for event in events] == [(B, "joined"), (B, "left")]
     assert skipped == 1
