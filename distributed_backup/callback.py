@@ -16,8 +16,10 @@ import synalinks
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.coordination.timings import LeaseTimings
+from distributed_backup.errors import ConfigError
 from distributed_backup.observability.events import Sink
 from distributed_backup.preemption.sources.base import NoticeSource
+from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.session import FitSession
 from distributed_backup.training.settings import DEFAULT_SAVE_FREQ, Arguments, SaveFrequency
 from distributed_backup.worker.options import OnSaveError
@@ -138,6 +140,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - synalinks' signature, as below
         """Join the run and restore. May wait for other workers."""
+        self._refuse_two_at_once()
         if self._session is not None:
             self._session.end()
         self._session = FitSession(
@@ -149,6 +152,25 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
             sinks=self._event_sinks(),
         )
         self._session.begin()
+
+    def _refuse_two_at_once(self) -> None:
+        """Refuse two of these callbacks in one fit, and one of them in two fits.
+
+        Raises:
+            ConfigError: Each callback restores a position of its own, which the other does not reach.
+        """
+        ours = [each for each in RunningFit.find(self.program).callbacks if isinstance(each, BackupAndRestore)]
+        if len(ours) > 1:
+            places = " and ".join(each.location for each in ours)
+            raise ConfigError(
+                f"this fit has {len(ours)} BackupAndRestore callbacks, for {places}: each would restore its own "
+                "position. Give the fit one of them"
+            )
+        if self._session is not None and self._session.is_in_use:
+            raise ConfigError(
+                f"this BackupAndRestore for {self.location} is in use by another fit that is still running: make a "
+                "callback with a directory of its own for each fit"
+            )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Note the epoch that begins."""
@@ -185,6 +207,11 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         if self._session is not None:
             session, self._session = self._session, None
             session.train_ends()
+
+    @property
+    def location(self) -> str:
+        """The absolute path or the URL of the backup directory, without credentials."""
+        return self._store.location
 
     def _event_sinks(self) -> tuple[Sink, ...]:
         """Return sinks that receive this worker's events besides the event log. For subclasses."""

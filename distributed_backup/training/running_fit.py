@@ -46,6 +46,11 @@ class RunningFit:
             frame = frame.f_back
         return frame is self._frame
 
+    @property
+    def callbacks(self) -> tuple[Any, ...]:
+        """The callbacks of the fit, in the order in which they are called."""
+        return () if self._frame is None else tuple(self._frame.f_locals["callbacks"].callbacks)
+
     def call_last(self, callback: Any) -> None:
         """Make `callback` the last callback of the fit, called in the training thread.
 

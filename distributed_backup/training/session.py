@@ -136,11 +136,19 @@ class FitSession:
 
     def is_stale(self, location: str, task: asyncio.Task[Any] | None) -> bool:
         """Whether the fit of this session is over: a new fit at `location` runs in `task`, the current task."""
-        mine = self._task
-        if mine is not None and mine is task and not self._running_fit.may_run():
+        if self._task is not None and self._task is task and not self._running_fit.may_run():
             return True
-        over = mine is None or mine is task or mine.done() or mine.get_loop().is_closed()
-        return over and self.location == location
+        return self.location == location and self._is_over(task)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether the fit of this session runs, in another task than the caller's."""
+        is_open = self in _open_sessions and os.getpid() == self._pid
+        return is_open and not self._is_over(current_task())
+
+    def _is_over(self, task: asyncio.Task[Any] | None) -> bool:
+        mine = self._task
+        return mine is None or mine is task or mine.done() or mine.get_loop().is_closed()
 
     def _watch_for_notices(self) -> None:
         if self._options.save_before_preemption:
