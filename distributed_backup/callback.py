@@ -6,9 +6,12 @@ Each hook passes its call to the `FitSession` of the running fit. A hook that is
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import synalinks
@@ -28,11 +31,14 @@ if TYPE_CHECKING:
     import redis
 
 
-class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # synalinks has no types
+class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[misc]  # synalinks has no types
     """Back up a fit, restore it after a preemption, and continue at the batch where it stopped.
 
     A drop-in for `synalinks.callbacks.BackupAndRestore`, whose four arguments come first. N workers may run the same
     script on one `backup_dir`. One of them, the leader, writes checkpoints. All of them start from the same position.
+
+    It can be copied and pickled. A copy has the same settings and takes no part in a running fit. A coordinator or
+    client that you have made is shared by copies of one process, and can't be pickled: name it by its URL.
 
     All durations are in seconds. An argument wins over its environment variable. Variables are read when the callback
     is made.
@@ -113,8 +119,9 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
         restore_timeout: float = 300.0,
         timings: LeaseTimings | None = None,
     ) -> None:
-        super().__init__()
-        settings = Arguments(
+        # The host's own __init__ and hooks must not run, see `test_no_method_of_the_host_runs`.
+        synalinks.callbacks.Callback.__init__(self)
+        self._settings = Arguments(
             backup_dir=backup_dir,
             save_freq=save_freq,
             double_checkpoint=double_checkpoint,
@@ -133,10 +140,78 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
             restore_timeout=restore_timeout,
             timings=timings,
         ).resolve(os.environ)
-        self._store = settings.make_store()
-        self._coordinator = settings.make_coordinator()
-        self._options = settings.session
+        self._place: str | Path = self._settings.backup_dir
+        if isinstance(backup_dir, os.PathLike):
+            self._place = Path(self._place)
         self._session: FitSession | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._store = self._settings.make_store()
+        self._coordinator = self._settings.make_coordinator()
+
+    # ---------------------------------------------------------------- the host's attributes
+
+    @property
+    def backup_dir(self) -> str | Path:
+        """The directory or URL as it was given. A relative path is absolute here."""
+        return self._place
+
+    @property
+    def save_freq(self) -> SaveFrequency:
+        """When the leader commits a checkpoint."""
+        return self._settings.session.save_freq
+
+    @property
+    def double_checkpoint(self) -> bool:
+        """Whether the previous checkpoint is kept too."""
+        return self._settings.checkpoints_kept > 1
+
+    @property
+    def delete_checkpoint(self) -> bool:
+        """Whether the last worker to finish deletes the backup."""
+        return self._settings.session.worker.delete_checkpoint
+
+    # ---------------------------------------------------------------- copies
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a copy has: all attributes except those of a fit and those that `_connect` makes."""
+        fresh = {"_session": None, "_program": None, "params": None}
+        made = {"_store", "_coordinator"}
+        return {name: value for name, value in {**vars(self), **fresh}.items() if name not in made}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickle.
+
+        Raises:
+            PicklingError: The coordinator is an object of this process.
+        """
+        name, given = self._settings.coordinator
+        if not isinstance(given, str):
+            raise pickle.PicklingError(
+                f"this BackupAndRestore can't be pickled, because its {name} is a {type(given).__name__}, an object of "
+                "this process: name the coordinator by its URL, such as redis://host:6379 or file:///path"
+            )
+        return self._state()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connect()
+
+    def __copy__(self) -> BackupAndRestore:
+        made = type(self).__new__(type(self))
+        made.__setstate__(self._state())
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BackupAndRestore:
+        made = memo[id(self)] = type(self).__new__(type(self))
+        # Shared, because it may hold locks and connections.
+        given = self._settings.coordinator.value
+        memo[id(given)] = given
+        made.__setstate__(copy.deepcopy(self._state(), memo))
+        return made
+
+    # ---------------------------------------------------------------- hooks
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - synalinks' signature, as below
         """Join the run and restore. May wait for other workers."""
@@ -148,7 +223,7 @@ class BackupAndRestore(synalinks.callbacks.Callback):  # type: ignore[misc]  # s
             store=self._store,
             coordinator=self._coordinator,
             clock=SystemClock(),
-            options=self._options,
+            options=self._settings.session,
             sinks=self._event_sinks(),
         )
         self._session.begin()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import redis
 import synalinks
 
-from distributed_backup import BackupAndRestore
+from distributed_backup import BackupAndRestore, FileCoordinator, MemoryCoordinator, NoticeSource
 from distributed_backup.errors import ConfigError
 from tests.support.programs import build_program, samples
 
@@ -84,3 +88,117 @@ def again_after_an_error(report: Report, root: Path) -> list[int]:
 
     asyncio.run(fails())
     return [asyncio.run(_fit([callback])), asyncio.run(in_one_task())]
+
+
+# -------------------------------------------------------------------- copies
+
+
+class Source(NoticeSource):
+    """A notice source of a user."""
+
+    name, period = "mine", 5.0
+
+    def poll(self) -> None:
+        return None
+
+
+class Counting(BackupAndRestore):
+    """A subclass with attributes of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches = [0]
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_end(batch, logs)
+        self.batches[0] += 1
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+}
+
+
+def copies(report: Report, root: Path) -> dict[str, Any]:
+    """Copy a callback before, during and after a fit. Return the attributes of the copies and the calls of a fit."""
+    os.chdir(root)
+    original = Counting("run", 2, True, False, run_id="job", notices=["signal", Source()])
+    taken: dict[str, Any] = {}
+
+    class Taker(synalinks.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            taken.update({f"{name} during": make(original) for name, make in COPIES.items()})
+
+    taken.update({f"{name} before": make(original) for name, make in COPIES.items()})
+    paid = asyncio.run(_fit([original, Taker()]))
+    taken.update({f"{name} after": make(original) for name, make in COPIES.items()})
+    os.chdir("/")
+    return {
+        "paid": paid,
+        # The run is complete, so a copy that restores it pays nothing.
+        "again": {name: asyncio.run(_fit([each])) for name, each in taken.items()},
+        "attributes": {
+            name: (each.backup_dir, each.save_freq, each.double_checkpoint, each.delete_checkpoint)
+            for name, each in {"original": original, "copy": COPIES["pickle"](original)}.items()
+        },
+        "free_of_the_fit": COPIES["pickle"](original).program is None,
+        "own": {name: each.batches is original.batches for name, each in taken.items()},
+    }
+
+
+def copied_with_others(report: Report, root: Path) -> bool:
+    """Copy a list of callbacks. Return whether the copy of ours saves the state of the copy of the other."""
+    stopping = synalinks.callbacks.EarlyStopping(monitor="val_reward")
+    backup = BackupAndRestore(root, state_of=[stopping], notices="signal,gce,aws,azure,file:/notice")
+    made = COPIES["pickle"](copy.deepcopy([stopping, backup]))
+    return made[1]._settings.session.state_of == (made[0],) and made[0] is not stopping
+
+
+def copied_coordinators(report: Report, root: Path) -> dict[str, Any]:
+    """Copy and pickle callbacks with a coordinator or a client of the user."""
+    found: dict[str, Any] = {}
+    given: list[Any] = [
+        MemoryCoordinator(),
+        FileCoordinator(root / "lock"),
+        redis.Redis(port=1),
+        "memory:",
+        "redis://host",
+    ]
+    for each in given:
+        callback = BackupAndRestore(root / "run", run_id="job", coordinator=each)
+        made = copy.deepcopy(callback)
+        try:
+            pickle.dumps(callback)
+            text = ""
+        except pickle.PicklingError as error:
+            text = str(error)
+        found[type(each).__name__ + (each if isinstance(each, str) else "")] = (
+            made._settings.coordinator.value is each,
+            made._coordinator is callback._coordinator,
+            text,
+        )
+    return found
+
+
+# -------------------------------------------------------------------- the host's class
+
+
+def host_methods(report: Report, root: Path) -> dict[str, Any]:
+    """Run and resume fits while each method of the host's class raises."""
+    host = synalinks.callbacks.BackupAndRestore
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a method of the host was called")
+
+    names = [name for name, value in vars(host).items() if callable(value)]
+    for name in names:
+        setattr(host, name, refuse)
+    calls = [asyncio.run(_fit([BackupAndRestore(root, 1, delete_checkpoint=False)])) for _ in range(2)]
+    return {
+        "is_instance": isinstance(BackupAndRestore(root), host),
+        "names": names,
+        "not_ours": sorted(name for name in names if name not in vars(BackupAndRestore)),
+        "calls": calls,
+    }
