@@ -215,7 +215,9 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002 - synalinks' signature, as below
         """Join the run and restore. May wait for other workers."""
-        self._refuse_two_at_once()
+        fit = RunningFit.find(self.program)
+        self._refuse_two_at_once(fit)
+        fit.warn_if_unbuilt()
         if self._session is not None:
             self._session.end()
         self._session = FitSession(
@@ -228,13 +230,13 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
         )
         self._session.begin()
 
-    def _refuse_two_at_once(self) -> None:
+    def _refuse_two_at_once(self, fit: RunningFit) -> None:
         """Refuse two of these callbacks in one fit, and one of them in two fits.
 
         Raises:
             ConfigError: Each callback restores a position of its own, which the other does not reach.
         """
-        ours = [each for each in RunningFit.find(self.program).callbacks if isinstance(each, BackupAndRestore)]
+        ours = [each for each in fit.callbacks if isinstance(each, BackupAndRestore)]
         if len(ours) > 1:
             places = " and ".join(each.location for each in ours)
             raise ConfigError(

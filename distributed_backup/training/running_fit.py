@@ -2,6 +2,7 @@
 
 Facts relied on (synalinks 0.10.14): `callbacks`, `epoch_iterator`, `x` and `initial_epoch` are locals of `Trainer.fit`.
 It draws validation minibatches with a function of its module. A program with a `fit` of its own has no such frame.
+`data_batch` is a local exactly if `fit` has run a batch to build the program, before it makes the list of callbacks.
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ class RunningFit:
     def callbacks(self) -> tuple[Any, ...]:
         """The callbacks of the fit, in the order in which they are called."""
         return () if self._frame is None else tuple(self._frame.f_locals["callbacks"].callbacks)
+
+    def warn_if_unbuilt(self) -> None:
+        """Warn that `fit` has paid for a batch to build the program. No callback is called before that."""
+        if self._frame is not None and "data_batch" in self._frame.f_locals:
+            logger.warning(
+                "the program was not built, so fit has run its first batch once more to build it, and pays for that at "
+                "each restart. Before fit, call `await program.build(InputModel)`, and then `await module.build()` for "
+                "each module of program._flatten_modules() whose `built` is False"
+            )
 
     def call_last(self, callback: Any) -> None:
         """Make `callback` the last callback of the fit, called in the training thread.

@@ -14,8 +14,9 @@ import redis
 import synalinks
 
 from distributed_backup import BackupAndRestore, FileCoordinator, MemoryCoordinator, NoticeSource
+from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.errors import ConfigError
-from tests.support.programs import build_program, samples
+from tests.support.programs import Answer, Query, build_program, samples
 
 Report = Callable[..., None]
 
@@ -202,3 +203,60 @@ def host_methods(report: Report, root: Path) -> dict[str, Any]:
         "not_ours": sorted(name for name in names if name not in vars(BackupAndRestore)),
         "calls": calls,
     }
+
+
+# -------------------------------------------------------------------- programs that are not built
+
+
+class OneGenerator(synalinks.Program):  # type: ignore[misc]
+    """A program that synalinks can build only with an input."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(name="one", description="A generator")
+        self.generator = synalinks.Generator(data_model=Answer, language_model=model)
+
+    async def call(self, inputs: Any, training: bool = False) -> Any:
+        return await self.generator(inputs, training=training)
+
+
+async def look_up(word: str) -> dict[str, Any]:
+    """Look a word up.
+
+    Args:
+        word (str): The word.
+    """
+    return {"result": word}
+
+
+async def _unbuilt(kind: str) -> tuple[Any, OfflineLanguageModel]:
+    model = OfflineLanguageModel()
+    if kind == "subclass":
+        program: Any = OneGenerator(model)
+    else:
+        tools = [synalinks.Tool(look_up)] if kind == "tools" else []
+        inputs = synalinks.Input(data_model=Query)
+        agent = synalinks.FunctionCallingAgent(data_model=Answer, tools=tools, language_model=model, max_iterations=1)
+        program = synalinks.Program(inputs=inputs, outputs=await agent(inputs), name="agent", description="An agent")
+    program.compile(
+        optimizer=synalinks.optimizers.RandomFewShot(), reward=synalinks.rewards.ExactMatch(in_mask=["answer"])
+    )
+    return program, model
+
+
+def unbuilt(report: Report, root: Path, kind: str) -> dict[str, int]:
+    """Run a fit of a program as it is, and of one that was built by the remedy of the warning."""
+
+    async def both() -> dict[str, int]:
+        raw = await _unbuilt(kind)
+        assert not all(module.built for module in raw[0]._flatten_modules())
+        found = {"raw": await _fit([BackupAndRestore(root / "raw")], program=raw)}
+        program, model = await _unbuilt(kind)
+        await program.build(Query)
+        for module in program._flatten_modules():
+            if not module.built:
+                await module.build()
+        found["build"] = model.calls
+        print("BUILT", flush=True)
+        return {**found, "built": await _fit([BackupAndRestore(root / "built")], program=(program, model))}
+
+    return asyncio.run(both())

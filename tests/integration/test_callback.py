@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.processes import Child
 
 SCENARIOS = "tests.integration.callback_scenarios"
@@ -98,3 +100,18 @@ def test_no_method_of_the_host_runs(tmp_path: Path) -> None:
     assert found["not_ours"] == ["_load_program", "_save_program", "_should_save_on_batch"]
     assert found["calls"][0] > 0
     assert found["calls"][1] == 0
+
+
+# ---------------------------------------------------------------- programs that are not built
+
+
+@pytest.mark.parametrize("kind", ["subclass", "tools"])
+def test_a_program_that_is_not_built_is_warned_of_once_with_the_remedy(tmp_path: Path, kind: str) -> None:
+    """`fit` pays for its first batch twice, before any callback is called. A program built by the remedy does not."""
+    with Child(f"{SCENARIOS}:unbuilt", tmp_path, kind, log=tmp_path / "log") as child:
+        found = child.result()
+    before, after = child.output().split("BUILT")
+    assert before.count("the program was not built, so fit has run its first batch once more") == 1
+    assert "not built" not in after
+    assert found["build"] == 0
+    assert found["raw"] > found["built"] > 0
