@@ -140,9 +140,7 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
             restore_timeout=restore_timeout,
             timings=timings,
         ).resolve(os.environ)
-        self._place: str | Path = self._settings.backup_dir
-        if isinstance(backup_dir, os.PathLike):
-            self._place = Path(self._place)
+        self._is_path = isinstance(backup_dir, os.PathLike)
         self._session: FitSession | None = None
         self._connect()
 
@@ -155,7 +153,8 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
     @property
     def backup_dir(self) -> str | Path:
         """The directory or URL as it was given. A relative path is absolute here."""
-        return self._place
+        place = self._settings.backup_dir
+        return Path(place) if self._is_path else place
 
     @property
     def save_freq(self) -> SaveFrequency:
