@@ -7,6 +7,7 @@ It draws validation minibatches with a function of its module. A program with a 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -14,6 +15,8 @@ from typing import Any, Final
 
 from distributed_backup.training.data_stream import DataStream
 from distributed_backup.training.method_patch import MethodPatch
+
+logger = logging.getLogger(__name__)
 
 _BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
 _MINIBATCH_DRAW: Final = "stratified_minibatch_indices"
