@@ -129,7 +129,7 @@ def test_a_fit_in_a_task_of_a_running_loop_resumes_exactly(tmp_path: Path) -> No
 
 def test_a_batch_that_is_cut_off_is_all_that_is_paid_for_twice(tmp_path: Path) -> None:
     """If the language model does not answer within the grace period, only that batch is repeated."""
-    arguments = ("on_train_batch_begin", "on_test_batch_begin"), "cut off", {"grace_period": 0.4}
+    arguments = ("on_train_batch_begin", "on_test_batch_begin"), "cut off", {"grace_period": 1.0}
     found = result(tmp_path, "matrix", {"optimizer": "omega", "epochs": 2}, *arguments)
     assert found["wrong"] == []
     assert found["resumed_at"] == found["tried"] == 10

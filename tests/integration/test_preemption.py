@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +17,10 @@ from distributed_backup.coordination.base import Heartbeat
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
-from tests.support.jobs import Job
+from tests.support.preempted_fits import Start, assert_resumes_exactly, job, newest
 from tests.support.processes import PATIENCE, Child
 
-Start = Callable[..., Child]
-SCENARIOS = "tests.integration.preemption_scenarios"
 QUICK = LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.5)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start(job: Job, *arguments: Any, how: str = "train") -> Child:
-            log = tmp_path / f"log-{len(os.listdir(tmp_path))}"
-            return stack.enter_context(Child(f"{SCENARIOS}:{how}", job, *arguments, log=log))
-
-        yield start
-
-
-@pytest.fixture
-def backup_dir(tmp_path: Path) -> Path:
-    return tmp_path / "run"
-
-
-def job(backup_dir: Path, **fields: Any) -> Job:
-    arguments = {"delete_checkpoint": False, **fields.pop("arguments", {})}
-    return Job(backup_dir=backup_dir, arguments=arguments, **fields)
-
-
-def newest(backup_dir: Path) -> Position | None:
-    latest = CheckpointStore(backup_dir).latest()
-    return None if latest is None else latest.position
 
 
 def seconds_until_saved(backup_dir: Path, position: Position) -> float:
@@ -70,22 +39,6 @@ def wait_for_members(coordinator: FileCoordinator, count: int) -> None:
     while len(coordinator.members()) < count:
         assert time.monotonic() < limit, coordinator.members()
         time.sleep(0.01)
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the result of an uninterrupted fit."""
-    root = tmp_path_factory.mktemp("uninterrupted")
-    with Child(f"{SCENARIOS}:train", job(root / "run"), log=root / "log") as child:
-        result: dict[str, Any] = child.result()
-    return result
-
-
-def assert_resumes_exactly(start: Start, backup_dir: Path, uninterrupted: dict[str, Any]) -> int:
-    """Run the job again to its end. Return the calls that the second part took."""
-    result = start(job(backup_dir)).result()
-    assert result["state"] == uninterrupted["state"]
-    return int(result["calls"])
 
 
 # ---------------------------------------------------------------- one worker
@@ -253,65 +206,6 @@ def test_a_second_signal_and_ctrl_c_do_not_disturb_the_save(start: Start, backup
     child.expect("sync")
     child.kill(signal.SIGTERM)
     child.kill(signal.SIGINT)
-    assert child.join() == 143
-    assert newest(backup_dir) == Position(1, 1)
-
-
-def test_a_handler_that_was_there_is_called_and_stays_below_ours_until_the_process_has_ended(
-    start: Start, backup_dir: Path
-) -> None:
-    """After a notice, a second signal must not end the process in another way."""
-    child = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=1.0), how="train_with_handler")
-    child.expect("slow_call")
-    child.kill(signal.SIGTERM)
-    assert child.expect("their_handler") == signal.SIGTERM
-    assert child.expect("handler_is_back") is False
-    assert child.join() == 143
-    assert newest(backup_dir) == Position(1, 2)
-
-
-def test_a_handler_that_was_there_is_back_after_a_complete_fit(start: Start, backup_dir: Path) -> None:
-    """Without a notice the process is as it was before the fit."""
-    child = start(job(backup_dir), how="train_with_handler")
-    assert child.expect("handler_is_back") is True
-    child.result()
-
-
-def test_a_handler_of_the_event_loop_that_was_added_during_the_fit_is_called_and_the_notice_is_served(
-    start: Start, backup_dir: Path
-) -> None:
-    """From the next boundary on, ours is in front again."""
-    child = start(
-        job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=1.0, arguments={"save_freq": False}),
-        how="train_with_loop_handler",
-    )
-    child.expect("slow_call")
-    child.kill(signal.SIGTERM)
-    child.expect("their_handler")
-    assert child.join() == 143
-    assert newest(backup_dir) == Position(1, 2)
-    assert child.output().count("the handler of SIGTERM was replaced during the fit") == 1
-
-
-def test_an_ignored_signal_stays_ignored(start: Start, backup_dir: Path, uninterrupted: dict[str, Any]) -> None:
-    """Under nohup the fit goes on."""
-    child = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=1.0), how="train_with_ignored_signal")
-    child.expect("slow_call")
-    child.kill(signal.SIGTERM)
-    assert child.result()["state"] == uninterrupted["state"]
-    assert "SIGTERM is ignored in this process" in child.output()
-
-
-def test_a_handler_that_was_there_and_leaves_the_process_does_not_prevent_the_save(
-    start: Start, backup_dir: Path
-) -> None:
-    """A user's handler that calls sys.exit does not prevent the save."""
-    child = start(
-        job(backup_dir, slow=("batch_begin", 1, 1), arguments={"save_freq": False, "grace_period": 5.0}),
-        how="train_with_exiting_handler",
-    )
-    child.expect("slow_call")
-    child.kill(signal.SIGTERM)
     assert child.join() == 143
     assert newest(backup_dir) == Position(1, 1)
 
