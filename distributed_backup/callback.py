@@ -79,8 +79,10 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
         notices: The sources of notices, one or several: "signal", "file:/path" (a touch of the file), "gce", "aws",
             "azure" (the metadata service of that cloud), or a `NoticeSource`. Default: `$DISTRIBUTED_BACKUP_NOTICES`
             (names separated by commas), or else "signal", which every platform sends.
-        state_of: Callbacks or other objects whose state is saved and restored: by `get_state` and `set_state` if they
-            have both, or else those attributes that are JSON. Default: none, because most callbacks need no state.
+        state_of: Callbacks or other objects whose state is saved and restored, besides synalinks' own callbacks: by
+            `get_state` and `set_state` if they have both, or else all attributes. A container or random generator is
+            restored itself. Default: None, which saves synalinks' own callbacks in the fit's list except `History`, and
+            the counters and metrics of tokens and cost. `()` saves none of these.
         on_save_error: "warn" logs a failed commit and training continues. "raise" ends the fit with the error.
             Default: "warn", because earlier checkpoints are intact and the next commit may succeed.
         restore_timeout: Seconds to wait at the start for the store, and for the leader's announcement. Default: 300,
@@ -114,7 +116,7 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
         exit_code: int = 143,
         signals: Iterable[int] = (signal.SIGTERM,),
         notices: str | NoticeSource | Iterable[str | NoticeSource] | None = None,
-        state_of: Sequence[Any] = (),
+        state_of: Sequence[Any] | None = None,
         on_save_error: OnSaveError = "warn",
         restore_timeout: float = 300.0,
         timings: LeaseTimings | None = None,

@@ -18,8 +18,8 @@ import orjson
 from distributed_backup.errors import StateError
 
 _EXACT: Final = b'{"exact":'
-# Written by this package, and free of NaN: these parts of a state are not checked.
-_TRUSTED_KEYS: Final = ("python_random", "numpy_random", "schema")
+# Written by this package, and free of NaN: these parts of a state are not checked. `training.packing` makes the first.
+_TRUSTED_KEYS: Final = ("objects", "python_random", "numpy_random", "schema")
 # orjson would write dates and dataclasses as strings and dictionaries, which come back as another type.
 _STRICT: Final = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 # orjson writes no deeper, and the standard library can read this deep.
@@ -35,16 +35,9 @@ def encode_state(state: dict[str, Any]) -> bytes:
         StateError: A value in it is not JSON. The message names its place and type.
     """
     rest = {name: value for name, value in state.items() if name not in _TRUSTED_KEYS}
-    written = {name: orjson.dumps(state[name], option=orjson.OPT_SERIALIZE_NUMPY) for name in _TRUSTED_KEYS}
-    trusted = {name: orjson.Fragment(text) for name, text in written.items()}
-    try:
-        # `default` for numpy's numbers: with OPT_SERIALIZE_NUMPY, float32 gets fewer digits than the equal float has.
-        body = orjson.dumps({**rest, **trusted}, option=_STRICT, default=_plain)
-        # A null may stand for NaN. Only then is each value looked at.
-        if body.rfind(b"null") < 0 or _is_finite(rest):
-            return body
-    except TypeError:
-        pass
+    body = _strict_json(rest, {name: state[name] for name in _TRUSTED_KEYS if name in state})
+    if body is not None:
+        return body
     _check(rest, "state")
     try:
         text = json.dumps({"exact": state}, default=_plain, ensure_ascii=False, separators=(",", ":"))
@@ -66,16 +59,18 @@ def decode_state(body: bytes) -> dict[str, Any]:
     return _untag(state["tagged"]) if "tagged" in state else state
 
 
-def is_json(value: Any) -> bool:
-    """Whether `encode_state` can write `value` as a part of a state."""
+def _strict_json(rest: dict[str, Any], trusted: dict[str, Any]) -> bytes | None:
+    """Return the body that orjson writes. None if it would lose a value, or can't write one."""
     try:
-        orjson.dumps(value, option=_STRICT, default=_plain)
+        # `default` for numpy's numbers: with OPT_SERIALIZE_NUMPY, float32 gets fewer digits than the equal float has.
+        text = orjson.dumps(rest, option=_STRICT, default=_plain)
+        more = orjson.dumps(trusted, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
-        try:
-            _check(value, "")
-        except StateError:
-            return False
-    return True
+        return None
+    # A null may stand for NaN. Only then is each value looked at.
+    if text.rfind(b"null") >= 0 and not _is_finite(rest):
+        return None
+    return text[:-1] + b"," + more[1:]
 
 
 def _is_numpy(value: Any) -> bool:

@@ -84,7 +84,7 @@ class FitSession:
             stop_training_at=self._scope.set_deadline,
             report=Reporter(new_worker_id(options.worker_name), *self._sinks(store, clock, sinks)),
         )
-        self._state = TrainingState(self._program, options.state_of)
+        self._state = TrainingState(self._program, options.state_of, self._running_fit.callbacks)
         self._fit = FastForward(self._program, scope=self._scope, listener=self)
         self._signals = SignalWatch(options.signals, on_notice=self._give_notice)
         self._forced_exit = ForcedExit(self._worker, options.worker, self._signals)
@@ -168,6 +168,10 @@ class FitSession:
         start = fit_start(self._restored, loop, data=self._data, params=self._params)
         self._position = start.position
         frame = self._running_fit
+        if not frame.is_found:
+            logger.warning(
+                "this program has a fit of its own, so the state of its callbacks is not saved: name them in state_of"
+            )
         frame.call_last(self._callback)
         if start.is_resumed and self._params.get("verbose"):
             print_msg(start.summary(self._restored.name or "", self._params.get("epochs") or 0))

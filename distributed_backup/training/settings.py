@@ -32,6 +32,8 @@ _DEFAULT_GRACE_PERIOD: Final = 30.0
 # Of the grace period, for one request to a store: a save that hangs when the notice arrives can be retried once.
 _REQUEST_PART: Final = 1 / 3
 
+_UNCHANGEABLE: Final = (str, bytes, int, float, complex, tuple, frozenset, type(None), type)
+
 SaveFrequency = int | Literal["epoch", False]
 
 
@@ -61,7 +63,7 @@ class Arguments:
     exit_code: int
     signals: Iterable[int]
     notices: str | NoticeSource | Iterable[str | NoticeSource] | None
-    state_of: Sequence[Any]
+    state_of: Sequence[Any] | None
     on_save_error: OnSaveError
     restore_timeout: float
     timings: LeaseTimings | None
@@ -136,7 +138,7 @@ class SessionOptions:
     save_before_preemption: bool
     notices: NoticeSources
     signals: tuple[signal.Signals, ...]
-    state_of: tuple[Any, ...]
+    state_of: tuple[Any, ...] | None
     metrics_port: int | None
 
 
@@ -272,14 +274,16 @@ def _signal(number: object) -> signal.Signals:
     return found
 
 
-def _state_of(given: object) -> tuple[Any, ...]:
+def _state_of(given: object) -> tuple[Any, ...] | None:
+    if given is None:
+        return None
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise ConfigError(f"state_of must be a sequence of objects, got {shown(given)}")
     objects = tuple(given)
     for item in objects:
-        if not hasattr(item, "__dict__") and not (hasattr(item, "get_state") and hasattr(item, "set_state")):
+        if isinstance(item, _UNCHANGEABLE):
             raise ConfigError(
-                "state_of must hold objects with attributes, or with get_state and set_state, such as callbacks, got "
+                "state_of must hold objects with state, such as callbacks, containers or random generators, got "
                 f"{shown(item)}"
             )
     return objects

@@ -3,11 +3,10 @@
 The state has these parts:
 
 - every variable of program, optimizer and metrics (`variables`)
-- the optimizer's state outside variables (OMEGA's `_difficulty`)
 - both global random generators that synalinks draws from: `random` and `numpy.random`
-- the objects of the callback's `state_of`
+- the state of other objects: see `objects`
 
-Not covered are a language model's cache or counters, and generators of the user such as `numpy.random.default_rng()`.
+Not covered are a language model's cache, attributes of modules, and generators of the user that no saved object holds.
 
 Facts relied on (synalinks 0.10.14): CompileMetrics and OMEGA are built at their first sample, so they must be built
 before their state can be applied.
@@ -17,28 +16,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from distributed_backup.checkpoints.state_json import decode_state, encode_state, is_json
+from distributed_backup.checkpoints.state_json import decode_state, encode_state
 from distributed_backup.errors import ProgramMismatchError
+from distributed_backup.training.objects import FitObjects, packed_objects
 from distributed_backup.training.variables import Variables
-
-_PLAIN: Final = (dict, list, tuple, int, float, str, bool, type(None), np.number)
-# Attributes of every optimizer that are not state: they describe it or refer to its program.
-_NOT_STATE: Final = frozenset(
-    {"_lock", "_program", "_tracker", "_iterations", "_trainable_variables", "_non_trainable_variables", "_modules"}
-)
-FIT_ATTRIBUTES: Final = frozenset({"params", "_program"})
 
 
 class TrainingState:
-    """The state of one compiled program in one fit, with the objects of the callback's `state_of`."""
+    """The state of one compiled program in one fit, and of the objects that `FitObjects` finds."""
 
-    def __init__(self, program: Any, state_of: Sequence[Any] = ()) -> None:
+    def __init__(self, program: Any, state_of: Sequence[Any] | None = (), callbacks: Sequence[Any] = ()) -> None:
         self._program = program
-        self._objects = tuple(state_of)
+        self._objects = FitObjects(program, state_of, callbacks)
         self._cached: Variables | None = None
         self._decoded: tuple[bytes, dict[str, Any]] | None = None
 
@@ -57,6 +50,7 @@ class TrainingState:
             if lazy is not None and not lazy.built:
                 lazy.build(y, y)
         self._cached = Variables(program)
+        self._objects.begin()
 
     def capture(self, loop: Mapping[str, Any] | None = None) -> bytes:
         """Return the state as one line of JSON. `loop_state` returns `loop` again.
@@ -67,8 +61,7 @@ class TrainingState:
         variables = self._variables
         state = {
             "variables": variables.values(),
-            "optimizer": _attributes_of_optimizer(self._program.optimizer),
-            "objects": [_state_of(item) for item in self._objects],
+            "objects": self._objects.capture(),
             "python_random": _without_none(random.getstate()),
             "numpy_random": np.random.get_state(),
             "loop": dict(loop or {}),
@@ -90,10 +83,7 @@ class TrainingState:
         """
         state = self._checked(body)
         self._variables.assign(state["variables"])
-        for name, value in state["optimizer"].items():
-            _put(self._program.optimizer, name, value)
-        for item, value in zip(self._objects, state["objects"], strict=True):
-            _set_state(item, value)
+        self._objects.restore(state["objects"])
         version, words, *gauss = state["python_random"]
         random.setstate((version, tuple(words), gauss[0] if gauss else None))
         kind, key, *rest = state["numpy_random"]
@@ -105,60 +95,9 @@ class TrainingState:
         decoded, self._decoded = self._decoded, None
         state = decoded[1] if decoded is not None and decoded[0] is body else decode_state(body)
         state["variables"] = self._variables.arrange(state["variables"], state["schema"])
-        saved, own = state["objects"], [type(item).__name__ for item in self._objects]
-        if [item["class"] for item in saved] != own:
-            raise ProgramMismatchError(
-                f"state_of does not fit the checkpoint: it holds {[item['class'] for item in saved]}, not {own}"
-            )
+        state["objects"] = packed_objects(state)
+        self._objects.check(state["objects"])
         return state
-
-
-# -------------------------------------------------------------------- objects
-
-
-def _attributes_of_optimizer(optimizer: Any) -> dict[str, Any]:
-    """Return the private attributes that are JSON: the state outside variables. Public attributes are settings."""
-    return {
-        name: value
-        for name, value in vars(optimizer).items()
-        if name.startswith("_") and name not in _NOT_STATE and isinstance(value, _PLAIN) and is_json(value)
-    }
-
-
-def _state_of(item: Any) -> dict[str, Any]:
-    if hasattr(item, "get_state") and hasattr(item, "set_state"):
-        state = item.get_state()
-    else:
-        state = {
-            name: value
-            for name, value in vars(item).items()
-            if name not in FIT_ATTRIBUTES and isinstance(value, _PLAIN) and is_json(value)
-        }
-    # EarlyStopping and others choose a function of numpy once, and change other attributes at the same time.
-    functions = {name: value.__name__ for name, value in vars(item).items() if isinstance(value, np.ufunc)}
-    return {"class": type(item).__name__, "state": state, "functions": functions}
-
-
-def _set_state(item: Any, saved: dict[str, Any]) -> None:
-    if hasattr(item, "get_state") and hasattr(item, "set_state"):
-        item.set_state(saved["state"])
-        return
-    for name, value in saved["state"].items():
-        _put(item, name, value)
-    for name, function in saved["functions"].items():
-        setattr(item, name, getattr(np, function))
-
-
-def _put(item: Any, name: str, value: Any) -> None:
-    """Set an attribute. Change a dict or list in place, because other objects may refer to it."""
-    old = getattr(item, name, None)
-    if isinstance(old, dict) and isinstance(value, dict):
-        old.clear()
-        old.update(value)
-    elif isinstance(old, list) and isinstance(value, list):
-        old[:] = value
-    else:
-        setattr(item, name, value)
 
 
 def _without_none(state: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from distributed_backup.checks import checked_name, checked_seconds
+from distributed_backup.checks import checked_name, checked_seconds, shown
 from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
@@ -261,7 +261,7 @@ def arguments(**given: Any) -> Arguments:
         "save_before_preemption": True,
         "exit_code": 143,
         "signals": (signal.SIGTERM,),
-        "state_of": (),
+        "state_of": None,
         "on_save_error": "warn",
         "restore_timeout": 300.0,
     }
@@ -295,6 +295,23 @@ def test_an_argument_wins_over_its_variable_and_a_variable_over_the_default(
     assert found(arguments(**{name: argument}).resolve(environment)) == argument
     assert found(arguments().resolve(environment)) == variable
     assert found(arguments().resolve({})) == default
+
+
+def test_objects_whose_state_is_saved_are_taken_once() -> None:
+    """None is the default and differs from an empty sequence. An iterator may be used up."""
+    first, second = object(), object()
+    found = [
+        arguments(state_of=value).resolve({}).session.state_of for value in (None, (), [first], iter([first, second]))
+    ]
+    assert found == [None, (), (first,), (first, second)]
+
+
+@pytest.mark.parametrize("value", ["text", 5, 0.5, (1,), None, b"", frozenset(), dict], ids=repr)
+def test_an_object_that_can_not_be_given_a_state_is_refused(value: Any) -> None:
+    """The message shows it, before the fit."""
+    with pytest.raises(ConfigError, match="state_of must hold objects with state") as caught:
+        arguments(state_of=[[], value]).resolve({})
+    assert shown(value) in str(caught.value)
 
 
 def test_the_grace_period_bounds_a_request_to_the_store_and_shortens_the_lease() -> None:
@@ -357,7 +374,7 @@ _NEVER = "would never save anything: set save_freq to 'epoch' or to a number of 
         ({"state_of": 5}, "state_of must be a sequence of objects, got 5"),
         (
             {"state_of": [5]},
-            "state_of must hold objects with attributes, or with get_state and set_state, such as callbacks, got 5",
+            "state_of must hold objects with state, such as callbacks, containers or random generators, got 5",
         ),
         ({"on_save_error": "ignore"}, "on_save_error must be 'warn' or 'raise', got 'ignore'"),
         ({"on_save_error": []}, "on_save_error must be 'warn' or 'raise', got []"),
