@@ -88,7 +88,7 @@ class ObjectState:
     def __init__(self, item: Any, rule: Callable[[str], Rule]) -> None:
         self._item = item
         self._rule = rule
-        self._settings: dict[str, str] = {}
+        self._settings: dict[str, bytes] = {}
         self._restored: set[str] = set()
         self._warned: set[str] = set()
 

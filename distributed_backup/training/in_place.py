@@ -22,7 +22,7 @@ class InPlace:
     """
 
     def __init__(self) -> None:
-        self._restored: dict[int, tuple[Any, str]] = {}
+        self._restored: dict[int, tuple[Any, bytes]] = {}
 
     def restored(self, old: Any, packed: Any) -> Any:
         """Return the value of `packed`: `old` itself with this value, if `old` can take it."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from distributed_backup.errors import StateError
 
@@ -78,9 +79,13 @@ def unpack(packed: Any) -> Any:
     return _BUILDERS[mark](unpack(parts))
 
 
-def text_of(packed: Any) -> str:
-    """Return a packed value as text, to compare it with another."""
-    return json.dumps(packed)
+def text_of(packed: Any) -> bytes:
+    """Return a packed value as JSON, to compare it with another."""
+    try:
+        return orjson.dumps(packed)
+    except TypeError:
+        # Half a surrogate pair. It is rare, and orjson is 20 times as fast.
+        return json.dumps(packed).encode()
 
 
 # -------------------------------------------------------------------- pack

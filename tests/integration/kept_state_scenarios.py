@@ -15,9 +15,13 @@ from typing import Any
 
 import numpy as np
 import synalinks
+from synalinks.src.backend.common.op_scope import read_phase_wall_clock_s
 
 from distributed_backup.checkpoints.state_json import decode_state, encode_state
 from distributed_backup.demo.offline_model import OfflineLanguageModel
+from distributed_backup.training.counters import Counters
+from distributed_backup.training.host_callbacks import HostCallback
+from distributed_backup.training.in_place import InPlace
 from distributed_backup.training.state import TrainingState
 from tests.integration.resume_scenarios import (
     ENDS,
@@ -365,3 +369,75 @@ def old_body(report: Report) -> dict[str, Any]:
         }
 
     return asyncio.run(run())
+
+
+# -------------------------------------------------------------------- parts by themselves
+
+
+def time_of_phases(report: Report) -> dict[str, Any]:
+    """Restore the counters of one program in another one. Return times and counts."""
+    strict()
+
+    async def run() -> dict[str, Any]:
+        program, model = await counting_program()
+        program._phase_clock.add("inference", 5.0)
+        model.cumulated_details["prompt_audio"] = 3
+        state = Counters(program).capture()
+        other, model = await counting_program(seed=9)
+        model.cumulated_calls, details = 4, model.cumulated_details
+        details["old"] = 1
+        restored = Counters(other).restore(state)
+        seconds = read_phase_wall_clock_s("inference", other._phase_clock)
+        return {"restored": restored, "seconds": seconds, "calls": model.cumulated_calls, "details": dict(details)}
+
+    return asyncio.run(run())
+
+
+def other_models(report: Report) -> dict[str, Any]:
+    """Resume with a second model in the program. Return what a budget has spent, and what was logged."""
+    strict()
+
+    async def two_models(seed: int) -> tuple[Any, Any]:
+        program, model = await counting_program(seed)
+        model.fallback = CountingModel()
+        model.fallback.cumulated_tokens = 1000
+        return program, model
+
+    with directory() as root:
+        first, second = (synalinks.callbacks.BudgetStopping(max_tokens=100_000) for _ in range(2))
+        run_fit(root, Interruption(at=2, hooks=ENDS), callbacks=[first])
+        saved = first.spent_tokens
+        at_once = Interruption(at=0, hooks=("on_epoch_begin",))
+        outcome = run_fit(root, at_once, callbacks=[second], program=two_models, seed=8)
+        since = outcome.program[1].cumulated_tokens - 8
+        return {"saved": saved, "since": since, "logged": outcome.logged, "spent": second.spent_tokens}
+
+
+def monitor(report: Report) -> dict[str, Any]:
+    """Return the state of a `Monitor` that was restored, and one of its settings."""
+    first, second = (
+        synalinks.callbacks.Monitor(experiment_name=name, tracking_uri="file:/nowhere") for name in ("old", "new")
+    )
+    first._steps, first._logged_models, first._model_best = {"train": 5, "val": 2, "test": 0}, [(0, "m-1", 0.5)], 0.5
+    state = decode_state(encode_state({"variables": {}, "objects": HostCallback(first).capture()}))["objects"]
+    HostCallback(second).restore(state, InPlace())
+    return {"state": [second._steps, second._logged_models, second._model_best], "name": second.experiment_name}
+
+
+def missing_file(report: Report) -> dict[str, Any]:
+    """Remove the file of a `CSVLogger` during the fit, and resume elsewhere. Return the rows and what was logged."""
+    strict()
+
+    class Remover(synalinks.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                (root / "log.csv").unlink()
+
+    with directory() as root:
+        root.mkdir()
+        log = synalinks.callbacks.CSVLogger(root / "log.csv")
+        first = run_fit(root / "run", Interruption(at=4, hooks=("on_train_batch_end",)), callbacks=[log, Remover()])
+        log = synalinks.callbacks.CSVLogger(root / "log.csv")
+        second = run_fit(root / "run", callbacks=[log])
+        lines = (root / "log.csv").read_text().splitlines()
+        return {"logged": first.logged + second.logged, "epochs": [line.partition(",")[0] for line in lines]}

@@ -67,6 +67,43 @@ def test_callbacks_are_matched_by_class_and_order(tmp_path: Path) -> None:
     }
 
 
+def test_a_monitor_goes_on_with_its_steps(tmp_path: Path) -> None:
+    """Batch metrics continue their chart, and a model that was logged before can be the best one."""
+    found = result(tmp_path, "monitor")
+    assert found == {"state": [{"train": 5, "val": 2, "test": 0}, [(0, "m-1", 0.5)], 0.5], "name": "new"}
+
+
+def test_a_csv_file_that_was_removed_does_not_end_the_fit(tmp_path: Path) -> None:
+    """The rows are lost with the file. The resumed fit writes those of its own epochs."""
+    found = result(tmp_path, "missing_file")
+    assert found["logged"] == []
+    assert found["epochs"] == ["epoch", "1", "2"]
+
+
+# ---------------------------------------------------------------- counters
+
+
+def test_counters_of_time_and_details_are_restored(tmp_path: Path) -> None:
+    """A counter that was zero is zero again. Dicts keep their identity."""
+    assert result(tmp_path, "time_of_phases") == {
+        "restored": True,
+        "seconds": 5.0,
+        "calls": 0,
+        "details": {"prompt_audio": 3},
+    }
+
+
+def test_a_budget_goes_on_where_the_program_has_other_models(tmp_path: Path) -> None:
+    """The counters can't be matched, which is logged. What was spent before the resume still counts."""
+    found = result(tmp_path, "other_models")
+    assert found["saved"] > 0
+    assert found["spent"] == found["saved"] + found["since"]
+    (line,) = set(found["logged"])
+    assert line.startswith("the counters of calls, tokens and cost are not restored: the checkpoint has those of the ")
+    assert "models ['CountingModel', 'OfflineLanguageModel']" in line
+    assert line.endswith("this program has the models ['CountingModel', 'CountingModel', 'OfflineLanguageModel']")
+
+
 # ---------------------------------------------------------------- optimizers
 
 
