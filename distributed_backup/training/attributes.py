@@ -169,6 +169,12 @@ class ObjectState:
         )
 
 
+def can_hold_state(item: Any) -> bool:
+    """Whether an object is a container or generator, or has a state of its own or attributes."""
+    has_slots = any(vars(kind).get("__slots__") for kind in type(item).__mro__)
+    return isinstance(item, VALUES) or _has_own_state(item) or hasattr(item, "__dict__") or has_slots
+
+
 def _has_own_state(item: Any) -> bool:
     return callable(getattr(item, "get_state", None)) and callable(getattr(item, "set_state", None))
 

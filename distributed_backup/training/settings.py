@@ -21,6 +21,7 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
 from distributed_backup.preemption.sources import NoticeSource, NoticeSources, notice_sources
 from distributed_backup.storage import absolute_place, storage_from_url
+from distributed_backup.training.attributes import can_hold_state
 from distributed_backup.worker.options import OnSaveError, WorkerOptions
 
 ENVIRONMENT_PREFIX = "DISTRIBUTED_BACKUP_"
@@ -281,7 +282,7 @@ def _state_of(given: object) -> tuple[Any, ...] | None:
         raise ConfigError(f"state_of must be a sequence of objects, got {shown(given)}")
     objects = tuple(given)
     for item in objects:
-        if isinstance(item, _UNCHANGEABLE):
+        if isinstance(item, _UNCHANGEABLE) or not can_hold_state(item):
             raise ConfigError(
                 "state_of must hold objects with state, such as callbacks, containers or random generators, got "
                 f"{shown(item)}"

@@ -299,7 +299,7 @@ def test_an_argument_wins_over_its_variable_and_a_variable_over_the_default(
 
 def test_objects_whose_state_is_saved_are_taken_once() -> None:
     """None is the default and differs from an empty sequence. An iterator may be used up."""
-    first, second = object(), object()
+    first, second = [1], [2]
     found = [
         arguments(state_of=value).resolve({}).session.state_of for value in (None, (), [first], iter([first, second]))
     ]
