@@ -17,7 +17,6 @@ import synalinks
 
 from distributed_backup.errors import BackupError
 from distributed_backup.training.settings import ENVIRONMENT_PREFIX
-from tests.integration import preemption_scenarios
 from tests.integration.preemption_scenarios import Report, SlowModel, fit
 from tests.support.jobs import Job
 
@@ -78,8 +77,7 @@ class HeldModel(SlowModel):
 def train(report: Report, job: Job, directory: Path, held: Batches) -> dict[str, Any]:
     """A fit that is held at the batches `held`."""
     gates = HeldModel.gates = Gates(report, directory, held)
-    preemption_scenarios.SlowModel = HeldModel  # type: ignore[misc]
-    return asyncio.run(fit(report, job, gates))
+    return asyncio.run(fit(report, job, gates, model_class=HeldModel))
 
 
 def train_and_tell_the_error(report: Report, job: Job, directory: Path, held: Batches) -> tuple[str, str]:
