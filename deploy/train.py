@@ -93,8 +93,6 @@ async def main() -> None:
         epochs=epochs,
         batch_size=batch_size,
         validation_batch_size=batch_size,
-        # synalinks' default draws from an unseeded generator, and a resumed run would end in another state.
-        minibatch_size=None,
         verbose=0,
         callbacks=[BackupAndRestore(os.environ["BACKUP_DIR"], delete_checkpoint=False)],
     )

@@ -170,8 +170,8 @@ class FitSession:
         frame = self._running_fit
         if not frame.is_found:
             logger.warning(
-                "this program has a fit of its own: the state of its callbacks is not saved, so name them in state_of, and "
-                "a resume does not skip the data of earlier epochs, so skip it in the data"
+                "this program has a fit of its own: the state of its callbacks is not saved, so name them in state_of. "
+                "A resume does not skip the data of earlier epochs, so skip it in the data"
             )
         frame.call_last(self._callback)
         if start.is_resumed and self._params.get("verbose"):

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from distributed_backup.checkpoints.state_json import decode_state, encode_state
-from distributed_backup.errors import ProgramMismatchError
 from distributed_backup.training.objects import FitObjects, packed_objects
 from distributed_backup.training.variables import Variables
 

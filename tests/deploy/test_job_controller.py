@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from distributed_backup.checkpoints.format import parse_name
+from distributed_backup.checkpoints.state_json import decode_state
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
@@ -129,11 +130,17 @@ class Cluster:
         found = FINAL.search(self.log(name))
         return None if found is None else found[1]
 
-    def last_commit(self, run_id: str) -> tuple[Position, bytes]:
-        """Return the position and the whole state of a run's newest checkpoint, random generators included."""
+    def last_commit(self, run_id: str) -> tuple[Position, dict[str, Any]]:
+        """Return position and state of the newest checkpoint, random generators included, without measured times."""
         newest = CheckpointStore(self._root / "backup" / run_id).latest()
         assert newest is not None
-        return newest.position, newest.body
+        state = decode_state(newest.body)
+        counters = state["objects"]["counters"]
+        assert counters.pop("seconds")
+        for model in counters["models"]:
+            measured = [name for name in model["counts"] if name.endswith("elapsed_s")]
+            assert [model["counts"].pop(name) for name in measured]
+        return newest.position, state
 
     @property
     def progress(self) -> int:

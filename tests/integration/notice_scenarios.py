@@ -15,7 +15,7 @@ def make(report: Callable[..., None], directory: Path, variable: str, arguments:
     """Make a callback. Return its sources and whether it serves notices, or the text of its error."""
     os.environ["DISTRIBUTED_BACKUP_NOTICES"] = variable
     try:
-        options = BackupAndRestore(directory, **arguments)._options
+        options = BackupAndRestore(directory, **arguments)._settings.session
     except ConfigError as error:
         return str(error)
     names = ["signal"] * options.notices.signal + [source.name for source in options.notices.others]

@@ -56,7 +56,7 @@ def made(report: Report, cases: list[tuple[str, dict[str, Any]]]) -> list[tuple[
     for place, arguments in cases:
         callback = BackupAndRestore(place, **arguments)
         limit = getattr(callback._store.storage, "_limit", None)
-        found.append((type(callback._coordinator).__name__, limit, callback._options.worker.timings.duration))
+        found.append((type(callback._coordinator).__name__, limit, callback._settings.session.worker.timings.duration))
     return found
 
 
