@@ -71,7 +71,16 @@ def test_any_kind_of_data_goes_on_where_it_was(tmp_path: Path, data: str) -> Non
     assert found["repeated"] == [0] * 10
 
 
-@pytest.mark.parametrize("data", [*SHUFFLED, *(f"{kind}, in portions" for kind in SHUFFLED), "generator"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *SHUFFLED,
+        "permuted with random, of unknown length, in portions",
+        "permuted when its iterator is made, in portions",
+        "shuffle buffer, in portions",
+        "generator",
+    ],
+)
 def test_shuffled_data_goes_on_in_the_order_it_had(tmp_path: Path, data: str) -> None:
     """Data that is shuffled with `random` or `numpy.random` resumes exactly: each sample once an epoch."""
     found = result(tmp_path, "matrix", {"epochs": 2, "steps": 4, "data": data}, ENDS)
