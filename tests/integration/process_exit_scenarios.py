@@ -27,7 +27,7 @@ from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.preemption.process_exit import interpreter_exits
 from tests.support.programs import build_program, samples
 
-GRACE_PERIOD = 2.0
+GRACE_PERIOD = 4.0
 EXIT_CODE = 143
 # Seconds. Far more than any case takes.
 FOREVER = 30.0
