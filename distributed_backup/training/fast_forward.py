@@ -30,6 +30,7 @@ from distributed_backup.training.running_fit import RunningFit
 
 logger = logging.getLogger(__name__)
 
+_SAVED_LOGS: Final = (str, int, float, np.number)
 _OPTIMIZER_HOOKS: Final = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end", "on_train_end")
 
 
@@ -234,8 +235,10 @@ class FastForward:
     async def _train_on_batch(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         if self.active:
             return self._saved.get("batch_logs") or self._program.get_metrics_result()
-        self._batch_logs = await self._in_scope(original(*args, **kwargs))
-        return self._batch_logs
+        logs = await self._in_scope(original(*args, **kwargs))
+        # A log of the user's own may be of any type. One that can't be saved must not end the training.
+        self._batch_logs = {name: value for name, value in logs.items() if isinstance(value, _SAVED_LOGS)}
+        return logs
 
     async def _test_on_batch(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         if not self._validating:

@@ -39,8 +39,8 @@ def _dumped(value: list[Any]) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=_name_of_type)
     except TypeError:
-        # Integers beyond 64 bits, lone surrogates and keys that are not strings.
-        return json.dumps(value, default=_name_of_type).encode()
+        # Integers beyond 64 bits, lone surrogates and keys that are not strings. Keys that are tuples are left out.
+        return json.dumps(value, default=_name_of_type, skipkeys=True).encode()
 
 
 def _samples(value: Any) -> Iterable[Any]:

@@ -131,12 +131,12 @@ def data_in_another_order(report: Report, hook: str, count: int) -> dict[str, An
 
 
 def add_a_log_key(program: Any) -> None:
-    """Make the training step of a program return a key of its own, as a subclass of the user's would."""
+    """Make the training step of a program return keys of its own, as a user's subclass would. One is not JSON."""
 
     class WithTokens(type(program)):  # type: ignore[misc]
         async def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
             logs = await super().train_on_batch(*args, **kwargs)
-            return {**logs, "tokens": 100.0 + kwargs["step"]}
+            return {**logs, "tokens": 100.0 + kwargs["step"], "raw": {kwargs["step"]}}
 
     program.__class__ = WithTokens
 

@@ -55,9 +55,11 @@ def test_data_of_a_complete_epoch_is_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("position", [("on_train_batch_end", 1), ("on_train_batch_end", 2)], ids=str)
 def test_further_logs_of_a_training_step_survive_a_resume(tmp_path: Path, position: tuple[str, int]) -> None:
-    """Keys that `train_on_batch` adds are in the logs of the resumed epoch, with their values."""
+    """Keys that `train_on_batch` adds are in the logs of the resumed epoch. A value that is not JSON is left out."""
     reference, resumed = result(tmp_path, "further_logs", *position)
     assert reference["tokens"] == 102.0
+    assert reference.pop("raw") == {2}
+    resumed.pop("raw", None)
     assert resumed == reference
 
 

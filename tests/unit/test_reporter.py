@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,10 @@ def handler() -> Iterator[HangingHandler]:
         yield made
 
 
-def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandler) -> None:
-    """The training thread reports progress while the elector's thread hangs in a log handler."""
-    sink = RecordingSink()
+def assert_holds_up_no_other_thread(handler: HangingHandler, sink: RecordingSink, kind: Any, **fields: Any) -> None:
+    """Report an event whose log line hangs, and then the progress of another thread."""
     report = Reporter("w", sink)
-    elector = threading.Thread(target=report, args=("unreachable",), kwargs={"reason": "no route"}, daemon=True)
+    elector = threading.Thread(target=report, args=(kind,), kwargs=fields, daemon=True)
     elector.start()
     assert handler.hangs.wait(PATIENCE)
     sink.arrived.clear()
@@ -36,6 +36,12 @@ def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandl
     assert not training.is_alive()
     handler.released.set()
     elector.join(PATIENCE)
+
+
+def test_a_log_handler_that_hangs_holds_up_no_other_thread(handler: HangingHandler) -> None:
+    """The training thread reports progress while the elector's thread hangs in a log handler."""
+    sink = RecordingSink()
+    assert_holds_up_no_other_thread(handler, sink, "unreachable", reason="no route")
     assert sink.kinds == ["unreachable", "progress"]
 
 
@@ -51,18 +57,7 @@ class FaultySink(RecordingSink):
 def test_a_log_handler_that_hangs_at_the_bug_of_a_sink_holds_up_no_other_thread(handler: HangingHandler) -> None:
     """The traceback of a faulty sink is logged while other threads can report."""
     sink = FaultySink()
-    report = Reporter("w", sink)
-    elector = threading.Thread(target=report, args=("elected",), kwargs={"term": 1}, daemon=True)
-    elector.start()
-    assert handler.hangs.wait(PATIENCE)
-    sink.arrived.clear()
-    training = threading.Thread(target=report, args=("progress",), kwargs={"epoch": 0, "batch": 1}, daemon=True)
-    training.start()
-    assert sink.arrived.wait(PATIENCE / 3), "the event waits for the handler"
-    training.join(PATIENCE / 3)
-    assert not training.is_alive()
-    handler.released.set()
-    elector.join(PATIENCE)
+    assert_holds_up_no_other_thread(handler, sink, "elected", term=1)
     assert sink.kinds == ["elected", "progress"]
 
 
