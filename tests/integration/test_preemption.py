@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
 from tests.support.preempted_fits import Start, assert_resumes_exactly, job, newest
 from tests.support.processes import PATIENCE, Child
+from tests.support.stores import remove_at_once
 
 QUICK = LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.5)
 
@@ -52,7 +52,7 @@ def test_a_directory_that_is_removed_during_the_fit_is_made_again_by_the_save(
     child = start(job(backup_dir, slow=("batch_begin", 1, 1), arguments=arguments))
     child.expect("slow_call")
     seconds_until_saved(backup_dir, Position(1, 1))
-    shutil.rmtree(backup_dir)
+    remove_at_once(backup_dir)
     child.kill(signal.SIGTERM)
     assert child.join() == 143
     assert newest(backup_dir) == Position(1, 1)

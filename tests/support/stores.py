@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, encode
@@ -32,6 +33,12 @@ def damage(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[-3] ^= 1
     path.write_bytes(raw)
+
+
+def remove_at_once(directory: Path) -> None:
+    """Remove a directory whose workers are alive: between two of their calls, never while its files are listed."""
+    aside = directory.rename(directory.with_name(f"{directory.name}-removed"))
+    shutil.rmtree(aside)
 
 
 def files(root: Path) -> list[str]:

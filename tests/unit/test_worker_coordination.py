@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from tests.support.clocks import FakeClock
 from tests.support.internals import context_of, elector_of, saver_of
+from tests.support.stores import remove_at_once
 from tests.support.team import PATIENCE, FaultyStore, Gone, Team, snapshot, soon
 
 
@@ -553,7 +553,7 @@ def test_a_commit_that_fails_again_and_again_is_logged_once(team: Team, caplog: 
 def test_a_directory_that_is_gone_is_not_said_to_be_intact(team: Team, caplog: pytest.LogCaptureFixture) -> None:
     """A failed commit is logged with `intact=false` if the directory was removed and can't be made again."""
     worker = team.started("a")
-    shutil.rmtree(team.root)
+    remove_at_once(team.root)
     team.root.write_text("a file")
     worker.boundary(snapshot(0, 1), due=True)
     team.until(lambda: "commit_failed" in caplog.text)

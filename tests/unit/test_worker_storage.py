@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from distributed_backup.storage.local import LocalStorage
 from distributed_backup.worker import preemption
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of
+from tests.support.stores import remove_at_once
 from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 
 
@@ -123,11 +123,11 @@ def test_a_directory_that_was_removed_is_made_again(team: Team) -> None:
     """By the leader's next commit, or by the next leader, with a coordinator that keeps nothing in it."""
     leader, follower = team.started("a"), team.started("b")
     run_id = CheckpointStore(team.root).read_run_id()
-    shutil.rmtree(team.root)
+    remove_at_once(team.root)
     leader.boundary(snapshot(1), due=True)
     team.until(lambda: team.positions() == [Position(1)])
     assert CheckpointStore(team.root).read_run_id() == run_id
-    shutil.rmtree(team.root)
+    remove_at_once(team.root)
     leader.close(timeout=0.0)
     team.until(lambda: team.holder() == "b")
     follower.boundary(snapshot(2), due=True)
@@ -141,7 +141,7 @@ def test_a_directory_that_another_run_has_taken_is_left_to_it(team: Team, caplog
     mine = CheckpointStore(team.root).read_run_id()
     worker.boundary(snapshot(1), due=True)
     team.until(lambda: team.positions() == [Position(1)])
-    shutil.rmtree(team.root)
+    remove_at_once(team.root)
     other = CheckpointStore(team.root)
     theirs = other.commit(snapshot(1), term=1, worker_id="other").run_id
     worker.boundary(snapshot(1), due=True)
