@@ -3,7 +3,8 @@
 A lease says which worker should write. The rule below decides which checkpoint counts, so a leader that was paused or
 cut off can't overwrite newer work. It needs no lock and no compare-and-swap.
 
-1. A checkpoint's name is (term, position), zero-padded, so names sort as these pairs do.
+1. A checkpoint's name is (term, position), zero-padded, so names sort as these pairs do. The final state of a run
+   sorts after the boundary that it follows.
 2. The newest checkpoint is the greatest name that verifies. A writer of an older term writes a lower name. It can
    never win.
 3. A worker claims its term in the run's directory, with an exclusive create, before it leads under it. Claims outlive
@@ -131,10 +132,11 @@ def check_writer(
 def is_superseded(snapshot: Snapshot, *, by: CheckpointHeader | None, term: int) -> bool:
     """Whether the checkpoint `by`, the newest, makes a commit of `snapshot` under `term` needless.
 
-    It does at the same position or a later one. The exception: an earlier term wrote it in the same epoch from other
-    data. That epoch began anew after a restart, so the two positions can't be compared.
+    It does at the same position or a later one. Only a final state supersedes a final state there. The exception: an
+    earlier term wrote it in the same epoch from other data. That epoch began anew after a restart, so the two positions
+    can't be compared.
     """
-    if by is None or by.position < snapshot.position:
+    if by is None or (by.position, by.final) < (snapshot.position, snapshot.final):
         return False
     began_anew = by.epoch == snapshot.position.epoch and by.data != snapshot.data and by.term < term
     return not began_anew

@@ -21,8 +21,9 @@ from distributed_backup.position import Position
 
 FORMAT: Final = 1
 SUFFIX: Final = ".ckpt"
+_FINAL: Final = ".final"
 MAX_TERM: Final = 10**10 - 1
-_NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})\.ckpt")
+_NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})(?:\.final)?\.ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +34,13 @@ class Snapshot:
         position: The boundary.
         body: One line of JSON, without the newline.
         data: Fingerprint of the data pipeline, None if it has none.
+        final: Whether training has ended here. Then the body also holds the state that `fit` returned with.
     """
 
     position: Position
     body: bytes
     data: str | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class CheckpointHeader:
         length: Bytes of the body.
         digest: SHA-256 over the other fields and the body, in hex.
         format: Version of this layout.
+        final: Whether training has ended here. The line has this field only if it is true.
 
     Raises:
         ConfigError: A field has a wrong value.
@@ -70,11 +74,14 @@ class CheckpointHeader:
     length: int
     digest: str
     format: int = FORMAT
+    final: bool = False
 
     def __post_init__(self) -> None:
         checked_name("run_id", self.run_id)
         checked_name("worker_id", self.worker_id)
         checkpoint_name(self.term, self.position)
+        if not isinstance(self.final, bool):
+            raise ConfigError(f"want true or false for final, got {self.final!r}")
         if not is_whole(self.length) or self.length < 0:
             raise ConfigError(f"want a length >= 0, got {self.length!r}")
 
@@ -86,7 +93,15 @@ class CheckpointHeader:
     @property
     def name(self) -> str:
         """The name of the checkpoint's file."""
-        return checkpoint_name(self.term, self.position)
+        return checkpoint_name(self.term, self.position, final=self.final)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the line."""
+        fields = asdict(self)
+        if not self.final:
+            del fields["final"]  # as version 0.3 wrote it
+        return fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +122,8 @@ class Checkpoint:
         return self.header.name
 
 
-def checkpoint_name(term: int, position: Position) -> str:
-    """Return the file name of a checkpoint. Names sort as (term, position) does.
+def checkpoint_name(term: int, position: Position, *, final: bool = False) -> str:
+    """Return the file name of a checkpoint. Names sort as (term, position, final) does.
 
     Raises:
         ConfigError: `term` is no whole number from 1 to `MAX_TERM`.
@@ -116,10 +131,12 @@ def checkpoint_name(term: int, position: Position) -> str:
     Example:
         >>> checkpoint_name(7, Position(2, 3))
         '0000000007-00000002-00000003.ckpt'
+        >>> checkpoint_name(7, Position(3), final=True)
+        '0000000007-00000003-00000000.final.ckpt'
     """
     if not is_whole(term) or not 0 < term <= MAX_TERM:
         raise ConfigError(f"want a whole number 0 < term <= {MAX_TERM}, got {term!r}")
-    return f"{term:010d}-{position.epoch:08d}-{position.batch:08d}{SUFFIX}"
+    return f"{term:010d}-{position.epoch:08d}-{position.batch:08d}{_FINAL if final else ''}{SUFFIX}"
 
 
 def parse_name(name: str) -> tuple[int, Position] | None:
@@ -155,9 +172,10 @@ def encode(
         "data": snapshot.data,
         "length": len(snapshot.body),
         "format": FORMAT,
+        **({"final": True} if snapshot.final else {}),
     }
-    header = CheckpointHeader(**fields, digest=_digest(fields, snapshot.body))
-    return header, _line(asdict(header)) + b"\n"
+    digest = _digest(fields, snapshot.body)
+    return CheckpointHeader(**fields, digest=digest), _line({**fields, "digest": digest}) + b"\n"
 
 
 def decode(raw: bytes, *, path: str) -> Checkpoint:
@@ -175,7 +193,7 @@ def decode(raw: bytes, *, path: str) -> Checkpoint:
             path=path, reason=f"cut off or too long: {len(body)} bytes of body, want {header.length + 1}"
         )
     body = body[:-1]
-    fields = asdict(header)
+    fields = header.fields
     del fields["digest"]
     if _digest(fields, body) != header.digest:
         raise CorruptCheckpointError(path=path, reason="the digest does not match")

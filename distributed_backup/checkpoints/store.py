@@ -7,6 +7,7 @@ checkpoint is as durable as its storage promises.
       run.json                               the run's id, see `run_identity`
       0000000007.term                        the claim of term 7, see `fencing`
       0000000007-00000002-00000003.ckpt      the checkpoint of term 7, epoch 2, batch 3
+      0000000007-00000003-00000000.final.ckpt  the final state of the run, after epoch 3
       events-TIME-WORKER.jsonl               a worker's events, see `observability/event_log.py`
       .partial-0000000007-…                  being written, or left by a crash (on disks only)
       .probe-…                               a test for conditional writes (in buckets only)

@@ -61,13 +61,14 @@ def export_variables(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def state_tree(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the variables of a checkpoint in the form of `Program.get_state_tree`.
+    """Return the variables of a checkpoint in the form of `Program.get_state_tree`, the final ones if it has them.
 
     Raises:
         BackupError: The body is not a training state of this version, or two variables share a path.
     """
     with reading_state(checkpoint):
         state = decode_state(checkpoint.body)
+        state = state.get("final", state)
         paths = {group: [item["path"] for item in state["schema"][group]] for group in _GROUPS}
         return {_GROUPS[group]: _nested(paths[group], state["variables"][group], checkpoint.name) for group in _GROUPS}
 

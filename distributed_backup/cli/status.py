@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -132,7 +131,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         BackupError: The body is not a training state of this version.
     """
-    header = asdict(checkpoint.header)
+    header = checkpoint.header.fields
     with reading_state(checkpoint):
         state = decode_state(checkpoint.body)
         variables, schema = state.pop("variables"), state.pop("schema")

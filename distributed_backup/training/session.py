@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from synalinks.src.utils.io_utils import print_msg
 
-from distributed_backup.checkpoints.format import Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Coordinator
@@ -34,6 +33,7 @@ from distributed_backup.training.fit_start import fit_start
 from distributed_backup.training.forced_exit import ForcedExit, release_exits
 from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.settings import SessionOptions
+from distributed_backup.training.snapshots import Snapshots
 from distributed_backup.training.state import TrainingState
 from distributed_backup.worker.options import new_worker_id
 from distributed_backup.worker.start_point import StartPoint
@@ -85,6 +85,7 @@ class FitSession:
             report=Reporter(new_worker_id(options.worker_name), *self._sinks(store, clock, sinks)),
         )
         self._state = TrainingState(self._program, options.state_of, self._running_fit.callbacks)
+        self._snapshots = Snapshots(self._state, options)
         self._fit = FastForward(self._program, scope=self._scope, listener=self)
         self._signals = SignalWatch(options.signals, on_notice=self._give_notice)
         self._forced_exit = ForcedExit(self._worker, options.worker, self._signals)
@@ -98,8 +99,6 @@ class FitSession:
         self._clock, self._progress_due = clock, 0.0
         self._restored = StartPoint()
         self._position = Position(0)
-        self._data: str | None = None
-        self._since_save = 0
 
     def _sinks(self, store: CheckpointStore, clock: Clock, others: tuple[Sink, ...]) -> Iterator[Sink]:
         yield EventLog(store.storage, clock=clock)
@@ -162,10 +161,11 @@ class FitSession:
             self._sources.start()
 
     def _prepare_fit(self) -> None:
-        self._data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
+        data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
         checkpoint = self._restored.checkpoint
+        self._snapshots.data, self._snapshots.restored = data, checkpoint
         loop = {} if checkpoint is None else self._state.loop_state(checkpoint.body)
-        start = fit_start(self._restored, loop, data=self._data, params=self._params)
+        start = fit_start(self._restored, loop, data=data, params=self._params)
         self._position = start.position
         frame = self._running_fit
         if not frame.is_found:
@@ -194,9 +194,8 @@ class FitSession:
         """Submit the boundary of a training batch."""
         with self._ended_by_errors():
             position = self._fit.train_batch_ended(step)
-        if position is None:
-            return
-        self._boundary(position, due=self._is_due())
+        if position is not None:
+            self._boundary(position, due=self._snapshots.is_due(self._program.steps_per_execution))
 
     def test_begins(self) -> None:
         """Note that a validation begins."""
@@ -207,7 +206,7 @@ class FitSession:
         with self._ended_by_errors():
             position = self._fit.test_batch_ended(step)
         if position is not None:
-            self._boundary(position, due=self._is_due())
+            self._boundary(position, due=self._snapshots.is_due(self._program.steps_per_execution))
 
     def test_ended(self) -> None:
         """Note that a validation has ended."""
@@ -217,17 +216,7 @@ class FitSession:
         """Submit the boundary of an epoch."""
         with self._ended_by_errors():
             position = self._fit.epoch_ended(epoch)
-        self._since_save = 0
-        self._boundary(position, due=self._options.save_freq is not False)
-
-    def _is_due(self) -> bool:
-        """Count a training or validation batch, and return whether `save_freq` asks for a commit after it."""
-        save_freq = self._options.save_freq
-        self._since_save += self._program.steps_per_execution
-        if not isinstance(save_freq, int) or save_freq is False or self._since_save < save_freq:
-            return False
-        self._since_save = 0
-        return True
+        self._boundary(position, due=self._snapshots.is_due_at_epoch_end())
 
     def train_ends(self) -> None:
         """Finish the run.
@@ -236,7 +225,7 @@ class FitSession:
             Preempted: A notice arrived first, or a signal has arrived since and the final state is kept.
         """
         try:
-            self._worker.finish()
+            self._worker.finish(self._snapshots.take_final())
         finally:
             self.end()
         self._forced_exit.handle_late_signal()
@@ -244,8 +233,7 @@ class FitSession:
     def _boundary(self, position: Position, *, due: bool) -> None:
         self._signals.keep_in_front()
         with self._ended_by_errors():
-            body = self._state.capture(self._fit.loop_state())
-            self._worker.boundary(Snapshot(position=position, body=body, data=self._data), due=due)
+            self._worker.boundary(self._snapshots.take(position, self._fit.loop_state()), due=due)
 
     # ---------------------------------------------------------------- from the wrapped methods
 

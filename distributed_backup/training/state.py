@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from distributed_backup.checkpoints.state_json import decode_state, encode_state
 from distributed_backup.training.objects import FitObjects, packed_objects
 from distributed_backup.training.variables import Variables
+
+_FINAL_PARTS: Final = ("variables", "schema", "python_random", "numpy_random")
 
 
 class TrainingState:
@@ -80,23 +82,44 @@ class TrainingState:
         Raises:
             ProgramMismatchError: The program does not fit the checkpoint. Nothing was changed.
         """
-        state = self._checked(body)
-        self._variables.assign(state["variables"])
-        self._objects.restore(state["objects"])
-        version, words, *gauss = state["python_random"]
-        random.setstate((version, tuple(words), gauss[0] if gauss else None))
-        kind, key, *rest = state["numpy_random"]
-        np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
-
-    def _checked(self, body: bytes) -> dict[str, Any]:
         # Decoding is the slowest step, so `loop_state` shares its result. It is used once, because the program may
         # change the values that it was given.
         decoded, self._decoded = self._decoded, None
         state = decoded[1] if decoded is not None and decoded[0] is body else decode_state(body)
-        state["variables"] = self._variables.arrange(state["variables"], state["schema"])
-        state["objects"] = packed_objects(state)
-        self._objects.check(state["objects"])
-        return state
+        objects, variables = packed_objects(state), self._arranged(state)
+        self._objects.check(objects)
+        self._variables.assign(variables)
+        self._objects.restore(objects)
+        _set_random_states(state)
+
+    def capture_final(self, boundary: bytes) -> bytes:
+        """Return the body of the last checkpoint: that of the last `boundary`, and the final state beside it.
+
+        The final state has the variables and the random generators as `fit` returns with them. Objects are those of
+        the boundary: callbacks have closed their files. A fit with more epochs continues at the boundary.
+        """
+        present = decode_state(self.capture())
+        return encode_state({**decode_state(boundary), "final": {name: present[name] for name in _FINAL_PARTS}})
+
+    def apply_final(self, body: bytes) -> None:
+        """Set the final state that `capture_final` has added to `body`.
+
+        Raises:
+            ProgramMismatchError: The program does not fit the checkpoint. Nothing was changed.
+        """
+        final = decode_state(body)["final"]
+        self._variables.assign(self._arranged(final))
+        _set_random_states(final)
+
+    def _arranged(self, state: Mapping[str, Any]) -> dict[str, list[Any]]:
+        return self._variables.arrange(state["variables"], state["schema"])
+
+
+def _set_random_states(state: Mapping[str, Any]) -> None:
+    version, words, *gauss = state["python_random"]
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    kind, key, *rest = state["numpy_random"]
+    np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
 
 
 def _without_none(state: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
+from distributed_backup.checkpoints.format import Snapshot
 from distributed_backup.checkpoints.synalinks_backup import remove_synalinks_backup
 from distributed_backup.errors import BackupError, CoordinatorError, StoreError
 from distributed_backup.preemption.exit import Preempted
@@ -104,14 +105,18 @@ class Shutdown:
 
     # ---------------------------------------------------------------- after the fit
 
-    def finish(self) -> None:
+    def finish(self, final: Snapshot | None = None) -> None:
         """End a complete fit: commit what is due, announce the end, leave. The last one out deletes if asked to.
+
+        `final` is the state that `fit` returns with. None if the last boundary is to stand for it.
 
         Raises:
             Preempted: A notice came before anything was deleted. Then nothing is.
             StoreError: A commit failed and `on_save_error` is "raise".
         """
         context, state = self._context, self._context.state
+        if final is not None:
+            context.saver.submit(final, due=False)
         self._flush()
         self._raise_if_noticed()
         context.report("finished", **position_fields(context.elector.position))

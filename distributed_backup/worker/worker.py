@@ -249,9 +249,9 @@ class Worker:
         )
         return preempted
 
-    def finish(self) -> None:
+    def finish(self, final: Snapshot | None = None) -> None:
         """End a complete fit, see `Shutdown.finish`."""
-        self._shutdown.finish()
+        self._shutdown.finish(final)
 
     def close(self, *, timeout: float, save_last: bool = False) -> None:
         """Leave the run, see `Shutdown.close`."""

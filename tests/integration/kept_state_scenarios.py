@@ -18,6 +18,8 @@ import synalinks
 from synalinks.src.backend.common.op_scope import read_phase_wall_clock_s
 
 from distributed_backup.checkpoints.state_json import decode_state, encode_state
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.export import state_tree
 from distributed_backup.demo.offline_model import OfflineLanguageModel
 from distributed_backup.training.counters import Counters
 from distributed_backup.training.host_callbacks import HostCallback
@@ -36,6 +38,7 @@ from tests.integration.resume_scenarios import (
     part,
     strict,
 )
+from tests.support.programs import complete_state
 
 Report = Callable[..., None]
 
@@ -213,6 +216,57 @@ def restarted(report: Report) -> dict[str, Any]:
         first, _ = run_stack(Fit(epochs=2), root)
         second, two = run_stack(Fit(epochs=2), root, seed=9)
         return {"differences": differences(first, second), "calls": two.calls, "csv": first["csv"]}
+
+
+class LastWord(synalinks.callbacks.Callback):  # type: ignore[misc]
+    """A user's callback that changes the program as training ends, differently in each process."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.last = text, ""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.last = str(complete_state(self.program)["variables"])
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.program.trainable_variables[0].update({"instructions": self.text})
+        random.random()
+
+
+def final_state(report: Report) -> dict[str, Any]:
+    """Finish a fit that others change as it ends. Export it, start it again, and continue it with more epochs."""
+    strict()
+
+    def run(root: Path, text: str, epochs: int = 2, seed: int = 7) -> tuple[Outcome, str]:
+        # Its best variables are those of the first epoch, and it sets them as training ends.
+        early = synalinks.callbacks.EarlyStopping(
+            monitor="val_reward", mode="min", patience=9, min_delta=9.0, restore_best_variables=True, stop_at=9
+        )
+        word = LastWord(text)
+        outcome = run_fit(root, fit=Fit(epochs=epochs), callbacks=[early, word], seed=seed)
+        return outcome, word.last
+
+    with directory() as root:
+        first, last = run(root, "first")
+        files = CheckpointStore(root).names()
+        checkpoint = CheckpointStore(root).latest()
+        assert checkpoint is not None
+        exported = state_tree(checkpoint)
+        again, _ = run(root, "again", seed=9)
+        more, _ = run(root, "more", epochs=3, seed=10)
+    with directory() as root:
+        whole, _ = run(root, "more", epochs=3)
+    return {
+        "differences": {
+            "export": differences(first.program[0].get_state_tree(), exported),
+            "restarted": differences(first.state, again.state),
+            "continued": differences(whole.state, more.state),
+        },
+        "calls": again.calls,
+        "files": files,
+        "best": str(first.state["variables"]),
+        "last": last,
+    }
 
 
 def budget(report: Report) -> dict[str, Any]:

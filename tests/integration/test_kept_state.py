@@ -41,6 +41,15 @@ def test_a_finished_fit_that_is_started_again_loses_nothing(tmp_path: Path) -> N
     assert len(found["csv"].splitlines()) == 3
 
 
+def test_the_final_state_is_what_fit_returned_with(tmp_path: Path) -> None:
+    """Also where a callback changes the program as training ends. A fit with more epochs goes on from its boundary."""
+    found = result(tmp_path, "final_state")
+    assert found["differences"] == {"export": [], "restarted": [], "continued": []}
+    assert found["calls"] == 0
+    assert found["best"] != found["last"]
+    assert found["files"] == ["0000000001-00000002-00000000.final.ckpt"]
+
+
 def test_a_budget_counts_from_the_start_of_the_run(tmp_path: Path) -> None:
     """It stops the resumed fit at the batch where it stops the uninterrupted one."""
     found = result(tmp_path, "budget")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -28,7 +29,13 @@ counts = st.integers(0, MAX_COUNT)
 positions = st.builds(Position, counts, counts)
 terms = st.integers(1, MAX_TERM)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
-snapshots = st.builds(Snapshot, position=positions, body=st.binary(max_size=200), data=st.none() | st.text(max_size=20))
+snapshots = st.builds(
+    Snapshot,
+    position=positions,
+    body=st.binary(max_size=200),
+    data=st.none() | st.text(max_size=20),
+    final=st.booleans(),
+)
 
 
 def raw_of(snapshot: Snapshot, *, run_id: str = "run", term: int = 3, worker_id: str = "w") -> tuple[str, bytes]:
@@ -82,19 +89,25 @@ def test_a_name_refuses_what_is_no_term(term: Any) -> None:
         checkpoint_name(term, Position(0))
 
 
-@given(terms, positions, terms, positions)
-def test_the_lexical_order_of_names_is_the_order_of_term_and_position(
-    term: int, position: Position, other_term: int, other: Position
+# Two of each, so that equal terms and equal positions are common.
+marks = st.tuples(
+    st.sampled_from([7, 8]) | terms, st.sampled_from([Position(2), Position(2, 1)]) | positions, st.booleans()
+)
+
+
+@given(marks, marks)
+def test_the_lexical_order_of_names_is_the_order_of_term_position_and_end(
+    one: tuple[int, Position, bool], other: tuple[int, Position, bool]
 ) -> None:
-    """Sorting names sorts checkpoints by term first."""
-    ordered = (term, position) < (other_term, other)
-    assert (checkpoint_name(term, position) < checkpoint_name(other_term, other)) == ordered
+    """Sorting names sorts checkpoints by term first. The final state comes after the boundary at its position."""
+    names = [checkpoint_name(term, position, final=final) for term, position, final in (one, other)]
+    assert (names[0] < names[1]) == (one < other)
 
 
-@given(terms, positions)
-def test_a_name_tells_its_term_and_position(term: int, position: Position) -> None:
+@given(terms, positions, st.booleans())
+def test_a_name_tells_its_term_and_position(term: int, position: Position, final: bool) -> None:
     """`parse_name` undoes `checkpoint_name`."""
-    assert parse_name(checkpoint_name(term, position)) == (term, position)
+    assert parse_name(checkpoint_name(term, position, final=final)) == (term, position)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,8 @@ def test_other_names_are_not_names_of_checkpoints(name: str) -> None:
         {"length": "1"},
         {"length": True},
         {"length": None},
+        {"final": 1},
+        {"final": None},
     ],
 )
 def test_a_header_refuses_wrong_values(change: dict[str, Any]) -> None:
@@ -168,7 +183,8 @@ def test_what_was_encoded_is_decoded(snapshot: Snapshot, run_id: str, term: int,
     header = checkpoint.header
     assert (checkpoint.body, header.data, header.position) == (snapshot.body, snapshot.data, snapshot.position)
     assert (header.run_id, header.term, header.worker_id) == (run_id, term, worker_id)
-    assert checkpoint.name == checkpoint_name(term, snapshot.position)
+    assert checkpoint.name == checkpoint_name(term, snapshot.position, final=snapshot.final)
+    assert header.final is snapshot.final
     assert checkpoint == Checkpoint(header=header, body=snapshot.body)
     assert checkpoint.position == snapshot.position
 
@@ -179,6 +195,15 @@ def test_the_file_is_two_lines_of_json() -> None:
     assert orjson.loads(head)["epoch"] == 2
     assert orjson.loads(body) == {"a": 1}
     assert rest == b""
+
+
+def test_a_boundary_is_written_as_before_there_were_final_states() -> None:
+    """An older version reads it: the header has no field that such a version does not know."""
+    assert "final" not in orjson.loads(RAW[:HEAD])
+    path, raw = raw_of(replace(SMALL, final=True))
+    assert orjson.loads(raw.split(b"\n")[0])["final"] is True
+    assert "committed as" in refused(raw).reason
+    assert decode(raw, path=path).header.final
 
 
 # -------------------------------------------------------------------- damage

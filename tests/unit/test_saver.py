@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -235,6 +236,21 @@ def test_progress_never_goes_backwards(bench: Bench) -> None:
     bench.saver.submit(snapshot(6), due=True)
     bench.drain()
     assert bench.positions == [6, 5]
+
+
+def test_the_final_state_is_committed_once_beside_its_boundary(bench: Bench) -> None:
+    """It counts as progress beyond the boundary at its position. The final state of an earlier term is enough."""
+    bench.lead(2)
+    bench.saver.submit(snapshot(5), due=True)
+    bench.drain()
+    names = ["0000000002-00000005-00000000.final.ckpt", "0000000002-00000005-00000000.ckpt"]
+    final = replace(snapshot(5), final=True)
+    for term in (2, 3):
+        bench.lead(term)
+        for late in (final, snapshot(5)):
+            bench.saver.submit(late, due=True)
+            bench.drain()
+            assert bench.store.names() == names
 
 
 def test_what_others_committed_counts_for_progress(bench: Bench) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distributed_backup.errors import StoreError
@@ -45,6 +47,17 @@ def test_the_final_state_is_saved_without_the_coordinator_too(team: Team, gone: 
     worker.boundary(snapshot(4), due=True)
     team.result(team.begin(worker.finish))
     assert team.positions() == [Position(4)]
+
+
+def test_the_final_state_of_the_fit_is_what_the_last_worker_commits(team: Team) -> None:
+    """It follows the last boundary, and a worker that joins then restores it."""
+    worker = team.started("a", delete_checkpoint=False)
+    worker.boundary(snapshot(4), due=True)
+    final = replace(snapshot(4), body=b'{"epoch":4,"final":1}', final=True)
+    team.result(team.begin(lambda: worker.finish(final)))
+    start = team.result(team.begin(team.worker("b", delete_checkpoint=False).await_start))
+    assert start.checkpoint is not None
+    assert (start.checkpoint.body, start.checkpoint.header.final) == (final.body, True)
 
 
 def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(

@@ -1,0 +1,62 @@
+"""Take the snapshots of a fit: one at each boundary, and the final state. Decide which of them are due.
+
+The limit: a snapshot is taken in the training thread, which waits until the state is serialised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from distributed_backup.checkpoints.format import Checkpoint, Snapshot
+from distributed_backup.position import Position
+from distributed_backup.training.settings import SessionOptions
+from distributed_backup.training.state import TrainingState
+
+
+class Snapshots:
+    """The snapshots of one fit. `restored` is the checkpoint that it begins with."""
+
+    def __init__(self, state: TrainingState, options: SessionOptions) -> None:
+        self._state = state
+        self._save_freq = options.save_freq
+        self._keeps_final_state = options.worker.keeps_final_state
+        self._since_due = 0
+        self._last: Snapshot | None = None
+        self.data: str | None = None
+        """Fingerprint of the fit's data."""
+        self.restored: Checkpoint | None = None
+
+    def take(self, position: Position, loop: Mapping[str, Any]) -> Snapshot:
+        """Return the state at this boundary. `loop` is the `loop_state` of `FastForward`."""
+        self._last = Snapshot(position=position, body=self._state.capture(loop), data=self.data)
+        return self._last
+
+    def is_due(self, batches: int) -> bool:
+        """Count training or validation batches, and return whether `save_freq` asks for a commit after them."""
+        self._since_due += batches
+        if not isinstance(self._save_freq, int) or self._save_freq is False or self._since_due < self._save_freq:
+            return False
+        self._since_due = 0
+        return True
+
+    def is_due_at_epoch_end(self) -> bool:
+        """Return whether `save_freq` asks for a commit at the end of an epoch. The count of batches begins anew."""
+        self._since_due = 0
+        return self._save_freq is not False
+
+    def take_final(self) -> Snapshot | None:
+        """Return the state that `fit` returns with. All other hooks of the fit have run. None if it is kept already.
+
+        If nothing was left to train, `fit` returns with the final state that the run has kept.
+        """
+        last, restored = self._last, self.restored
+        if last is None and restored is not None:
+            if restored.header.final:
+                self._state.apply_final(restored.body)
+                return None
+            last = Snapshot(position=restored.position, body=restored.body, data=restored.header.data)
+        if last is None or not self._keeps_final_state:
+            return None
+        return replace(last, body=self._state.capture_final(last.body), final=True)
