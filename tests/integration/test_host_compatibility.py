@@ -55,7 +55,7 @@ def test_1_without_a_schedule_nothing_is_written_before_the_end(tmp_path: Path) 
     found = result(tmp_path, "saves_without_schedule")
     assert found["looks"] == 42
     assert found["seen"] == []
-    assert found["left"] == ["0000000001-00000003-00000000.ckpt"]
+    assert found["left"] == ["0000000001-00000003-00000000.final.ckpt"]
     assert found["host"] == ["latest.variables.json", "training_metadata.json"]
 
 
