@@ -24,7 +24,8 @@ from distributed_backup.atomic import follow, has_shared_group
 from distributed_backup.checks import checked_name, checked_path
 from distributed_backup.clock import Clock, SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
-from distributed_backup.coordination.file_records import FileRecords, UnreadableRecordError
+from distributed_backup.coordination.file_records import FileRecords
+from distributed_backup.coordination.record_files import UnreadableRecordError
 from distributed_backup.errors import CoordinatorUnavailableError
 
 

@@ -1,6 +1,6 @@
 """The terms, members and notices of one run, as small JSON files of the local machine.
 
-Each file has one writer and is replaced in one step, so readers need no lock:
+Each file has one writer and is replaced in one step, see `record_files`:
 
     DIRECTORY/
       terms/0000000007.json  created exclusively by the leader of term 7, which alone rewrites it:
@@ -12,10 +12,7 @@ A late write by an earlier leader lands in the file of its own term. Instants ar
 of a machine share. An instant in the future was written before a reboot. Nothing is fsynced: the records describe
 running processes, and none of those survives a power cut.
 
-Files and folders follow the run's directory, see `atomic.follow`: an operator's request that root has written is
-readable for the workers.
-
-A record that can't be read must not end the election. It is skipped with one warning:
+A record that can't be read is skipped with one warning:
 
 - A notice counts as absent.
 - A member counts as alive while its file is younger than `UNREADABLE_MEMBER_DURATION`, because a run may only be
@@ -28,24 +25,18 @@ The holder of the newest term is the exception: a worker that can't read it must
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
-from distributed_backup.atomic import follow, make_directory, replace_file
-from distributed_backup.checks import shown
+from distributed_backup.atomic import follow
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Announcement, Heartbeat, Member, Notice
+from distributed_backup.coordination.record_files import RecordFiles, Shape, UnreadableRecordError, one_of
 from distributed_backup.position import Position
-
-logger = logging.getLogger(__name__)
 
 UNREADABLE_MEMBER_DURATION: Final = 60.0
 """Seconds by the file's time. A live worker rewrites its record at each tick."""
@@ -53,19 +44,6 @@ UNREADABLE_MEMBER_DURATION: Final = 60.0
 _TERMS_KEPT: Final = 8
 # A dead member's record is removed after this many times its duration. By then every worker counts it as expired.
 _EXPIRIES_KEPT: Final = 10
-
-Shape = Mapping[str, Callable[[Any], Any]]
-
-
-class UnreadableRecordError(Exception):
-    """A record may not be read, or has another form. `denied`: for want of permission."""
-
-    def __init__(self, path: Path, error: Exception) -> None:
-        self.path = path
-        self.denied = isinstance(error, PermissionError)
-        missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        self.reason = (error.strerror if isinstance(error, OSError) else None) or missing
-        super().__init__(f"{path}: {self.reason}")
 
 
 class FileRecords:
@@ -80,8 +58,7 @@ class FileRecords:
         self._terms = root / "terms"
         self._members = root / "members"
         self._notices = root / "notices"
-        # Records that can't be read and were warned of.
-        self._skipped: set[Path] = set()
+        self._files = RecordFiles(root)
 
     def erase(self) -> None:
         """Remove all records and their folders. Other files stay."""
@@ -108,14 +85,14 @@ class FileRecords:
         Raises:
             UnreadableRecordError: It can't be read, or has another form.
         """
-        return self._read(self._term_path(term), _TERM)
+        return self._files.read(self._term_path(term), _TERM)
 
     def claim_term(self, worker_id: str, floor: int) -> int:
         """Create the record of a term higher than `floor` and all others, and return the term.
 
         O_EXCL makes the term unique even if the lock file was removed in the meantime.
         """
-        self._make_folder(self._terms)
+        self._files.make_folder(self._terms)
         term = floor
         while True:
             term = max(term, *self.terms(), 0) + 1
@@ -139,18 +116,19 @@ class FileRecords:
         """Write the record of a term that the caller holds."""
         fields = None if announcement is None else announcement.to_fields()
         record = {"worker_id": worker_id, "resigned": False, "announcement": fields}
-        self._replace(self._term_path(term), record)
+        self._files.replace(self._term_path(term), record)
 
     def resign_term(self, term: int, worker_id: str) -> None:
         """Mark a term that the caller holds as resigned."""
-        record = self._read_or_skip(self._term_path(term), _TERM) or {"worker_id": worker_id, "announcement": None}
-        self._replace(self._term_path(term), {**record, "resigned": True})
+        path = self._term_path(term)
+        record = self._files.read_or_skip(path, _TERM) or {"worker_id": worker_id, "announcement": None}
+        self._files.replace(path, {**record, "resigned": True})
 
     def newest_announcement(self, terms: list[int]) -> Announcement | None:
         """Return the announcement of the highest of `terms` that has one."""
         for term in reversed(terms):
             path = self._term_path(term)
-            record = self._read_or_skip(path, _TERM)
+            record = self._files.read_or_skip(path, _TERM)
             if record is None or record["announcement"] is None:
                 continue
             try:
@@ -158,7 +136,7 @@ class FileRecords:
                 fields = {**record["announcement"], "term": term, "worker_id": record["worker_id"]}
                 return Announcement.from_fields(fields)
             except (KeyError, TypeError, ValueError) as error:
-                self._skip(UnreadableRecordError(path, error))
+                self._files.skip(UnreadableRecordError(path, error))
         return None
 
     def _clean_up(self) -> None:
@@ -170,7 +148,7 @@ class FileRecords:
                 self._term_path(term).unlink(missing_ok=True)
         for path in self._members.glob("*.json"):
             try:
-                fields = self._read(path, _MEMBER) or {"seen": 0.0, "duration": 0.0}
+                fields = self._files.read(path, _MEMBER) or {"seen": 0.0, "duration": 0.0}
             except UnreadableRecordError:
                 is_over = _age(path) > UNREADABLE_MEMBER_DURATION
             else:
@@ -178,7 +156,7 @@ class FileRecords:
             if is_over:
                 path.unlink(missing_ok=True)
         for path in self._notices.glob("*.json"):
-            notice = self._read_or_skip(path, _NOTICE) or {"since": 0.0, "until": 0.0}
+            notice = self._files.read_or_skip(path, _NOTICE) or {"since": 0.0, "until": 0.0}
             if not notice["since"] <= self._clock.now() < notice["until"]:
                 path.unlink(missing_ok=True)
 
@@ -192,9 +170,9 @@ class FileRecords:
         found = []
         for path in sorted(self._members.glob("*.json")):
             try:
-                fields = self._read(path, _MEMBER)
+                fields = self._files.read(path, _MEMBER)
             except UnreadableRecordError as error:
-                self._skip(error)
+                self._files.skip(error)
                 if (age := _age(path)) < UNREADABLE_MEMBER_DURATION:
                     found.append(Member(worker_id=path.stem, role="follower", position=None, age=age))
                 continue
@@ -206,7 +184,7 @@ class FileRecords:
 
     def age(self, worker_id: str) -> float | None:
         """Return the seconds since the worker's last tick. None if they are unknown."""
-        fields = self._read_or_skip(self._member_path(worker_id), _MEMBER)
+        fields = self._files.read_or_skip(self._member_path(worker_id), _MEMBER)
         now = self._clock.now()
         return None if fields is None or fields["seen"] > now else now - fields["seen"]
 
@@ -218,21 +196,21 @@ class FileRecords:
             "role": beat.role,
             "position": None if beat.position is None else beat.position.as_tuple,
         }
-        self._replace(self._member_path(beat.worker_id), fields)
+        self._files.replace(self._member_path(beat.worker_id), fields)
 
     def touch_member(self, worker_id: str) -> None:
         """Record that a member is alive, if it is one."""
         path = self._member_path(worker_id)
-        if (fields := self._read_or_skip(path, _MEMBER)) is not None:
+        if (fields := self._files.read_or_skip(path, _MEMBER)) is not None:
             position = fields["position"]
             tick = {"seen": self._clock.now(), "position": None if position is None else position.as_tuple}
-            self._replace(path, {**fields, **tick})
+            self._files.replace(path, {**fields, **tick})
 
     def remove_member(self, worker_id: str) -> None:
         """Remove a member and its notices."""
         self._member_path(worker_id).unlink(missing_ok=True)
         for path in self._notices.glob("*.json"):
-            if (self._read_or_skip(path, _NOTICE) or {}).get("worker_id") == worker_id:
+            if (self._files.read_or_skip(path, _NOTICE) or {}).get("worker_id") == worker_id:
                 path.unlink(missing_ok=True)
 
     def _member_path(self, worker_id: str) -> Path:
@@ -244,7 +222,7 @@ class FileRecords:
         """Return the notices that have not expired, by id."""
         found = []
         for path in sorted(self._notices.glob("*.json")):
-            fields = self._read_or_skip(path, _NOTICE)
+            fields = self._files.read_or_skip(path, _NOTICE)
             now = self._clock.now()
             if fields is not None and fields["since"] <= now < fields["until"]:
                 found.append(_notice(path.stem, fields, now))
@@ -260,58 +238,7 @@ class FileRecords:
             "since": now,
             "until": now + notice.remaining,
         }
-        self._replace(self._notices / f"{notice.notice_id}.json", fields)
-
-    # ---------------------------------------------------------------- files
-
-    def _read(self, path: Path, shape: Shape) -> dict[str, Any] | None:
-        """Return the fields in `shape` of a record. None if the file is missing, torn, or created and still empty.
-
-        Only a power cut or a foreign hand leaves a torn file, and no writer of it is alive then.
-
-        Raises:
-            UnreadableRecordError: It can't be read, or has another form.
-        """
-        try:
-            if not (data := path.read_bytes()):
-                return None
-            if isinstance(fields := orjson.loads(data), dict):
-                return {name: convert(fields[name]) for name, convert in shape.items()}
-            self._skip(UnreadableRecordError(path, TypeError(f"want an object, got {shown(fields)}")))
-        except FileNotFoundError:
-            pass
-        except orjson.JSONDecodeError as error:
-            self._skip(UnreadableRecordError(path, error))
-        except (PermissionError, IsADirectoryError, KeyError, TypeError, ValueError) as error:
-            raise UnreadableRecordError(path, error) from error
-        return None
-
-    def _read_or_skip(self, path: Path, shape: Shape) -> dict[str, Any] | None:
-        """Return what `_read` returns, and None with a warning if the record can't be read."""
-        try:
-            return self._read(path, shape)
-        except UnreadableRecordError as error:
-            self._skip(error)
-            return None
-
-    def _skip(self, error: UnreadableRecordError) -> None:
-        if error.path not in self._skipped:
-            self._skipped.add(error.path)
-            remedy = "give this user access to it" if error.denied else "remove it unless its writer replaces it"
-            logger.warning("record skipped path=%s reason=%s: %s", error.path, error.reason, remedy)
-
-    def _replace(self, path: Path, fields: dict[str, Any]) -> None:
-        """Write a record in one step. Create its folder if it is missing."""
-        data = orjson.dumps(fields)
-        try:
-            replace_file(path, data, like=self._root.stat())
-        except FileNotFoundError:
-            self._make_folder(path.parent)
-            replace_file(path, data, like=self._root.stat())
-
-    def _make_folder(self, folder: Path) -> None:
-        for path in (self._root, folder):
-            make_directory(path)
+        self._files.replace(self._notices / f"{notice.notice_id}.json", fields)
 
 
 def _member(worker_id: str, fields: dict[str, Any], now: float) -> Member:
@@ -338,31 +265,21 @@ def _age(path: Path) -> float:
 
 # -------------------------------------------------------------------- the fields of a record
 
-
-def _one_of(*kinds: type) -> Callable[[Any], Any]:
-    def convert(value: Any) -> Any:
-        if not isinstance(value, kinds):
-            raise TypeError(f"unexpected value {shown(value)}")
-        return value
-
-    return convert
-
-
 _TERM: Final[Shape] = {
-    "worker_id": _one_of(str),
-    "resigned": _one_of(bool),
-    "announcement": _one_of(dict, type(None)),
+    "worker_id": one_of(str),
+    "resigned": one_of(bool),
+    "announcement": one_of(dict, type(None)),
 }
 _MEMBER: Final[Shape] = {
-    "seen": _one_of(int, float),
-    "duration": _one_of(int, float),
-    "role": _one_of(str),
+    "seen": one_of(int, float),
+    "duration": one_of(int, float),
+    "role": one_of(str),
     "position": lambda value: None if value is None else Position(*value),
 }
 _NOTICE: Final[Shape] = {
-    "worker_id": _one_of(str),
-    "reason": _one_of(str),
-    "wish": _one_of(str),
-    "since": _one_of(int, float),
-    "until": _one_of(int, float),
+    "worker_id": one_of(str),
+    "reason": one_of(str),
+    "wish": one_of(str),
+    "since": one_of(int, float),
+    "until": one_of(int, float),
 }
