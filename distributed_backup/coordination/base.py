@@ -36,8 +36,10 @@ class Heartbeat:
         campaign: Whether the worker takes the lease if it is free.
         floor: The highest term known to be used. A granted term is higher.
         duration: Seconds until the lease and the membership expire, counted from now.
-        role: The worker's role at the last tick, for `status`.
+        role: The worker's role at the last tick.
         position: How far the worker's training has come. None if it has not started.
+        gives_way_to: The worker leaves a free lease to a member that is ahead, and whose last heartbeat is less than
+            this many seconds old. See `giving_way.is_ahead`. 0: the worker takes the lease in any case.
     """
 
     worker_id: str
@@ -46,6 +48,7 @@ class Heartbeat:
     duration: float
     role: Role = "follower"
     position: Position | None = None
+    gives_way_to: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +222,7 @@ class Coordinator(ABC):
         """Refresh the membership, renew the lease or take a free one, and return the view.
 
         The holder's lease is renewed whether or not it campaigns. A free lease is granted under a term
-        higher than every term granted before and than `beat.floor`.
+        higher than every term granted before and than `beat.floor`. It stays free if the sender gives way.
 
         Raises:
             CoordinatorUnavailableError: It can't be reached. The lease may or may not have been granted.

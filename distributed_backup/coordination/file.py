@@ -25,6 +25,7 @@ from distributed_backup.checks import checked_name, checked_path
 from distributed_backup.clock import Clock, SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
 from distributed_backup.coordination.file_records import FileRecords
+from distributed_backup.coordination.giving_way import is_ahead
 from distributed_backup.coordination.record_files import UnreadableRecordError
 from distributed_backup.errors import CoordinatorUnavailableError
 
@@ -96,10 +97,11 @@ class FileCoordinator(Coordinator):
         with self._mutex, self._translated():
             self._records.write_member(beat)
             reason = self._drop_if_lost(worker_id)
+            gave_way = False
             if beat.campaign and worker_id not in self._held and not reason:
-                self._try_acquire(worker_id, beat.floor)
+                gave_way = self._try_acquire(beat)
             # A failed campaign proves that the lock is held. Otherwise probe the lock.
-            return self._view(reason, loser=worker_id if reason else None, probe=not beat.campaign)
+            return self._view(reason, loser=worker_id if reason else None, probe=not beat.campaign or gave_way)
 
     @override
     def view(self) -> ClusterView:
@@ -160,15 +162,21 @@ class FileCoordinator(Coordinator):
     def _lock_path(self) -> Path:
         return self._root / "leader.lock"
 
-    def _try_acquire(self, worker_id: str, floor: int) -> None:
+    def _try_acquire(self, beat: Heartbeat) -> bool:
+        """Take the lock if it is free, unless the sender gives way. Return whether it did."""
         lock, inode = self._try_lock()
         if lock is None:
-            return
+            return False
         try:
-            self._held[worker_id] = _Held(lock, inode, self._records.claim_term(worker_id, floor))
+            # With the lock: then the members are read in a vacancy only, and not at each tick.
+            if beat.gives_way_to > 0 and any(is_ahead(member, beat) for member in self._records.members()):
+                lock.release()
+                return True
+            self._held[beat.worker_id] = _Held(lock, inode, self._records.claim_term(beat.worker_id, beat.floor))
         except BaseException:
             lock.release()
             raise
+        return False
 
     def _try_lock(self) -> tuple[FileLock | None, tuple[int, int]]:
         # thread_local would hide the lock from all threads but one. A soft lock would outlive its holder.

@@ -13,6 +13,7 @@ from typing import Self, override
 
 from distributed_backup.clock import Clock, SystemClock
 from distributed_backup.coordination.base import Announcement, ClusterView, Coordinator, Heartbeat, Member, Notice
+from distributed_backup.coordination.giving_way import is_ahead
 
 
 @dataclass(slots=True)
@@ -60,10 +61,11 @@ class MemoryCoordinator(Coordinator):
             member = Member(worker_id=beat.worker_id, role=beat.role, position=beat.position, age=0.0)
             self._members[beat.worker_id] = _Membership(member, now, now + beat.duration)
             held = self._holder is not None and now < self._expires
-            if not held and beat.campaign:
+            if not held and beat.campaign and not any(is_ahead(other, beat) for other in self._live(now)):
                 self._term = max(self._term, beat.floor) + 1
                 self._holder = beat.worker_id
-            if self._holder == beat.worker_id and (held or beat.campaign):
+                held = True
+            if self._holder == beat.worker_id and held:
                 self._expires = now + beat.duration
             return self._view(now)
 
@@ -88,9 +90,11 @@ class MemoryCoordinator(Coordinator):
     @override
     def members(self) -> tuple[Member, ...]:
         with self._lock:
-            now = self._clock.now()
-            self._members = {key: entry for key, entry in self._members.items() if now < entry.expires}
-            return tuple(replace(entry.member, age=now - entry.heard) for _, entry in sorted(self._members.items()))
+            return self._live(self._clock.now())
+
+    def _live(self, now: float) -> tuple[Member, ...]:
+        self._members = {key: entry for key, entry in self._members.items() if now < entry.expires}
+        return tuple(replace(entry.member, age=now - entry.heard) for _, entry in sorted(self._members.items()))
 
     @override
     def announce(self, announcement: Announcement) -> bool:

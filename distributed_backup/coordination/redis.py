@@ -4,8 +4,9 @@ The server's clock measures leases. If the clock is set forward, or a replica wi
 expires early. If it is set back, the next leader waits up to one lease longer. A server that is emptied, or a stale
 replica that is promoted, costs an election: terms are claimed in the run's directory.
 
-A worker sends one script per tick, whose cost does not grow with the number of workers. The keys of a run share a hash
-tag, so that one node of a cluster has them all. They expire a week after the run's last call:
+A worker sends one script per tick. Its cost does not grow with the number of workers, except while the lease is free.
+The keys of a run share a hash tag, so that one node of a cluster has them all. They expire a week after the run's last
+call:
 
     distributed-backup:{RUN}:lease          hash     term, and while the lease is held: holder, until, lasts, heard
     distributed-backup:{RUN}:announcement   string   JSON, see `Announcement.to_fields`
@@ -174,6 +175,7 @@ class RedisCoordinator(Coordinator):
             _ms(beat.duration),
             KEY_TTL_MS,
             f"{beat.role} {position}",
+            _ms(beat.gives_way_to),
         )
         with self._translated():
             return _view(self._client.run(script("heartbeat", "view"), keys.all, arguments))
