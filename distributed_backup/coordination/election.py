@@ -10,6 +10,7 @@ This is the policy. What a lease is and where it lives is the coordinator's busi
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Final, Literal, Protocol
 
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Heartbeat, Role
+from distributed_backup.coordination.giving_way import FRESH_TICKS, hold_back_until
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorError
 from distributed_backup.observability.events import Report, no_report
@@ -116,12 +118,12 @@ class Elector:
         self._lease_expires_at: float | None = None
         # No campaign before these instants: an operator asked for a pause, or a term could not be claimed.
         self._campaign_paused_until = self._retry_claim_at = 0.0
+        self._hold_back_until: float | None = None  # see `giving_way`
         self._resigned = self._stopped = False
         # A generator of our own: the global one is training state, and drawing from it would change the run.
-        self._jitter = random.Random()
+        self._jitter, self._warnings = random.Random(), OnceLogger(logger)
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._warnings = OnceLogger(logger)
         self.coordinator_error: BackupError | None = None
         """Why the coordinator can't be reached. None while it can."""
         self.campaign_error: BackupError | None = None
@@ -223,14 +225,16 @@ class Elector:
             self._wake.clear()
 
     def _pause(self) -> float:
-        """Return the seconds until the next tick: a period, or until a lease runs out that is not renewed.
+        """Return the seconds until the next tick: a period, or until this worker may take a lease.
 
         Jitter keeps many followers from arriving together.
         """
-        pause = self.period * self._jitter.uniform(0.8, 1.2)
+        pause, now = self.period * self._jitter.uniform(0.8, 1.2), self._clock.now()
         if self._lease_expires_at is not None:
-            left = self._lease_expires_at - self._clock.now() + self.period * self._jitter.uniform(0.0, 0.05)
+            left = self._lease_expires_at - now + self.period * self._jitter.uniform(0.0, 0.05)
             pause = max(min(pause, left), _SHORTEST_PAUSE)
+        elif self._hold_back_until is not None and now < self._hold_back_until:
+            pause = min(pause, self._hold_back_until - now)
         return pause
 
     def _tick(self) -> None:
@@ -258,10 +262,20 @@ class Elector:
 
     def _exchange(self, sent: float) -> ClusterView:
         """Send a heartbeat and return the reply. A granted term that may not be led under is given back."""
+        # As of the last tick: a leader that resigns now is no member to give way to.
+        role: Role = self._idle_role if self._lease is None else "leader"
         self._give_up_if_asked(sent)
-        beat = self._heartbeat(sent)
+        beat = self._heartbeat(sent, role)
         self._possibly_holder = self._possibly_holder or beat.campaign
         view = self._coordinator.heartbeat(beat)
+        has_holder = view.holder is not None
+        self._hold_back_until = hold_back_until(
+            self._hold_back_until,
+            held_back=beat.campaign and not has_holder,
+            has_holder=has_holder,
+            now=sent,
+            tick=self.period,
+        )
         if view.holder_age is not None:
             # As of now: the reply may have been long on its way, and the holder may have died since.
             view = replace(view, holder_age=view.holder_age + self._clock.now() - sent)
@@ -287,7 +301,7 @@ class Elector:
             return
         self._give_back()
 
-    def _heartbeat(self, now: float) -> Heartbeat:
+    def _heartbeat(self, now: float, role: Role) -> Heartbeat:
         campaign = now >= max(self._campaign_paused_until, self._retry_claim_at)
         if campaign and self._floor is None and self._lease is None:
             try:
@@ -302,8 +316,9 @@ class Elector:
             # Include the highest term seen, so that a coordinator that lost its data grants a higher one.
             floor=max(self._highest_seen, self._floor or 0),
             duration=self._timings.duration,
-            role="leader" if self._lease is not None else self._idle_role,
+            role=role,
             position=self.position,
+            gives_way_to=FRESH_TICKS * self.period if now < (self._hold_back_until or math.inf) else 0.0,
         )
 
     def _may_lead_under(self, term: int) -> bool:

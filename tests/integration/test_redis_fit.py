@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ from tests.support.servers import RedisServer, free_port, wait_for
 # STEADY leases outlast any delay of a process. QUICK leases run out within 3 s.
 STEADY = LeaseTimings(duration=40.0, renew_deadline=30.0, retry_period=0.4)
 QUICK = LeaseTimings(duration=3.0, renew_deadline=2.0, retry_period=0.4)
+# UNHURRIED leases run out within 6 s, with ticks that leave the test time to act between two of them.
+UNHURRIED = LeaseTimings(duration=6.0, renew_deadline=4.0, retry_period=2.0)
 
 # Seconds between the signal and the kill, where the server does not answer.
 GRACE = 5.0
@@ -206,6 +209,31 @@ def test_a_killed_leader_is_replaced_when_its_lease_is_over(
     follower.go_on()
     assert_ends_exactly(follower, uninterrupted)
     assert [(info.term, info.position) for info in run.store.list()] == [(2, Position(3, 0))]
+
+
+def test_a_restarted_worker_leaves_the_lead_to_replicas_that_are_epochs_ahead(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """The replicas are stopped while the lease runs out, so that the restarted worker is the first to see it free."""
+    [leader] = start_held(start, run, server.url, 1, timings=UNHURRIED)
+    replicas = [start(run, server.url, held=[(2, 1)], timings=UNHURRIED) for _ in range(2)]
+    for replica in replicas:
+        replica.wait_held(2, 1)
+    restarted = start(run, server.url, held=[(1, 1)], timings=UNHURRIED)
+    restarted.wait_held(1, 1)
+    leader.child.kill(signal.SIGKILL)
+    wait_for(lambda: (run.view().remaining or 0.0) < 1.0, "the lease is about to run out", PATIENCE)
+    for replica in replicas:
+        replica.child.kill(signal.SIGSTOP)
+    run.wait_heartbeat(Position(1, 1), after=time.monotonic() + (run.view().remaining or 0.0))
+    assert run.view().holder is None
+    for replica in replicas:
+        replica.child.kill(signal.SIGCONT)
+    wait_elected(replicas, 2)
+    for worker in (restarted, *replicas):
+        worker.go_on()
+        assert_ends_exactly(worker, uninterrupted)
+    assert (restarted.start, restarted.terms) == (Position(1), [])
 
 
 def test_a_standby_spends_no_call_and_takes_over_from_a_killed_leader(

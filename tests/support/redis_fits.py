@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -129,6 +130,16 @@ class Run:
             return announced.checkpoint if announced is not None and announced.position == position else None
 
         return wait_for(look, f"{position} is announced", PATIENCE)
+
+    def wait_heartbeat(self, position: Position, *, after: float) -> None:
+        """Wait until a follower at `position` has sent a heartbeat later than `after`, by the monotonic clock."""
+        with self.coordinator() as coordinator:
+
+            def look() -> bool:
+                members = [one for one in coordinator.members() if (one.role, one.position) == ("follower", position)]
+                return any(one.age < time.monotonic() - after for one in members)
+
+            wait_for(look, f"a heartbeat at {position}", PATIENCE)
 
     def wait_members(self, *roles: str) -> None:
         """Wait until the members have these roles."""

@@ -267,8 +267,11 @@ class Promises(RuleBasedStateMachine):
 
     @rule(slot=SLOTS)
     def tick(self, slot: int) -> None:
-        if not self.workers[slot].paused:
-            self.workers[slot].elector.tick()
+        worker = self.workers[slot]
+        if not worker.paused:
+            # Members have positions, so that some give way to others.
+            worker.elector.position = Position(0, worker.position)
+            worker.elector.tick()
 
     @rule()
     def tick_all(self) -> None:
