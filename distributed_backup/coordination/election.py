@@ -18,7 +18,7 @@ from typing import Final, Literal, Protocol
 
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Heartbeat, Role
-from distributed_backup.coordination.giving_way import FRESH_TICKS, hold_back_until
+from distributed_backup.coordination.giving_way import fresh_seconds, hold_back_until
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorError
 from distributed_backup.observability.events import Report, no_report
@@ -318,7 +318,7 @@ class Elector:
             duration=self._timings.duration,
             role=role,
             position=self.position,
-            gives_way_to=FRESH_TICKS * self.period if now < (self._hold_back_until or math.inf) else 0.0,
+            gives_way_to=fresh_seconds(self.period) if now < (self._hold_back_until or math.inf) else 0.0,
         )
 
     def _may_lead_under(self, term: int) -> bool:

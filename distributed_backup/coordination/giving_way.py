@@ -3,7 +3,7 @@
 The run goes on from what its leader saves. With a leader that is epochs behind, the run would lose what the other
 replicas have done and paid for.
 
-The limit: a worker gives way once per vacancy, for `HOLD_BACK_TICKS`. Then it campaigns as if it were alone, so the
+The limit: a worker gives way once per vacancy, for `hold_back_seconds`. Then it campaigns as if it were alone, so the
 election never depends on a member that has died, is paused or can't lead. Positions are compared and nothing else.
 """
 
@@ -13,11 +13,18 @@ from typing import Final
 
 from distributed_backup.coordination.base import Heartbeat, Member
 
-FRESH_TICKS: Final = 2.5
-"""Ticks since its last heartbeat after which a member counts as silent. A late tick is allowed, a missed one is not."""
+# A thread on a busy machine may be this many seconds late. Where a tick is much longer, it does not matter.
+_LATE: Final = 0.5
 
-HOLD_BACK_TICKS: Final = 1.25
-"""Ticks for which a worker gives way: the longest tick with its jitter, and the time for a reply."""
+
+def fresh_seconds(tick: float) -> float:
+    """Return how old the last heartbeat of a live member may be: two ticks with their jitter."""
+    return max(2.5 * tick, 2 * _LATE)
+
+
+def hold_back_seconds(tick: float) -> float:
+    """Return for how long a worker gives way: the longest tick with its jitter, and the time for a reply."""
+    return max(1.25 * tick, _LATE)
 
 
 def is_ahead(member: Member, beat: Heartbeat) -> bool:
@@ -39,4 +46,4 @@ def hold_back_until(known: float | None, *, held_back: bool, has_holder: bool, n
     """
     if has_holder:
         return None
-    return now + HOLD_BACK_TICKS * tick if known is None and held_back else known
+    return now + hold_back_seconds(tick) if known is None and held_back else known

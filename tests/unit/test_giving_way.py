@@ -8,13 +8,14 @@ import pytest
 
 from distributed_backup.coordination.base import Heartbeat, Member
 from distributed_backup.coordination.election import Elector
-from distributed_backup.coordination.giving_way import HOLD_BACK_TICKS, hold_back_until, is_ahead
+from distributed_backup.coordination.giving_way import hold_back_seconds, hold_back_until, is_ahead
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from tests.support.election import TIMINGS, Bench, leads
 
 TICK = MemoryCoordinator.heartbeat_interval
+HOLD_BACK = hold_back_seconds(TICK)
 MOMENT = 0.001
 
 
@@ -58,7 +59,7 @@ def test_a_worker_holds_back_once_until_a_holder_is_seen() -> None:
     until = hold_back_until(None, held_back=False, has_holder=False, now=10.0, tick=2.0)
     assert until is None
     until = hold_back_until(until, held_back=True, has_holder=False, now=10.0, tick=2.0)
-    assert until == 10.0 + HOLD_BACK_TICKS * 2.0
+    assert until == 10.0 + hold_back_seconds(2.0)
     assert hold_back_until(until, held_back=True, has_holder=False, now=11.0, tick=2.0) == until
     assert hold_back_until(until, held_back=False, has_holder=False, now=99.0, tick=2.0) == until
     assert hold_back_until(until, held_back=False, has_holder=True, now=11.0, tick=2.0) is None
@@ -112,7 +113,7 @@ def test_a_worker_that_gave_way_leads_after_one_tick_if_no_other_does(bench: Ben
     restarted, ahead = replica(bench, "restarted", None), replica(bench, "ahead", Position(14))
     vacancy(bench, restarted, ahead)
     restarted.tick()
-    bench.clock.advance(HOLD_BACK_TICKS * TICK - MOMENT)
+    bench.clock.advance(HOLD_BACK - MOMENT)
     restarted.tick()
     assert not restarted.is_leader
     bench.clock.advance(2 * MOMENT)
@@ -125,8 +126,8 @@ def test_the_thread_ticks_as_soon_as_the_hold_back_is_over(bench: Bench) -> None
     restarted, ahead = replica(bench, "restarted", None), replica(bench, "ahead", Position(14))
     vacancy(bench, restarted, ahead)
     restarted.tick()
-    until = bench.clock.now() + HOLD_BACK_TICKS * TICK
-    bench.clock.advance(TICK)
+    until = bench.clock.now() + HOLD_BACK
+    bench.clock.advance(HOLD_BACK - TICK / 2)
     restarted.tick()
     assert bench.clock.now() + restarted._pause() == pytest.approx(until)
 
@@ -174,7 +175,8 @@ def test_a_worker_that_can_not_lead_does_not_keep_others_from_it(bench: Bench) -
 
     broken._terms = Unwritable()
     vacancy(bench, broken, behind)
-    for _ in range(3):
+    for _ in range(round(HOLD_BACK / TICK) + 1):
+        assert not behind.is_leader
         broken.tick()
         behind.tick()
         bench.clock.advance(TICK)
