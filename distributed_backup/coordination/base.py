@@ -15,7 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
@@ -118,6 +118,8 @@ class Notice:
         reason: The cause, for example "SIGTERM".
         remaining: Seconds until the kill, or until the request expires, counted from now.
         action: What the leader does: "save", or "resign", which is to save and let another worker lead.
+        position: The last boundary of the worker that is being preempted. A leader that is behind it saves and gives
+            way. None: the leader's save is enough.
     """
 
     notice_id: str
@@ -125,6 +127,24 @@ class Notice:
     reason: str
     remaining: float
     action: Action = "save"
+    position: Position | None = None
+
+    def to_wish(self) -> str:
+        """Return action and position in one word, as records have them: "save" or "save@EPOCH,BATCH".
+
+        A leader of version 0.3 saves for both.
+        """
+        return self.action if self.position is None else f"{self.action}@{self.position.epoch},{self.position.batch}"
+
+    @staticmethod
+    def parse_wish(wish: str) -> tuple[Action, Position | None]:
+        """Return action and position of what `to_wish` returned.
+
+        Raises:
+            ValueError: The position is malformed.
+        """
+        action, _, position = wish.partition("@")
+        return cast(Action, action), Position(*map(int, position.split(","))) if position else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

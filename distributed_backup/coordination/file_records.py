@@ -6,7 +6,7 @@ Each file has one writer and is replaced in one step, see `record_files`:
       terms/0000000007.json  created exclusively by the leader of term 7, which alone rewrites it:
                              {"worker_id", "resigned", "announcement"}. The highest term counts.
       members/WORKER.json    rewritten by the worker at each tick: {"seen", "duration", "role", "position"}
-      notices/NOTICE.json    {"worker_id", "reason", "wish", "since", "until"}
+      notices/NOTICE.json    {"worker_id", "reason", "wish", "since", "until"}, see `Notice.to_wish`
 
 A late write by an earlier leader lands in the file of its own term. Instants are CLOCK_BOOTTIME, which all processes
 of a machine share. An instant in the future was written before a reboot. Nothing is fsynced: the records describe
@@ -234,7 +234,7 @@ class FileRecords:
         fields = {
             "worker_id": notice.worker_id,
             "reason": notice.reason,
-            "wish": notice.action,
+            "wish": notice.to_wish(),
             "since": now,
             "until": now + notice.remaining,
         }
@@ -246,12 +246,14 @@ def _member(worker_id: str, fields: dict[str, Any], now: float) -> Member:
 
 
 def _notice(notice_id: str, fields: dict[str, Any], now: float) -> Notice:
+    action, position = fields["wish"]
     return Notice(
         notice_id=notice_id,
         worker_id=fields["worker_id"],
         reason=fields["reason"],
         remaining=fields["until"] - now,
-        action=fields["wish"],
+        action=action,
+        position=position,
     )
 
 
@@ -279,7 +281,7 @@ _MEMBER: Final[Shape] = {
 _NOTICE: Final[Shape] = {
     "worker_id": one_of(str),
     "reason": one_of(str),
-    "wish": one_of(str),
+    "wish": lambda value: Notice.parse_wish(one_of(str)(value)),
     "since": one_of(int, float),
     "until": one_of(int, float),
 }

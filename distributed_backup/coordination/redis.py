@@ -12,7 +12,7 @@ call:
     distributed-backup:{RUN}:announcement   string   JSON, see `Announcement.to_fields`
     distributed-backup:{RUN}:members        hash     worker id -> "seen role epoch batch"
     distributed-backup:{RUN}:expiries       zset     worker id by the instant at which its membership expires
-    distributed-backup:{RUN}:notices        hash     notice id -> "until worker-id wish reason"
+    distributed-backup:{RUN}:notices        hash     notice id -> "until worker-id wish reason", see `Notice.to_wish`
     distributed-backup:{RUN}:hints          channel  "free", "announced", "finished", "noticed"
 
 Instants are milliseconds since 1970 by the server's clock.
@@ -32,7 +32,6 @@ import orjson
 
 from distributed_backup.checks import checked_name
 from distributed_backup.coordination.base import (
-    Action,
     Announcement,
     ClusterView,
     Coordinator,
@@ -212,7 +211,7 @@ class RedisCoordinator(Coordinator):
         arguments = (
             notice.notice_id,
             checked_name("worker_id", notice.worker_id),
-            notice.action,
+            notice.to_wish(),
             notice.reason,
             _ms(notice.remaining),
             KEY_TTL_MS,
@@ -292,9 +291,15 @@ def _view(reply: list[Any]) -> ClusterView:
     )
 
 
-def _notice(notice_id: str, left: int, worker_id: str, action: str, reason: str) -> Notice:
+def _notice(notice_id: str, left: int, worker_id: str, wish: str, reason: str) -> Notice:
+    action, position = Notice.parse_wish(wish)
     return Notice(
-        notice_id=notice_id, worker_id=worker_id, reason=reason, remaining=int(left) / 1000, action=cast(Action, action)
+        notice_id=notice_id,
+        worker_id=worker_id,
+        reason=reason,
+        remaining=int(left) / 1000,
+        action=action,
+        position=position,
     )
 
 

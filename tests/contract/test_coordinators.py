@@ -399,12 +399,18 @@ def test_leaving_without_having_come_is_harmless(harness: Harness) -> None:
 # ---------------------------------------------------------------- notices
 
 
+@pytest.mark.parametrize("position", [None, Position(0), Position(12, 3)])
 @pytest.mark.parametrize("action", ["save", "resign"])
-def test_a_notice_tells_what_is_wished_for(harness: Harness, action: Action) -> None:
+def test_a_notice_tells_what_is_wished_for(harness: Harness, action: Action, position: Position | None) -> None:
     """And its reason arrives in full, whatever is in it."""
     a = harness.connect()
     made = Notice(
-        notice_id="notice-1", worker_id="a", reason="the cloud's  word: 5 é %s \n", remaining=30.0, action=action
+        notice_id="notice-1",
+        worker_id="a",
+        reason="the cloud's  word: 5 é %s \n",
+        remaining=30.0,
+        action=action,
+        position=position,
     )
     a.notify(made)
     seen = harness.connect().view().notices

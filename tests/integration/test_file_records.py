@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import override
 
@@ -170,6 +172,10 @@ def test_a_garbage_record_of_a_member_is_a_member_until_it_is_old(
     [
         (b'{"worker_id": "x"}', "'reason' is missing"),
         (b'{"worker_id": 5, "reason": "", "wish": "save", "since": 0, "until": 9}', "unexpected value 5"),
+        (
+            b'{"worker_id": "x", "reason": "", "wish": "save@3,x", "since": 0, "until": 9}',
+            "invalid literal for int() with base 10: 'x'",
+        ),
         (b"[]", "want an object, got []"),
     ],
 )
@@ -383,3 +389,13 @@ def test_files_of_the_user_outlive_the_run(tmp_path: Path) -> None:
     (tmp_path / "members" / "alice.txt").write_text("mine")
     coordinator.erase()
     assert [path.name for path in tmp_path.rglob("*")] == ["members", "alice.txt"]
+
+
+def test_a_notice_of_an_earlier_version_has_no_position(a: FileCoordinator, tmp_path: Path) -> None:
+    """Workers of two versions may run side by side."""
+    a.notify(replace(notice("n"), position=Position(3, 4)))
+    path = tmp_path / "notices" / "n.json"
+    fields = json.loads(path.read_bytes())
+    assert fields["wish"] == "save@3,4"
+    path.write_text(json.dumps({**fields, "wish": "save"}))
+    assert [(known.notice_id, known.action, known.position) for known in a.view().notices] == [("n", "save", None)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat
+from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
@@ -204,3 +204,17 @@ def test_no_thread_outlives_the_coordinator(
     stop()
     coordinator.close()
     assert listening == [False]
+
+
+def test_a_notice_of_an_earlier_version_has_no_position(server: RedisServer, coordinator: RedisCoordinator) -> None:
+    """Workers of two versions may run side by side. An earlier leader saves for every wish but "resign"."""
+    client, key = server.client(), "distributed-backup:{run}:notices"
+    until = int(client.time()[0] + 60) * 1000
+    client.hset(key, "old", f"{until} b save SIGTERM")
+    coordinator.notify(Notice(notice_id="new", worker_id="c", reason="x y", remaining=60.0, position=Position(3, 4)))
+    assert [(one.notice_id, one.action, one.position) for one in coordinator.view().notices] == [
+        ("new", "save", Position(3, 4)),
+        ("old", "save", None),
+    ]
+    record: Any = client.hget(key, "new")
+    assert record.split(" ", 3)[1:] == ["c", "save@3,4", "x y"]
