@@ -104,6 +104,12 @@ class WorkerContext:
         """Id of this incarnation."""
         return self.report.worker_id
 
+    @property
+    def last_boundary(self) -> Position | None:
+        """The last boundary that this worker has come to. None before the first."""
+        last = self.saver.last
+        return None if last is None else last.position
+
     def term_to_write_under(self) -> int | None:
         """Return the term that commits are made under. None if this worker may not commit.
 

@@ -3,8 +3,11 @@
 A notice is acknowledged once a commit that began after the notice was known is durable. The saver's tickets tell. An
 acknowledgement stays true whichever worker leads later, and notice ids are unique.
 
-A notice concerns the whole run: the leader saves for it. A published notice may be lost with the coordinator's data, so
-it is published again when the term changes. Nothing here waits. An error of the coordinator is a line in the log.
+A notice concerns the whole run: the leader saves for it. The save serves the preempted worker only if it `covers` that
+worker's last boundary. So the notice carries its position, and a leader that is behind gives way to the worker.
+
+A published notice may be lost with the coordinator's data, so it is published again when the term or the position
+changes. Nothing here waits. An error of the coordinator is a line in the log.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -19,14 +23,18 @@ from typing import Final
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Notice
 from distributed_backup.coordination.election import Elector
+from distributed_backup.coordination.giving_way import fresh_seconds
 from distributed_backup.errors import BackupError
 from distributed_backup.once import OnceLogger
+from distributed_backup.position import Position
 from distributed_backup.preemption.grace import shutdown_reserve
 
 logger = logging.getLogger(__name__)
 
 # Seconds for which a request for a save waits for a leader.
 _REQUEST_LIFETIME: Final = 300.0
+# A preempted worker may miss its chance to take the lease: a lost reply, a busy machine.
+_TIMES_TO_GIVE_WAY: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +48,14 @@ class OwnNotice:
     """When the kill comes."""
     reserve: float
     """Seconds kept before the deadline for the last commit, for leaving, and for the interpreter's exit."""
+
+
+def covers(saved: Position | None, boundary: Position | None) -> bool:
+    """Whether a run that is saved up to `saved` has all that a worker at `boundary` could save.
+
+    Replicas get different answers, so two states of one position differ. Here, the one is as good as the other.
+    """
+    return boundary is None or (saved is not None and saved >= boundary)
 
 
 def new_notice_id() -> str:
@@ -142,29 +158,30 @@ class NoticePublisher:
         self._worker_id = worker_id
         self._clock = clock
         self._warnings = OnceLogger(logger)
-        # The term at which the notice was published last.
-        self._published_at: int | None = None
+        # The term at which the notice was published last, and the position in it.
+        self._published: tuple[int, Position | None] | None = None
         self._was_published = threading.Event()
-        # The last request to resign that was acted on.
+        # The last request to resign that was acted on, and the notices that this worker gave way for.
         self._handled = ""
+        self._gave_way: Counter[tuple[str, Position | None]] = Counter()
 
-    def publish(self, notice: OwnNotice, view: ClusterView | None) -> None:
+    def publish(self, view: ClusterView | None, position: Position | None) -> None:
         """Publish the preemption of this worker. From then on `republish` repeats it."""
-        self._publish(notice, 0 if view is None else view.term)
+        self._publish(0 if view is None else view.term, position)
         self._was_published.set()
 
-    def republish(self, view: ClusterView) -> None:
-        """Publish the notice again if the term has changed: the coordinator may have lost its data, or never got it."""
-        notice = self._notices.own
-        if notice is None or self._notices.own_is_acknowledged or view.term == self._published_at:
-            return
-        if self._was_published.is_set() and notice.deadline > self._clock.now():
-            self._publish(notice, view.term)
+    def republish(self, view: ClusterView, position: Position | None) -> None:
+        """Publish the notice again if term or position changed: the coordinator may have lost it, or never got it."""
+        if self._was_published.is_set() and (view.term, position) != self._published:
+            self._publish(view.term, position)
 
-    def _publish(self, notice: OwnNotice, term: int) -> None:
-        remaining = notice.deadline - self._clock.now()
-        if self._notify(notice.notice_id, notice.reason, remaining, what="publishing the notice"):
-            self._published_at = term
+    def _publish(self, term: int, position: Position | None) -> None:
+        own = self._notices.own
+        assert own is not None
+        remaining = own.deadline - self._clock.now()
+        notice = self._notice(own.notice_id, own.reason, remaining)
+        if remaining > 0 and self._notify(replace(notice, position=position), what="publishing the notice"):
+            self._published = (term, position)
 
     def request_save(self, reason: str) -> bool:
         """Request a save of the leader, as an operator does. Return whether a leader will see the request."""
@@ -173,10 +190,13 @@ class NoticePublisher:
         if leads:
             # Now, because the coordinator may not answer, and would show the request at the next tick only.
             self._notices.request_save(notice_id)
-        return self._notify(notice_id, reason, _REQUEST_LIFETIME, what="requesting a save") or leads
+        notice = self._notice(notice_id, reason, _REQUEST_LIFETIME)
+        return self._notify(notice, what="requesting a save") or leads
 
-    def _notify(self, notice_id: str, reason: str, remaining: float, *, what: str) -> bool:
-        notice = Notice(notice_id=notice_id, worker_id=self._worker_id, reason=reason, remaining=remaining)
+    def _notice(self, notice_id: str, reason: str, remaining: float) -> Notice:
+        return Notice(notice_id=notice_id, worker_id=self._worker_id, reason=reason, remaining=remaining)
+
+    def _notify(self, notice: Notice, *, what: str) -> bool:
         try:
             self._coordinator.notify(notice)
         except BackupError as error:
@@ -198,3 +218,21 @@ class NoticePublisher:
                 self._handled = notice.notice_id
                 if self._notices.own is None:
                     self._elector.pause_campaign(min(notice.remaining, longest))
+
+    def give_way(self, view: ClusterView, *, saved: Position | None, last: Position | None) -> None:
+        """Resign for preempted workers that have come further than `saved`, the newest checkpoint of any leader.
+
+        The farthest of them takes the lease, see `giving_way`, and saves its own boundary. This happens a few times for
+        each boundary of a notice (`_TIMES_TO_GIVE_WAY`), because the worker may have been killed. A leader that is
+        being preempted gives way too: the run goes on from the farthest state.
+        """
+        for notice in view.notices:
+            is_served = notice.notice_id in self._notices.acknowledged
+            if not is_served or notice.worker_id == self._worker_id or covers(saved, notice.position):
+                continue
+            if covers(last, notice.position):
+                # This worker has caught up since it saved.
+                self._notices.request_save(notice.notice_id)
+            elif self._gave_way[notice.notice_id, notice.position] < _TIMES_TO_GIVE_WAY:
+                self._gave_way[notice.notice_id, notice.position] += 1
+                self._elector.pause_campaign(min(notice.remaining, fresh_seconds(self._elector.period)))

@@ -9,6 +9,7 @@ The way of a SIGTERM, thread by thread. D is the kill, R is `shutdown_reserve`.
                           Notices.request_save     the saver commits the last boundary  checkpoints/saver.py
                           stop_training_at         cancels the batch at D - R           training/cancellation.py
                           NoticePublisher.publish  so that the leader saves for a follower  worker/notices.py
+                                                   or gives way, if it is behind the follower
     saver thread      commits, then `Worker.on_committed` acknowledges the notice       worker/worker.py
     elector thread    announces checkpoint and acknowledgement at its next tick         worker/announcer.py
     training thread   the batch in flight ends, or is cancelled
@@ -34,8 +35,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from distributed_backup.checkpoints.fencing import is_superseded
+from distributed_backup.coordination.base import ClusterView
 from distributed_backup.errors import StoreError
 from distributed_backup.worker.context import WAIT_SLICE, WorkerContext
+from distributed_backup.worker.notices import covers
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +134,7 @@ class OwnPreemption:
         if context.elector.is_leader:
             with context.state.condition:
                 context.state.condition.wait_for(lambda: context.notices.own_is_acknowledged, SAVE_HEAD_START)
-        context.publisher.publish(notice, context.state.view)
+        context.publisher.publish(context.state.view, context.last_boundary)
         context.elector.wake()
         self.stop_training_if_saved()
         context.state.notify_all()
@@ -149,9 +152,15 @@ class OwnPreemption:
             self._context.state.notify_all()
 
     def stop_training_if_saved(self) -> None:
-        """Cancel the batch in flight of a follower whose notice is acknowledged: it can't save more by training on."""
-        if self._context.notices.own_is_acknowledged and not self._context.elector.is_leader:
+        """Cancel the batch in flight of a follower that is saved: it can't save more by training on."""
+        is_acknowledged = self._context.notices.own_is_acknowledged
+        if is_acknowledged and not self._context.elector.is_leader and self._is_saved():
             self._stop_training_at(self._context.clock.now())
+
+    def republish(self, view: ClusterView) -> None:
+        """Keep the notice on record, with the newest boundary, until it is served."""
+        if self.is_noticed and not self._is_saved():
+            self._context.publisher.republish(view, self._context.last_boundary)
 
     # ---------------------------------------------------------------- the wait
 
@@ -189,8 +198,10 @@ class OwnPreemption:
         if not self._context.notices.own_is_acknowledged:
             return False
         last, term = self._context.saver.last, self._context.term_to_write_under()
+        if last is None or term is None:
+            return covers(self._context.newest_known()[0], self._context.last_boundary)
         # A worker that may write must have its own last boundary in it: it may have come further since.
-        return last is None or term is None or is_superseded(last, by=self._context.announcer.newest, term=term)
+        return is_superseded(last, by=self._context.announcer.newest, term=term)
 
     def _start_look_in_storage(self) -> None:
         """Look in a thread of its own: where the storage is unreachable too, the look outlasts the time left."""

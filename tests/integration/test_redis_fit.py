@@ -236,6 +236,27 @@ def test_a_restarted_worker_leaves_the_lead_to_replicas_that_are_epochs_ahead(
     assert (restarted.start, restarted.terms) == (Position(1), [])
 
 
+def test_a_preempted_follower_that_is_epochs_ahead_saves_its_own_boundary(
+    start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
+) -> None:
+    """The leader gives way, leads again, and commits nothing before it has passed what the follower saved."""
+    [leader] = start_held(start, run, server.url, 1)
+    follower = start(run, server.url, held=[(2, 1)])
+    follower.wait_held(2, 1)
+    follower.child.kill(signal.SIGTERM)
+    run.wait_saved(Position(2, 1))
+    follower.go_on()
+    position, name, _, code = follower.child.expect("preempted")
+    assert (position, code, follower.terms) == (Position(2, 2), 143, [2])
+    wait_elected([leader], 3)
+    again = start(run, server.url)
+    assert again.restored == name
+    assert_ends_exactly(again, uninterrupted)
+    leader.go_on()
+    assert_ends_exactly(leader, uninterrupted)
+    assert [(info.term, info.position) for info in run.store.list()] == [(3, Position(3))]
+
+
 def test_a_standby_spends_no_call_and_takes_over_from_a_killed_leader(
     start: Start, run: Run, server: RedisServer, uninterrupted: dict[str, Any]
 ) -> None:

@@ -90,10 +90,9 @@ def test_a_notice_that_is_refused_at_each_tick_is_logged_once(team: Team, caplog
     notices = Notices(lambda: 1)
     elector = elector_of(team.unjoined("a"))
     publisher = NoticePublisher(coordinator, notices, elector=elector, worker_id="a", clock=team.clock)
-    own = notices.give("SIGTERM", now=team.clock.now(), remaining=30.0)
-    assert own is not None
-    publisher.publish(own, None)
+    assert notices.give("SIGTERM", now=team.clock.now(), remaining=30.0) is not None
+    publisher.publish(None, None)
     for _ in range(5):
-        publisher.republish(coordinator.view())
+        publisher.republish(coordinator.view(), None)
     assert coordinator.attempts == 6
     assert caplog.text.count("publishing the notice failed worker=a") == 1

@@ -273,15 +273,6 @@ def test_a_notice_to_a_follower_makes_the_leader_save(team: Team) -> None:
     assert team.coordinator.view().notices == ()
 
 
-def test_a_follower_ahead_of_the_leader_leaves_with_what_the_leader_saved(team: Team) -> None:
-    """A preempted follower exits with the leader's position, although its own is further."""
-    leader, follower = team.started("a"), team.started("b")
-    leader.boundary(snapshot(1, 3), due=False)
-    follower.boundary(snapshot(2, 9), due=False)
-    follower.give_notice("SIGTERM")
-    assert team.result(team.begin(follower.preempt)).position == Position(1, 3)
-
-
 def test_a_follower_whose_notice_was_answered_stops_training_at_once(team: Team) -> None:
     """A preempted follower may train until its reserve begins, or until the leader acknowledges its notice."""
     leader, follower = team.started("a"), team.started("b", grace_period=100.0)
