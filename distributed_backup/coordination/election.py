@@ -10,7 +10,6 @@ This is the policy. What a lease is and where it lives is the coordinator's busi
 from __future__ import annotations
 
 import logging
-import math
 import random
 import threading
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Final, Literal, Protocol
 
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Heartbeat, Role
-from distributed_backup.coordination.giving_way import fresh_seconds, hold_back_until
+from distributed_backup.coordination.giving_way import HoldBack
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError, ConfigError, CoordinatorError
 from distributed_backup.observability.events import Report, no_report
@@ -118,7 +117,7 @@ class Elector:
         self._lease_expires_at: float | None = None
         # No campaign before these instants: an operator asked for a pause, or a term could not be claimed.
         self._campaign_paused_until = self._retry_claim_at = 0.0
-        self._hold_back_until: float | None = None  # see `giving_way`
+        self._hold_back = HoldBack(self.period)
         self._resigned = self._stopped = False
         # A generator of our own: the global one is training state, and drawing from it would change the run.
         self._jitter, self._warnings = random.Random(), OnceLogger(logger)
@@ -230,12 +229,10 @@ class Elector:
         Jitter keeps many followers from arriving together.
         """
         pause, now = self.period * self._jitter.uniform(0.8, 1.2), self._clock.now()
-        if self._lease_expires_at is not None:
-            left = self._lease_expires_at - now + self.period * self._jitter.uniform(0.0, 0.05)
-            pause = max(min(pause, left), _SHORTEST_PAUSE)
-        elif self._hold_back_until is not None and now < self._hold_back_until:
-            pause = min(pause, self._hold_back_until - now)
-        return pause
+        if self._lease_expires_at is None:
+            return min(pause, self._hold_back.left(now) or pause)
+        left = self._lease_expires_at - now + self.period * self._jitter.uniform(0.0, 0.05)
+        return max(min(pause, left), _SHORTEST_PAUSE)
 
     def _tick(self) -> None:
         # Before the request is sent: the coordinator can't have begun to count the lease earlier.
@@ -268,14 +265,7 @@ class Elector:
         beat = self._heartbeat(sent, role)
         self._possibly_holder = self._possibly_holder or beat.campaign
         view = self._coordinator.heartbeat(beat)
-        has_holder = view.holder is not None
-        self._hold_back_until = hold_back_until(
-            self._hold_back_until,
-            held_back=beat.campaign and not has_holder,
-            has_holder=has_holder,
-            now=sent,
-            tick=self.period,
-        )
+        self._hold_back.observe(sent, campaigned=beat.campaign, is_free=view.holder is None)
         if view.holder_age is not None:
             # As of now: the reply may have been long on its way, and the holder may have died since.
             view = replace(view, holder_age=view.holder_age + self._clock.now() - sent)
@@ -318,7 +308,7 @@ class Elector:
             duration=self._timings.duration,
             role=role,
             position=self.position,
-            gives_way_to=fresh_seconds(self.period) if now < (self._hold_back_until or math.inf) else 0.0,
+            gives_way_to=self._hold_back.gives_way_to(now),
         )
 
     def _may_lead_under(self, term: int) -> bool:

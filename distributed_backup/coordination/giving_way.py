@@ -37,13 +37,29 @@ def is_ahead(member: Member, beat: Heartbeat) -> bool:
     return member.age < beat.gives_way_to and (beat.position is None or member.position > beat.position)
 
 
-def hold_back_until(known: float | None, *, held_back: bool, has_holder: bool, now: float, tick: float) -> float | None:
-    """Return the instant until which a worker gives way in this vacancy. None if it has not begun to.
+class HoldBack:
+    """For how long one worker still gives way in the present vacancy. `tick` is its period in seconds.
 
-    `known` is the instant before this reply. `held_back`: the reply left the lease free though the worker campaigned.
     A vacancy ends when a holder is seen, and at no other sign: a member that can't lead may take the lease and give it
     back at each of its ticks.
     """
-    if has_holder:
-        return None
-    return now + hold_back_seconds(tick) if known is None and held_back else known
+
+    def __init__(self, tick: float) -> None:
+        self._tick = tick
+        # None if the worker has not given way in this vacancy.
+        self._until: float | None = None
+
+    def observe(self, sent: float, *, campaigned: bool, is_free: bool) -> None:
+        """Learn from the reply to a heartbeat. A worker that campaigned, and left the lease free, has given way."""
+        if not is_free:
+            self._until = None
+        elif campaigned and self._until is None:
+            self._until = sent + hold_back_seconds(self._tick)
+
+    def gives_way_to(self, now: float) -> float:
+        """Return what the next heartbeat says, see `Heartbeat.gives_way_to`."""
+        return fresh_seconds(self._tick) if self._until is None or now < self._until else 0.0
+
+    def left(self, now: float) -> float | None:
+        """Return the seconds until this worker takes a free lease in any case. None if it gives way to none now."""
+        return None if self._until is None or now >= self._until else self._until - now

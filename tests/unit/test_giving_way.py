@@ -8,7 +8,7 @@ import pytest
 
 from distributed_backup.coordination.base import Heartbeat, Member
 from distributed_backup.coordination.election import Elector
-from distributed_backup.coordination.giving_way import hold_back_seconds, hold_back_until, is_ahead
+from distributed_backup.coordination.giving_way import HoldBack, fresh_seconds, hold_back_seconds, is_ahead
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
@@ -56,13 +56,17 @@ def test_only_a_live_member_that_may_take_the_lease_is_ahead() -> None:
 
 def test_a_worker_holds_back_once_until_a_holder_is_seen() -> None:
     """Also if the worker that is ahead takes the lease and gives it back again and again."""
-    until = hold_back_until(None, held_back=False, has_holder=False, now=10.0, tick=2.0)
-    assert until is None
-    until = hold_back_until(until, held_back=True, has_holder=False, now=10.0, tick=2.0)
-    assert until == 10.0 + hold_back_seconds(2.0)
-    assert hold_back_until(until, held_back=True, has_holder=False, now=11.0, tick=2.0) == until
-    assert hold_back_until(until, held_back=False, has_holder=False, now=99.0, tick=2.0) == until
-    assert hold_back_until(until, held_back=False, has_holder=True, now=11.0, tick=2.0) is None
+    hold_back, fresh, ends = HoldBack(2.0), fresh_seconds(2.0), 10.0 + hold_back_seconds(2.0)
+    hold_back.observe(9.0, campaigned=False, is_free=True)
+    assert (hold_back.gives_way_to(99.0), hold_back.left(9.0)) == (fresh, None)
+    hold_back.observe(10.0, campaigned=True, is_free=True)
+    hold_back.observe(11.0, campaigned=True, is_free=True)
+    assert (hold_back.gives_way_to(11.0), hold_back.left(11.0)) == (fresh, ends - 11.0)
+    assert (hold_back.gives_way_to(ends), hold_back.left(ends)) == (0.0, None)
+    hold_back.observe(ends, campaigned=False, is_free=True)
+    assert hold_back.gives_way_to(99.0) == 0.0
+    hold_back.observe(99.0, campaigned=True, is_free=False)
+    assert (hold_back.gives_way_to(99.0), hold_back.left(99.0)) == (fresh, None)
 
 
 def member(**changes: Any) -> Member:
