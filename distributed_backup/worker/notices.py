@@ -222,9 +222,9 @@ class NoticePublisher:
     def give_way(self, view: ClusterView, *, saved: Position | None, last: Position | None) -> None:
         """Resign for preempted workers that have come further than `saved`, the newest checkpoint of any leader.
 
-        The farthest of them takes the lease, see `giving_way`, and saves its own boundary. This happens a few times for
-        each boundary of a notice (`_TIMES_TO_GIVE_WAY`), because the worker may have been killed. A leader that is
-        being preempted gives way too: the run goes on from the farthest state.
+        The farthest of them takes the lease, see `giving_way`, and saves its own boundary. This happens at most three
+        times for each boundary of a notice (`_TIMES_TO_GIVE_WAY`), because the worker may be unable to lead. A leader
+        that is being preempted gives way too: the run goes on from the farthest state.
         """
         for notice in view.notices:
             is_served = notice.notice_id in self._notices.acknowledged
@@ -233,6 +233,17 @@ class NoticePublisher:
             if covers(last, notice.position):
                 # This worker has caught up since it saved.
                 self._notices.request_save(notice.notice_id)
-            elif self._gave_way[notice.notice_id, notice.position] < _TIMES_TO_GIVE_WAY:
+            elif self._may_give_way(notice):
                 self._gave_way[notice.notice_id, notice.position] += 1
+                logger.info("giving way to a preempted worker worker=%s ahead=%s", self._worker_id, notice.worker_id)
                 self._elector.pause_campaign(min(notice.remaining, fresh_seconds(self._elector.period)))
+
+    def _may_give_way(self, notice: Notice) -> bool:
+        """Whether the worker of `notice` can still take the lease: it has not had its chances, and is alive."""
+        if self._gave_way[notice.notice_id, notice.position] >= _TIMES_TO_GIVE_WAY:
+            return False
+        fresh = fresh_seconds(self._elector.period)
+        try:
+            return any(one.worker_id == notice.worker_id and one.age < fresh for one in self._coordinator.members())
+        except BackupError:
+            return False  # the next tick looks again
