@@ -152,10 +152,15 @@ class OwnPreemption:
             self._context.state.notify_all()
 
     def stop_training_if_saved(self) -> None:
-        """Cancel the batch in flight of a follower that is saved: it can't save more by training on."""
-        is_acknowledged = self._context.notices.own_is_acknowledged
-        if is_acknowledged and not self._context.elector.is_leader and self._is_saved():
-            self._stop_training_at(self._context.clock.now())
+        """Cancel the batch in flight of a follower that is saved: it can't save more by training on.
+
+        While no worker leads, this one may lead next. So a leader that gave way trains on until another one leads.
+        """
+        context, view = self._context, self._context.state.view
+        another_leads = view is not None and view.holder not in {None, context.worker_id}
+        is_follower = another_leads and not context.elector.is_leader
+        if is_follower and context.notices.own_is_acknowledged and self._is_saved():
+            self._stop_training_at(context.clock.now())
 
     def republish(self, view: ClusterView) -> None:
         """Keep the notice on record, with the newest boundary, until it is served."""
@@ -170,6 +175,8 @@ class OwnPreemption:
         notice = context.notices.own
         assert notice is not None
         context.notices.request_save(notice.notice_id)
+        # This worker may have given way to one that has died since, and may have come further.
+        context.elector.resume_campaign()
         while True:
             seen = context.state.changes
             step = next_step(self._status())

@@ -14,7 +14,7 @@ from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.notices import covers
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of, elector_of
-from tests.support.team import STEP, Team, snapshot
+from tests.support.team import STEP, Team, snapshot, soon
 
 GRACE = 30.0
 
@@ -108,6 +108,36 @@ def unable_to_lead(worker: Worker) -> Worker:
     """A worker whose heartbeats go on, but that never campaigns: it can't claim a term."""
     elector_of(worker)._retry_claim_at = math.inf
     return worker
+
+
+def preempted_pair(team: Team) -> tuple[Worker, Worker]:
+    """A leader that has just given way, and the follower that does not take the lease. Both are being preempted."""
+    leader, follower = replicas(team, 1, 3)
+    for worker in (leader, unable_to_lead(follower)):
+        worker.give_notice("SIGTERM")
+    team.until(lambda: not elector_of(leader).is_leader)
+    return leader, follower
+
+
+def test_a_preempted_leader_that_gave_way_trains_on_until_another_worker_leads(team: Team) -> None:
+    """It leads again if no other does, and can save the batch in flight."""
+    _, follower = preempted_pair(team)
+    team.steps(2 * STEP)
+    assert team.holder() is None
+    assert len(team.cut_offs["a"]) == 1, "only the bound of the grace period"
+    elector_of(follower)._retry_claim_at = 0.0
+    team.until(lambda: team.positions()[0] == Position(3))
+    team.until(lambda: min(team.cut_offs["a"]) <= team.clock.now())
+
+
+def test_a_preempted_leader_that_gave_way_saves_a_batch_that_has_ended_since(team: Team) -> None:
+    """It campaigns again at once: its own grace period may be over before its pause is."""
+    leader, follower = preempted_pair(team)
+    team.kill(follower)
+    team.coordinator.leave("b")
+    ending = team.begin(lambda: at(leader, 1, 1))
+    soon(ending.done)
+    assert team.positions() == [Position(1, 1), Position(1)]
 
 
 def test_a_replica_that_is_still_farther_saves_for_the_preempted_one(team: Team) -> None:
