@@ -4,7 +4,8 @@ The run goes on from what its leader saves. With a leader that is epochs behind,
 replicas have done and paid for.
 
 The limit: a worker gives way once per vacancy, for `hold_back_seconds`. Then it campaigns as if it were alone, so the
-election never depends on a member that has died, is paused or can't lead. Positions are compared and nothing else.
+election never depends on a member that has died, is paused or can't lead. A coordinator that was emptied or out of
+reach knows no live member, so the first heartbeat takes the lease. Positions are compared and nothing else.
 """
 
 from __future__ import annotations
