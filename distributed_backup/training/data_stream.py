@@ -165,7 +165,7 @@ def _draws_of(saved: Mapping[str, Any]) -> dict[int, States]:
 
 def is_same_data(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     """Whether two states of streams may be of the same batches. True if they can't be compared."""
-    return saved.get("steps") != own.get("steps") or saved["digest"] == own["digest"]
+    return saved.get("steps") != own.get("steps") or saved.get("digest") == own.get("digest")
 
 
 def _is_one_shot(x: Any, adapter: Any) -> bool:
