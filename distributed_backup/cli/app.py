@@ -207,7 +207,8 @@ def resign(
 ) -> None:
     """Ask the leader to save and hand over, and wait until another worker leads. No worker stops.
 
-    The former leader continues to train and may lead again later. The request ends with the command.
+    The former leader continues to train, or waits with standby=True, and may lead again later. The request ends with
+    the command.
 
     Example: distributed-backup resign /mnt/run-42 --timeout 20
 

@@ -20,6 +20,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "elected": "LEADS now, in term {term}",
     "lost": "lost the lead: {reason}",
     "resigned": "gives the lead back, term {term} is over",
+    "stood_down": "waits: {leader} leads now",
     "committed": "checkpoint on disk: {where}",
     "commit_failed": "could not write a checkpoint: {reason}",
     "commit_recovered": "can write checkpoints again",

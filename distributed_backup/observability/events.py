@@ -23,6 +23,7 @@ Kind = Literal[
     "elected",
     "lost",
     "resigned",
+    "stood_down",
     "committed",
     "commit_failed",
     "commit_recovered",
@@ -44,6 +45,8 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
     "elected": frozenset({"term"}),
     "lost": frozenset({"term", "reason"}),
     "resigned": frozenset({"term"}),
+    # A standby has stopped training, because `leader` leads under `term`. It waits. `progress` follows if it trains on.
+    "stood_down": frozenset({"leader", "term"}),
     # `bytes` is the size of the state, `seconds` the time from the start of the commit until it was durable.
     "committed": frozenset({"checkpoint", "term", "epoch", "batch", "bytes", "seconds"}),
     "commit_failed": frozenset({"reason"}),

@@ -18,6 +18,7 @@ from distributed_backup.observability.events import Event
 LEVELS: Final = {
     "progress": logging.DEBUG,
     "left": logging.DEBUG,
+    "stood_down": logging.DEBUG,
     "lost": logging.WARNING,
     "notice": logging.WARNING,
     "unreachable": logging.WARNING,

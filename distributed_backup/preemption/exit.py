@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 class Preempted(SystemExit):
-    """The exit out of `fit` after a notice was served. The process exits with `code`.
+    """The exit out of `fit` after a notice was served. The process exits with `code`, and is to be started again.
+
+    A standby also raises it, without a notice, if it leads again and another worker has come further meanwhile.
 
     It is a `SystemExit`, so `except Exception` does not catch it. A program that catches it on purpose may go on. Its
     blocks that handle the exception must end before the kill: the process is ended before that if they do not.
@@ -18,7 +20,7 @@ class Preempted(SystemExit):
         code: The exit code, `exit_code` of the callback (default 143 = 128 + SIGTERM).
         position: Position of the newest checkpoint known to be durable. None if there is none.
         checkpoint: Name of that checkpoint. None if there is none.
-        seconds: Seconds from the notice to this exit.
+        seconds: Seconds from the notice to this exit. 0 without a notice.
 
     Example:
         >>> error = Preempted(143, position=None, checkpoint=None, seconds=0.5)

@@ -93,7 +93,7 @@ def _running_workers(by_worker: dict[str, list[Event]], now: float) -> set[str]:
     }
     recent = {worker for worker in unended if _is_recent(by_worker[worker], now)}
     # A standby worker reports nothing while it waits. It counts as running as long as another worker does.
-    waiting = {worker for worker in unended if all(event.kind == "joined" for event in by_worker[worker])}
+    waiting = {worker for worker in unended if by_worker[worker][-1].kind in {"joined", "stood_down"}}
     return recent | waiting if recent else set()
 
 

@@ -127,7 +127,12 @@ class IncarnationBuilder:
         self._mark("restore", f"restored {name}: {position}" if name else "started from the beginning")
         self._track.append((self._now, position))
 
+    def _stood_down(self, event: Event) -> None:
+        self._end("training")
+        self._begin("waiting", f"waits while {_text(event, 'leader')} leads")
+
     def _progress(self, event: Event) -> None:
+        self._end("waiting")
         self._begin("training", "trains")
         self._reached(event)
 

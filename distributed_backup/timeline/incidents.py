@@ -1,7 +1,7 @@
 """Find the incidents of a run and count their cost: time without a leader, time without training, batches to repeat.
 
 An incident is a preemption, a worker that stopped reporting, a fit that an error ended, or a lease that a worker lost
-or resigned while it trained on.
+or resigned and went on.
 
 Limits: a worker reports its progress at each epoch's end, with each commit, and otherwise every ten seconds. A killed
 worker may have run on after its last event, so a time that begins there is an upper bound. Batches are counted from the
@@ -28,7 +28,7 @@ class IncidentCost:
 
     Args:
         kind: "gone" is a worker that stopped reporting, "left" a fit that an error ended. A worker whose lease was
-            "lost" or "resigned" trains on.
+            "lost" or "resigned" trains on, or waits as a standby.
         at: The notice, the last event, or the end of the leadership. Seconds since 1970.
         number: From 1, in order of time.
         term: The term this worker led. None for a follower.
@@ -94,7 +94,7 @@ def training_gaps(history: History) -> list[Gap]:
     return _gaps(
         history,
         (
-            (span.start, span.end, incarnation.ending)
+            (span.start, span.end, incarnation.ending if span.end == incarnation.end else "")
             for incarnation in history.incarnations
             for span in incarnation.of("training")
         ),

@@ -164,6 +164,7 @@ _TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "elected": lambda fields: f"term {fields['term']}",
     "lost": lambda fields: f"term {fields['term']}: {fields['reason']}",
     "resigned": lambda fields: f"term {fields['term']}",
+    "stood_down": lambda fields: f"term {fields['term']}, {fields['leader']} leads",
     "committed": _committed,
     "commit_failed": lambda fields: str(fields["reason"]),
     "notice": lambda fields: f"{fields['reason']}, {_time(fields['remaining'])} left",

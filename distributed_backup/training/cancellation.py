@@ -43,6 +43,11 @@ class CancelScope:
             with suppress(RuntimeError):  # the loop is closed, so nothing is awaited
                 loop.call_soon_threadsafe(self._arm)
 
+    def withdraw_deadline(self) -> None:
+        """Let the next await run without a deadline, until one is set again."""
+        with self._lock:
+            self._instant = None
+
     async def run(self, awaitable: Awaitable[Any]) -> Any:
         """Return the result of `awaitable`.
 

@@ -4,6 +4,9 @@
 numbers do nothing. At the position the state is applied. The loop reads the epoch's data as it did the first time, see
 `data_stream`.
 
+A standby may have to wait in the middle of its fit, see `worker.standby`. An await that was cancelled for that is
+repeated after the wait. If the run has finished meanwhile, the rest of the loop does nothing either.
+
 Order inside `fit` (synalinks 0.10.14), where every await is one of the methods wrapped here:
 
 1. `on_train_begin` of the callbacks, then of the optimizer, which empties its candidates.
@@ -15,7 +18,9 @@ Order inside `fit` (synalinks 0.10.14), where every await is one of the methods 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -26,12 +31,14 @@ from distributed_backup.training.cancellation import CancelScope, DeadlineExceed
 from distributed_backup.training.data_stream import DataStream, is_same_data
 from distributed_backup.training.method_patch import MethodPatch
 from distributed_backup.training.random_states import derived_seed
-from distributed_backup.training.running_fit import RunningFit
+from distributed_backup.training.running_fit import BATCH_HOOKS, EPOCH_HOOKS, RunningFit
+from distributed_backup.training.standby_wait import StandbyWait
 
 logger = logging.getLogger(__name__)
 
 _SAVED_LOGS: Final = (str, int, float, np.number)
-_OPTIMIZER_HOOKS: Final = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end", "on_train_end")
+_OPTIMIZER_HOOKS: Final = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end")
+_CANCELLED: Final = object()
 
 
 class FitListener(Protocol):
@@ -56,12 +63,14 @@ class FitListener(Protocol):
 class FastForward:
     """The methods of one program and its optimizer, wrapped for one fit. Everything awaited is awaited in `scope`."""
 
-    def __init__(self, program: Any, *, scope: CancelScope, listener: FitListener) -> None:
+    def __init__(self, program: Any, *, scope: CancelScope, standby: StandbyWait, listener: FitListener) -> None:
         self._program = program
         self._scope = scope
+        self._standby = standby
         self._listener = listener
         self._wrapped: list[MethodPatch] = []
         self._target: Position | None = None
+        self._skips_rest = False
         self._begun = False
         self._epoch = 0
         self._trained = 0
@@ -79,8 +88,8 @@ class FastForward:
 
     @property
     def active(self) -> bool:
-        """Whether the loop has not yet reached the position."""
-        return self._target is not None
+        """Whether nothing is trained: the loop has not yet reached the position, or the rest of it is skipped."""
+        return self._target is not None or self._skips_rest
 
     def loop_state(self) -> dict[str, Any]:
         """Return the variables of the loop of `fit` at this boundary, as JSON. `install` takes them."""
@@ -112,7 +121,8 @@ class FastForward:
         self._target = target if target is not None and target.batch > 0 else None
         self._saved = saved if self._target is not None else {}
         self._wrap_methods()
-        self._wrapped += frame.silence_other_callbacks(lambda: self.active)
+        self._wrapped += frame.silence_other_callbacks(BATCH_HOOKS, lambda: self.active)
+        self._wrapped += frame.silence_other_callbacks(EPOCH_HOOKS, lambda: self._skips_rest)
         self._wrapped += frame.wrap_minibatch_draw(self._draw_minibatch)
         if not self._program.trainable_variables:
             # Then `fit` calls no hook of the optimizer, and the listener has nothing to wait for.
@@ -126,6 +136,7 @@ class FastForward:
         self._wrap(optimizer, "on_train_begin", self._on_train_begin)
         for name in _OPTIMIZER_HOOKS:
             self._wrap(optimizer, name, self._optimizer_hook)
+        self._wrap(optimizer, "on_train_end", self._on_train_end)
 
     def remove(self) -> None:
         """Unwrap the methods. The program is as it was before the fit. May be called again."""
@@ -171,12 +182,14 @@ class FastForward:
         """Note that a validation has ended."""
         self._validating = False
 
-    def epoch_ended(self, epoch: int) -> Position:
-        """Return the boundary of an epoch.
+    def epoch_ended(self, epoch: int) -> Position | None:
+        """Return the boundary of an epoch. None if it was skipped.
 
         Raises:
             RestoreError: The epoch ended before the position to fast-forward to.
         """
+        if self._skips_rest:
+            return None
         if self._target is not None:
             raise RestoreError(
                 f"the checkpoint is at {self._target}, but this fit's epoch {epoch} ended before it: use the data, the "
@@ -194,6 +207,8 @@ class FastForward:
         self._stopped = bool(self._program.stop_training) and not self._stopped_outside
 
     def _reached(self, batches: int) -> Position | None:
+        if self._skips_rest:
+            return None
         if self._target is None:
             return Position(self._epoch, batches)
         if batches >= self._target.batch:
@@ -224,7 +239,7 @@ class FastForward:
             await self._listener.on_optimizer_reset()
             return result
 
-        return await self._in_scope(begin())
+        return await self._repeated(begin)
 
     def _draw_minibatch(self, original: Callable[..., Any], y: Any, size: int, rng: Any = None) -> Any:
         if rng is None and RunningFit.find(self._program).is_found:
@@ -233,9 +248,9 @@ class FastForward:
         return original(y, size, rng)
 
     async def _train_on_batch(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        logs = await self._unless_skipped(partial(original, *args, **kwargs))
         if self.active:
             return self._saved.get("batch_logs") or self._program.get_metrics_result()
-        logs = await self._in_scope(original(*args, **kwargs))
         # A log of the user's own may be of any type. One that can't be saved must not end the training.
         self._batch_logs = {name: value for name, value in logs.items() if isinstance(value, _SAVED_LOGS)}
         return logs
@@ -244,22 +259,58 @@ class FastForward:
         if not self._validating:
             # An evaluation that a callback of the user runs: not part of the fit.
             return await original(*args, **kwargs)
-        if self.active:
-            return self._program.get_metrics_result()
-        return await self._in_scope(original(*args, **kwargs))
+        logs = await self._unless_skipped(partial(original, *args, **kwargs))
+        return self._program.get_metrics_result() if self.active else logs
 
     async def _optimizer_hook(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        if self.active:
-            return None
-        return await self._in_scope(original(*args, **kwargs))
+        return await self._unless_skipped(partial(original, *args, **kwargs))
 
-    async def _in_scope(self, awaitable: Awaitable[Any]) -> Any:
-        try:
-            result = await self._scope.run(awaitable)
+    async def _on_train_end(self, original: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        result = await self._unless_skipped(partial(original, *args, **kwargs))
+        if not self._skips_rest:
+            return result
+        # The loop is over. What follows happens as after any fit.
+        self._skips_rest = self._program.stop_training = False
+        with self._errors_reported():
+            self._standby.apply_final()
+        return await self._repeated(partial(original, *args, **kwargs))
+
+    async def _unless_skipped(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Return the result of a call. None if it is skipped, also because the run has finished in another worker."""
+        while not self.active:
+            with self._errors_reported():
+                has_finished = self._standby.before_await()
+            if has_finished:
+                # The loop ends after this batch or validation, and the rest of it has no effect.
+                self._skips_rest = self._program.stop_training = True
+                break
+            result = await self._in_scope(call)
+            if result is not _CANCELLED:
+                return result
+        return None
+
+    async def _repeated(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        while (result := await self._in_scope(call)) is _CANCELLED:
+            pass
+        return result
+
+    async def _in_scope(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Return the result of a call. `_CANCELLED` if it was cancelled and undone, because a standby must wait."""
+        with self._errors_reported():
+            try:
+                result = await self._scope.run(call())
+            except DeadlineExceededError:
+                if self._standby.undo_await():
+                    return _CANCELLED
+                raise self._listener.on_deadline() from None
             self._stopped_outside = bool(self._program.stop_training) and not self._stopped
-            return result  # noqa: TRY300 - the handlers below are for the await
-        except DeadlineExceededError:
-            raise self._listener.on_deadline() from None
+            return result
+
+    @contextmanager
+    def _errors_reported(self) -> Iterator[None]:
+        """Raise out of `fit` what the listener returns for an error."""
+        try:
+            yield
         except BaseException as error:
             replacement = self._listener.on_error(error)
             if replacement is error:

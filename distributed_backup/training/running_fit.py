@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ from distributed_backup.training.method_patch import MethodPatch
 
 logger = logging.getLogger(__name__)
 
-_BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
+BATCH_HOOKS: Final = ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_begin", "on_test_batch_end")
+EPOCH_HOOKS: Final = ("on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_end")
 _MINIBATCH_DRAW: Final = "stratified_minibatch_indices"
 
 
@@ -77,11 +78,11 @@ class RunningFit:
             container.callbacks = [*others, callback]
             container._async_train = container._async_test = False  # noqa: SLF001 - there is no public way
 
-    def silence_other_callbacks(self, condition: Callable[[], bool]) -> list[MethodPatch]:
-        """Call batch hooks of the last callback only, while `condition` holds.
+    def silence_other_callbacks(self, hooks: Iterable[str], condition: Callable[[], bool]) -> list[MethodPatch]:
+        """Call these hooks of the last callback only, while `condition` holds.
 
-        The others have already seen these batches. A second call might count them twice, stop the training, or pay for
-        an evaluation.
+        The others have already seen these batches, or nothing is trained in them. A call might count them twice, stop
+        the training, or pay for an evaluation.
         """
         if self._frame is None:
             return []
@@ -96,7 +97,7 @@ class RunningFit:
 
             return wrapped
 
-        return [MethodPatch(container, name, wrapper(name)) for name in _BATCH_HOOKS]
+        return [MethodPatch(container, name, wrapper(name)) for name in hooks]
 
     def data_stream(self, on_repeated: Callable[[int, int], None]) -> DataStream | None:
         """Return the training data, see `DataStream`. None without the frame."""

@@ -34,6 +34,7 @@ from distributed_backup.training.forced_exit import ForcedExit, release_exits
 from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.settings import SessionOptions
 from distributed_backup.training.snapshots import Snapshots
+from distributed_backup.training.standby_wait import StandbyWait
 from distributed_backup.training.state import TrainingState
 from distributed_backup.worker.options import new_worker_id
 from distributed_backup.worker.start_point import StartPoint
@@ -86,7 +87,10 @@ class FitSession:
         )
         self._state = TrainingState(self._program, options.state_of, self._running_fit.callbacks)
         self._snapshots = Snapshots(self._state, options)
-        self._fit = FastForward(self._program, scope=self._scope, listener=self)
+        self._standby = StandbyWait(
+            self._worker, options.worker, scope=self._scope, state=self._state, snapshots=self._snapshots
+        )
+        self._fit = FastForward(self._program, scope=self._scope, standby=self._standby, listener=self)
         self._signals = SignalWatch(options.signals, on_notice=self._give_notice)
         self._forced_exit = ForcedExit(self._worker, options.worker, self._signals)
         self._sources = NoticePoller(
@@ -216,7 +220,8 @@ class FitSession:
         """Submit the boundary of an epoch."""
         with self._ended_by_errors():
             position = self._fit.epoch_ended(epoch)
-        self._boundary(position, due=self._snapshots.is_due_at_epoch_end())
+        if position is not None:
+            self._boundary(position, due=self._snapshots.is_due_at_epoch_end())
 
     def train_ends(self) -> None:
         """Finish the run.
@@ -225,6 +230,8 @@ class FitSession:
             Preempted: A notice arrived first, or a signal has arrived since and the final state is kept.
         """
         try:
+            # Another worker may have begun to lead since the last await: hooks of other callbacks may take long.
+            self._standby.wait()
             self._worker.finish(self._snapshots.take_final())
         finally:
             self.end()

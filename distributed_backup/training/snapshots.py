@@ -46,10 +46,15 @@ class Snapshots:
         self._since_due = 0
         return self._save_freq is not False
 
+    def take_over(self, final: Checkpoint | None) -> None:
+        """Replace what this fit has taken: its run has finished in another worker, with the checkpoint `final`."""
+        self._last, self.restored = None, final
+
     def take_final(self) -> Snapshot | None:
         """Return the state that `fit` returns with. All other hooks of the fit have run. None if it is kept already.
 
-        If nothing was left to train, `fit` returns with the final state that the run has kept.
+        If nothing was left to train, or another worker has trained the rest, `fit` returns with the final state that
+        the run has kept.
         """
         last, restored = self._last, self.restored
         if last is None and restored is not None:

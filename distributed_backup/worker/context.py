@@ -30,10 +30,11 @@ logger = logging.getLogger(__name__)
 # Seconds between two looks of a wait. A notification ends the wait earlier.
 WAIT_SLICE: Final = 0.5
 
-Phase = Literal["new", "joined", "training", "failed", "finishing", "finished", "deleting"]
+Phase = Literal["new", "joined", "training", "standby", "failed", "finishing", "finished", "deleting"]
 """How far a worker has come.
 
-"joined": it waits for its start position. "failed": an error has left the fit, the last boundary is being committed.
+"joined": it waits for its start position. "standby": it has trained, and waits because another worker leads, see
+`standby`. "failed": an error has left the fit, the last boundary is being committed.
 "finishing": the fit is complete, the last commits are under way. "finished": all is committed, the worker finds out
 whether it is the last one out. "deleting": it is. Leaving the run is no phase: a worker may leave in each of them.
 """
@@ -54,7 +55,7 @@ class WorkerState:
     @property
     def is_training(self) -> bool:
         """Whether the worker has started from a position and may have boundaries that must be saved."""
-        return self.phase in {"training", "failed", "finishing"}
+        return self.phase in {"training", "standby", "failed", "finishing"}
 
     @property
     def is_over(self) -> bool:
@@ -115,7 +116,10 @@ class WorkerContext:
 
         Coordination may fail, saving must not. With the coordinator out of reach, a worker whose
         fit is preempted or over commits under the last term it led under. See `checkpoints.fencing`.
+        A standby that has trained commits nothing before it knows how far the others have come.
         """
+        if self.state.phase == "standby" and self.notices.own is None:
+            return None
         term = self.elector.term
         if term is None and (self.notices.own is not None or self.state.is_over):
             term = self.elector.term_of_last_resort

@@ -109,6 +109,18 @@ class OwnPreemption:
         assert notice is not None
         return notice.deadline - keep * notice.reserve - self._context.clock.now()
 
+    def warn_of_long_lease(self) -> None:
+        """Warn if a lease outlasts the grace period, so that no follower can take over and save in time."""
+        timings, options = self._context.options.timings, self._context.options
+        take_over = timings.duration + timings.retry_period
+        if self._context.coordinator.has_expiry and take_over > options.grace_period - options.reserve / 2:
+            logger.warning(
+                "timings.duration of %g s is too long for a grace_period of %g s: if the leader dies while all workers "
+                "are being preempted, no follower can take over in time to save. Shorten timings.duration",
+                timings.duration,
+                options.grace_period,
+            )
+
     # ---------------------------------------------------------------- the notice
 
     def give_notice(self, reason: str, remaining: float | None, *, is_too_late: Callable[[], bool]) -> None:

@@ -13,6 +13,7 @@ only terms of this incarnation of the run count, see `LiveTerms`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +32,7 @@ from distributed_backup.errors import (
     StoreError,
 )
 from distributed_backup.once import OnceLogger
-from distributed_backup.worker.context import WorkerContext
+from distributed_backup.worker.context import WAIT_SLICE, WorkerContext
 from distributed_backup.worker.start_point import StartPoint
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,21 @@ class Restore:
         self._missing_since: float | None = None
         self._load_error: StoreError | None = None
 
+    def wait(self, check: Callable[[], None]) -> StartPoint:
+        """Return where to start. `check` is called before each attempt, and may raise to end the wait.
+
+        Raises:
+            BackupError: As `attempt` raises it.
+        """
+        state = self._context.state
+        while True:
+            seen = state.changes
+            check()
+            start = self.attempt()
+            if start is not None:
+                return start
+            state.wait(WAIT_SLICE, since=seen)
+
     def attempt(self) -> StartPoint | None:
         """Return where to start. None: retry after the next change.
 
@@ -196,7 +212,7 @@ class Restore:
                 "starting from the beginning",
                 store.location,
             )
-        return StartPoint(checkpoint=checkpoint, synalinks_backup=backup, finished=step.finished)
+        return StartPoint(checkpoint=checkpoint, synalinks_backup=backup, finished=step.finished, term=step.term)
 
     def _is_ahead(self, announced: Announcement) -> bool:
         """Whether the run has come further than this directory. Starting from here would pay again for the rest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.checkpoints.synalinks_backup import SynalinksBackup
@@ -17,6 +17,8 @@ class StartPoint:
     synalinks_backup: SynalinksBackup | None = None
     finished: bool = False
     """Whether the run is complete, so that nothing is left to train."""
+    term: int | None = field(default=None, compare=False)
+    """The term that this worker leads under, and announced this start in. None for a follower."""
 
     @property
     def position(self) -> Position | None:

@@ -34,6 +34,7 @@ from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.preemption import OwnPreemption
 from distributed_backup.worker.restore import LiveTerms, Restore
 from distributed_backup.worker.shutdown import Shutdown
+from distributed_backup.worker.standby import Standby
 from distributed_backup.worker.start_point import StartPoint
 
 logger = logging.getLogger(__name__)
@@ -89,11 +90,11 @@ class Worker:
             saver=self._saver,
         )
         self._preemption = OwnPreemption(self._context, stop_training_at)
+        self._standby = Standby(self._context, stop_training_at)
         self._shutdown = Shutdown(self._context, self._preemption)
         self._live_terms = LiveTerms(report.worker_id)
         self._joined_at = self._progress_due = 0.0
         self._announced_term, self._commits_fail, self._announce_warnings = 0, False, OnceLogger(logger)
-        self._restored_name: str | None = None
 
     @property
     def worker_id(self) -> str:
@@ -114,6 +115,11 @@ class Worker:
     def closed(self) -> bool:
         """Whether this worker is leaving the run, or has left it."""
         return self._shutdown.has_begun
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether this worker has started, and must wait because another one leads."""
+        return self._standby.is_due
 
     @property
     def lease_left(self) -> float:
@@ -139,7 +145,7 @@ class Worker:
         run_id = self._open_run()
         context.coordinator.open(run_id, context.options.timings)
         self._state.phase = "joined"
-        self._warn_of_long_lease()
+        self._preemption.warn_of_long_lease()
         self._joined_at = context.clock.now()
         context.report("joined", run=run_id, standby=context.options.standby, directory=context.store.location)
         self._shutdown.stop_listening = context.coordinator.subscribe(self._on_hint)
@@ -163,17 +169,6 @@ class Worker:
             self._raise_if_noticed()
             self._state.wait(WAIT_SLICE, since=seen)
 
-    def _warn_of_long_lease(self) -> None:
-        timings, options = self._context.options.timings, self._context.options
-        take_over = timings.duration + timings.retry_period
-        if self._context.coordinator.has_expiry and take_over > options.grace_period - options.reserve / 2:
-            logger.warning(
-                "timings.duration of %g s is too long for a grace_period of %g s: if the leader dies while all workers "
-                "are being preempted, no follower can take over in time to save. Shorten timings.duration",
-                timings.duration,
-                options.grace_period,
-            )
-
     def await_start(self) -> StartPoint:
         """Wait for the position that all workers start from.
 
@@ -181,23 +176,17 @@ class Worker:
             Preempted: A notice came first.
             BackupError: As `Restore.attempt` raises it.
         """
-        restore = Restore(self._context, self._live_terms)
-        while True:
-            seen = self._state.changes
-            self._raise_if_noticed()
-            start = restore.attempt()
-            if start is not None:
-                self._restored_name = start.name
-                with self._state.condition:
-                    self._state.phase = "training"
-                return start
-            self._state.wait(WAIT_SLICE, since=seen)
+        start = Restore(self._context, self._live_terms).wait(self._raise_if_noticed)
+        self._standby.begin(start)
+        with self._state.condition:
+            self._state.phase = "training"
+        return start
 
     def training_started(self, position: Position) -> None:
         """Report that training goes on from `position`, with the restored state applied."""
         self._context.announcer.start_position = position
         self._elector.position = position
-        self._context.report("restored", checkpoint=self._restored_name, **position_fields(position))
+        self._context.report("restored", checkpoint=self._standby.began_at.name, **position_fields(position))
 
     # ---------------------------------------------------------------- training, from the training thread
 
@@ -227,6 +216,15 @@ class Worker:
         error, self._state.commit_error = self._state.commit_error, None
         if error is not None:
             raise error
+
+    def stand_by(self) -> StartPoint | None:
+        """Wait while another worker leads. Return the final state of a run that has finished, or None to train on.
+
+        Raises:
+            Preempted: A notice came, or this worker must be started again.
+            BackupError: As from `await_start`.
+        """
+        return self._standby.end_wait(Restore(self._context, self._live_terms).wait(self._raise_if_noticed))
 
     def _raise_if_noticed(self) -> None:
         if self.notice_given:
@@ -282,6 +280,7 @@ class Worker:
 
     def elected(self, term: int) -> None:
         """Announce where the run stands, and commit what is due."""
+        self._standby.observe(self.worker_id, term)
         self._announce_once(term)
         self._saver.wake()
         self._state.notify_all()
@@ -308,6 +307,7 @@ class Worker:
         self._preemption.republish(view)
         self._saver.wake()
         self._preemption.stop_training_if_saved()
+        self._standby.observe(view.holder, view.term)
         self._state.notify_all()
 
     def _keep_announced(self, term: int, view: ClusterView) -> None:
@@ -324,9 +324,7 @@ class Worker:
 
     def _on_hint(self, hint: Hint) -> None:
         """Send a heartbeat between two ticks if the hint matters to this worker."""
-        training = self._state.is_training
-        is_awaited = not training if hint == "finished" else not (training or self._context.options.standby)
-        is_announcement = hint in {"announced", "finished"} and (is_awaited or self.notice_given)
+        is_announcement = hint in {"announced", "finished"} and (self.notice_given or self._standby.awaits(hint))
         if is_announcement or (hint == "noticed" and self._elector.is_leader):
             self._elector.wake()
         elif hint == "free":

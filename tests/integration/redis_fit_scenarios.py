@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +20,13 @@ from distributed_backup.errors import BackupError
 from distributed_backup.training.settings import ENVIRONMENT_PREFIX
 from tests.integration.preemption_scenarios import Report, SlowModel, fit
 from tests.support.jobs import Job
+from tests.support.redis_fits import TRAIN_END
 
 type Batches = Sequence[tuple[int, int]]
 
 
 class Gates(synalinks.callbacks.Callback):  # type: ignore[misc]
-    """Holds the language-model calls of certain training batches for as long as a file exists.
+    """Holds the language-model calls of certain training batches, or the end of training, while a file exists.
 
     `report` gets each held batch when its first call is under way. The files in `directory` are named by epoch and
     batch, and the test removes them. `held` has epoch and number of the batches to hold.
@@ -46,17 +48,26 @@ class Gates(synalinks.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._now = None
 
+    def on_train_end(self, logs: Any = None) -> None:
+        if TRAIN_END in self._held:
+            gate = self._hold(TRAIN_END)
+            while gate.exists():
+                time.sleep(0.01)
+
     async def passed(self) -> None:
         """Wait until the running batch may go on. Calls go on in the order in which they came."""
         if (now := self._now) not in self._held:
             return
         async with self._lock:
             if now in self._held:
-                gate = self._directory / "{}-{}".format(*now)
-                gate.touch()
-                self._report("held", now)
-                await _removed(gate)
+                await _removed(self._hold(now))
                 self._held.remove(now)
+
+    def _hold(self, what: tuple[int, int]) -> Path:
+        gate = self._directory / "{}-{}".format(*what)
+        gate.touch()
+        self._report("held", what)
+        return gate
 
 
 async def _removed(path: Path) -> None:

@@ -23,6 +23,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, wait_for
 
 SCENARIOS = "tests.integration.redis_fit_scenarios"
+# In place of a batch to hold: the `on_train_end` of another callback.
+TRAIN_END = (-1, -1)
 
 
 PASSWORD = "correct-horse"

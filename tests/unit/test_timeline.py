@@ -8,7 +8,7 @@ from distributed_backup.observability.events import Event
 from distributed_backup.position import Position
 from distributed_backup.timeline.history import History, history_of
 from distributed_backup.timeline.incarnations import Incarnation, lane_name
-from distributed_backup.timeline.incidents import costs_of
+from distributed_backup.timeline.incidents import costs_of, training_gaps
 from distributed_backup.timeline.json_report import document
 from distributed_backup.timeline.labels import summary
 from tests.support.stories import LONG_AFTER, START, A, B, Story, history_from, three_workers
@@ -69,6 +69,54 @@ def test_events_after_the_final_one_change_nothing() -> None:
     found = incarnation(history_from(story), A)
     assert (found.ending, found.end - START) == ("finished", 5.0)
     assert [(leadership.how, leadership.end - START) for leadership in found.leaderships] == [("finished", 5.0)]
+
+
+def stood_down() -> Story:
+    """Return the story of a standby that resigns at 5 s and waits from 6 s on, while its successor trains from 7 s."""
+    story = Story()
+    story.start(0, A)
+    story.tell(1, A, "elected", term=1)
+    story.tell(2, B, "joined", standby=True)
+    story.tell(5, A, "resigned", term=1, reason="asked to let another worker lead")
+    story.tell(5, B, "elected", term=2)
+    story.tell(6, A, "stood_down", leader=B, term=2)
+    story.tell(7, B, "restored", checkpoint=None, epoch=0, batch=0)
+    return story
+
+
+def test_a_standby_that_no_longer_leads_waits_until_it_trains_on() -> None:
+    story = stood_down()
+    story.tell(10, B, "left")
+    story.tell(12, A, "elected", term=3)
+    story.tell(13, A, "progress", epoch=1, batch=0)
+    story.tell(20, A, "finished", epoch=2, batch=0)
+    history = history_from(story)
+    assert spans(history, A) == [
+        ("waiting", 0.0, 0.5),
+        ("training", 0.5, 6.0),
+        ("leading", 1.0, 5.0),
+        ("waiting", 6.0, 13.0),
+        ("leading", 12.0, 20.0),
+        ("training", 13.0, 20.0),
+    ]
+    assert [span.about for span in incarnation(history, A).of("waiting")][1:] == [f"waits while {B} leads"]
+
+
+def test_the_time_in_which_a_standby_waits_and_no_other_worker_trains_is_without_training() -> None:
+    """Its fit finishes later, which ends no gap before."""
+    story = stood_down()
+    story.tell(10, B, "finished", epoch=2, batch=0)
+    story.tell(11, A, "finished", epoch=2, batch=0)
+    assert [(gap.start - START, gap.end - START) for gap in training_gaps(history_from(story))] == [(6.0, 7.0)]
+
+
+def test_a_standby_that_no_longer_leads_runs_as_long_as_another_worker_does() -> None:
+    """It reports nothing while it waits."""
+    story = stood_down()
+    for seconds in range(10, 301, 10):
+        story.tell(seconds, B, "progress", epoch=0, batch=seconds // 10)
+    history = history_of(story.events, now=START + 300)
+    assert (incarnation(history, A).ending, incarnation(history, A).end - START) == ("", 300.0)
 
 
 def test_a_lost_leadership_has_a_reason_and_the_worker_goes_on() -> None:

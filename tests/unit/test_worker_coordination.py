@@ -103,6 +103,17 @@ def test_who_waits_for_the_position_looks_when_it_is_announced(team: Team, hinti
     assert waiting.result(PATIENCE).checkpoint is None
 
 
+def test_a_standby_that_lost_the_lease_stops_when_its_successor_announces(team: Team, hinting: Hinting) -> None:
+    """Over Redis the next heartbeat may be 2 s away, and what is trained until then is paid for in vain."""
+    former = team.started("a", standby=True)
+    successor = team.worker("b", standby=True)
+    soon(lambda: "b" in hinting.beats)
+    waiting = team.begin(successor.await_start)
+    elector_of(former).pause_campaign(1e4)
+    waiting.result(PATIENCE)
+    soon(lambda: former.stands_by)
+
+
 def test_a_commit_wakes_nobody_who_trains(team: Team, hinting: Hinting) -> None:
     """A training follower sends no extra heartbeat for a commit, so a thousand followers don't do so at once."""
     leader, _ = team.started("a"), team.started("b")

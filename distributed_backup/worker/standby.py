@@ -1,0 +1,174 @@
+"""Give way to a successor: a standby that trains must stop when another worker leads.
+
+With `standby=True` only the leader trains. A leader that loses or resigns its lease trains on while no worker leads.
+When another worker leads, it stops asking and waits as a standby again, see `restore`. After the wait, `next_step`
+decides what becomes of its `fit`.
+
+The limit: a worker that can't reach the coordinator does not learn that another one leads. Until it does, both train.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.coordination.base import Hint
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
+from distributed_backup.worker.context import WorkerContext, position_fields
+from distributed_backup.worker.start_point import StartPoint
+
+logger = logging.getLogger(__name__)
+
+
+# -------------------------------------------------------------------- the decisions
+
+
+def must_wait(*, worker_id: str, led: int, holder: str | None, term: int) -> bool:
+    """Whether another worker leads or has led since this one led under `led`. `holder` holds the lease of `term`.
+
+    Terms grow by one. So other workers may have led under the terms between two terms of this worker. A coordinator
+    that lost its data may grant a used term, but no worker leads under it.
+    """
+    if holder == worker_id:
+        return term > led + 1
+    return holder is not None and term > led
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the `fit` of one worker has come: the checkpoint it started from, and its last boundary since."""
+
+    worker_id: str
+    restored: CheckpointHeader | None
+    last: Position | None
+
+
+def next_step(start: StartPoint, own: Progress) -> Literal["return", "train", "restart"]:
+    """Return what a worker does that leads again, or whose run has finished. A standby would begin at `start`.
+
+    "return": the run has finished, and its state is the result of the fit. "train": the fit goes on, because no other
+    worker has come as far. "restart": another worker has come further. A running fit can't be moved to its checkpoint.
+    """
+    if start.finished:
+        return "return"
+    newest = None if start.checkpoint is None else start.checkpoint.header
+    if newest is None or newest.worker_id == own.worker_id:
+        return "train"
+    if own.restored is not None and newest.name <= own.restored.name:
+        return "train"
+    return "train" if own.last is not None and newest.position < own.last else "restart"
+
+
+# -------------------------------------------------------------------- taking the steps
+
+
+class Standby:
+    """The waits of one worker with `standby=True` after its start. `stop_training_at` is that of `Worker`."""
+
+    def __init__(self, context: WorkerContext, stop_training_at: Callable[[float], None]) -> None:
+        self._context = context
+        self._stop_training_at = stop_training_at
+        self.began_at = StartPoint()
+        """Where the fit of this worker began."""
+        # The last term that this worker trained under. None before it trains, and if it returns with the final state.
+        self._led: int | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether another worker leads, so that this one must wait."""
+        # Under the lock: once this is true, training has been cancelled.
+        with self._context.state.condition:
+            return self._context.state.phase == "standby"
+
+    def begin(self, start: StartPoint) -> None:
+        """Note where the fit begins, and the term that it trains under."""
+        self.began_at = start
+        self._led = start.term
+
+    def awaits(self, hint: Hint) -> bool:
+        """Whether an announcement matters to this worker, which may be no standby."""
+        context = self._context
+        waits = self.is_due or not context.state.is_training
+        if hint == "finished" or not context.options.standby:
+            return waits
+        # A standby that trains without the lease must stop as soon as another worker leads.
+        return not (waits or context.elector.is_leader)
+
+    def observe(self, holder: str | None, term: int) -> None:
+        """Cancel training if another worker leads, or has led since. `holder` holds the lease of `term`."""
+        context, state = self._context, self._context.state
+        if not context.options.standby or self._led is None:
+            return
+        if not must_wait(worker_id=context.worker_id, led=self._led, holder=holder, term=term):
+            # Not under a term that was granted, and refused because another worker had used it.
+            if term == context.elector.last_term:
+                self._led = term
+            return
+        with state.condition:
+            if state.phase != "training":
+                return
+            state.phase = "standby"
+            self._stop_training_at(context.clock.now())
+        context.report("stood_down", leader=holder, term=term)
+        logger.warning(
+            "another worker leads, or has led since term %d, so this one stops training and waits as a standby "
+            "worker=%s leader=%s term=%d. It returns with the final state of the run. If it leads again, it trains on, "
+            "or exits to be started again",
+            self._led,
+            context.worker_id,
+            holder,
+            term,
+        )
+
+    def end_wait(self, start: StartPoint) -> StartPoint | None:
+        """Return the final state of a run that has finished, or None to train on. A standby would begin at `start`.
+
+        Raises:
+            Preempted: This worker must be started again.
+        """
+        context, last = self._context, self._context.saver.last
+        own = Progress(
+            worker_id=context.worker_id,
+            restored=None if self.began_at.checkpoint is None else self.began_at.checkpoint.header,
+            last=None if last is None else last.position,
+        )
+        match next_step(start, own):
+            case "return":
+                self._take_over_final(start)
+                return start
+            case "restart":
+                raise self._exit(start)
+        logger.info("leading again, training continues at %s worker=%s", context.elector.position, context.worker_id)
+        context.report("progress", **position_fields(context.elector.position))
+        self._led = start.term
+        with context.state.condition:
+            context.state.phase = "training"
+        return None
+
+    def _take_over_final(self, start: StartPoint) -> None:
+        """Replace the last boundary by the final state: nothing that this worker trained may be committed any more."""
+        context, final = self._context, start.checkpoint
+        if final is not None:
+            snapshot = Snapshot(
+                position=final.position, body=final.body, data=final.header.data, final=final.header.final
+            )
+            context.saver.submit(snapshot, due=True)
+            context.elector.position = final.position
+        context.state.phase = "finishing"
+
+    def _exit(self, start: StartPoint) -> Preempted:
+        context = self._context
+        logger.warning(
+            "leading again at %s, but another worker has come further: exiting with code %d worker=%s checkpoint=%s. "
+            "Start this worker again, and it continues from that checkpoint",
+            context.elector.position,
+            context.options.exit_code,
+            context.worker_id,
+            start.name,
+        )
+        context.report("preempted", saved=None, checkpoint=start.name, **position_fields(start.position), seconds=0.0)
+        return Preempted(context.options.exit_code, position=start.position, checkpoint=start.name, seconds=0.0)

@@ -1,0 +1,330 @@
+"""A standby that has trained and no longer leads: when it stops, how it waits, and what it does after the wait."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader
+from distributed_backup.observability.reporter import Reporter
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
+from distributed_backup.worker import standby
+from distributed_backup.worker.standby import Progress, must_wait
+from distributed_backup.worker.start_point import StartPoint
+from distributed_backup.worker.worker import Worker
+from tests.support.internals import context_of, elector_of
+from tests.support.sinks import RecordingSink
+from tests.support.team import Gone, Team, snapshot
+
+# -------------------------------------------------------------------- the decisions
+
+
+@pytest.mark.parametrize(
+    ("holder", "term", "expected"),
+    [
+        ("other", 3, True),
+        ("other", 4, True),
+        # A coordinator that lost its data may grant a used term, under which no worker leads.
+        ("other", 2, False),
+        ("other", 1, False),
+        # While no worker leads, no other one can train.
+        (None, 2, False),
+        (None, 3, False),
+        ("me", 2, False),
+        ("me", 3, False),
+        # Another worker had term 3.
+        ("me", 4, True),
+    ],
+)
+def test_a_standby_waits_once_another_worker_has_led(holder: str | None, term: int, expected: bool) -> None:
+    """It trained under term 2. Terms grow by one."""
+    assert must_wait(worker_id="me", led=2, holder=holder, term=term) is expected
+
+
+def header(term: int, position: Position, worker_id: str = "other") -> CheckpointHeader:
+    return CheckpointHeader(
+        run_id="r",
+        term=term,
+        epoch=position.epoch,
+        batch=position.batch,
+        worker_id=worker_id,
+        created_at="",
+        data=None,
+        length=2,
+        digest="",
+    )
+
+
+def after_wait(newest: CheckpointHeader | None, *, finished: bool = False, **own: Any) -> str:
+    start = StartPoint(checkpoint=None if newest is None else Checkpoint(header=newest, body=b"{}"), finished=finished)
+    return standby.next_step(start, Progress(**{"worker_id": "me", "restored": None, "last": None, **own}))
+
+
+def test_a_run_that_has_finished_ends_the_fit_wherever_it_is() -> None:
+    """Its own boundary may be ahead: a callback of the other worker has stopped the training earlier."""
+    assert after_wait(header(3, Position(2)), finished=True, last=Position(2, 1)) == "return"
+
+
+def test_a_worker_that_no_other_has_passed_trains_on() -> None:
+    """The newest checkpoint is its own, or the one that it started from, or older than its last boundary."""
+    restored = header(1, Position(1))
+    assert after_wait(None) == "train"
+    assert after_wait(header(2, Position(1, 2), "me"), restored=restored, last=Position(1, 2)) == "train"
+    assert after_wait(restored, restored=restored) == "train"
+    assert after_wait(restored, restored=header(2, Position(1, 1))) == "train"
+    assert after_wait(header(3, Position(1, 2)), restored=restored, last=Position(1, 3)) == "train"
+
+
+def test_a_worker_that_another_has_passed_is_started_again() -> None:
+    """At the same position too: the other worker has got other answers."""
+    restored = header(1, Position(1))
+    assert after_wait(header(3, Position(1, 3)), restored=restored, last=Position(1, 2)) == "restart"
+    assert after_wait(header(3, Position(1, 2)), restored=restored, last=Position(1, 2)) == "restart"
+    assert after_wait(header(3, Position(1, 1)), restored=restored) == "restart"
+    assert after_wait(header(3, Position(1, 1))) == "restart"
+
+
+# -------------------------------------------------------------------- taking the steps
+
+
+def succeeded(team: Team, *, boundary: Position, **options: Any) -> tuple[Worker, Worker]:
+    """Return a standby that trained to `boundary`, which is not saved, and its successor."""
+    options = {"standby": True, **options}
+    first = team.started("a", **options)
+    second = team.worker("b", **options)
+    waiting = team.begin(second.await_start)
+    first.boundary(snapshot(boundary.epoch, boundary.batch), due=False)
+    elector_of(first).pause_campaign(30.0)
+    second.training_started(team.result(waiting).position or Position(0))
+    team.until(lambda: first.stands_by)
+    return first, second
+
+
+def waiting(team: Team, worker: Worker) -> Future[Any]:
+    """Begin the wait of a standby, and see that it does not end by itself."""
+    wait = team.begin(worker.stand_by)
+    team.steps(3.0)
+    assert not wait.done()
+    return wait
+
+
+def test_a_standby_stops_training_when_another_worker_leads(team: Team, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, with one warning, although each heartbeat shows the other leader."""
+    sink = RecordingSink()
+    team.reporter = lambda worker_id: Reporter(worker_id, *([sink] if worker_id == "a" else []))
+    succeeded(team, boundary=Position(0, 3))
+    team.steps(3.0)
+    assert len(team.cut_offs["a"]) == 1
+    assert sink.of("stood_down") == [{"leader": "b", "term": 2}]
+    [warning] = [record for record in caplog.records if "stops training" in record.message]
+    assert (warning.levelno, "worker=a leader=b term=2" in warning.getMessage()) == (logging.WARNING, True)
+
+
+def test_a_standby_trains_on_while_no_other_worker_leads(team: Team) -> None:
+    """It gave its lease back twice, and took it again under the next term."""
+    first = team.started("a", standby=True)
+    for term in 2, 3:
+        elector_of(first).pause_campaign(5.0)
+        team.until(lambda: team.holder() is None)
+        assert not first.stands_by
+        team.until(lambda: elector_of(first).is_leader)
+        assert elector_of(first).term == term
+    team.steps(3.0)
+    assert (first.stands_by, team.cut_offs["a"]) == (False, [])
+
+
+def test_a_standby_trains_on_while_the_coordinator_is_away(team: Team) -> None:
+    """Another worker could not be elected either."""
+    coordinator = team.coordinator = Gone(team.clock)
+    coordinator.gone = False
+    first = team.started("a", standby=True)
+    coordinator.gone = True
+    team.until(lambda: not elector_of(first).is_leader)
+    team.steps(3.0)
+    assert (first.stands_by, team.cut_offs["a"]) == (False, [])
+
+
+def test_a_replica_trains_on_beside_the_next_leader(team: Team) -> None:
+    """Only a standby waits."""
+    first, _ = team.started("a"), team.started("b")
+    elector_of(first).pause_campaign(30.0)
+    team.until(lambda: team.holder() == "b")
+    team.steps(1.0)
+    assert (first.stands_by, team.cut_offs["a"]) == (False, [])
+
+
+def test_a_standby_trains_under_the_term_that_it_started_in(team: Team) -> None:
+    """It was stopped between its start and the note of it. Another worker had term 2 meanwhile, and it has term 3."""
+    worker = team.started("a", standby=True)
+    steps = standby.Standby(context_of(worker), team.cut_offs["a"].append)
+    elector_of(worker).last_term = 3
+    steps.begin(StartPoint(term=1))
+    steps.observe("a", 3)
+    assert (steps.is_due, len(team.cut_offs["a"])) == (True, 1)
+
+
+def test_a_term_that_was_granted_and_refused_does_not_count_as_led(team: Team) -> None:
+    """Another worker has led under term 2, while a server that was cut off granted it once more."""
+    worker = team.started("a", standby=True)
+    steps = standby.Standby(context_of(worker), team.cut_offs["a"].append)
+    steps.begin(StartPoint(term=1))
+    steps.observe("a", 2)
+    assert not steps.is_due
+    elector_of(worker).last_term = 3
+    steps.observe("a", 3)
+    assert steps.is_due
+
+
+def test_a_former_leader_returns_with_the_final_state(team: Team) -> None:
+    """Its own boundary, which is ahead of the end of the run, is never committed."""
+    first, second = succeeded(team, boundary=Position(3, 1), delete_checkpoint=False)
+    wait = waiting(team, first)
+    second.boundary(snapshot(3), due=True)
+    team.result(team.begin(second.finish))
+    final = team.result(wait)
+    assert (final.finished, final.checkpoint.position) == (True, Position(3))
+    team.result(team.begin(first.finish))
+    assert team.positions() == [Position(3)]
+    assert team.announcement.finished
+
+
+def test_a_former_leader_commits_nothing_before_it_knows_that_the_run_has_finished(team: Team) -> None:
+    """It leads again while a call blocks its training thread. A boundary of its own was due and is ahead of the end."""
+    first, second = succeeded(team, boundary=Position(3, 1), delete_checkpoint=False)
+    first.boundary(snapshot(3, 2), due=True)
+    second.boundary(snapshot(3), due=True)
+    team.result(team.begin(second.finish))
+    team.until(lambda: team.holder() == "a")
+    team.steps(3.0)
+    assert team.positions() == [Position(3)]
+    assert team.result(team.begin(first.stand_by)).finished
+    team.steps(3.0)
+    assert team.positions() == [Position(3)]
+
+
+def test_a_leader_that_missed_its_successor_learns_of_it_when_it_leads_again(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped while the other worker led, trained and died."""
+    first = team.started("a", standby=True)
+    second = team.worker("b", standby=True)
+    start = team.begin(second.await_start)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(elector_of(first), "_tick", lambda: None)
+        second.training_started(team.result(start).position or Position(0))
+        second.boundary(snapshot(1), due=True)
+        team.until(lambda: team.positions() == [Position(1)])
+        team.kill(second)
+        team.until(lambda: team.holder() is None)
+    team.until(lambda: team.holder() == "a")
+    team.until(lambda: first.stands_by)
+    with pytest.raises(Preempted):
+        team.result(team.begin(first.stand_by))
+
+
+def test_a_worker_that_is_elected_after_others_have_led_stops_before_it_commits(team: Team) -> None:
+    """Its election wakes the saver, which may have a boundary that is due."""
+    worker = team.started("a", standby=True)
+    worker.elected(3)
+    assert (worker.stands_by, context_of(worker).term_to_write_under()) == (True, None)
+
+
+def test_a_standby_that_returns_with_the_final_state_never_waits(team: Team) -> None:
+    """The worker that announced the end still holds the lease."""
+    leader = team.started("a", standby=True, delete_checkpoint=False)
+    other = team.worker("b", standby=True, delete_checkpoint=False)
+    start = team.begin(other.await_start)
+    team.steps(1.0)
+    leader.boundary(snapshot(3), due=True)
+    team.begin(leader.finish)
+    assert team.result(start).finished
+    team.steps(3.0)
+    assert (other.stands_by, team.cut_offs["b"]) == (False, [])
+
+
+def test_a_former_leader_trains_on_if_its_successor_came_nowhere(team: Team) -> None:
+    """A boundary that was due is committed then, under the new term, and not before."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    first.boundary(snapshot(1), due=True)
+    wait = waiting(team, first)
+    assert team.positions() == []
+    team.kill(second)
+    assert team.result(wait) is None
+    team.until(lambda: team.positions() == [Position(1)])
+    assert (first.stands_by, team.holder(), elector_of(first).term) == (False, "a", 3)
+
+
+def test_a_former_leader_that_was_passed_exits_to_be_started_again(
+    team: Team, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It commits nothing of its own, and a standby that starts again goes on from the newest checkpoint."""
+    sink = RecordingSink()
+    team.reporter = lambda worker_id: Reporter(worker_id, *([sink] if worker_id == "a" else []))
+    first, second = succeeded(team, boundary=Position(0, 3), exit_code=75)
+    wait = waiting(team, first)
+    second.boundary(snapshot(1), due=True)
+    team.until(lambda: team.positions() == [Position(1)])
+    team.kill(second)
+    with pytest.raises(Preempted) as caught:
+        team.result(wait)
+    assert (caught.value.code, caught.value.position, caught.value.seconds) == (75, Position(1), 0.0)
+    assert "leading again at epoch 0, batch 3, but another worker has come further" in caplog.text
+    team.result(team.begin(lambda: first.close(timeout=30.0, save_last=True)))
+    assert team.positions() == [Position(1)]
+    assert [fields["saved"] for fields in sink.of("preempted")] == [None]
+    again = team.result(team.begin(team.worker("c", standby=True).await_start))
+    assert again.position == Position(1)
+
+
+def test_a_former_leader_waits_while_storage_and_coordinator_are_away(team: Team) -> None:
+    """It goes on once it leads and can read how far the others have come."""
+    coordinator = team.coordinator = Gone(team.clock)
+    coordinator.gone = False
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    coordinator.gone = True
+    team.kill(second)
+    team.steps(60.0)
+    assert not wait.done()
+    coordinator.gone = False
+    assert team.result(wait) is None
+
+
+def test_a_former_leader_may_have_to_wait_again(team: Team) -> None:
+    """Each loss of the lease to another worker cancels training once."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    team.kill(second)
+    assert team.result(wait) is None
+    third = team.worker("c", standby=True)
+    elector_of(first).pause_campaign(30.0)
+    team.result(team.begin(third.await_start))
+    team.until(lambda: first.stands_by)
+    assert len(team.cut_offs["a"]) == 2
+
+
+def test_a_notice_ends_the_wait_of_a_former_leader(team: Team) -> None:
+    """The leader saves for the notice, as for that of any other worker, and continues to lead."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    second.boundary(snapshot(0, 1), due=False)
+    first.give_notice("SIGTERM")
+    with pytest.raises(Preempted):
+        team.result(wait, limit=5.0)
+    assert (team.positions(), team.holder(), team.member_ids()) == ([Position(0, 1)], "b", ["b"])
+
+
+def test_a_former_leader_saves_its_boundary_if_all_are_preempted_and_its_successor_dies(team: Team) -> None:
+    """What only it has is not lost: it takes the lease, and commits before it leaves."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    team.kill(second)
+    first.give_notice("SIGTERM", 120.0)
+    with pytest.raises(Preempted) as caught:
+        team.result(wait)
+    assert caught.value.position == Position(0, 3)
+    assert team.positions() == [Position(0, 3)]
