@@ -172,8 +172,8 @@ class Elector:
         self._wake.set()
 
     def lease_released(self) -> None:
-        """Campaign now, because the lease was released, unless claiming a term has just failed."""
-        if self._clock.now() >= self._retry_claim_at:
+        """Campaign now, because the lease was released, unless this worker does not campaign at present."""
+        if self._clock.now() >= max(self._retry_claim_at, self._campaign_paused_until):
             self.wake()
 
     def tick(self) -> None:

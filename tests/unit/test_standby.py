@@ -311,11 +311,25 @@ def test_a_notice_ends_the_wait_of_a_former_leader(team: Team) -> None:
     """The leader saves for the notice, as for that of any other worker, and continues to lead."""
     first, second = succeeded(team, boundary=Position(0, 3))
     wait = waiting(team, first)
-    second.boundary(snapshot(0, 1), due=False)
+    second.boundary(snapshot(0, 4), due=False)
     first.give_notice("SIGTERM")
     with pytest.raises(Preempted):
         team.result(wait, limit=5.0)
-    assert (team.positions(), team.holder(), team.member_ids()) == ([Position(0, 1)], "b", ["b"])
+    assert (team.positions(), team.holder(), team.member_ids()) == ([Position(0, 4)], "b", ["b"])
+
+
+def test_a_preempted_former_leader_saves_what_only_it_has(team: Team) -> None:
+    """Its successor is behind and gives way, as to any other worker. It is started again from what was saved."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    second.boundary(snapshot(0, 1), due=False)
+    first.give_notice("SIGTERM")
+    with pytest.raises(Preempted):
+        team.result(wait, limit=10.0)
+    assert team.positions()[0] == Position(0, 3)
+    with pytest.raises(Preempted) as caught:
+        team.result(team.begin(second.stand_by))
+    assert caught.value.position == Position(0, 3)
 
 
 def test_a_former_leader_saves_its_boundary_if_all_are_preempted_and_its_successor_dies(team: Team) -> None:
