@@ -7,7 +7,6 @@ starts with other seeds than the interrupted one, so an equal state at the end w
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
 import logging
 import tempfile
@@ -19,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import pydantic
 import synalinks
 
 from distributed_backup import BackupAndRestore, CheckpointStore, Preempted
@@ -288,25 +285,6 @@ def strict() -> None:
     """Make warnings errors, except those that synalinks and its dependencies cause."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", module=r"(pydantic|litellm|synalinks)(\.|$)")
-
-
-def _remember(owner: Any, name: str, wrap: Callable[[Any], Any] = lambda function: function) -> None:
-    """Cache schemas and templates, which synalinks computes at each call. Fits become about five times as fast."""
-    original = vars(owner)[name]
-    function = getattr(original, "__func__", original)
-    known: dict[Any, Any] = {}
-
-    def remembered(first: Any, *args: Any, **kwargs: Any) -> Any:
-        key = (first if wrap is classmethod else None, args, tuple(sorted(kwargs.items())))
-        if key not in known:
-            known[key] = function(first, *args, **kwargs)
-        return copy.deepcopy(known[key])
-
-    setattr(owner, name, wrap(remembered))
-
-
-_remember(pydantic.BaseModel, "model_json_schema", classmethod)
-_remember(jinja2.Environment, "compile")
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
