@@ -1,7 +1,8 @@
 """Preempt real fits and measure until the process has ended, for `test_process_exit`. Imports synalinks.
 
-Run as a script: it forks one child for each case, and each child ends as a script does, through the whole exit of the
-interpreter. The output is one JSON list for each case: name, exit code, seconds from the signal to the end, output.
+Run as a script: it forks one child for each case, `AT_ONCE` at a time. Each child ends as a script does, through the
+whole exit of the interpreter. The output is one JSON list for each case: name, exit code, seconds from the signal to
+the end, output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -31,6 +33,8 @@ GRACE_PERIOD = 4.0
 EXIT_CODE = 143
 # Seconds. Far more than any case takes.
 FOREVER = 30.0
+# Cases that run at the same time. Most of them wait for the end of their grace period.
+AT_ONCE = 4
 
 Call = Callable[[], Awaitable[None]]
 
@@ -182,21 +186,36 @@ CASES: dict[str, Callable[[Path, int], Awaitable[None]]] = {
 # ---------------------------------------------------------------- the parent
 
 
-def measure(pid: int, *, repeat: bool) -> tuple[int, float]:
-    """Send SIGTERM to a child, once or until its end. Return its exit code and the seconds until its end."""
-    begin = time.monotonic()
-    os.kill(pid, signal.SIGTERM)
-    while not (found := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() - begin > FOREVER:
-            os.kill(pid, signal.SIGKILL)
-        elif repeat:
-            os.kill(pid, signal.SIGTERM)
-        time.sleep(0.001)
-    return os.waitstatus_to_exitcode(found[1]), time.monotonic() - begin
+class Child:
+    """A forked child. It gets SIGTERM once its first call has begun, or SIGTERMs until its end if `repeat`."""
+
+    def __init__(self, case: str, log: Path, pid: int, listening: int) -> None:
+        self._case, self._log, self._pid, self._listening = case, log, pid, listening
+        self._repeat = case == "signals until the end"
+        self._signalled: float | None = None
+
+    def ended(self) -> bool:
+        """Send the signal that is due. Once the child has ended, print its exit code and its seconds."""
+        if self._signalled is None:
+            if not select.select([self._listening], [], [], 0)[0]:
+                return False
+            os.close(self._listening)
+            self._signalled = time.monotonic()
+            os.kill(self._pid, signal.SIGTERM)
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        seconds = time.monotonic() - self._signalled
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            print(json.dumps([self._case, code, seconds, self._log.read_text()]), flush=True)
+        elif seconds > FOREVER:
+            os.kill(self._pid, signal.SIGKILL)
+        elif self._repeat:
+            os.kill(self._pid, signal.SIGTERM)
+        return pid != 0
 
 
-def start(case: str, root: Path) -> Awaitable[None] | None:
-    """Fork. Return the program to run in the child, and None in the parent once it has printed what it measured."""
+def start(case: str, root: Path) -> Child | Awaitable[None]:
+    """Fork. Return the program to run in the child, and the child in the parent."""
     listening, ready = os.pipe()
     log = root / f"{case}.log"
     with warnings.catch_warnings():
@@ -209,22 +228,24 @@ def start(case: str, root: Path) -> Awaitable[None] | None:
         logging.basicConfig(level=logging.INFO)
         return CASES[case](root / case, ready)
     os.close(ready)
-    os.read(listening, 1)
-    code, seconds = measure(pid, repeat=case == "signals until the end")
-    os.close(listening)
-    print(json.dumps([case, code, seconds, log.read_text()]), flush=True)
-    return None
+    return Child(case, log, pid, listening)
 
 
 def main(root: Path) -> Awaitable[None] | None:
-    for case in CASES:
-        program = start(case, root)
-        if program is not None:
-            return program
+    """Run all cases, `AT_ONCE` at a time. Return the program to run in a child, and None in the parent at the end."""
+    waiting, running = list(CASES), list[Child]()
+    while waiting or running:
+        if waiting and len(running) < AT_ONCE:
+            started = start(waiting.pop(0), root)
+            if not isinstance(started, Child):
+                return started
+            running.append(started)
+        running = [child for child in running if not child.ended()]
+        time.sleep(0.001)
     return None
 
 
 if __name__ == "__main__":
-    child = main(Path(sys.argv[1]))
-    if child is not None:
-        asyncio.run(child)  # type: ignore[arg-type]  # a coroutine
+    program = main(Path(sys.argv[1]))
+    if program is not None:
+        asyncio.run(program)  # type: ignore[arg-type]  # a coroutine
