@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
 
 from distributed_backup.observability.events import Event
 from tests.support.processes import Child
+from tests.support.servers import free_port
 
 SCENARIOS = "tests.integration.seeing_scenarios"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_fit_that_was_preempted_and_resumed_can_be_seen(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from distributed_backup.observability.metrics import Metrics, WorkerMetrics, met
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.training.settings import EnvironmentSettings
 from tests.support.internals import context_of, saver_of
+from tests.support.servers import free_port
 from tests.support.team import PATIENCE, Team, snapshot
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -76,13 +77,10 @@ def port() -> Iterator[int]:
         servers.append(start_http_server(*arguments, **keywords))
         return servers[-1]
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = int(probe.getsockname()[1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "start_http_server", started)
         patch.setattr(metrics, "_endpoints", {})
-        yield free
+        yield free_port()
     [(server, thread)] = servers
     server.shutdown()
     server.server_close()
