@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.support.programs", "distributed_backup.callback", "tests.support.frozen"])
+_CONTEXT.set_forkserver_preload(["tests.support.preload"])
 
 # Seconds. Generous, because the first child waits for the server's import of synalinks on two shared cores.
 PATIENCE = 120.0
