@@ -3,6 +3,43 @@
 from __future__ import annotations
 
 import os
+import signal
+
+import pytest
 
 # synalinks' litellm would otherwise try to fetch a price list when it is imported.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+# A shell starts jobs in the background with SIGINT ignored. The processes of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The files that take longest come first, so that the last ones to run are short and all workers end together. The first
+# three keep each worker busy, and only one of them imports synalinks, which the others then find compiled.
+SLOWEST = (
+    "integration/test_exact_resume.py",
+    "integration/test_cli_redis.py",
+    "integration/test_object_storage.py",
+    "integration/test_demo.py",
+    "integration/test_preemption.py",
+    "integration/test_redis_fit.py",
+    "integration/test_process_exit.py",
+    "integration/test_readme.py",
+    "integration/test_host_compatibility.py",
+    "contract/test_stores.py",
+    "integration/test_redis_lease.py",
+    "integration/test_redis_faults.py",
+    "unit/test_promises.py",
+    "integration/test_store_crash.py",
+    "integration/test_test_servers.py",
+    "integration/test_redis_topologies.py",
+    "deploy/test_job_controller.py",
+    "unit/test_cli_program.py",
+    "contract/test_storages.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files of `SLOWEST` to the front, in its order."""
+    rank = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(rank)))

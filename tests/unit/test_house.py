@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOWEST
+
 ROOT = Path(__file__).parents[2]
 SOURCE = sorted((ROOT / "distributed_backup").rglob("*.py"))
 MOST_LINES = {"module": 370, "class": 320, "function": 45}
@@ -86,3 +88,8 @@ def test_parts_are_measured_as_they_are(tmp_path: Path, source: str, size: tuple
     path = tmp_path / "planted.py"
     path.write_text(source)
     assert size in list(sizes(path))
+
+
+def test_the_slowest_files_are_where_the_order_of_the_tests_expects_them() -> None:
+    """A file that is renamed would otherwise run last, and keep one worker busy while the others have ended."""
+    assert [name for name in SLOWEST if not (ROOT / "tests" / name).is_file()] == []
