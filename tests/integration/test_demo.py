@@ -24,6 +24,7 @@ from distributed_backup.demo.redis_server import find_server, running_server
 from distributed_backup.demo.scenario import DemoError, Recording, Scenario
 from distributed_backup.demo.verdict import judge
 from distributed_backup.errors import ConfigError
+from tests.support.processes import start_server
 from tests.support.servers import RedisServer, wait_for
 
 PROGRAM = (sys.executable, "-m", "distributed_backup.cli.app", "demo")
@@ -55,6 +56,7 @@ def is_running(pid: int) -> bool:
 
 
 def run_scenario(plan: Plan, tmp_path: Path, witness: Witness, *, workers: int = 2) -> Recording:
+    start_server()  # otherwise the scenario starts one of its own, for all tests that follow
     return Scenario(
         plan, workers=workers, backup_dir=tmp_path / "run", keep=True, logs=tmp_path, observer=witness
     ).run()

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from distributed_backup.clock import Clock
-from tests.support import processes  # noqa: F401 - configures the server that is forked from
 from tests.support.job_manifest import Action, Container, PodFields, Rendering
+from tests.support.processes import start_server
 
 type Phase = Literal["Running", "Succeeded", "Failed"]
 
@@ -210,6 +210,7 @@ class ContainerProcess:
 
     def __init__(self, container: Container, log: Path) -> None:
         assert container.command[0] == "python", f"only python is modelled, got {container.command}"
+        start_server()
         self._process = multiprocessing.get_context("forkserver").Process(target=_run, args=(container, log))
         self._process.start()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
-import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -19,10 +19,15 @@ from types import TracebackType
 from typing import Any, Self
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.support.preload"])
 
 # Seconds. Generous, because the first child waits for the server's import of synalinks on two shared cores.
 PATIENCE = 120.0
+
+
+def start_server() -> None:
+    """Start the fork server, unless this process has one. It has one only, which the demonstration shares."""
+    _CONTEXT.set_forkserver_preload(["tests.support.preload"])
+    multiprocessing.forkserver.ensure_running()
 
 
 class Child:
@@ -37,6 +42,7 @@ class Child:
     """
 
     def __init__(self, function: Callable[..., Any] | str, *arguments: Any, log: Path | None = None) -> None:
+        start_server()
         self._events, sender = _CONTEXT.Pipe(duplex=False)
         self._process = _CONTEXT.Process(target=_run, args=(sender, log, function, arguments))
         self._process.start()
