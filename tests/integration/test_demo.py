@@ -25,7 +25,7 @@ from distributed_backup.demo.scenario import DemoError, Recording, Scenario
 from distributed_backup.demo.verdict import judge
 from distributed_backup.errors import ConfigError
 from tests.support.processes import start_server
-from tests.support.servers import RedisServer, wait_for
+from tests.support.servers import PATIENCE, RedisServer, wait_for
 
 PROGRAM = (sys.executable, "-m", "distributed_backup.cli.app", "demo")
 
@@ -155,9 +155,11 @@ def test_ending_it_while_it_starts_tidies_up(
         begun = descendants(process.pid)
         assert any(b"redis.sock" in words for words in begun.values()) is (coordinator == "embedded-redis")
         process.send_signal(number)
+        assert process.wait(PATIENCE) == code
+        server = next(pid for pid, words in begun.items() if b"forkserver" in words)
+        assert not is_running(server), "the import goes on"
         # The pipes end when the last process that inherited them has ended.
-        _, errors = process.communicate(timeout=8)
-        assert process.returncode == code
+        _, errors = process.communicate(timeout=PATIENCE)
         assert "Traceback" not in errors
     assert list(short_path.iterdir()) == []
     wait_for(lambda: not any(is_running(pid) for pid in begun), "the end of all processes")
