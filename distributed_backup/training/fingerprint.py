@@ -14,20 +14,26 @@ import numpy as np
 import orjson
 
 _MAX_SAMPLES: Final = 1024
+_SIZES: Final = ("batch_size", "steps", "validation_batch_size", "validation_steps", "train_size", "val_size")
 
 
-def fingerprint(inputs: Mapping[str, Any] | None, params: Mapping[str, Any]) -> str:
-    """Return 32 hexadecimal digits that depend on batch sizes, numbers of samples, and samples.
+def fingerprint(data: Mapping[str, bytes]) -> str:
+    """Return 32 hexadecimal digits that depend on batch sizes, numbers of samples, and samples, see `data_parts`."""
+    sizes = {name: orjson.loads(data[name]) for name in _SIZES}
+    digest = hashlib.blake2b(orjson.dumps(sizes), digest_size=16)
+    for name in sorted(data.keys() - sizes.keys()):
+        digest.update(data[name])
+    return digest.hexdigest()
+
+
+def data_parts(inputs: Mapping[str, Any] | None, params: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return bytes that depend on each part of the data: on the samples of each input, and on each size.
 
     `inputs` are `x`, `y`, `val_x` and `val_y` of the fit, `params` the parameters that synalinks gives to callbacks. An
-    array counts with up to 1,024 evenly spaced samples, a generator with its type and its number of steps.
+    array or list counts with up to 1,024 evenly spaced samples. Other data counts with its type and number of steps.
     """
-    sizes = ("batch_size", "steps", "validation_batch_size", "validation_steps", "train_size", "val_size")
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(orjson.dumps({name: params.get(name) for name in sizes}, option=orjson.OPT_SERIALIZE_NUMPY))
-    for name, value in sorted((inputs or {}).items()):
-        digest.update(_dumped([name, list(_samples(value))]))
-    return digest.hexdigest()
+    samples = {name: _dumped([name, _samples_in_memory(value)]) for name, value in (inputs or {}).items()}
+    return samples | {name: orjson.dumps(params.get(name), option=orjson.OPT_SERIALIZE_NUMPY) for name in _SIZES}
 
 
 def batch_content(batch: Any) -> bytes:
@@ -43,9 +49,17 @@ def _dumped(value: list[Any]) -> bytes:
         return json.dumps(value, default=_name_of_type, skipkeys=True).encode()
 
 
+def _samples_in_memory(value: Any) -> list[Any]:
+    """Return the samples that count. To read another object's samples may load them, or draw random numbers."""
+    in_memory = isinstance(value, list | tuple) or hasattr(value, "__array__")
+    return list(_samples(value)) if in_memory else [type(value).__name__]
+
+
 def _samples(value: Any) -> Iterable[Any]:
     if isinstance(value, list | tuple) and value and all(isinstance(item, np.ndarray) for item in value):
         return [list(_samples(item)) for item in value]
+    if hasattr(value, "__array__"):
+        value = np.atleast_1d(value)
     if not (hasattr(value, "__len__") and hasattr(value, "__getitem__")) or isinstance(value, dict):
         return [type(value).__name__]
     indices = np.linspace(0, len(value) - 1, _MAX_SAMPLES, dtype=int) if len(value) else ()

@@ -1,7 +1,7 @@
 """Decide where a fit begins, from what the worker restored and from the data and arguments of this fit.
 
-The limit: a changed program or changed instructions are not detected here. The state refuses a program that it does not
-fit.
+A fit that differs from the one that saved the checkpoint gets one warning, before anything is paid. `description` lists
+what is compared. A program that the state does not fit is refused later, see `variables`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.position import Position
+from distributed_backup.training.description import differences
 from distributed_backup.worker.start_point import StartPoint
 
 logger = logging.getLogger(__name__)
+
+# Parts that the warning names: another language model may differ in each module of a large program.
+_MAX_NAMED: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +43,25 @@ class FitStart:
         return f"Resuming after {done} ({name})."
 
 
-def fit_start(start: StartPoint, loop: Mapping[str, Any], *, data: str, params: Mapping[str, Any]) -> FitStart:
+def fit_start(
+    start: StartPoint,
+    loop: Mapping[str, Any],
+    *,
+    data: str,
+    description: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> FitStart:
     """Return where a fit with this fingerprint of its `data` begins. `loop` is the `loop_state` of the checkpoint."""
     checkpoint = start.checkpoint
     is_resumed = checkpoint is not None or start.synalinks_backup is not None
-    position = _position(start, data) if is_resumed else Position(params.get("initial_epoch") or 0)
+    data_is_known = checkpoint is not None and checkpoint.header.data == data
+    position = start.position or Position(params.get("initial_epoch") or 0)
+    if checkpoint is not None:
+        if not data_is_known:
+            # The batches of the interrupted epoch were others.
+            position = Position(position.epoch)
+        found = differences(description, loop.get("description", {}))
+        _warn_of_differences(checkpoint, found, position, data_is_known=data_is_known)
     # A callback may have stopped the training in the epoch that ended at this position.
     stopped = checkpoint is not None and checkpoint.position.batch == 0 and loop.get("stop_training", False)
     has_finished = start.finished or stopped
@@ -60,26 +79,22 @@ def fit_start(start: StartPoint, loop: Mapping[str, Any], *, data: str, params: 
         epoch=max(position.epoch, epochs) if has_finished else position.epoch,
         is_resumed=is_resumed,
         has_finished=has_finished,
-        data_is_known=checkpoint is not None and checkpoint.header.data == data,
+        data_is_known=data_is_known,
     )
 
 
-def _position(start: StartPoint, data: str) -> Position:
-    checkpoint, synalinks_backup = start.checkpoint, start.synalinks_backup
-    if checkpoint is None:
-        assert synalinks_backup is not None
-        return synalinks_backup.position
-    position = checkpoint.position
-    if checkpoint.header.data == data:
-        return position
-    if position.batch == 0:
-        logger.warning("data or batch size has changed since %s was saved: continuing with it", checkpoint.name)
-    else:
-        logger.warning(
-            "data or batch size has changed since %s was saved: resuming at the start of epoch %d instead of its "
-            "batch %d",
-            checkpoint.name,
-            position.epoch,
-            position.batch,
-        )
-    return Position(position.epoch)
+def _warn_of_differences(checkpoint: Checkpoint, found: list[str], position: Position, *, data_is_known: bool) -> None:
+    if not data_is_known and not any(item.startswith("data ") for item in found):
+        found = [*found, "data or batch size"]
+    if not found:
+        return
+    named, more, resumes = ", ".join(found[:_MAX_NAMED]), len(found) - _MAX_NAMED, ""
+    if position != checkpoint.position:
+        resumes = f"Resuming at the start of epoch {position.epoch} instead of its batch {checkpoint.position.batch}. "
+    logger.warning(
+        "this fit differs from the one that saved %s: %s. Trained variables, such as instructions and examples, come "
+        "from the checkpoint, and all else from this fit. %sTo begin a new run, use another backup_dir",
+        checkpoint.name,
+        f"{named} and {more} more" if more > 0 else named,
+        resumes,
+    )

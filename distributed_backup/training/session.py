@@ -27,8 +27,9 @@ from distributed_backup.position import Position
 from distributed_backup.preemption.poller import NoticePoller
 from distributed_backup.preemption.signals import SignalWatch
 from distributed_backup.training.cancellation import CancelScope, current_task
+from distributed_backup.training.description import describe
 from distributed_backup.training.fast_forward import FastForward
-from distributed_backup.training.fingerprint import fingerprint
+from distributed_backup.training.fingerprint import data_parts, fingerprint
 from distributed_backup.training.fit_start import fit_start
 from distributed_backup.training.forced_exit import ForcedExit, release_exits
 from distributed_backup.training.running_fit import RunningFit
@@ -165,11 +166,18 @@ class FitSession:
             self._sources.start()
 
     def _prepare_fit(self) -> None:
-        data = fingerprint(getattr(self._program, "_fit_inputs", None), self._params)
+        data = data_parts(getattr(self._program, "_fit_inputs", None), self._params)
+        self._snapshots.data, self._snapshots.description = fingerprint(data), describe(self._program, data)
         checkpoint = self._restored.checkpoint
-        self._snapshots.data, self._snapshots.restored = data, checkpoint
+        self._snapshots.restored = checkpoint
         loop = {} if checkpoint is None else self._state.loop_state(checkpoint.body)
-        start = fit_start(self._restored, loop, data=data, params=self._params)
+        start = fit_start(
+            self._restored,
+            loop,
+            data=self._snapshots.data,
+            description=self._snapshots.description,
+            params=self._params,
+        )
         self._position = start.position
         frame = self._running_fit
         if not frame.is_found:

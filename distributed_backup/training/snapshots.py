@@ -26,11 +26,14 @@ class Snapshots:
         self._last: Snapshot | None = None
         self.data: str | None = None
         """Fingerprint of the fit's data."""
+        self.description: Mapping[str, Any] = {}
+        """The fit for `description.differences`, when it is resumed."""
         self.restored: Checkpoint | None = None
 
     def take(self, position: Position, loop: Mapping[str, Any]) -> Snapshot:
         """Return the state at this boundary. `loop` is the `loop_state` of `FastForward`."""
-        self._last = Snapshot(position=position, body=self._state.capture(loop), data=self.data)
+        body = self._state.capture({**loop, "description": self.description})
+        self._last = Snapshot(position=position, body=body, data=self.data)
         return self._last
 
     def is_due(self, batches: int) -> bool:

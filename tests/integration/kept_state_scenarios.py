@@ -374,7 +374,7 @@ def annealing_program(**settings: Any) -> Callable[[int], Any]:
 def optimizer_state(report: Report) -> dict[str, Any]:
     """Interrupt a fit with a user's optimizer at each boundary, resume with another setting, and compare."""
     strict()
-    fit, wrong = Fit(epochs=2), []
+    fit, wrong, named = Fit(epochs=2), [], []
     with directory() as root:
         reference = run_fit(root, fit=fit, program=annealing_program())
     for at in range(reference.hooks):
@@ -385,10 +385,11 @@ def optimizer_state(report: Report) -> dict[str, Any]:
             second = run_fit(root, fit=fit, program=changed, seed=50 + at)
         optimizer = second.program[0].optimizer
         wrong += [f"{at}: {item}" for item in differences(reference.state, second.state)[:3]]
-        wrong += [f"{at}: logged {item}" for item in first.logged + second.logged]
+        wrong += [f"{at}: logged {item}" for item in first.logged]
+        named += [message.partition(": ")[2].partition(". ")[0] for message in second.logged]
         wrong += [] if optimizer.population_size == 23 else [f"{at}: the user's population_size has lost"]
         wrong += [] if (type(optimizer._recent), optimizer._recent.maxlen) == (deque, 3) else [f"{at}: no deque"]
-    return {"wrong": wrong, "tried": reference.hooks}
+    return {"wrong": wrong, "tried": reference.hooks, "named": named}
 
 
 # -------------------------------------------------------------------- bodies of earlier versions

@@ -107,7 +107,8 @@ def test_a_budget_goes_on_where_the_program_has_other_models(tmp_path: Path) -> 
     found = result(tmp_path, "other_models")
     assert found["saved"] > 0
     assert found["spent"] == found["saved"] + found["since"]
-    (line,) = set(found["logged"])
+    difference, line = found["logged"]
+    assert "differs from the one that saved" in difference
     assert line.startswith("the counters of calls, tokens and cost are not restored: the checkpoint has those of the ")
     assert "models ['CountingModel', 'OfflineLanguageModel']" in line
     assert line.endswith("this program has the models ['CountingModel', 'CountingModel', 'OfflineLanguageModel']")
@@ -121,6 +122,7 @@ def test_attributes_of_an_optimizer_come_back_with_their_types(tmp_path: Path) -
     found = result(tmp_path, "optimizer_state")
     assert found["wrong"] == []
     assert found["tried"] == 12
+    assert found["named"] == ["optimizer (population_size)"] * 12
 
 
 # ---------------------------------------------------------------- earlier versions
