@@ -6,6 +6,7 @@ Every fault is checked to have happened, not only to have been asked for.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import ssl
@@ -23,6 +24,7 @@ import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support import servers
 from tests.support.proxy import Proxy
 from tests.support.servers import PATIENCE, Cluster, RedisServer, Replicated, binaries, wait_for
 
@@ -121,12 +123,27 @@ def test_a_taken_port_is_not_used(tmp_path: Path, server: RedisServer) -> None:
         RedisServer(tmp_path / "other", port=server.port).start()
 
 
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two tests have seeded the global generator alike, and in two of pytest's processes."""
+    given: dict[str, set[int]] = {}
+    state = random.getstate()
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+    for worker in ("gw0", "gw1"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        ports = []
+        for _ in range(100):
+            random.setstate(state)
+            ports.append(servers.free_port())
+        given[worker] = set(ports)
+        assert len(given[worker]) == 100
+    assert given["gw0"].isdisjoint(given["gw1"])
+    assert {port % 2 for port in given["gw0"]} == {0}
+
+
 def test_another_port_is_picked_where_the_first_was_taken(
     tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A free port that is taken before the server gets it is replaced by another."""
-    from tests.support import servers
-
     picks = [server.port, servers.free_port()]
     monkeypatch.setattr(servers, "free_port", lambda: picks.pop(0))
     with RedisServer(tmp_path / "other", port=0) as other:

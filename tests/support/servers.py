@@ -9,7 +9,8 @@ kills it. The limit: a process forked from this one without exec keeps that pipe
 
 from __future__ import annotations
 
-import random
+import os
+import secrets
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import redis
 from redis.backoff import NoBackoff
@@ -56,15 +57,25 @@ def binaries() -> dict[str, Path]:
     return found
 
 
+_PORTS: Final = range(10_000, 32_000)
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port free a moment ago, below the ephemeral range.
+    """A TCP port free a moment ago, below the ephemeral range. No other test of this run is given it.
 
     The kernel lends ephemeral ports to outgoing connections: a stopped server could lose its port to one, and a client
-    that keeps trying such a port may end up connected to itself.
+    that keeps trying such a port may end up connected to itself. Its port must also be free when it is started again,
+    so each of pytest's processes has ports of its own. Tests seed the global generator, so it would repeat itself.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = _PORTS[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = secrets.choice(own)
+        if port in _given_ports:
+            continue
         with suppress(OSError), socket.create_server((HOST, port)):
+            _given_ports.add(port)
             return port
 
 
