@@ -115,13 +115,13 @@ def refit(report: Report) -> list[Any]:
         return [*train(root, program, model), program.optimizer.sampling_temperature, *train(root, program, model)]
 
 
-def main(root: str, change: str, made_before: str) -> None:
-    """Run one fit as a process of its own."""
+def part(report: Report, root: str, change: str = "", made_before: int = 0) -> list[tuple[str, int]]:
+    """Run one fit in a process that has made other programs before."""
     model = OfflineLanguageModel()
-    for _ in range(int(made_before)):
+    for _ in range(made_before):
         asyncio.run(build("", model))
-    print(json.dumps(train(Path(root), asyncio.run(build(change, model)), model, change)))
+    return train(Path(root), asyncio.run(build(change, model)), model, change)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(json.dumps(part(print, sys.argv[1], made_before=2)))

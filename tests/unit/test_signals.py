@@ -33,6 +33,16 @@ def before() -> Iterator[threading.Event]:
     signal.signal(signal.SIGUSR1, previous)
 
 
+@pytest.fixture(autouse=True)
+def _no_thread_outlasts_its_test() -> Iterator[None]:
+    """What a thread still has to log does not appear in the next test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "distributed-backup-signals":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
 def watch(on_notice: Callable[[str], None]) -> SignalWatch:
     return SignalWatch([signal.SIGUSR1], on_notice=on_notice)
 
