@@ -159,7 +159,7 @@ def committed_positions(report: Report, save_freq: Any) -> list[tuple[int, int]]
     async def run(root: Path) -> None:
         fit = Fit(epochs=2)
         program, _ = await build(fit)
-        backup = Backup(root, save_freq=save_freq, delete_checkpoint=False)
+        backup = Backup(root, save_freq=save_freq)
         await program.fit(callbacks=[backup], **fit.inputs(), epochs=2, verbose=0)
 
     with directory() as root:
