@@ -97,15 +97,28 @@ def ask_to_resign(coordinator: Coordinator, *, timeout: float, clock: Clock) -> 
         ConfigError: `timeout` is not a positive number.
     """
     checked_seconds("--timeout", timeout)
-    asked, previous = clock.now(), coordinator.view().holder
+    asked, before = clock.now(), coordinator.view()
+    previous = before.holder
     if previous is None:
         raise BackupError(f"the run has no leader, so none can hand over: {_REMEDY}")
     if all(member.worker_id == previous for member in coordinator.members()):
         raise BackupError(f"no other worker could take over from {previous}: it is the only worker of the run")
     notice = Notice(notice_id=_new_id(), worker_id=previous, reason=_REASON, remaining=timeout, action="resign")
+
+    def has_another_led(view: ClusterView) -> bool:
+        # Another worker may also have led between two views. Terms grow by one, so its term was skipped.
+        if view.holder == previous:
+            return view.term > before.term + 1
+        return view.holder is not None
+
     with _withdrawing(lambda: _expire(coordinator, notice)):
         request = _Request(coordinator, notice, clock)
-        view = request.wait_until(lambda view: view.holder not in {None, previous})
+        view = request.wait_until(has_another_led)
+    if view is not None and view.holder == previous:
+        raise BackupError(
+            f"{previous} handed over, and leads again under term {view.term}: the worker that led in between has left. "
+            "To learn why, see `distributed-backup events`"
+        )
     if view is None or view.holder is None:
         raise BackupError(f"no other worker took over from {previous} within {timeout:g} s: {request.last_seen}")
     return HandedOver(leader=view.holder, term=view.term, previous=previous, seconds=round(clock.now() - asked, 3))

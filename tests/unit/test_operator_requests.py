@@ -225,6 +225,28 @@ def test_the_leader_is_asked_and_its_successor_reported(run: Run, clock: Stage) 
     assert (asked.action, asked.worker_id, asked.reason, asked.remaining) == ("resign", "a", "operator", 20.0)
 
 
+def test_a_leader_that_leads_again_before_the_next_look_ends_the_wait(run: Run, clock: Stage) -> None:
+    """A standby that is behind the newest checkpoint takes the lease and exits to be started again."""
+
+    def hand_over_and_back() -> None:
+        hand_over(run)
+        run.resign("b")
+        run.beat("a")
+
+    clock.steps = [hand_over_and_back]
+    with pytest.raises(
+        BackupError, match="a handed over, and leads again under term 3: the worker that led in between"
+    ):
+        ask_to_resign(run, timeout=20.0, clock=clock)
+    assert len(clock.waits) == 1
+
+
+def test_a_leader_that_leads_again_because_no_other_did_has_not_handed_over(run: Run, clock: Stage) -> None:
+    clock.steps = [lambda: run.resign("a"), lambda: run.beat("a")]
+    with pytest.raises(BackupError, match="no other worker took over from a within 20 s"):
+        ask_to_resign(run, timeout=20.0, clock=clock)
+
+
 def test_the_request_ends_with_the_hand_over_and_the_former_leader_stays(run: Run, clock: Stage) -> None:
     """A request that lasted longer would make it resign again as soon as it leads."""
     clock.steps = [lambda: hand_over(run)]
