@@ -94,11 +94,3 @@ class CancelScope:
         while task is not None and self._cancellations:
             task.uncancel()
             self._cancellations -= 1
-
-
-def current_task() -> asyncio.Task[Any] | None:
-    """Return the running task. None if no event loop runs in this thread."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None

@@ -29,7 +29,7 @@ from distributed_backup.preemption.process_exit import (
 )
 from distributed_backup.preemption.signals import SignalWatch
 from distributed_backup.preemption.watchdog import ExitWatchdog
-from distributed_backup.training.cancellation import current_task
+from distributed_backup.worker.fit_task import current_task
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
 

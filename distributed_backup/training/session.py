@@ -26,7 +26,7 @@ from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.poller import NoticePoller
 from distributed_backup.preemption.signals import SignalWatch
-from distributed_backup.training.cancellation import CancelScope, current_task
+from distributed_backup.training.cancellation import CancelScope
 from distributed_backup.training.description import describe
 from distributed_backup.training.fast_forward import FastForward
 from distributed_backup.training.fingerprint import data_parts, fingerprint
@@ -37,6 +37,7 @@ from distributed_backup.training.settings import SessionOptions
 from distributed_backup.training.snapshots import Snapshots
 from distributed_backup.training.standby_wait import StandbyWait
 from distributed_backup.training.state import TrainingState
+from distributed_backup.worker.fit_task import current_task
 from distributed_backup.worker.options import new_worker_id
 from distributed_backup.worker.start_point import StartPoint
 from distributed_backup.worker.worker import Worker

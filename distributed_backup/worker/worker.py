@@ -30,6 +30,7 @@ from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.context import WAIT_SLICE, WorkerContext, WorkerState, errors_logged, position_fields
+from distributed_backup.worker.fit_task import FitTask
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.preemption import OwnPreemption
 from distributed_backup.worker.restore import LiveTerms, Restore
@@ -92,7 +93,7 @@ class Worker:
         self._preemption = OwnPreemption(self._context, stop_training_at)
         self._standby = Standby(self._context, stop_training_at)
         self._shutdown = Shutdown(self._context, self._preemption)
-        self._live_terms = LiveTerms(report.worker_id)
+        self._live_terms, self._fit_task = LiveTerms(report.worker_id), FitTask()
         self._joined_at = self._progress_due = 0.0
         self._announced_term, self._commits_fail, self._announce_warnings = 0, False, OnceLogger(logger)
 
@@ -166,7 +167,7 @@ class Worker:
                 if not error.retryable or context.clock.now() > deadline:
                     raise
                 warnings.warning("can't join yet, retrying worker=%s reason=%s", self.worker_id, error)
-            self._raise_if_noticed()
+            self._raise_if_ended()
             self._state.wait(WAIT_SLICE, since=seen)
 
     def await_start(self) -> StartPoint:
@@ -176,7 +177,7 @@ class Worker:
             Preempted: A notice came first.
             BackupError: As `Restore.attempt` raises it.
         """
-        start = Restore(self._context, self._live_terms).wait(self._raise_if_noticed)
+        start = Restore(self._context, self._live_terms).wait(self._raise_if_ended)
         self._standby.begin(start)
         with self._state.condition:
             self._state.phase = "training"
@@ -224,7 +225,11 @@ class Worker:
             Preempted: A notice came, or this worker must be started again.
             BackupError: As from `await_start`.
         """
-        return self._standby.end_wait(Restore(self._context, self._live_terms).wait(self._raise_if_noticed))
+        return self._standby.end_wait(Restore(self._context, self._live_terms).wait(self._raise_if_ended))
+
+    def _raise_if_ended(self) -> None:
+        self._raise_if_noticed()
+        self._fit_task.raise_if_cancelled()
 
     def _raise_if_noticed(self) -> None:
         if self.notice_given:

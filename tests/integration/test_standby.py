@@ -145,6 +145,21 @@ def test_a_leader_that_resigns_in_a_validation_returns_with_the_final_state(
     assert hooks_after(leader, *hook) == ["train_end"]
 
 
+@pytest.mark.parametrize("has_trained", [False, True])
+def test_ctrl_c_ends_a_standby_that_waits(start: Start, backup_dir: Path, *, has_trained: bool) -> None:
+    """The wait blocks the event loop, which would cancel the fit only after it. The leader trains on."""
+    former, leader = hand_over(start, backup_dir, [(2, 1)])
+    leader.wait_held(2, 1)
+    standby = former if has_trained else start()
+    if not has_trained:
+        standby.wait_logged("joined")
+    standby.child.kill(signal.SIGINT)
+    assert standby.child.join() == 1
+    assert "KeyboardInterrupt" in standby.child.output()
+    leader.go_on()
+    assert leader.child.result()["state"]
+
+
 def test_a_leader_that_leads_again_goes_on_where_it_stopped(
     start: Start, backup_dir: Path, uninterrupted: dict[str, Any]
 ) -> None:
