@@ -115,9 +115,11 @@ class Shutdown:
             StoreError: A commit failed and `on_save_error` is "raise".
         """
         context, state = self._context, self._context.state
+        deadline = context.clock.now() + _FINISH_LIMIT
         if final is not None:
+            self._commit_boundaries(deadline)
             context.saver.submit(final, due=False)
-        self._flush()
+        self._flush(deadline)
         self._raise_if_noticed()
         context.report("finished", **position_fields(context.elector.position))
         term = context.elector.term
@@ -144,14 +146,19 @@ class Shutdown:
         if self._preemption.is_noticed:
             raise self.preempt()
 
-    def _flush(self) -> None:
+    def _commit_boundaries(self, deadline: float) -> None:
+        """Commit what is due before the final state, which is larger: the storage may have no room for that."""
+        while not (self._preemption.is_noticed or self._context.clock.now() > deadline):
+            if self._context.saver.drain(WAIT_SLICE):
+                return
+
+    def _flush(self, deadline: float) -> None:
         context, state = self._context, self._context.state
         if context.options.keeps_final_state:
             # Other workers return with the final state, or come back to it, so it is committed whatever the schedule.
             context.saver.request_save()
         state.phase = "finishing"
         context.saver.wake()
-        deadline = context.clock.now() + _FINISH_LIMIT
         while True:
             step = flush_step(
                 is_pending=self._has_pending_commit(),

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from tests.support.internals import elector_of
-from tests.support.team import Gone, Team, snapshot
+from tests.support.team import FaultyStore, Gone, Team, snapshot, soon
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -58,6 +59,30 @@ def test_the_final_state_of_the_fit_is_what_the_last_worker_commits(team: Team) 
     start = team.result(team.begin(team.worker("b", delete_checkpoint=False).await_start))
     assert start.checkpoint is not None
     assert (start.checkpoint.body, start.checkpoint.header.final) == (final.body, True)
+
+
+class SmallStore(FaultyStore):
+    """Has no room for a final state."""
+
+    def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
+        if snapshot.final:
+            raise StoreError(f"can't write {self.location}: No space left on device", path=self.location)
+        return super().commit(snapshot, term=term, worker_id=worker_id)
+
+
+def test_the_last_boundary_is_committed_where_the_storage_refuses_the_final_state(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final state is twice as large. The boundary was due, and its commit had failed or had not begun."""
+    monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
+    store = SmallStore(team.root)
+    worker = team.started("a", store=store, delete_checkpoint=False)
+    store.broken = True
+    worker.boundary(snapshot(4), due=True)
+    soon(lambda: worker._commits_fail)
+    store.broken = False
+    team.result(team.begin(lambda: worker.finish(replace(snapshot(4), final=True))))
+    assert team.positions() == [Position(4)]
 
 
 def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
