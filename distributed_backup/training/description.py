@@ -143,7 +143,7 @@ def _stable(name: str) -> str:
 
 def _first_settings(item: Any) -> dict[str, str]:
     settings = _settings(item)
-    with suppress(TypeError):  # neither a name nor an object without a hash
+    with suppress(Exception):  # a name has no weak reference, and an object of the user may have no hash
         return _described.setdefault(item, settings)
     return settings
 

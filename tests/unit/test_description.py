@@ -144,7 +144,14 @@ def test_a_setting_that_training_changes_does_not_count_in_the_next_fit_of_the_p
     assert _first_settings(Module(sampling_temperature=0.5)) != first
 
 
-@pytest.mark.parametrize("item", ["accuracy", SimpleNamespace(fn=reward)])
+class FailingHash(Module):
+    """A reward whose hash is broken, which synalinks never uses."""
+
+    def __hash__(self) -> int:
+        raise FailingError
+
+
+@pytest.mark.parametrize("item", ["accuracy", SimpleNamespace(fn=reward), FailingHash(k=1)])
 def test_a_part_without_a_weak_reference_or_a_hash_is_described(item: Any) -> None:
     """A metric may be given by its name."""
     assert _first_settings(item)["class"]
