@@ -187,7 +187,9 @@ class Shutdown:
     def _final_state_failed(self) -> None:
         location = self._context.store.location
         error = StoreError(
-            f"the final state could not be saved in {location} within {_FINISH_LIMIT:g} s", path=location
+            f"the final state could not be saved in {location} within {_FINISH_LIMIT:g} s. Make room there or restore "
+            "access, and start this worker again: it continues from the last checkpoint",
+            path=location,
         )
         logger.error("%s worker=%s", error, self._context.worker_id)
         if self._context.options.on_save_error == "raise":

@@ -95,5 +95,5 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
     monkeypatch.setattr(elector_of(worker), "_retry_claim_at", 1e9)
     team.until(lambda: not elector_of(worker).is_leader)
     worker.boundary(snapshot(4), due=True)
-    with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s"):
+    with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s. Make room"):
         team.result(team.begin(worker.finish))
