@@ -18,6 +18,7 @@ that changed places look as before. Samples of a generator are not read, see `fi
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -154,7 +155,8 @@ def _settings(item: Any) -> dict[str, str]:
 
 
 def _plain_settings(item: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"class": type(item).__name__}
+    # A reward or metric may be a function, which has a name of its own.
+    found: dict[str, Any] = {"class": item.__qualname__ if inspect.isroutine(item) else type(item).__name__}
     attributes = getattr(item, "__dict__", {})
     if _is_model(item):
         attributes = {**attributes.get("default_kwargs", {}), **attributes}

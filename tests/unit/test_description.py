@@ -157,6 +157,12 @@ def test_a_part_without_a_weak_reference_or_a_hash_is_described(item: Any) -> No
     assert _first_settings(item)["class"]
 
 
+def test_another_function_as_a_reward_has_another_digest() -> None:
+    """`compile` takes a function of the user's own as a reward or metric, without a wrapper."""
+    assert _settings(reward) != _settings(cyclic)
+    assert _settings(reward) == _settings(reward)
+
+
 def test_a_hundred_thousand_examples_count_with_some_thousand() -> None:
     """The start of a fit must not wait for them."""
     read = []
