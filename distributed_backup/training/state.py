@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from distributed_backup.checkpoints.state_json import decode_state, encode_state
 from distributed_backup.training.objects import FitObjects, packed_objects
 from distributed_backup.training.variables import Variables
-
-_FINAL_PARTS: Final = ("variables", "schema", "python_random", "numpy_random")
 
 
 class TrainingState:
@@ -59,16 +57,17 @@ class TrainingState:
         Raises:
             StateError: A value is not JSON. The message names it.
         """
+        return encode_state({**self._program_state(), "objects": self._objects.capture(), "loop": dict(loop or {})})
+
+    def _program_state(self) -> dict[str, Any]:
+        """Return the state without objects: variables and random generators."""
         variables = self._variables
-        state = {
+        return {
             "variables": variables.values(),
-            "objects": self._objects.capture(),
+            "schema": variables.layout(),
             "python_random": _without_none(random.getstate()),
             "numpy_random": np.random.get_state(),
-            "loop": dict(loop or {}),
-            "schema": variables.layout(),
         }
-        return encode_state(state)
 
     def loop_state(self, body: bytes) -> dict[str, Any]:
         """Return the `loop` that was given to `capture`. Empty if none was."""
@@ -96,18 +95,21 @@ class TrainingState:
         """Return the body of the last checkpoint: that of the last `boundary`, and the final state beside it.
 
         The final state has the variables and the random generators as `fit` returns with them. Objects are those of
-        the boundary: callbacks have closed their files. A fit with more epochs continues at the boundary.
+        the boundary, and are not asked again: callbacks have closed their files. A fit with more epochs continues at
+        the boundary.
         """
-        present = decode_state(self.capture())
-        return encode_state({**decode_state(boundary), "final": {name: present[name] for name in _FINAL_PARTS}})
+        last = decode_state(boundary)
+        # Packed: version 0.3 did not, and its values may be such that JSON lacks.
+        return encode_state({**last, "objects": packed_objects(last), "final": self._program_state()})
 
     def apply_final(self, body: bytes) -> None:
-        """Set the final state that `capture_final` has added to `body`.
+        """Set the final state that `capture_final` has added to `body`. Without one, that of the boundary counts.
 
         Raises:
             ProgramMismatchError: The program does not fit the checkpoint. Nothing was changed.
         """
-        final = decode_state(body)["final"]
+        state = decode_state(body)
+        final = state.get("final", state)
         self._variables.assign(self._arranged(final))
         _set_random_states(final)
 

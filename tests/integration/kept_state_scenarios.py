@@ -6,6 +6,8 @@ For `test_kept_state`. A resumed part has new objects, as a new process has.
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import random
 import re
 from collections import deque
@@ -269,6 +271,31 @@ def final_state(report: Report) -> dict[str, Any]:
     }
 
 
+class Closing(synalinks.callbacks.Callback):  # type: ignore[misc]
+    """A user's callback that can't tell its state once training has ended."""
+
+    is_closed = False
+
+    def get_state(self) -> dict[str, Any]:
+        assert not self.is_closed, "it has closed its file"
+        return {}
+
+    def set_state(self, state: Any) -> None:
+        pass
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.is_closed = True
+
+
+def closed_objects(report: Report) -> list[str]:
+    """Finish a fit with an object that can't be saved after training. Return the checkpoints."""
+    strict()
+    with directory() as root:
+        closing = Closing()
+        run_fit(root, fit=Fit(epochs=1), callbacks=[closing], state_of=[closing])
+        return CheckpointStore(root).names()
+
+
 def budget(report: Report) -> dict[str, Any]:
     """Return where a budget stops a fit, interrupted and not."""
     strict()
@@ -422,6 +449,34 @@ def old_body(report: Report) -> dict[str, Any]:
             "difficulty": {key: list(value) for key, value in program.optimizer._difficulty.items()},
             "last": list(program.optimizer._last),
         }
+
+    return asyncio.run(run())
+
+
+def old_final(report: Report) -> list[str]:
+    """Add a final state to a body of version 0.3, which had other marks. Return the values of a named object."""
+    strict()
+
+    def tagged(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {f"${key}": tagged(item) for key, item in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": repr(value)}
+        return [tagged(item) for item in value] if isinstance(value, list) else value
+
+    async def run() -> list[str]:
+        program, _ = await annealing_program()(7)
+        state = TrainingState(program, [Counter()])
+        await state.build()
+        body = decode_state(state.capture())
+        saved = {"epochs": [math.inf, math.nan, -math.inf]}
+        body["optimizer"], body["objects"] = {}, [{"class": "Counter", "state": saved, "functions": {}}]
+        final = state.capture_final(json.dumps({"tagged": tagged(body)}).encode())
+        counter = Counter()
+        state = TrainingState(program, [counter])
+        await state.build()
+        state.apply(final)
+        return sorted(map(str, counter._epochs))
 
     return asyncio.run(run())
 

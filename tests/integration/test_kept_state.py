@@ -50,6 +50,11 @@ def test_the_final_state_is_what_fit_returned_with(tmp_path: Path) -> None:
     assert found["files"] == ["0000000001-00000002-00000000.final.ckpt"]
 
 
+def test_the_final_state_needs_no_object_that_training_has_closed(tmp_path: Path) -> None:
+    """All is paid for by then. Objects are saved as they were at the last boundary."""
+    assert result(tmp_path, "closed_objects") == ["0000000001-00000001-00000000.final.ckpt"]
+
+
 def test_a_budget_counts_from_the_start_of_the_run(tmp_path: Path) -> None:
     """It stops the resumed fit at the batch where it stops the uninterrupted one."""
     found = result(tmp_path, "budget")
@@ -138,3 +143,8 @@ def test_the_objects_of_an_earlier_version_are_restored(tmp_path: Path) -> None:
         "difficulty": {"$tuple": [1]},
         "last": [0, 1],
     }
+
+
+def test_the_final_state_of_a_run_of_an_earlier_version_keeps_its_objects(tmp_path: Path) -> None:
+    """Also values that JSON lacks. A fit with nothing left to train makes such a checkpoint."""
+    assert result(tmp_path, "old_final") == ["-inf", "inf", "nan"]
