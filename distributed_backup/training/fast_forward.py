@@ -272,7 +272,7 @@ class FastForward:
         # The loop is over. What follows happens as after any fit.
         self._skips_rest = self._program.stop_training = False
         with self._errors_reported():
-            self._standby.apply_final()
+            self._standby.apply_last_boundary()
         return await self._repeated(partial(original, *args, **kwargs))
 
     async def _unless_skipped(self, call: Callable[[], Awaitable[Any]]) -> Any:

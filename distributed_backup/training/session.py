@@ -240,7 +240,8 @@ class FitSession:
         """
         try:
             # Another worker may have begun to lead since the last await: hooks of other callbacks may take long.
-            self._standby.wait()
+            if self._standby.wait():
+                self._snapshots.apply_final()
             self._worker.finish(self._snapshots.take_final())
         finally:
             self.end()

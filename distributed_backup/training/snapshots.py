@@ -53,6 +53,15 @@ class Snapshots:
         """Replace what this fit has taken: its run has finished in another worker, with the checkpoint `final`."""
         self._last, self.restored = None, final
 
+    def apply_final(self) -> None:
+        """Set the final state of the run, which is in `restored`. All other hooks of the fit have run.
+
+        Raises:
+            ProgramMismatchError: The program does not fit it.
+        """
+        if self.restored is not None:
+            self._state.apply_final(self.restored.body)
+
     def take_final(self) -> Snapshot | None:
         """Return the state that `fit` returns with. All other hooks of the fit have run. None if it is kept already.
 
@@ -62,7 +71,7 @@ class Snapshots:
         last, restored = self._last, self.restored
         if last is None and restored is not None:
             if restored.header.final:
-                self._state.apply_final(restored.body)
+                self.apply_final()
                 return None
             last = Snapshot(position=restored.position, body=restored.body, data=restored.header.data)
         if last is None or not self._keeps_final_state:

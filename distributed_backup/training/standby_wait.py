@@ -69,7 +69,7 @@ class StandbyWait:
             self._state.apply(self._before)
         return True
 
-    def apply_final(self) -> None:
+    def apply_last_boundary(self) -> None:
         """Apply the last boundary of the run, as before the `on_train_end` of optimizer and callbacks.
 
         Raises:

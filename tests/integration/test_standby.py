@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
+from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.state_json import decode_state, encode_state
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.cli.operator_requests import ask_to_resign
 from distributed_backup.clock import SystemClock
+from distributed_backup.coordination.base import Announcement, Heartbeat, Notice
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
@@ -252,3 +255,32 @@ def test_a_leader_that_is_succeeded_while_its_fit_ends_returns_with_the_final_st
         results = [worker.child.result() for worker in (leader, successor)]
     assert CheckpointStore(backup_dir).names() == ["0000000002-00000002-00000000.final.ckpt"]
     assert results[0]["state"]["variables"] == results[1]["state"]["variables"]
+
+
+def test_a_leader_that_is_succeeded_while_its_fit_ends_returns_with_the_last_boundary_if_no_final_state_was_saved(
+    start: Start, backup_dir: Path
+) -> None:
+    """The disk has refused the final state of the successor, which this test plays."""
+    leader = start(held=[TRAIN_END])
+    leader.wait_held(*TRAIN_END)
+    coordinator, store = FileCoordinator(backup_dir / "coordinator"), CheckpointStore(backup_dir)
+    holder = coordinator.view().holder
+    assert holder is not None
+    coordinator.notify(Notice(notice_id="n", worker_id=holder, reason="test", remaining=PATIENCE, action="resign"))
+    beat = Heartbeat(worker_id="successor", campaign=True, floor=1, duration=PATIENCE)
+    wait_for(lambda: coordinator.heartbeat(beat).holder == "successor", "another leader", PATIENCE)
+    leader.wait_logged(STOPS)
+
+    newest = store.latest()
+    assert newest is not None
+    state = decode_state(newest.body)
+    state["variables"]["trainable"][0]["instructions"] = "of the successor"
+    position, body = newest.header.position, encode_state(state)
+    last = store.commit(Snapshot(position=position, body=body, data=newest.header.data), term=2, worker_id="successor")
+    coordinator.announce(
+        Announcement(
+            term=2, worker_id="successor", position=position, checkpoint=last.name, digest=last.digest, finished=True
+        )
+    )
+    leader.go_on()
+    assert leader.child.result()["state"]["variables"] == state["variables"]

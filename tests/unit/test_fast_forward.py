@@ -91,8 +91,8 @@ class Fit:
         self.calls.append("undo")
         return self.must_wait
 
-    def apply_final(self) -> None:
-        self.calls.append("apply_final")
+    def apply_last_boundary(self) -> None:
+        self.calls.append("apply_last_boundary")
 
     # ---------------------------------------------------------------- the listener
 
@@ -155,7 +155,7 @@ def test_the_rest_of_a_fit_has_no_effect_once_its_run_has_finished() -> None:
         await fit.optimizer.on_train_end()
 
     asyncio.run(loop())
-    assert fit.calls == ["on_train_begin", "reset", "on_batch_begin", "apply_final", "on_train_end"]
+    assert fit.calls == ["on_train_begin", "reset", "on_batch_begin", "apply_last_boundary", "on_train_end"]
 
 
 def test_other_callbacks_see_the_final_metrics_at_the_end_of_training() -> None:
@@ -180,7 +180,7 @@ def test_a_run_that_finishes_while_the_last_hook_waits_is_the_result() -> None:
     """The optimizer ends the training of the final state."""
     fit = Fit(True)
     asyncio.run(fit.optimizer.on_train_end())
-    assert (fit.calls, fit.stop_training) == (["apply_final", "on_train_end"], False)
+    assert (fit.calls, fit.stop_training) == (["apply_last_boundary", "on_train_end"], False)
 
 
 def test_an_error_of_a_wait_ends_the_session() -> None:

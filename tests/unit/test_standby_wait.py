@@ -86,7 +86,7 @@ def test_a_run_that_has_finished_is_the_result() -> None:
     wait = stubs.wait()
     assert wait.before_await()
     assert (stubs.calls, stubs.restored, stubs.value) == (["withdraw_deadline", "stand_by"], final, 0)
-    wait.apply_final()
+    wait.apply_last_boundary()
     assert stubs.value == 9
 
 
