@@ -19,6 +19,7 @@ from distributed_backup.coordination.base import Hint
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.context import WorkerContext, position_fields
+from distributed_backup.worker.notices import covers
 from distributed_backup.worker.start_point import StartPoint
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,10 @@ class Standby:
         with self._context.state.condition:
             return self._context.state.phase == "standby"
 
+    @property
+    def _position(self) -> Position:
+        return self._context.last_boundary or self._context.announcer.start_position
+
     def begin(self, start: StartPoint) -> None:
         """Note where the fit begins, and the term that it trains under."""
         self.began_at = start
@@ -103,6 +108,7 @@ class Standby:
         context, state = self._context, self._context.state
         if not context.options.standby or self._led is None:
             return
+        self._give_up_preference()
         if not must_wait(worker_id=context.worker_id, led=self._led, holder=holder, term=term):
             # Not under a term that was granted, and refused because another worker had used it.
             if term == context.elector.last_term:
@@ -124,17 +130,24 @@ class Standby:
             term,
         )
 
+    def _give_up_preference(self) -> None:
+        """While this worker waits, and all that it has is saved, no other must give way to it: it may have to exit."""
+        context, state = self._context, self._context.state
+        with state.condition:
+            if state.phase == "standby" and covers(context.newest_known()[0], context.last_boundary):
+                context.elector.position = None
+
     def end_wait(self, start: StartPoint) -> StartPoint | None:
         """Return the final state of a run that has finished, or None to train on. A standby would begin at `start`.
 
         Raises:
             Preempted: This worker must be started again.
         """
-        context, last = self._context, self._context.saver.last
+        context = self._context
         own = Progress(
             worker_id=context.worker_id,
             restored=None if self.began_at.checkpoint is None else self.began_at.checkpoint.header,
-            last=None if last is None else last.position,
+            last=context.last_boundary,
         )
         match next_step(start, own):
             case "return":
@@ -142,10 +155,11 @@ class Standby:
                 return start
             case "restart":
                 raise self._exit(start)
-        logger.info("leading again, training continues at %s worker=%s", context.elector.position, context.worker_id)
-        context.report("progress", **position_fields(context.elector.position))
+        logger.info("leading again, training continues at %s worker=%s", self._position, context.worker_id)
+        context.report("progress", **position_fields(self._position))
         self._led = start.term
         with context.state.condition:
+            context.elector.position = self._position
             context.state.phase = "training"
         return None
 
@@ -165,7 +179,7 @@ class Standby:
         logger.warning(
             "leading again at %s, but another worker has come further: exiting with code %d worker=%s checkpoint=%s. "
             "Start this worker again, and it continues from that checkpoint",
-            context.elector.position,
+            self._position,
             context.options.exit_code,
             context.worker_id,
             start.name,

@@ -280,6 +280,36 @@ def test_a_former_leader_that_was_passed_exits_to_be_started_again(
     assert again.position == Position(1)
 
 
+def position_of(team: Team, worker_id: str) -> Position | None:
+    """What the others know of how far a worker has come."""
+    [found] = [member.position for member in team.coordinator.members() if member.worker_id == worker_id]
+    return found
+
+
+def test_no_standby_gives_way_to_a_former_leader_that_was_passed(team: Team) -> None:
+    """It has nothing that the newest checkpoint has not, and could only exit."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    waiting(team, first)
+    assert position_of(team, "a") == Position(0, 3)
+    second.boundary(snapshot(0, 2), due=True)
+    team.until(lambda: team.positions() == [Position(0, 2)])
+    team.steps(1.0)
+    assert position_of(team, "a") == Position(0, 3)
+    second.boundary(snapshot(1), due=True)
+    team.until(lambda: position_of(team, "a") is None)
+
+
+def test_a_former_leader_that_trains_on_has_its_position_again(team: Team) -> None:
+    """While it waited, no other had to give way to it: what it has was saved."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    context_of(first).announcer.newest = header(1, Position(0, 3), "a")
+    team.until(lambda: position_of(team, "a") is None)
+    team.kill(second)
+    assert team.result(wait) is None
+    team.until(lambda: position_of(team, "a") == Position(0, 3))
+
+
 def test_a_former_leader_waits_while_storage_and_coordinator_are_away(team: Team) -> None:
     """It goes on once it leads and can read how far the others have come."""
     coordinator = team.coordinator = Gone(team.clock)
