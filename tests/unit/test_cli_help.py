@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
+from distributed_backup.checkpoints.format import Snapshot
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.cli import operator_requests
 from distributed_backup.cli.app import app
@@ -22,7 +23,7 @@ from distributed_backup.coordination.base import Heartbeat, Notice
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.demo.verdict import SigkillOutcome, SigtermOutcome, Verdict
 from distributed_backup.position import Position
-from tests.support.cli_runs import OLDER, call, call_json, commit, damage, exportable, record
+from tests.support.cli_runs import OLDER, call, call_json, damage, exportable, record
 from tests.support.stories import three_workers
 
 COMMANDS: Final = (
@@ -159,7 +160,8 @@ def test_the_json_of_requests_is_documented(run: Path, monkeypatch: pytest.Monke
 
 
 def test_the_json_of_checkpoints_is_documented(run: Path, tmp_path: Path) -> None:
-    commit(CheckpointStore(run, run_id="job-42", keep=9), 3, Position(2), exportable())
+    store = CheckpointStore(run, run_id="job-42", keep=9)
+    store.commit(Snapshot(position=Position(2), body=exportable(), final=True), term=3, worker_id="w-1")
     assert_documented("checkpoints show", call_json("checkpoints", "show", run))
     output = tmp_path / "x.variables.json"
     assert_documented("checkpoints export", call_json("checkpoints", "export", run, "-o", output))
