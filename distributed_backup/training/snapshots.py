@@ -5,14 +5,21 @@ The limit: a snapshot is taken in the training thread, which waits until the sta
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed_backup.checkpoints.format import Checkpoint, Snapshot
+from distributed_backup.errors import StateError
 from distributed_backup.position import Position
-from distributed_backup.training.settings import SessionOptions
-from distributed_backup.training.state import TrainingState
+
+if TYPE_CHECKING:
+    # Not at run time, so that the tests of this module need no synalinks.
+    from distributed_backup.training.settings import SessionOptions
+    from distributed_backup.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 
 class Snapshots:
@@ -21,7 +28,7 @@ class Snapshots:
     def __init__(self, state: TrainingState, options: SessionOptions) -> None:
         self._state = state
         self._save_freq = options.save_freq
-        self._keeps_final_state = options.worker.keeps_final_state
+        self._options = options.worker
         self._since_due = 0
         self._last: Snapshot | None = None
         self.data: str | None = None
@@ -67,6 +74,9 @@ class Snapshots:
 
         If nothing was left to train, or another worker has trained the rest, `fit` returns with the final state that
         the run has kept.
+
+        Raises:
+            StateError: A value is not JSON, and `on_save_error` is "raise".
         """
         last, restored = self._last, self.restored
         if last is None and restored is not None:
@@ -74,6 +84,15 @@ class Snapshots:
                 self.apply_final()
                 return None
             last = Snapshot(position=restored.position, body=restored.body, data=restored.header.data)
-        if last is None or not self._keeps_final_state:
+        if last is None or not self._options.keeps_final_state:
             return None
-        return replace(last, body=self._state.capture_final(last.body), final=True)
+        try:
+            return replace(last, body=self._state.capture_final(last.body), final=True)
+        except StateError as error:
+            if self._options.on_save_error == "raise":
+                raise
+            # Training is complete and paid for. An error here would end this fit, and each one that is started again.
+            logger.error(  # noqa: TRY400 - a traceback tells a user no more
+                "the final state can't be saved, so the last boundary stands for it: %s", error
+            )
+            return None
