@@ -92,9 +92,15 @@ def _running_workers(by_worker: dict[str, list[Event]], now: float) -> set[str]:
         worker for worker in newest.values() if not any(event.kind in FINAL_KINDS for event in by_worker[worker])
     }
     recent = {worker for worker in unended if _is_recent(by_worker[worker], now)}
-    # A standby worker reports nothing while it waits. It counts as running as long as another worker does.
-    waiting = {worker for worker in unended if by_worker[worker][-1].kind in {"joined", "stood_down"}}
+    # A standby reports at most an outage while it waits. It counts as running as long as another worker does.
+    waiting = {worker for worker in unended if _waits(by_worker[worker])}
     return recent | waiting if recent else set()
+
+
+def _waits(events: Sequence[Event]) -> bool:
+    """Whether the last event of a worker, apart from outages of the coordinator, begins the wait of a standby."""
+    kinds = [event.kind for event in events if event.kind not in {"unreachable", "reachable"}]
+    return kinds[-1:] in (["joined"], ["stood_down"])
 
 
 def _is_recent(events: Sequence[Event], now: float) -> bool:

@@ -110,6 +110,21 @@ def test_the_time_in_which_a_standby_waits_and_no_other_worker_trains_is_without
     assert [(gap.start - START, gap.end - START) for gap in training_gaps(history_from(story))] == [(6.0, 7.0)]
 
 
+@pytest.mark.parametrize("waiting", ["joined", "stood_down"])
+def test_an_outage_does_not_end_the_wait_of_a_standby(waiting: str) -> None:
+    """It reports that the coordinator was away, and then nothing more."""
+    story = stood_down()
+    story.events = [event for event in story.events if event.worker != A or waiting == "stood_down"]
+    if waiting == "joined":
+        story.tell(6, A, "joined", standby=True)
+    story.tell(20, A, "unreachable", reason="timed out")
+    story.tell(25, A, "reachable")
+    for seconds in range(30, 301, 10):
+        story.tell(seconds, B, "progress", epoch=0, batch=seconds // 10)
+    history = history_of(story.events, now=START + 300)
+    assert (incarnation(history, A).ending, incarnation(history, A).end - START) == ("", 300.0)
+
+
 def test_a_standby_that_no_longer_leads_runs_as_long_as_another_worker_does() -> None:
     """It reports nothing while it waits."""
     story = stood_down()
