@@ -18,7 +18,7 @@ from typing import Final
 
 from distributed_backup.checks import checked_seconds
 from distributed_backup.clock import Clock
-from distributed_backup.coordination.base import ClusterView, Coordinator, Notice
+from distributed_backup.coordination.base import ClusterView, Coordinator, Notice, has_another_led
 from distributed_backup.errors import BackupError, CoordinatorError, CoordinatorUnavailableError
 from distributed_backup.worker.options import new_worker_id
 
@@ -105,15 +105,13 @@ def ask_to_resign(coordinator: Coordinator, *, timeout: float, clock: Clock) -> 
         raise BackupError(f"no other worker could take over from {previous}: it is the only worker of the run")
     notice = Notice(notice_id=_new_id(), worker_id=previous, reason=_REASON, remaining=timeout, action="resign")
 
-    def has_another_led(view: ClusterView) -> bool:
-        # Another worker may also have led between two views. Terms grow by one, so its term was skipped.
-        if view.holder == previous:
-            return view.term > before.term + 1
-        return view.holder is not None
+    def is_handed_over(view: ClusterView) -> bool:
+        # Another worker may also have led between two views.
+        return has_another_led(worker_id=previous, led=before.term, holder=view.holder, term=view.term)
 
     with _withdrawing(lambda: _expire(coordinator, notice)):
         request = _Request(coordinator, notice, clock)
-        view = request.wait_until(has_another_led)
+        view = request.wait_until(is_handed_over)
     if view is not None and view.holder == previous:
         raise BackupError(
             f"{previous} handed over, and leads again under term {view.term}: the worker that led in between has left. "

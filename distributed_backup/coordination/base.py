@@ -188,6 +188,17 @@ class ClusterView:
     reason: str = ""
 
 
+def has_another_led(*, worker_id: str, led: int, holder: str | None, term: int) -> bool:
+    """Whether another worker leads or has led since `worker_id` led under `led`. `holder` holds the lease of `term`.
+
+    Terms grow by one. So other workers may have led under the terms between two terms of one worker. A coordinator
+    that lost its data may grant a used term, but no worker leads under it.
+    """
+    if holder == worker_id:
+        return term > led + 1
+    return holder is not None and term > led
+
+
 class Coordinator(ABC):
     """The coordinator of one run. Thread-safe. One instance may serve several workers of one process."""
 

@@ -120,7 +120,8 @@ class Elector:
         self._hold_back = HoldBack(self.period)
         self._resigned = self._stopped = False
         # A generator of our own: the global one is training state, and drawing from it would change the run.
-        self._jitter, self._warnings = random.Random(), OnceLogger(logger)
+        self._jitter = random.Random()
+        self._warnings = OnceLogger(logger)
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self.coordinator_error: BackupError | None = None

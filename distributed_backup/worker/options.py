@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distributed_backup.checks import checked_name
+from distributed_backup.coordination.election import Candidate
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.preemption.grace import shutdown_reserve
 
@@ -27,6 +28,10 @@ class WorkerOptions:
     restore_timeout: float = 300.0
     on_save_error: OnSaveError = "warn"
     delete_checkpoint: bool = True
+
+    def candidate(self, worker_id: str) -> Candidate:
+        """Return how this worker stands for election."""
+        return Candidate(worker_id=worker_id, timings=self.timings, idle_role="standby" if self.standby else "follower")
 
     @property
     def keeps_final_state(self) -> bool:

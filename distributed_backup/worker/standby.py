@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
-from distributed_backup.coordination.base import Hint
+from distributed_backup.coordination.base import Hint, has_another_led
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.context import WorkerContext, position_fields
@@ -26,17 +26,6 @@ logger = logging.getLogger(__name__)
 
 
 # -------------------------------------------------------------------- the decisions
-
-
-def must_wait(*, worker_id: str, led: int, holder: str | None, term: int) -> bool:
-    """Whether another worker leads or has led since this one led under `led`. `holder` holds the lease of `term`.
-
-    Terms grow by one. So other workers may have led under the terms between two terms of this worker. A coordinator
-    that lost its data may grant a used term, but no worker leads under it.
-    """
-    if holder == worker_id:
-        return term > led + 1
-    return holder is not None and term > led
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +98,7 @@ class Standby:
         if not context.options.standby or self._led is None:
             return
         self._give_up_preference()
-        if not must_wait(worker_id=context.worker_id, led=self._led, holder=holder, term=term):
+        if not has_another_led(worker_id=context.worker_id, led=self._led, holder=holder, term=term):
             # Not under a term that was granted, and refused because another worker had used it.
             if term == context.elector.last_term:
                 self._led = term

@@ -23,7 +23,7 @@ from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import ClusterView, Coordinator, Hint
-from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
+from distributed_backup.coordination.election import Elector, LeaseLoss
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.once import OnceLogger
@@ -62,11 +62,7 @@ class Worker:
         stop_training_at: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._elector = Elector(
-            candidate=Candidate(
-                worker_id=report.worker_id,
-                timings=options.timings,
-                idle_role="standby" if options.standby else "follower",
-            ),
+            candidate=options.candidate(report.worker_id),
             coordinator=coordinator,
             clock=clock,
             listener=self,
@@ -93,9 +89,12 @@ class Worker:
         self._preemption = OwnPreemption(self._context, stop_training_at)
         self._standby = Standby(self._context, stop_training_at)
         self._shutdown = Shutdown(self._context, self._preemption)
-        self._live_terms, self._fit_task = LiveTerms(report.worker_id), FitTask()
+        self._live_terms = LiveTerms(report.worker_id)
+        self._fit_task = FitTask()
         self._joined_at = self._progress_due = 0.0
-        self._announced_term, self._commits_fail, self._announce_warnings = 0, False, OnceLogger(logger)
+        self._announced_term = 0
+        self._announce_warnings = OnceLogger(logger)
+        self._commits_fail = False
 
     @property
     def worker_id(self) -> str:

@@ -73,16 +73,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a fit over the file lock gives that nothing happens to."""
-    root = tmp_path_factory.mktemp("uninterrupted")
-    job = Job(backup_dir=root / "run", arguments={"delete_checkpoint": False, "coordinator": "file:"})
-    with Child("tests.integration.preemption_scenarios:train", job, log=root / "log") as child:
-        result: dict[str, Any] = child.result()
-    return result
-
-
 def calls_after(position: Position, uninterrupted: dict[str, Any]) -> int:
     """Return the number of calls from `position` to the end.
 

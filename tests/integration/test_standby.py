@@ -58,15 +58,6 @@ def start(tmp_path: Path, backup_dir: Path) -> Iterator[Start]:
         yield start
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("uninterrupted")
-    job = Job(backup_dir=root / "run", arguments={"delete_checkpoint": False, "coordinator": "file:"})
-    with Child("tests.integration.preemption_scenarios:train", job, log=root / "log") as child:
-        result: dict[str, Any] = child.result()
-    return result
-
-
 def hand_over(
     start: Start, backup_dir: Path, held: Sequence[tuple[int, int]], *, at: tuple[int, int] = (1, 1), **arguments: Any
 ) -> list[Worker]:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader
+from distributed_backup.coordination.base import has_another_led
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker import standby
-from distributed_backup.worker.standby import Progress, must_wait
+from distributed_backup.worker.standby import Progress
 from distributed_backup.worker.start_point import StartPoint
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of, elector_of
@@ -42,7 +43,7 @@ from tests.support.team import Gone, Team, snapshot
 )
 def test_a_standby_waits_once_another_worker_has_led(holder: str | None, term: int, expected: bool) -> None:
     """It trained under term 2. Terms grow by one."""
-    assert must_wait(worker_id="me", led=2, holder=holder, term=term) is expected
+    assert has_another_led(worker_id="me", led=2, holder=holder, term=term) is expected
 
 
 def header(term: int, position: Position, worker_id: str = "other") -> CheckpointHeader:
@@ -337,25 +338,26 @@ def test_a_former_leader_may_have_to_wait_again(team: Team) -> None:
     assert len(team.cut_offs["a"]) == 2
 
 
-def test_a_notice_ends_the_wait_of_a_former_leader(team: Team) -> None:
-    """The leader saves for the notice, as for that of any other worker, and continues to lead."""
+def preempted_while_waiting(team: Team, *, successor: int) -> Worker:
+    """Preempt a former leader at batch 3 while it waits. Return its successor, at batch `successor`."""
     first, second = succeeded(team, boundary=Position(0, 3))
     wait = waiting(team, first)
-    second.boundary(snapshot(0, 4), due=False)
+    second.boundary(snapshot(0, successor), due=False)
     first.give_notice("SIGTERM")
     with pytest.raises(Preempted):
         team.result(wait, limit=5.0)
+    return second
+
+
+def test_a_notice_ends_the_wait_of_a_former_leader(team: Team) -> None:
+    """The leader saves for the notice, as for that of any other worker, and continues to lead."""
+    preempted_while_waiting(team, successor=4)
     assert (team.positions(), team.holder(), team.member_ids()) == ([Position(0, 4)], "b", ["b"])
 
 
 def test_a_preempted_former_leader_saves_what_only_it_has(team: Team) -> None:
     """Its successor is behind and gives way, as to any other worker. It is started again from what was saved."""
-    first, second = succeeded(team, boundary=Position(0, 3))
-    wait = waiting(team, first)
-    second.boundary(snapshot(0, 1), due=False)
-    first.give_notice("SIGTERM")
-    with pytest.raises(Preempted):
-        team.result(wait, limit=10.0)
+    second = preempted_while_waiting(team, successor=1)
     assert team.positions()[0] == Position(0, 3)
     with pytest.raises(Preempted) as caught:
         team.result(team.begin(second.stand_by))
