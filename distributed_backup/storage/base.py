@@ -3,6 +3,9 @@
 A storage promises three things. A reader finds a file complete or not at all. `create` succeeds for one of several
 concurrent callers. A written file stays until it is replaced or removed. Each module says what its medium can't keep of
 that. The meaning of names, and which files may be removed, is policy of the room `checkpoints`.
+
+A file that `append` makes grows, so it is complete at no time. One writer appends to it. Readers find the bytes of all
+appends that returned, and maybe a part of one that did not.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ class Storage(ABC):
 
     write_interval: ClassVar[float]
     """Minimum seconds between two writes of the event log. Larger where a write is expensive."""
+
+    append_interval: ClassVar[float] = 0.0
+    """Minimum seconds between two appends. 0 where an append is cheap enough to wait for. The caller keeps it."""
 
     permanent_errnos: ClassVar[frozenset[int]] = frozenset()
     """Codes of a failed read after which a retry can't help, because the bytes are lost."""
@@ -90,7 +96,10 @@ class Storage(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Return the stored size of a file in bytes. None if it is missing."""
+        """Return the stored size of a file in bytes, None if it is missing. The stored bytes may be compressed.
+
+        For a file that `append` made, it is the number of bytes that `read` returns.
+        """
 
     @abstractmethod
     def create(self, name: str, data: bytes = b"") -> bool:
@@ -112,6 +121,29 @@ class Storage(ABC):
             new: Refuse if the file exists, where the medium can check that in the same step.
             durable: Whether the bytes must survive a power cut when this returns.
         """
+
+    @abstractmethod
+    def append(self, name: str, data: bytes, *, at: int) -> None:
+        """Write bytes behind the first `at` bytes of a file, durable when this returns. `at=0` creates the file.
+
+        Bytes that stand behind `at` are the rest of a failed attempt, and are replaced. So a call may be repeated after
+        an error: the file is the same as after one call. A reader may see a part of a failed attempt. It always sees
+        the first `at` bytes unchanged.
+
+        A file has one writer at a time, and its name is used with `append` or with `put` and `create`, not with both.
+
+        Args:
+            name: Name of the file.
+            data: The bytes.
+            at: Number of bytes that stay, at most the length after the last append that returned.
+
+        Raises:
+            StoreError: The file is missing or has fewer than `at` bytes. Nothing is written then.
+        """
+
+    @abstractmethod
+    def read_from(self, name: str, offset: int, limit: int) -> bytes:
+        """Return up to `limit` bytes of a file from `offset` on, fewer only at its end, none behind it."""
 
     @abstractmethod
     def remove(self, name: str) -> None:

@@ -6,6 +6,7 @@ process. `fsspec_errors` hides how their errors differ. A client belongs to the 
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import re
@@ -56,6 +57,8 @@ _READ_ONLY: Final = ("http", "https", "data", "github", "zip", "tar")
 # Largest bodies of one request, in bytes: S3, then Azure.
 _LARGEST_PUT: Final = 5 * 2**30
 _LARGEST_BLOB: Final = 5000 * 2**20
+# Files that one call removes at the same time.
+_AT_A_TIME: Final = 64
 # A listing must come from the store. fsspec would cache it, and share clients between users.
 _FRESH: Final = {"use_listings_cache": False, "skip_instance_cache": True}
 
@@ -114,6 +117,39 @@ class FsspecClient:
             if new and status_of(error) == 412:
                 raise FileExistsError(path) from error
             raise
+
+    def read_ranges(self, ranges: list[tuple[str, int, int]], limit: float) -> bytes:
+        """Return the bytes of ranges of files, joined: path, first byte, end. Bounded clients read many at a time.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            OSError: A file is shorter than its range.
+        """
+        paths, starts, ends = ([each[at] for each in ranges] for at in range(3))
+        found: list[bytes] = self.fs.cat_ranges(paths, starts, ends, on_error="raise", **self.within(limit))
+        for data, (path, start, end) in zip(found, ranges, strict=True):
+            if len(data) != end - start:
+                raise OSError(f"{path.rpartition('/')[2]} changed during the read")
+        return b"".join(found)
+
+    def remove_all(self, paths: list[str], limit: float) -> None:
+        """Remove files. Missing ones are no error. `limit` is the timeout of `_AT_A_TIME` files, where there is one."""
+        if not self.bounded:
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    self.fs.rm_file(path)
+            return
+        from fsspec.asyn import sync
+
+        async def remove(some: list[str]) -> None:
+            # `rm` takes patterns for paths, and the one of s3fs ignores refusals.
+            results = await asyncio.gather(*(self.fs._rm_file(path) for path in some), return_exceptions=True)  # noqa: SLF001
+            for result in results:
+                if isinstance(result, BaseException) and not isinstance(result, FileNotFoundError):
+                    raise result
+
+        for first in range(0, len(paths), _AT_A_TIME):
+            sync(self.fs.loop, remove, paths[first : first + _AT_A_TIME], timeout=limit)
 
     def within(self, limit: float) -> dict[str, float]:
         """Return the argument that bounds a call. Empty if calls take no timeout."""

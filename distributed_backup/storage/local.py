@@ -1,8 +1,9 @@
 """Keep files in a directory of this machine, or of a shared file system.
 
-Bytes are written aside, fsynced and renamed, and the directory is fsynced. Each system call of a commit is one method,
-so that tests can crash in between. A disk that ignores fsync can lose durable files. On a shared file system, link(2),
-O_EXCL and rename(2) must be atomic across its machines.
+Bytes are written aside, fsynced and renamed, and the directory is fsynced. An append to an existing file is written in
+place and fsynced. Each system call of a commit or an append is one method, so that tests can crash in between. A disk
+that ignores fsync can lose durable files. On a shared file system, link(2), O_EXCL and rename(2) must be atomic across
+its machines.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -135,6 +137,34 @@ class LocalStorage(Storage):
                 self._sync_directory()
 
     @override
+    def append(self, name: str, data: bytes, *, at: int) -> None:
+        if at == 0:
+            self.put(name, [data])
+            return
+        path = self._root / name
+        # Like a rename, writing must not follow a link that another user has planted.
+        with self._translated("append to", path), _opened(path, os.O_WRONLY | os.O_NOFOLLOW) as descriptor:
+            size = os.fstat(descriptor).st_size
+            if size < at:
+                raise OSError(f"it has {size} bytes, and {at} were written before")
+            # A failed attempt may be longer than this one, so its bytes go first.
+            if size > at:
+                self._cut(descriptor, at)
+            os.lseek(descriptor, at, os.SEEK_SET)
+            self._write(descriptor, data)
+            self._sync(descriptor)
+
+    @override
+    def read_from(self, name: str, offset: int, limit: int) -> bytes:
+        path = self._root / name
+        with self._translated("read", path), _opened(path, os.O_RDONLY) as descriptor:
+            # A read allocates all that it is asked for.
+            rest = max(0, os.fstat(descriptor).st_size - offset)
+            with open(descriptor, "rb", closefd=False) as file:
+                file.seek(offset)
+                return file.read(min(limit, rest))
+
+    @override
     def remove(self, name: str) -> None:
         path = self._root / name
         with self._translated("remove", path):
@@ -173,6 +203,9 @@ class LocalStorage(Storage):
     def _sync(self, descriptor: int) -> None:
         os.fsync(descriptor)
 
+    def _cut(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
     def _publish(self, partial: Path, path: Path) -> None:
         partial.rename(path)
 
@@ -203,6 +236,18 @@ def _is_file_or_was(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 - a DirEntry
     except OSError:
         return entry.is_symlink()
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """Yield a descriptor of an existing regular file. Opening a pipe must not hang."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _sync_names(directory: Path) -> None:

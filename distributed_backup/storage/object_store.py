@@ -10,6 +10,9 @@ Settings come from the client's environment (`AWS_…`, `GOOGLE_APPLICATION_CRED
 fsspec's (`FSSPEC_S3_ENDPOINT_URL`, …). The URL has none. A PUT is atomic, and durable when its reply arrives. A PUT
 that timed out may still take effect later, and bring back a file that was removed or replaced in the meantime.
 
+Files can't grow there, so each append is a file of its own, see `parts`. An append that timed out and takes effect
+later changes nothing.
+
 Some stores ignore conditions, so that two workers may claim one term there. A warning says so. Clients of file servers
 (sftp and others) are as atomic as their rename. They have no conditional writes and no timeouts.
 """
@@ -29,6 +32,7 @@ from distributed_backup.per_process import PerProcess
 from distributed_backup.storage.base import PARTIAL, PROBE, Chunks, Names, Storage
 from distributed_backup.storage.fsspec_client import FsspecClient, check_url, make_client
 from distributed_backup.storage.fsspec_errors import is_conflict, reason_of, retryable
+from distributed_backup.storage.parts import Part, Piece, cut, length_of, part_name, parts_of, pieces_of, whole_names
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ class ObjectStorage(Storage):
     """
 
     write_interval = 10.0
+    append_interval = 1.0
 
     def __init__(self, url: str, *, limit: float) -> None:
         self._shown = check_url(url)
@@ -66,6 +71,9 @@ class ObjectStorage(Storage):
         self._client = PerProcess(self._make_client)
         # Sizes at the last listing and of later writes. They set the timeouts of downloads.
         self._sizes: dict[str, int] = {}
+        # By file: the number of its newest append, and how many bytes it has at least. Its first append looks them up.
+        self._newest_appends: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
         self._conditional: bool | None = None
 
     @classmethod
@@ -92,19 +100,52 @@ class ObjectStorage(Storage):
 
     @override
     def names(self) -> Names:
-        client = self._client.get()
         with self._translated("list", self._shown):
-            found = client.sizes(self._limit)
+            return whole_names(self._list())
+
+    def _list(self) -> dict[str, int]:
+        """Return the names and sizes of the stored files. `append` looks up the files again that are missing."""
+        appended = list(self._lengths)
+        found = self._client.get().sizes(self._limit)
         self._sizes = dict(found)
-        return list(found)
+        for name in set(appended).difference(whole_names(found)):
+            self._lengths.pop(name, None)
+        return found
 
     @override
     def read(self, name: str) -> bytes:
         client = self._client.get()
         limit = self._limit_for(self._sizes.get(name, 0))
         with self._translated("read", self.path_of(name), limit):
-            raw: bytes = client.fs.cat_file(f"{client.path}/{name}", **client.within(limit))
+            try:
+                raw: bytes = client.fs.cat_file(f"{client.path}/{name}", **client.within(limit))
+            except FileNotFoundError:
+                if (pieces := self._pieces(name)) is None:
+                    raise
+                raw = self._read_pieces(pieces)
         return raw
+
+    @override
+    def read_from(self, name: str, offset: int, limit: int) -> bytes:
+        path = self.path_of(name)
+        with self._translated("read", path):
+            pieces = self._pieces(name)
+            if pieces is None:
+                raise FileNotFoundError(path)
+            return self._read_pieces(cut(pieces, offset, offset + limit))
+
+    def _pieces(self, name: str) -> list[Piece] | None:
+        """List the files, and return the pieces of one. None if it is missing."""
+        sizes = self._list()
+        if name in sizes:
+            return [Piece(name, 0, sizes[name])]
+        return pieces_of(parts_of(name, sizes))
+
+    def _read_pieces(self, pieces: list[Piece]) -> bytes:
+        client = self._client.get()
+        # Some stores refuse a range of an empty file.
+        ranges = [(f"{client.path}/{piece.stored}", piece.start, piece.end) for piece in pieces if piece.size]
+        return client.read_ranges(ranges, self._limit_for(length_of(pieces))) if ranges else b""
 
     @override
     def size(self, name: str) -> int | None:
@@ -113,7 +154,8 @@ class ObjectStorage(Storage):
             try:
                 return int(client.fs.info(f"{client.path}/{name}", **client.within(self._limit))["size"])
             except FileNotFoundError:
-                return None
+                pieces = self._pieces(name)
+                return None if pieces is None else length_of(pieces)
 
     @override
     def create(self, name: str, data: bytes = b"") -> bool:
@@ -194,11 +236,54 @@ class ObjectStorage(Storage):
             raise
 
     @override
+    def append(self, name: str, data: bytes, *, at: int) -> None:
+        """Write as the contract says, in one PUT. The first append to a file lists the files before.
+
+        If another process removes the file, an append fails after the next listing of this storage. Until then,
+        appended bytes are lost.
+        """
+        path = self.path_of(name)
+        with self._translated("append to", path, self._limit_for(len(data))):
+            length = self._lengths.get(name)
+            if length is None:
+                length = self._look_up(name)
+            if at and length is None:
+                raise FileNotFoundError(path)
+            if length is not None and length < at:
+                raise OSError(f"it has {length} bytes, and {at} were written before")
+            number = self._newest_appends[name] = self._newest_appends[name] + 1
+            # If this attempt fails, it may still take effect and cut the file here.
+            self._lengths[name] = at
+            self._write(part_name(name, number, at), data, new=False)
+            self._lengths[name] = at + len(data)
+
+    def _look_up(self, name: str) -> int | None:
+        """List the files, and return the length of an appended file. None if it is missing."""
+        sizes = self._list()
+        if name in sizes:
+            raise FileExistsError("the file was written as a whole")
+        parts = parts_of(name, sizes)
+        # An attempt of this process that has not arrived yet has a higher number than those listed.
+        self._newest_appends[name] = max([self._newest_appends.get(name, 0), *(part.number for part in parts)])
+        pieces = pieces_of(parts)
+        return None if pieces is None else length_of(pieces)
+
+    @override
     def remove(self, name: str) -> None:
         client = self._client.get()
+        parts: list[Part] = []
         with self._translated("remove", self.path_of(name)), suppress(FileNotFoundError):
-            client.fs.rm_file(f"{client.path}/{name}", **client.within(self._limit))
-        self._sizes.pop(name, None)
+            # A file that was listed needs no listing. Most have no parts.
+            sizes = dict(self._sizes)
+            parts = parts_of(name, sizes if name in sizes else self._list())
+            # Without its first bytes, no part of a file counts. So a reader sees no earlier state of the file.
+            for stored in (name, *(part.stored for part in parts if part.at == 0)):
+                with suppress(FileNotFoundError):
+                    client.fs.rm_file(f"{client.path}/{stored}", **client.within(self._limit))
+            client.remove_all([f"{client.path}/{part.stored}" for part in parts if part.at > 0], self._limit)
+        for stored in (name, *(part.stored for part in parts)):
+            self._sizes.pop(stored, None)
+        self._lengths.pop(name, None)
 
     @override
     def remove_if_empty(self) -> None:

@@ -1,10 +1,12 @@
 """Keep files in Redis or Valkey, for workers that have neither a shared directory nor a bucket.
 
-All files of a run are in one hash, zlib-compressed. It is in the same cluster slot as the keys of the lease:
+All files of a run are in one hash, zlib-compressed. A file that `append` makes has a key of its own, uncompressed, and
+"append" as its value in the hash. The keys are in the same cluster slot as those of the lease:
 
-    distributed-backup:{RUN}:files     hash     file name -> bytes
+    distributed-backup:{RUN}:files          hash     file name -> bytes, or "append"
+    distributed-backup:{RUN}:append:NAME    string   bytes of the file NAME
 
-The hash does not expire. A file is as durable as the server makes it. With `appendonly yes` and the usual fsync each
+The keys do not expire. A file is as durable as the server makes it. With `appendonly yes` and the usual fsync each
 second, a power cut may lose the last second. Without an append-only file, a restart loses the newest checkpoints or all
 of them, and a warning says so. A server that is emptied, or a stale replica that is promoted, loses checkpoints and
 claims alike. Used terms may then be granted again.
@@ -18,6 +20,8 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
 from typing import Final, Self, override
 
 from redis.exceptions import AuthenticationError, NoPermissionError
@@ -32,6 +36,10 @@ from distributed_backup.storage.base import Chunks, Names, Storage
 logger = logging.getLogger(__name__)
 
 _LARGEST: Final = 64 * 2**20
+# The longest string of a server with the default settings.
+_LONGEST: Final = 512 * 2**20
+# Value of an appended file in the hash. No zlib stream is that short.
+_APPENDED: Final = b"append"
 # JSON of numbers and words shrinks to a fifth at this level. Higher levels take three times as long for little more.
 _LEVEL: Final = 1
 # Timeout of a listing of runs, in seconds. Only commands list them.
@@ -79,6 +87,7 @@ class RedisStorage(Storage):
             raise ConfigError(f"checkpoints at {self._address} are kept by run id: set run_id")
         self._run_id = checked_name("run_id", run_id)
         self._key = f"distributed-backup:{{{run_id}}}:files"
+        self._append_prefix = f"distributed-backup:{{{run_id}}}:append:"
         # A server that hangs may delay two steps of a call.
         self._limit = limit / 2
         self._client = PerProcess(self._make_client)
@@ -113,19 +122,33 @@ class RedisStorage(Storage):
 
     @override
     def read(self, name: str) -> bytes:
+        return self.read_from(name, 0, _LONGEST)
+
+    @override
+    def read_from(self, name: str, offset: int, limit: int) -> bytes:
         path = self.path_of(name)
         with self._translated("read", path):
-            stored = self._client.get().command("HGET", self._key, name)
+            stored: bytes | None = self._client.get().command("HGET", self._key, name)
             if stored is None:
                 raise FileNotFoundError(f"{path} is not there")
-            return _unpacked(stored)
+            if stored != _APPENDED:
+                return _unpacked(stored)[offset : offset + limit]
+            if limit <= 0:  # GETRANGE takes -1 as the last byte
+                return b""
+            found: bytes = self._client.get().command(
+                "GETRANGE", self._append_key(name), str(offset), str(offset + limit - 1)
+            )
+            return found
 
     @override
     def size(self, name: str) -> int | None:
         with self._translated("read", self.path_of(name)):
+            command = self._client.get().command
             # HSTRLEN is 0 both for an empty file and for a missing one.
-            length = int(self._client.get().command("HSTRLEN", self._key, name))
-            return length if length or self._client.get().command("HEXISTS", self._key, name) else None
+            length = int(command("HSTRLEN", self._key, name))
+            if length == len(_APPENDED) and command("HGET", self._key, name) == _APPENDED:
+                return int(command("STRLEN", self._append_key(name)))
+            return length if length or command("HEXISTS", self._key, name) else None
 
     @override
     def create(self, name: str, data: bytes = b"") -> bool:
@@ -142,8 +165,26 @@ class RedisStorage(Storage):
                 raise FileExistsError("the file exists")
 
     @override
+    def append(self, name: str, data: bytes, *, at: int) -> None:
+        path = self.path_of(name)
+        with self._translated("append to", path):
+            if at + len(data) > _LONGEST:
+                raise ValueError(
+                    f"{at + len(data)} bytes are more than the {_LONGEST >> 20} MB that one file may have in Redis: "
+                    "use a shared directory or a bucket"
+                )
+            keys = [self._key, self._append_key(name)]
+            found = self._client.get().run(_script("append"), keys, [name, _APPENDED, at, data])
+            if found < 0:
+                raise FileNotFoundError(f"{path} is not there")
+            if found < at:
+                raise OSError(f"it has {found} bytes, and {at} were written before")
+
+    @override
     def remove(self, name: str) -> None:
         with self._translated("remove", self.path_of(name)):
+            # In this order, bytes whose name is removed can't stay behind.
+            self._client.get().command("UNLINK", self._append_key(name))
             self._client.get().command("HDEL", self._key, name)
 
     @override
@@ -151,6 +192,9 @@ class RedisStorage(Storage):
         client = self._client.take()
         if client is not None:
             client.close()
+
+    def _append_key(self, name: str) -> str:
+        return self._append_prefix + name
 
     def _make_client(self) -> RedisClient:
         return RedisClient(self._address, self._limit, text=False)
@@ -161,6 +205,12 @@ class RedisStorage(Storage):
             yield
         except (OSError, ValueError, CoordinatorError) as error:
             raise StoreError(f"can't {verb} {path}: {error}", path=path, retryable=_retryable(error)) from error
+
+
+@cache
+def _script(name: str) -> str:
+    """Return the Lua script of that name in `lua/`."""
+    return files("distributed_backup.storage").joinpath("lua", f"{name}.lua").read_text()
 
 
 def _retryable(error: Exception) -> bool:

@@ -28,6 +28,9 @@ class Place(ABC):
     refuses_what_is_there = True
     """Whether `put` can tell in one step that a file is there."""
 
+    sees_each_removal = True
+    """Whether an append fails as soon as another process has removed the file. Otherwise it does after a listing."""
+
     def connect(self) -> Storage:
         """A storage for one more process."""
         return self.beside("run-42")
@@ -50,6 +53,8 @@ class LocalPlace(Place):
 
 class UrlPlace(Place):
     """A prefix of its own in a bucket."""
+
+    sees_each_removal = False
 
     def __init__(self, scheme: str, _: Path) -> None:
         self._url = f"{scheme}{secrets.token_hex(4)}"
