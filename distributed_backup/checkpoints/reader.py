@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader, checkpoints_among, decode, parse_name
+from distributed_backup.checkpoints.journal import LogReader, find_log
+from distributed_backup.checkpoints.journal_format import Digests
 from distributed_backup.checkpoints.run_identity import RunIdentity
 from distributed_backup.errors import CorruptCheckpointError, NoUsableCheckpointError, RunMismatchError, StoreError
 from distributed_backup.position import Position
@@ -69,6 +71,22 @@ class CheckpointReader:
     def location(self) -> str:
         """The path or URL of the files, for people. It contains no credentials."""
         return self._storage.location
+
+    @property
+    def run_id(self) -> str | None:
+        """The run id that this process has adopted. None before `open_run`."""
+        return self._identity.run_id
+
+    def find_log(self, position: Position, digests: Digests) -> LogReader | None:
+        """Return the part of the journal that continues the state with these digests at `position`, if there is one.
+
+        Raises:
+            StoreError: The directory can't be read.
+        """
+        if self.run_id is None:
+            return None
+        log = find_log(self._storage, run_id=self.run_id, position=position, digests=digests)
+        return None if log is None else LogReader(self._storage, log)
 
     def read_run_id(self) -> str | None:
         """Return the run id in `run.json`, None if there is no such file.

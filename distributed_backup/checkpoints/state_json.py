@@ -28,14 +28,25 @@ _LISTS: Final = (list, tuple)
 _WHOLE: Final = (str, int, type(None))
 
 
-def encode_state(state: dict[str, Any]) -> bytes:
-    """Return `state` as one line of JSON.
+def encode_variables(groups: Mapping[str, Any]) -> dict[str, bytes] | None:
+    """Return the variables of each group as JSON, for `encode_state` and for digests. None if orjson can't write one.
+
+    Equal variables give equal bytes, also if they come from `decode_state`.
+    """
+    try:
+        return {name: orjson.dumps(values, option=_STRICT, default=_plain) for name, values in groups.items()}
+    except TypeError:
+        return None
+
+
+def encode_state(state: dict[str, Any], variables: Mapping[str, bytes] | None = None) -> bytes:
+    """Return `state` as one line of JSON. `variables` is the result of `encode_variables` for those in it, if known.
 
     Raises:
         StateError: A value in it is not JSON. The message names its place and type.
     """
     rest = {name: value for name, value in state.items() if name not in _TRUSTED_KEYS}
-    body = _strict_json(rest, {name: state[name] for name in _TRUSTED_KEYS if name in state})
+    body = _strict_json(rest, {name: state[name] for name in _TRUSTED_KEYS if name in state}, variables)
     if body is not None:
         return body
     _check(rest, "state")
@@ -59,11 +70,12 @@ def decode_state(body: bytes) -> dict[str, Any]:
     return _untag(state["tagged"]) if "tagged" in state else state
 
 
-def _strict_json(rest: dict[str, Any], trusted: dict[str, Any]) -> bytes | None:
+def _strict_json(rest: dict[str, Any], trusted: dict[str, Any], variables: Mapping[str, bytes] | None) -> bytes | None:
     """Return the body that orjson writes. None if it would lose a value, or can't write one."""
+    known = {name: orjson.Fragment(text) for name, text in (variables or {}).items()}
     try:
         # `default` for numpy's numbers: with OPT_SERIALIZE_NUMPY, float32 gets fewer digits than the equal float has.
-        text = orjson.dumps(rest, option=_STRICT, default=_plain)
+        text = orjson.dumps({**rest, **({"variables": known} if known else {})}, option=_STRICT, default=_plain)
         more = orjson.dumps(trusted, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
         return None

@@ -8,6 +8,7 @@ checkpoint is as durable as its storage promises.
       0000000007.term                        the claim of term 7, see `fencing`
       0000000007-00000002-00000003.ckpt      the checkpoint of term 7, epoch 2, batch 3
       0000000007-00000003-00000000.final.ckpt  the final state of the run, after epoch 3
+      0000000007-00000002-00000003.journal   answers of models since then, see `journal`
       events-TIME-WORKER.jsonl               a worker's events, see `observability/event_log.py`
       .partial-0000000007-…                  being written, or left by a crash (on disks only)
       .probe-…                               a test for conditional writes (in buckets only)
@@ -34,10 +35,12 @@ from distributed_backup.checkpoints.format import (
     parse_name,
     term_of,
 )
+from distributed_backup.checkpoints.journal import segments_among, unneeded_segments
 from distributed_backup.checkpoints.reader import CheckpointReader
 from distributed_backup.checkpoints.run_identity import RUN_FILE
 from distributed_backup.errors import ConfigError, RunMismatchError, StoreError
 from distributed_backup.observability.events import is_event_log
+from distributed_backup.position import Position
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.base import Chunks, Names, Storage, is_probe, partial_target
 
@@ -228,17 +231,20 @@ class CheckpointStore(CheckpointReader):
         return unneeded
 
     def _unneeded(self, found: Iterable[str], term: int, keep: int | None = None) -> Names:
-        """Return the checkpoints that may be deleted, oldest first.
+        """Return the checkpoints that may be deleted, oldest first, and then the segments of the journal before them.
 
         In this order, a reader never finds an older checkpoint where a newer one was deleted. A damaged one above the
         oldest kept one stays, for inspection.
         """
         names = checkpoints_among(found)
         kept = [*islice((name for name in names if self._is_ours(name)), keep or self._keep)]
+        if not kept:
+            return []
+        older = [name for name in reversed(names) if name < kept[-1] and term_of(name) <= term]
+        oldest = parse_name(kept[-1]) or (0, Position(0))
         return [
-            name
-            for name in reversed(names)
-            if kept and name < kept[-1] and term_of(name) <= term and self._is_ours(name) is not False
+            *(name for name in older if self._is_ours(name) is not False),
+            *unneeded_segments(found, kept=oldest, term=term),
         ]
 
     def _is_ours(self, name: str) -> bool | None:
@@ -267,6 +273,7 @@ class CheckpointStore(CheckpointReader):
             for name in reversed(checkpoints_among(found)):
                 if self._is_ours(name) is not False:
                     self._storage.remove(name)
+            self._remove_all(segments_among(found))
             self._remove_all(name for name in found if is_claim(name) or is_event_log(name) or _is_leftover(name))
             self._storage.remove(RUN_FILE)
             self.forget()

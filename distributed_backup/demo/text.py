@@ -32,6 +32,9 @@ TEXTS: Final[Mapping[str, str]] = {
     "finished": "",
     "deleted": "is the last one out: has deleted the backup",
     "left": "",
+    "replayed": "replayed {answers} answers, for which it pays no second time",
+    "diverged": "",
+    "voided": "",
     "completed": "finished",
     "exited": "process ended with exit code {code}",
 }

@@ -35,6 +35,9 @@ Kind = Literal[
     "unreachable",
     "reachable",
     "progress",
+    "replayed",
+    "diverged",
+    "voided",
 ]
 
 KINDS: Final[Mapping[str, frozenset[str]]] = {
@@ -64,6 +67,11 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
     "reachable": frozenset(),
     # At the end of each epoch, and every 10 s between.
     "progress": frozenset({"epoch", "batch"}),
+    # The journal. The replay of so many answers has ended, and the fit goes on after this position. It has come to
+    # another state there. So many answers after this position do not count, and are asked for again.
+    "replayed": frozenset({"answers", "epoch", "batch"}),
+    "diverged": frozenset({"reason", "epoch", "batch"}),
+    "voided": frozenset({"answers", "epoch", "batch"}),
 }
 """The fields that an event of each kind always has."""
 

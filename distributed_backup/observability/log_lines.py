@@ -19,6 +19,8 @@ LEVELS: Final = {
     "progress": logging.DEBUG,
     "left": logging.DEBUG,
     "stood_down": logging.DEBUG,
+    "diverged": logging.DEBUG,
+    "voided": logging.DEBUG,
     "lost": logging.WARNING,
     "notice": logging.WARNING,
     "unreachable": logging.WARNING,

@@ -172,4 +172,7 @@ _TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "finished": _where,
     "unreachable": lambda fields: str(fields["reason"]),
     "progress": _where,
+    "replayed": lambda fields: f"{fields['answers']} answers, up to {_where(fields)}",
+    "diverged": lambda fields: f"after {_where(fields)}: {fields['reason']}",
+    "voided": lambda fields: f"{fields['answers']} answers after {_where(fields)}",
 }

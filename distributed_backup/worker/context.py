@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
@@ -89,16 +90,29 @@ class WorkerContext:
     elector: Elector
     saver: Saver
     state: WorkerState = field(default_factory=WorkerState)
+    journal: JournalWriter = field(init=False)
     notices: Notices = field(init=False)
     announcer: Announcer = field(init=False)
     publisher: NoticePublisher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.notices = Notices(self.saver.request_save)
+        self.journal = JournalWriter(
+            storage=self.store.storage,
+            worker_id=self.worker_id,
+            clock=self.clock,
+            term=self.term_to_write_under,
+            run_id=lambda: self.store.run_id,
+        )
+        self.notices = Notices(self.request_save)
         self.announcer = Announcer(self.coordinator, self.worker_id, acknowledged=lambda: self.notices.acknowledged)
         self.publisher = NoticePublisher(
             self.coordinator, self.notices, elector=self.elector, worker_id=self.worker_id, clock=self.clock
         )
+
+    def request_save(self) -> int:
+        """Request a commit of the last boundary, and of the answers since then. Return the saver's ticket."""
+        self.journal.write_stage()
+        return self.saver.request_save()
 
     @property
     def worker_id(self) -> str:

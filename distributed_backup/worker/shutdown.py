@@ -29,6 +29,8 @@ QUIET_TICKS_BEFORE_DELETE: Final = 1.5
 _FINISH_LIMIT: Final = 30.0
 # Seconds that a leaving worker waits for its last events to be written.
 EVENT_LOG_FLUSH_TIMEOUT: Final = 2.0
+# Seconds that a leaving worker waits for the last answers to be written.
+JOURNAL_FLUSH_TIMEOUT: Final = 5.0
 
 
 # -------------------------------------------------------------------- the decisions
@@ -103,6 +105,17 @@ class Shutdown:
         position, name = self._context.newest_known()
         return Preempted(self._context.options.exit_code, position=position, checkpoint=name, seconds=seconds)
 
+    def preempted_at_the_end(self, seconds: float) -> Preempted:
+        """Return the exit for a notice that came `seconds` ago, after this worker had finished."""
+        preempted = self.preempted(seconds)
+        logger.info(
+            "the notice came after the fit had finished worker=%s checkpoint=%s seconds=%.3f",
+            self._context.worker_id,
+            preempted.checkpoint,
+            seconds,
+        )
+        return preempted
+
     # ---------------------------------------------------------------- after the fit
 
     def finish(self, final: Snapshot | None = None) -> None:
@@ -132,6 +145,7 @@ class Shutdown:
         if context.options.delete_checkpoint:
             # Other workers may delete the run from now on. No write of this worker may follow.
             context.report.close(EVENT_LOG_FLUSH_TIMEOUT)
+            context.journal.close(timeout=JOURNAL_FLUSH_TIMEOUT)
             is_last = self._leave_and_check_last()
             with state.condition:
                 if is_last and not self._preemption.is_noticed:
@@ -247,6 +261,7 @@ class Shutdown:
         try:
             if save_last and state.phase == "training" and saver.last is not None:
                 state.phase = "failed"
+                self._context.journal.write_stage()
                 saver.submit(saver.last, due=True)
             if timeout > 0 and not saver.drain(timeout):
                 logger.warning("left with a commit pending worker=%s", self._context.worker_id)
@@ -278,6 +293,7 @@ class Shutdown:
         may_leave = is_member and answers and (self._resign() or not may_skip)
         # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
         context.report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
+        context.journal.close(timeout=JOURNAL_FLUSH_TIMEOUT if limit is None else min(JOURNAL_FLUSH_TIMEOUT, limit / 2))
         if may_leave:
             with errors_logged("leaving"):
                 context.coordinator.leave(context.worker_id)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
@@ -95,6 +96,7 @@ class Worker:
         self._announced_term = 0
         self._announce_warnings = OnceLogger(logger)
         self._commits_fail = False
+        self.report = report
 
     @property
     def worker_id(self) -> str:
@@ -105,11 +107,6 @@ class Worker:
     def notice_given(self) -> bool:
         """Whether this worker is being preempted."""
         return self._preemption.is_noticed
-
-    @property
-    def reserve(self) -> float:
-        """Seconds kept of the grace period for the last commit and for leaving."""
-        return self._preemption.reserve
 
     @property
     def closed(self) -> bool:
@@ -125,6 +122,11 @@ class Worker:
     def lease_left(self) -> float:
         """Seconds until this worker stands down unless it renews. 0 while it does not lead."""
         return self._elector.lease_left
+
+    @property
+    def journal(self) -> JournalWriter:
+        """The writer of this worker's journal."""
+        return self._context.journal
 
     @property
     def _state(self) -> WorkerState:
@@ -190,8 +192,10 @@ class Worker:
 
     # ---------------------------------------------------------------- training, from the training thread
 
-    def boundary(self, snapshot: Snapshot, *, due: bool) -> None:
+    def boundary(self, snapshot: Snapshot, *, due: bool, wait: float = 0.0) -> None:
         """Hand over the state at a batch boundary. `due`: commit it by the schedule, if this worker leads.
+
+        `wait` is for how many seconds to wait until what is due is durable.
 
         Raises:
             Preempted: A notice came. This boundary was saved if the grace period allowed it.
@@ -199,6 +203,8 @@ class Worker:
         """
         self._elector.position = snapshot.position
         self._saver.submit(snapshot, due=due)
+        if wait > 0:
+            self._saver.drain(wait)
         now = self._context.clock.now()
         if snapshot.position.batch == 0 or now >= self._progress_due:
             self._progress_due = now + _PROGRESS_PERIOD
@@ -242,14 +248,7 @@ class Worker:
 
     def preempted_at_the_end(self, seconds: float) -> Preempted:
         """Return the exit for a notice that came `seconds` ago, after this worker had finished."""
-        preempted = self._shutdown.preempted(seconds)
-        logger.info(
-            "the notice came after the fit had finished worker=%s checkpoint=%s seconds=%.3f",
-            self.worker_id,
-            preempted.checkpoint,
-            seconds,
-        )
-        return preempted
+        return self._shutdown.preempted_at_the_end(seconds)
 
     def finish(self, final: Snapshot | None = None) -> None:
         """End a complete fit, see `Shutdown.finish`."""

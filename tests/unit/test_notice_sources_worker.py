@@ -54,7 +54,7 @@ def test_a_notice_with_its_own_time_bounds_the_training_by_that(team: Team) -> N
     now = team.clock.now()
     worker.give_notice("aws:terminate", 110.0)
     assert team.cut_offs["a"] == [now + 99.0]
-    assert worker.reserve == 11.0
+    assert worker._preemption.reserve == 11.0
 
 
 def test_a_signal_after_a_notice_with_more_time_shortens_it(team: Team) -> None:
@@ -65,7 +65,7 @@ def test_a_signal_after_a_notice_with_more_time_shortens_it(team: Team) -> None:
     now = team.clock.now()
     worker.give_notice("SIGTERM")
     assert team.cut_offs["a"][1:] == [now + 27.0]
-    assert worker.reserve == 3.0
+    assert worker._preemption.reserve == 3.0
     worker.give_notice("SIGTERM")
     assert len(team.cut_offs["a"]) == 2
 
@@ -76,7 +76,7 @@ def test_a_notice_with_more_time_after_a_signal_lengthens_nothing(team: Team) ->
     worker.give_notice("SIGTERM")
     worker.give_notice("aws:terminate", 110.0)
     assert len(team.cut_offs["a"]) == 1
-    assert worker.reserve == 3.0
+    assert worker._preemption.reserve == 3.0
 
 
 def test_who_waits_for_a_save_waits_no_longer_than_the_shortened_time(team: Team) -> None:

@@ -1,0 +1,225 @@
+r"""Records and segments of the journal: values, their lines and the names of files.
+
+A segment is a file that is only appended to. Each record is one line: the CRC-32 of the rest in 8 hex digits, a space,
+a JSON object, a newline. So a torn tail and a changed bit are found, and a line can be read by people. A checksum
+proves nothing about who wrote the line. Nothing here does I/O.
+
+    1c291ca3 {"format":1,"run_id":"run-42","term":7,"epoch":2,"batch":3,"worker_id":"w","after":null,"digests":{…}}
+    …        {"answer":"KEY","number":0,"value":{…}}      a response, and which of the equal requests it belongs to
+    …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
+    …        {"failed":"ValueError"}                      an exception has left the fit
+    …        {"left":true}                                the writer has left in order
+    …        {"void":true}                                the answers since the last boundary do not count
+
+No prompt and no credential is written. A key is a digest of its request.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from distributed_backup.checks import checked_name, is_whole
+from distributed_backup.errors import ConfigError
+from distributed_backup.position import Position
+
+FORMAT: Final = 1
+# Larger answers are not recorded. A reader never needs more memory for one line.
+MAX_RECORD: Final = 256 * 2**20
+_NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})\.journal")
+_VALUE: Final = b',"value":'
+
+type Digests = Mapping[str, str]
+"""Digests of one state, by group of variables."""
+
+
+class BadRecordError(ValueError):
+    """A line holds no record. It never leaves the room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The segment that another one continues, and how many of its bytes count."""
+
+    name: str
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The first record of a segment.
+
+    `position` is the last boundary before the segment's first record. `digests` are those of the state there, None if
+    the segment begins later, in the middle of a batch. `after` is None if the segment continues no other.
+
+    Raises:
+        ConfigError: A field has a wrong value.
+    """
+
+    run_id: str
+    term: int
+    worker_id: str
+    position: Position
+    after: Link | None
+    digests: Digests | None
+
+    def __post_init__(self) -> None:
+        checked_name("run_id", self.run_id)
+        checked_name("worker_id", self.worker_id)
+        segment_name(self.term, self.position)
+
+    @property
+    def name(self) -> str:
+        """The name of the segment."""
+        return segment_name(self.term, self.position)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The response to the request with this key, as JSON. `number` counts equal requests since the last boundary."""
+
+    key: str
+    number: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundary:
+    """A boundary that the fit has come to, and the digests of its state there."""
+
+    position: Position
+    digests: Digests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """An exception of this class has left the fit."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The writer has left the run in order, so the answers are not the cause of its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """The answers since the last boundary do not count: see `training.answers`."""
+
+
+type Record = Header | Answer | Boundary | Failed | Left | Void
+
+
+def segment_name(term: int, position: Position) -> str:
+    """Return the file name of a segment. Names sort as (term, position) does.
+
+    Raises:
+        ConfigError: `term` is no whole number from 1 on with at most 10 digits.
+
+    Example:
+        >>> segment_name(7, Position(2, 3))
+        '0000000007-00000002-00000003.journal'
+    """
+    if not is_whole(term) or not 0 < term < 10**10:
+        raise ConfigError(f"want a whole number 0 < term < 10^10, got {term!r}")
+    return f"{term:010d}-{position.epoch:08d}-{position.batch:08d}.journal"
+
+
+def parse_segment_name(name: str) -> tuple[int, Position] | None:
+    """Return term and position in the name of a segment. None for any other name."""
+    match = _NAME.fullmatch(name)
+    if match is None or not int(match[1]):
+        return None
+    return int(match[1]), Position(int(match[2]), int(match[3]))
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the line of a record."""
+    body = orjson.dumps(_fields(record))
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    match record:
+        case Answer(key=key, number=number, value=value):
+            return {"answer": key, "number": number, "value": orjson.Fragment(value)}
+        case Boundary(position=position, digests=digests):
+            return {"boundary": position.as_tuple, "digests": dict(digests)}
+        case Failed(error=error):
+            return {"failed": error}
+        case Left():
+            return {"left": True}
+        case Void():
+            return {"void": True}
+        case Header(after=after, digests=digests, position=position):
+            return {
+                "format": FORMAT,
+                "run_id": record.run_id,
+                "term": record.term,
+                "epoch": position.epoch,
+                "batch": position.batch,
+                "worker_id": record.worker_id,
+                "after": None if after is None else [after.name, after.end],
+                "digests": None if digests is None else dict(digests),
+            }
+
+
+def decode_record(line: bytes) -> Record:
+    """Return the record in a line without its newline.
+
+    Raises:
+        BadRecordError: The line is not one that `encode_record` has made.
+    """
+    checksum, _, body = line.partition(b" ")
+    if len(checksum) != 8 or b"%08x" % zlib.crc32(body) != checksum:
+        raise BadRecordError("the checksum does not match")
+    head, marker, value = body.partition(_VALUE)
+    try:
+        # The value of an answer is not parsed here: most answers are only counted or passed over.
+        fields = orjson.loads(head + b"}" if marker else body)
+        return _record(fields, value[:-1] if marker else None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecordError(f"the record is not sound ({error})") from None
+
+
+def _record(fields: dict[str, Any], value: bytes | None) -> Record:
+    if value is not None:
+        return Answer(key=_text(fields["answer"]), number=_count(fields["number"]), value=value)
+    match fields:
+        case {"boundary": [epoch, batch], "digests": dict(digests)}:
+            return Boundary(position=Position(epoch, batch), digests=digests)
+        case {"failed": str(error)}:
+            return Failed(error=error)
+        case {"left": True}:
+            return Left()
+        case {"void": True}:
+            return Void()
+        case {"format": found} if found != FORMAT:
+            raise BadRecordError(f"format {found!r} is unknown, this version reads {FORMAT}")
+    after, digests = fields["after"], fields["digests"]
+    return Header(
+        run_id=fields["run_id"],
+        term=fields["term"],
+        worker_id=fields["worker_id"],
+        position=Position(fields["epoch"], fields["batch"]),
+        after=None if after is None else Link(name=_text(after[0]), end=_count(after[1])),
+        digests=None if digests is None else dict(digests),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRecordError(f"want text, got {value!r:.40}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not is_whole(value) or value < 0:
+        raise BadRecordError(f"want a whole number, got {value!r:.40}")
+    return int(value)
