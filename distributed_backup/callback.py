@@ -22,9 +22,10 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
 from distributed_backup.observability.events import Sink
 from distributed_backup.preemption.sources.base import NoticeSource
+from distributed_backup.training.environment import SaveFrequency
 from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.session import FitSession
-from distributed_backup.training.settings import DEFAULT_SAVE_FREQ, Arguments, SaveFrequency
+from distributed_backup.training.settings import DEFAULT_SAVE_FREQ, Arguments
 from distributed_backup.worker.options import OnSaveError
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
             `get_state` and `set_state` if they have both, or else all attributes. A container or random generator is
             restored itself. Default: None, which saves synalinks' own callbacks in the fit's list except `History`, and
             the counters and metrics of tokens and cost. `()` saves none of these.
+        journal: Whether the leader records each answer of a model, so that a resumed fit asks for none again. Default:
+            True. With `save_freq=False`, answers are written from a notice on. False keeps no journal.
+        journal_of: Other methods whose results are recorded: a pair of an object and the name of an asynchronous method
+            of it, or several such pairs. For a client of your own, or an expensive tool. Results must be JSON. Default:
+            None, which records language, embedding and decision models of synalinks.
         on_save_error: "warn" logs a failed commit and training continues. "raise" ends the fit with the error.
             Default: "warn", because earlier checkpoints are intact and the next commit may succeed.
         restore_timeout: Seconds to wait at the start for the store, and for the leader's announcement. Default: 300,
@@ -118,31 +124,17 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
         signals: Iterable[int] = (signal.SIGTERM,),
         notices: str | NoticeSource | Iterable[str | NoticeSource] | None = None,
         state_of: Sequence[Any] | None = None,
+        journal: bool = True,
+        journal_of: tuple[Any, str] | Iterable[tuple[Any, str]] | None = None,
         on_save_error: OnSaveError = "warn",
         restore_timeout: float = 300.0,
         timings: LeaseTimings | None = None,
     ) -> None:
+        # First, while there are no other local names. Each parameter is a field of `Arguments`.
+        given = {name: value for name, value in locals().items() if name != "self"}
         # The host's own __init__ and hooks must not run, see `test_no_method_of_the_host_runs`.
         synalinks.callbacks.Callback.__init__(self)
-        self._settings = Arguments(
-            backup_dir=backup_dir,
-            save_freq=save_freq,
-            double_checkpoint=double_checkpoint,
-            delete_checkpoint=delete_checkpoint,
-            save_before_preemption=save_before_preemption,
-            coordinator=coordinator,
-            run_id=run_id,
-            worker_id=worker_id,
-            standby=standby,
-            grace_period=grace_period,
-            exit_code=exit_code,
-            signals=signals,
-            notices=notices,
-            state_of=state_of,
-            on_save_error=on_save_error,
-            restore_timeout=restore_timeout,
-            timings=timings,
-        ).resolve(os.environ)
+        self._settings = Arguments(**given).resolve(os.environ)
         self._is_path = isinstance(backup_dir, os.PathLike)
         self._session: FitSession | None = None
         self._connect()

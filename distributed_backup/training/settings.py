@@ -1,17 +1,16 @@
 """Resolve what a user sets: arguments and the environment.
 
-An argument wins over its environment variable, and a variable wins over the default. The environment is read when a
-callback is made, never at import. A variable that changes later has no effect.
+An argument wins over its environment variable, and a variable wins over the default: see `environment`.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.checks import checked_boolean, checked_name, checked_seconds, is_whole, shown
@@ -22,9 +21,8 @@ from distributed_backup.errors import ConfigError
 from distributed_backup.preemption.sources import NoticeSource, NoticeSources, notice_sources
 from distributed_backup.storage import absolute_place, storage_from_url
 from distributed_backup.training.attributes import can_hold_state
+from distributed_backup.training.environment import EnvironmentSettings, SaveFrequency, named, variable_of
 from distributed_backup.worker.options import OnSaveError, WorkerOptions
-
-ENVIRONMENT_PREFIX = "DISTRIBUTED_BACKUP_"
 
 # In seconds. The lease is shortened to fit into the grace period, and a renewal takes a few milliseconds.
 MIN_GRACE_PERIOD: Final = 0.1
@@ -34,8 +32,6 @@ _DEFAULT_GRACE_PERIOD: Final = 30.0
 _REQUEST_PART: Final = 1 / 3
 
 _UNCHANGEABLE: Final = (str, bytes, int, float, complex, tuple, frozenset, type(None), type)
-
-SaveFrequency = int | Literal["epoch", False]
 
 
 class _HostDefault(str):
@@ -65,6 +61,8 @@ class Arguments:
     signals: Iterable[int]
     notices: str | NoticeSource | Iterable[str | NoticeSource] | None
     state_of: Sequence[Any] | None
+    journal: bool
+    journal_of: Any
     on_save_error: OnSaveError
     restore_timeout: float
     timings: LeaseTimings | None
@@ -83,7 +81,7 @@ class Arguments:
         if variables.metrics_port is not None:
             # A missing client is reported here, before the fit.
             import distributed_backup.observability.metrics  # noqa: F401
-        with _named("backup_dir"):
+        with named("backup_dir"):
             backup_dir = absolute_place(self.backup_dir)
         worker = _worker_options(self, variables)
         return Settings(
@@ -111,22 +109,8 @@ def _chosen(name: str, arguments: Arguments, variables: EnvironmentSettings, def
     """Return the value that counts: that of the argument, else of the variable, else the default."""
     argument, variable = getattr(arguments, name), getattr(variables, name)
     if variable is not None and (argument is None or isinstance(argument, _HostDefault)):
-        return Setting(_variable(name), variable)
+        return Setting(variable_of(name), variable)
     return Setting(name, default if argument is None else argument)
-
-
-def _variable(name: str) -> str:
-    return f"${ENVIRONMENT_PREFIX}{name.upper()}"
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Begin the message of a `ConfigError` with the name of the setting that it is about."""
-    try:
-        yield
-    except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(name) else f"{name}: {text}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +124,8 @@ class SessionOptions:
     notices: NoticeSources
     signals: tuple[signal.Signals, ...]
     state_of: tuple[Any, ...] | None
+    journal: bool
+    journal_of: tuple[tuple[Any, str], ...]
     metrics_port: int | None
 
 
@@ -163,7 +149,7 @@ class Settings:
         Raises:
             ConfigError: The directory's URL can't be used. The message names the argument.
         """
-        with _named("backup_dir"):
+        with named("backup_dir"):
             storage = storage_from_url(self.backup_dir, run_id=self.run_id, limit=self.request_timeout)
         return CheckpointStore(storage, run_id=self.run_id, keep=self.checkpoints_kept)
 
@@ -176,7 +162,7 @@ class Settings:
         name, given = self.coordinator
         if isinstance(given, Coordinator):
             return given
-        with _named(name):
+        with named(name):
             if isinstance(given, str):
                 return coordinator_from_url(given, backup_dir=self.backup_dir)
             # Imported here, because only users of Redis need its driver.
@@ -223,6 +209,8 @@ def _session_options(arguments: Arguments, variables: EnvironmentSettings, worke
         notices=notices,
         signals=signals,
         state_of=_state_of(arguments.state_of),
+        journal=checked_boolean("journal", arguments.journal),
+        journal_of=_journal_of(arguments.journal_of),
         metrics_port=variables.metrics_port,
     )
 
@@ -290,75 +278,20 @@ def _state_of(given: object) -> tuple[Any, ...] | None:
     return objects
 
 
-# -------------------------------------------------------------------- the environment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvironmentSettings:
-    """The settings that a job manifest makes through the environment. None where a variable is absent or empty."""
-
-    coordinator: str | None = None
-    run_id: str | None = None
-    worker_id: str | None = None
-    grace_period: float | None = None
-    save_freq: SaveFrequency | None = None
-    standby: bool | None = None
-    notices: NoticeSources | None = None
-    metrics_port: int | None = None
-
-    @classmethod
-    def read(cls, environment: Mapping[str, str]) -> EnvironmentSettings:
-        """Parse the variables `DISTRIBUTED_BACKUP_*` of `environment`.
-
-        Raises:
-            ConfigError: A variable has a value of the wrong form. The message names the variable.
-        """
-
-        def read[T](name: str, parse: Callable[[str, str], T]) -> T | None:
-            text = environment.get(ENVIRONMENT_PREFIX + name.upper(), "").strip()
-            return parse(_variable(name), text) if text else None
-
-        return cls(
-            coordinator=read("coordinator", lambda _, text: text),
-            run_id=read("run_id", checked_name),
-            worker_id=read("worker_id", checked_name),
-            grace_period=read("grace_period", _seconds),
-            save_freq=read("save_freq", _save_freq),
-            standby=read("standby", _boolean),
-            notices=read("notices", _notices),
-            metrics_port=read("metrics_port", _port),
+def _journal_of(given: object) -> tuple[tuple[Any, str], ...]:
+    """Return the pairs in `given`: one, or a sequence of them."""
+    if given is None:
+        return ()
+    pairs = (given,) if _is_method(given) else given
+    if not isinstance(pairs, Iterable) or not all(map(_is_method, pairs := tuple(pairs))):
+        raise ConfigError(
+            "journal_of must be a pair of an object and the name of an asynchronous method of it, such as "
+            f'(client, "search"), or a sequence of such pairs, got {shown(given)}'
         )
+    return cast(tuple[tuple[Any, str], ...], pairs)
 
 
-def _seconds(variable: str, text: str) -> float:
-    try:
-        return checked_seconds(variable, float(text))
-    except ValueError:
-        raise ConfigError(f"{variable} must be a positive number of seconds, got {text!r}") from None
-
-
-def _save_freq(variable: str, text: str) -> SaveFrequency:
-    if text.lower() in {"false", "epoch"}:
-        return "epoch" if text.lower() == "epoch" else False
-    if text.isdecimal() and len(text) < 10 and int(text) >= 1:
-        return int(text)
-    raise ConfigError(f"{variable} must be 'epoch', 'false' or a whole number of at least 1, got {text!r}")
-
-
-def _boolean(variable: str, text: str) -> bool:
-    if text.lower() in {"1", "true", "yes", "on"}:
-        return True
-    if text.lower() in {"0", "false", "no", "off"}:
+def _is_method(pair: object) -> bool:
+    if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], str):
         return False
-    raise ConfigError(f"{variable} must be true or false, got {text!r}")
-
-
-def _notices(variable: str, text: str) -> NoticeSources:
-    with _named(variable):
-        return notice_sources(text)
-
-
-def _port(variable: str, text: str) -> int:
-    if text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536:
-        return int(text)
-    raise ConfigError(f"{variable} must be a port, a whole number from 1 to 65535, got {text!r}")
+    return inspect.iscoroutinefunction(getattr(pair[0], pair[1], None))

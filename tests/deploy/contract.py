@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distributed_backup.errors import ConfigError
-from distributed_backup.training.settings import EnvironmentSettings
+from distributed_backup.training.environment import EnvironmentSettings
 from tests.deploy.facts import PINNED, callback_exit_code, job_variables, package_variables
 from tests.deploy.model import Manifest, Pods, find, jobs, name_of, pods, selects, walk
 from tests.deploy.network import network_problems

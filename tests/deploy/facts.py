@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from distributed_backup.cli.app import app
-from distributed_backup.training.settings import EnvironmentSettings
+from distributed_backup.training.environment import EnvironmentSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

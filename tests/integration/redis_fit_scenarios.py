@@ -17,7 +17,7 @@ import redis
 import synalinks
 
 from distributed_backup.errors import BackupError
-from distributed_backup.training.settings import ENVIRONMENT_PREFIX
+from distributed_backup.training.environment import ENVIRONMENT_PREFIX
 from tests.integration.preemption_scenarios import Report, SlowModel, fit
 from tests.support.jobs import Job
 from tests.support.redis_fits import TRAIN_END

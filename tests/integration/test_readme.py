@@ -30,7 +30,7 @@ from distributed_backup.observability.events import KINDS, OPTIONAL_FIELDS
 from distributed_backup.observability.log_lines import LEVELS
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
-from distributed_backup.training.settings import ENVIRONMENT_PREFIX, EnvironmentSettings
+from distributed_backup.training.environment import ENVIRONMENT_PREFIX, EnvironmentSettings
 from distributed_backup.urls import REDIS_SCHEMES
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker

@@ -24,7 +24,7 @@ from distributed_backup.observability import metrics
 from distributed_backup.observability.events import Event, Kind
 from distributed_backup.observability.metrics import Metrics, WorkerMetrics, metrics_at
 from distributed_backup.observability.reporter import Reporter
-from distributed_backup.training.settings import EnvironmentSettings
+from distributed_backup.training.environment import EnvironmentSettings
 from tests.support.internals import context_of, saver_of
 from tests.support.servers import free_port
 from tests.support.team import PATIENCE, Team, snapshot

@@ -19,7 +19,7 @@ from distributed_backup.preemption.sources.aws import AwsSource
 from distributed_backup.preemption.sources.azure import AzureSource
 from distributed_backup.preemption.sources.file import FileSource
 from distributed_backup.preemption.sources.gce import GceSource
-from distributed_backup.training.settings import EnvironmentSettings
+from distributed_backup.training.environment import EnvironmentSettings
 from tests.support.metadata_servers import Aws, Azure, Cloud, Gce, Reply
 
 

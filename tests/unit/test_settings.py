@@ -20,10 +20,10 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
 from distributed_backup.preemption.sources import NoticeSources
+from distributed_backup.training.environment import EnvironmentSettings
 from distributed_backup.training.settings import (
     DEFAULT_SAVE_FREQ,
     Arguments,
-    EnvironmentSettings,
     Settings,
     checked_save_freq,
 )
@@ -262,6 +262,8 @@ def arguments(**given: Any) -> Arguments:
         "exit_code": 143,
         "signals": (signal.SIGTERM,),
         "state_of": None,
+        "journal": True,
+        "journal_of": None,
         "on_save_error": "warn",
         "restore_timeout": 300.0,
     }
