@@ -20,9 +20,7 @@ from synalinks.src.utils.io_utils import print_msg
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Coordinator
-from distributed_backup.observability.event_log import EventLog
 from distributed_backup.observability.events import Sink
-from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.poller import NoticePoller
 from distributed_backup.preemption.signals import SignalWatch
@@ -30,7 +28,9 @@ from distributed_backup.training.cancellation import CancelScope
 from distributed_backup.training.description import describe
 from distributed_backup.training.fast_forward import FastForward
 from distributed_backup.training.fingerprint import data_parts, fingerprint
+from distributed_backup.training.fit_journal import FitJournal
 from distributed_backup.training.fit_start import fit_start
+from distributed_backup.training.fit_worker import make_worker
 from distributed_backup.training.forced_exit import ForcedExit, release_exits
 from distributed_backup.training.running_fit import RunningFit
 from distributed_backup.training.settings import SessionOptions
@@ -38,14 +38,14 @@ from distributed_backup.training.snapshots import Snapshots
 from distributed_backup.training.standby_wait import StandbyWait
 from distributed_backup.training.state import TrainingState
 from distributed_backup.worker.fit_task import current_task
-from distributed_backup.worker.options import new_worker_id
 from distributed_backup.worker.start_point import StartPoint
-from distributed_backup.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 # Seconds that a session which ends without a notice waits for commits that are due.
 _DRAIN_LIMIT: Final = 30.0
+# Seconds that a fresh start waits for its checkpoint, before the first answer is paid for.
+_START_LIMIT: Final = 5.0
 # Seconds between two reports of a fast-forward.
 _PROGRESS_PERIOD: Final = 10.0
 
@@ -79,18 +79,17 @@ class FitSession:
         self._task = current_task()
         self._running_fit = RunningFit.find(self._program)
         self._scope = CancelScope(clock)
-        self._worker = Worker(
-            store=store,
-            coordinator=coordinator,
-            clock=clock,
-            options=options.worker,
-            stop_training_at=self._scope.set_deadline,
-            report=Reporter(new_worker_id(options.worker_name), *self._sinks(store, clock, sinks)),
-        )
+        self._worker = make_worker(options, store, coordinator, clock, self._scope.set_deadline, sinks)
         self._state = TrainingState(self._program, options.state_of, self._running_fit.callbacks)
         self._snapshots = Snapshots(self._state, options)
+        self._journal = FitJournal(self._worker, options, store=store, clock=clock)
         self._standby = StandbyWait(
-            self._worker, options.worker, scope=self._scope, state=self._state, snapshots=self._snapshots
+            self._worker,
+            options.worker,
+            scope=self._scope,
+            state=self._state,
+            snapshots=self._snapshots,
+            journal=self._journal,
         )
         self._fit = FastForward(self._program, scope=self._scope, standby=self._standby, listener=self)
         self._signals = SignalWatch(options.signals, on_notice=self._give_notice)
@@ -105,16 +104,6 @@ class FitSession:
         self._clock, self._progress_due = clock, 0.0
         self._restored = StartPoint()
         self._position = Position(0)
-
-    def _sinks(self, store: CheckpointStore, clock: Clock, others: tuple[Sink, ...]) -> Iterator[Sink]:
-        yield EventLog(store.storage, clock=clock)
-        if self._options.metrics_port is not None:
-            # Imported here, because only users of metrics have the client.
-            from distributed_backup.observability.metrics import WorkerMetrics, metrics_at
-
-            metrics = metrics_at(self._options.metrics_port)
-            yield WorkerMetrics(metrics, lease_left=lambda: self._worker.lease_left)
-        yield from others
 
     # ---------------------------------------------------------------- from the callback's hooks
 
@@ -195,6 +184,8 @@ class FitSession:
         if start.is_resumed:
             self._program._initial_epoch = start.epoch  # noqa: SLF001 - the documented way for a callback to set it
         self._worker.training_started(start.position)
+        # Of other data, or at another position, the log would be of another fit.
+        self._journal.begin(checkpoint if start.data_is_known else None, self._state)
         self._fit.install(frame, start.position if start.is_resumed and not start.has_finished else None, loop)
 
     def epoch_begins(self, epoch: int) -> None:
@@ -247,10 +238,12 @@ class FitSession:
             self.end()
         self._forced_exit.handle_late_signal()
 
-    def _boundary(self, position: Position, *, due: bool) -> None:
+    def _boundary(self, position: Position, *, due: bool, wait: float = 0.0) -> None:
         self._signals.keep_in_front()
         with self._ended_by_errors():
-            self._worker.boundary(self._snapshots.take(position, self._fit.loop_state()), due=due)
+            snapshot = self._snapshots.take(position, self._fit.loop_state())
+            due = self._journal.boundary(position, self._state.captured_digests(), due=due)
+            self._worker.boundary(snapshot, due=due, wait=wait)
 
     # ---------------------------------------------------------------- from the wrapped methods
 
@@ -262,8 +255,8 @@ class FitSession:
         elif self._restored.checkpoint is not None:
             self._state.apply(self._restored.checkpoint.body)
         else:
-            # A notice during the first batch then has a boundary to save.
-            self._boundary(self._position, due=False)
+            # A notice during the first batch then has a boundary to save, and the journal a checkpoint to begin at.
+            self._boundary(self._position, due=False, wait=_START_LIMIT)
 
     def on_target_reached(self, *, same_data: bool) -> None:
         """Apply the restored state again."""
@@ -299,6 +292,7 @@ class FitSession:
         self._register_signal()
         if self._worker.notice_given and not self._worker.closed:
             return self.on_deadline()
+        self._journal.failed(error)
         self.end()
         return error
 
@@ -350,6 +344,7 @@ class FitSession:
         else:
             self._forced_exit.release()
         self._fit.remove()
+        self._journal.end()
         atexit.unregister(self.end)
         if self._task is not None:
             self._task.remove_done_callback(self._task_ended)

@@ -17,6 +17,7 @@ from distributed_backup.worker.worker import Worker
 
 if TYPE_CHECKING:
     # They import synalinks, which takes seconds.
+    from distributed_backup.training.fit_journal import FitJournal
     from distributed_backup.training.snapshots import Snapshots
     from distributed_backup.training.state import TrainingState
 
@@ -25,13 +26,21 @@ class StandbyWait:
     """The waits of one fit after its start. Without `standby=True` there are none."""
 
     def __init__(
-        self, worker: Worker, options: WorkerOptions, *, scope: CancelScope, state: TrainingState, snapshots: Snapshots
+        self,
+        worker: Worker,
+        options: WorkerOptions,
+        *,
+        scope: CancelScope,
+        state: TrainingState,
+        snapshots: Snapshots,
+        journal: FitJournal,
     ) -> None:
         self._worker = worker
         self._is_standby = options.standby
         self._scope = scope
         self._state = state
         self._snapshots = snapshots
+        self._journal = journal
         self._before: bytes | None = None
 
     def wait(self) -> bool:
@@ -58,6 +67,7 @@ class StandbyWait:
         has_finished = self.wait()
         if not has_finished:
             self._before = self._state.capture()
+            self._journal.mark()
         return has_finished
 
     def undo_await(self) -> bool:
@@ -67,6 +77,7 @@ class StandbyWait:
         self._scope.withdraw_deadline()
         if self._before is not None:
             self._state.apply(self._before)
+            self._journal.rewind()
         return True
 
     def apply_last_boundary(self) -> None:

@@ -23,7 +23,7 @@ class Stubs:
 
     def wait(self, *, standby: bool = True) -> StandbyWait:
         stub = cast(Any, self)
-        return StandbyWait(stub, WorkerOptions(standby=standby), scope=stub, state=stub, snapshots=stub)
+        return StandbyWait(stub, WorkerOptions(standby=standby), scope=stub, state=stub, snapshots=stub, journal=stub)
 
     def capture(self) -> bytes:
         self.calls.append("capture")
@@ -31,6 +31,12 @@ class Stubs:
 
     def apply(self, body: bytes) -> None:
         self.value = int(body)
+
+    def mark(self) -> None:
+        self.calls.append("mark")
+
+    def rewind(self) -> None:
+        self.calls.append("rewind")
 
     def withdraw_deadline(self) -> None:
         self.calls.append("withdraw_deadline")
@@ -53,7 +59,8 @@ def test_a_cancelled_await_is_undone_before_it_is_repeated() -> None:
     assert wait.undo_await()
     assert stubs.value == 0
     assert not wait.before_await()
-    assert stubs.calls == ["capture", "withdraw_deadline", "withdraw_deadline", "stand_by", "capture"]
+    undone = ["withdraw_deadline", "rewind", "withdraw_deadline", "stand_by"]
+    assert stubs.calls == ["capture", "mark", *undone, "capture", "mark"]
 
 
 def test_an_await_that_a_notice_cancels_is_not_undone() -> None:
@@ -65,7 +72,7 @@ def test_an_await_that_a_notice_cancels_is_not_undone() -> None:
     assert not wait.undo_await()
     stubs.stands_by = stubs.notice_given = True
     assert not wait.undo_await()
-    assert (stubs.value, stubs.calls) == (7, ["capture"])
+    assert (stubs.value, stubs.calls) == (7, ["capture", "mark"])
 
 
 def test_what_is_cancelled_before_the_first_capture_is_only_repeated() -> None:

@@ -1,0 +1,169 @@
+"""Hand out the answers of models to a fit, one at a time and in one order.
+
+What a fit does with an answer depends on the answers before it. So each answer is handed out when the consequences of
+the one before have run as far as they can without waiting. Then the order of answers alone decides the state, and a
+replay in the same order comes to the same state.
+
+Answers of a log have places, and each is handed out at its place. New answers come after them, in the order in which
+they were added. Both wait for a log answer whose request has not been made, at most `STALL_LIMIT` seconds.
+
+The limit: what waits for something else than a model, such as a tool, takes part in no order.
+
+Fact relied on (Python 3.12): the handles that an event loop is about to run are in its attribute `_ready`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+# Seconds without a request or an answer, after which a place is passed over whose request has not been made.
+STALL_LIMIT: Final = 60.0
+# Seconds that a new answer waits for the journal.
+WRITE_LIMIT: Final = 5.0
+# Cycles of the event loop in which the consequences of one answer may run. A task that polls would take all of them.
+_MAX_CYCLES: Final = 200
+
+
+class NewAnswer:
+    """A new answer in the queue. It may be handed out once it is ready."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.is_ready = False
+
+
+class Delivery:
+    """The order of answers in one fit. Used in the thread of its event loop. `on_stall` is called once for each log."""
+
+    def __init__(self, on_stall: Callable[[], None]) -> None:
+        self._on_stall = on_stall
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._count = self._next = 0
+        self._is_ordered = True
+        self._places: dict[int, asyncio.Future[None]] = {}
+        self._new: deque[NewAnswer] = deque()
+        self._is_settling = self._is_open = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, count: int, *, is_open: bool) -> None:
+        """Expect `count` answers of a log. `is_open`: new answers come after them. Else they need not wait."""
+        waiting = [self._places[place] for place in sorted(self._places)]
+        self._count, self._next, self._is_open, self._is_ordered = count, 0, is_open, True
+        self._places = {}
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    @property
+    def place(self) -> int:
+        """The place whose turn it is."""
+        return self._next
+
+    @property
+    def left(self) -> int:
+        """Answers of the log that were not handed out."""
+        return max(0, self._count - self._next)
+
+    def touch(self) -> None:
+        """Note that a request was made or answered."""
+        self._loop = asyncio.get_running_loop()
+        self._arm()
+
+    async def turn(self, place: int) -> None:
+        """Wait until it is the turn of this place."""
+        loop = asyncio.get_running_loop()
+        self._places[place] = future = loop.create_future()
+        self.touch()
+        self._hand_out()
+        try:
+            await future
+        except asyncio.CancelledError:
+            # Its place stays, and is passed over in its turn.
+            self._hand_out()
+            raise
+
+    def add(self) -> NewAnswer:
+        """Add a new answer to the end of the order."""
+        answer = NewAnswer(asyncio.get_running_loop())
+        self._new.append(answer)
+        self.touch()
+        return answer
+
+    def ready(self, answer: NewAnswer) -> None:
+        """Let a new answer be handed out."""
+        answer.is_ready = True
+        self._hand_out()
+
+    def release(self) -> None:
+        """Hand out everything, without order. The fit is over, or its log is not followed any more."""
+        self._is_ordered = False
+        self._next = self._count
+        for answer in self._new:
+            answer.is_ready = True
+        self._hand_out()
+        self._arm()
+
+    def close(self) -> None:
+        """Hand out everything, from any thread."""
+        self.call_from_thread(self.release)
+
+    def call_from_thread(self, call: Callable[[], None]) -> None:
+        """Run `call` in the event loop. No effect if the loop is closed."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(call)
+
+    # ---------------------------------------------------------------- one at a time
+
+    def _hand_out(self) -> None:
+        if self._is_settling:
+            return
+        future = self._next_future()
+        if future is None:
+            return
+        if not future.done():
+            future.set_result(None)
+        self._is_settling = True
+        self._settle(future.get_loop(), 0)
+        self._arm()
+
+    def _next_future(self) -> asyncio.Future[None] | None:
+        if not self._is_ordered and self._places:
+            return self._places.pop(min(self._places))
+        if self._next < self._count and self._next in self._places:
+            self._next += 1
+            return self._places.pop(self._next - 1)
+        is_turn_of_new = self._next >= self._count or not self._is_open
+        if is_turn_of_new and self._new and self._new[0].is_ready:
+            return self._new.popleft().future
+        return None
+
+    def _settle(self, loop: Any, cycles: int) -> None:
+        """Hand out the next answer when nothing else is about to run."""
+        # An event loop of another library may have no such attribute. Then all cycles are run.
+        is_idle = cycles > 0 and len(getattr(loop, "_ready", (None,))) == 0
+        if is_idle or cycles > _MAX_CYCLES:
+            self._is_settling = False
+            self._hand_out()
+        else:
+            loop.call_soon(self._settle, loop, cycles + 1)
+
+    # ---------------------------------------------------------------- the bound
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        is_waiting = bool(self._places or self._new) and self._next < self._count
+        if is_waiting and self._loop is not None and not self._loop.is_closed():
+            self._timer = self._loop.call_later(STALL_LIMIT, self._stalled)
+
+    def _stalled(self) -> None:
+        self._timer = None
+        if self._next < self._count and self._is_ordered:
+            self.release()
+            self._on_stall()
