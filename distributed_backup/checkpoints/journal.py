@@ -280,6 +280,14 @@ class LogReader:
                     return Stage(answers=tuple(answers), end=record)
         return Stage(answers=tuple(answers), end=None, failures=failures, deaths=deaths)
 
+    def more(self) -> Iterator[Record]:
+        """Yield what was appended since the last call, for a log that grows.
+
+        Raises:
+            StoreError: The storage can't be read.
+        """
+        return self._all_records()
+
     def _next_reader(self) -> SegmentReader:
         part = self._parts.pop(0)
         return SegmentReader(self._storage, part.name, start=part.start, end=part.end)

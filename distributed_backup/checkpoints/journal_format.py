@@ -7,6 +7,7 @@ proves nothing about who wrote the line. Nothing here does I/O.
     1c291ca3 {"format":1,"run_id":"run-42","term":7,"epoch":2,"batch":3,"worker_id":"w","after":null,"digests":{…}}
     …        {"answer":"KEY","number":0,"value":{…}}      a response, and which of the equal requests it belongs to
     …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
+    …        {"unanswered":"KEY","number":0,"error":"…"}  the request failed, or its response can't be written
     …        {"failed":"ValueError"}                      an exception has left the fit
     …        {"left":true}                                the writer has left in order
     …        {"void":true}                                the answers since the last boundary do not count
@@ -97,6 +98,18 @@ class Boundary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unanswered:
+    """The request with this key and number failed, or its response can't be written. For followers, which wait for it.
+
+    A replay asks again.
+    """
+
+    key: str
+    number: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """An exception of this class has left the fit."""
 
@@ -113,7 +126,7 @@ class Void:
     """The answers since the last boundary do not count: see `training.answers`."""
 
 
-type Record = Header | Answer | Boundary | Failed | Left | Void
+type Record = Header | Answer | Unanswered | Boundary | Failed | Left | Void
 
 
 def segment_name(term: int, position: Position) -> str:
@@ -145,12 +158,14 @@ def encode_record(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _fields(record: Record) -> dict[str, Any]:
+def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each kind
     match record:
         case Answer(key=key, number=number, value=value):
             return {"answer": key, "number": number, "value": orjson.Fragment(value)}
         case Boundary(position=position, digests=digests):
             return {"boundary": position.as_tuple, "digests": dict(digests)}
+        case Unanswered(key=key, number=number, error=error):
+            return {"unanswered": key, "number": number, "error": error}
         case Failed(error=error):
             return {"failed": error}
         case Left():
@@ -188,12 +203,14 @@ def decode_record(line: bytes) -> Record:
         raise BadRecordError(f"the record is not sound ({error})") from None
 
 
-def _record(fields: dict[str, Any], value: bytes | None) -> Record:
+def _record(fields: dict[str, Any], value: bytes | None) -> Record:  # noqa: PLR0911 - one for each kind
     if value is not None:
         return Answer(key=_text(fields["answer"]), number=_count(fields["number"]), value=value)
     match fields:
         case {"boundary": [epoch, batch], "digests": dict(digests)}:
             return Boundary(position=Position(epoch, batch), digests=digests)
+        case {"unanswered": str(key), "number": number, "error": str(error)}:
+            return Unanswered(key=key, number=_count(number), error=error)
         case {"failed": str(error)}:
             return Failed(error=error)
         case {"left": True}:

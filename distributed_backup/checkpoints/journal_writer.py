@@ -138,6 +138,11 @@ class JournalWriter:
         """Write nothing more before the next checkpoint: this fit does not follow the log any more."""
         self._add(self._abandon)
 
+    def step_down(self) -> None:
+        """Write nothing more before `continue_log`: another worker leads, and this fit follows its journal."""
+        self._is_replaying = True
+        self._add(self._release_segment)
+
     def write_stage(self) -> None:
         """Write what was kept since the last boundary, whose checkpoint is about to be committed. From any thread."""
         if self._thread is not None:
@@ -262,6 +267,10 @@ class JournalWriter:
     def _leave(self) -> None:
         if self._segment is not None and (self._segment.size > 0 or self._lines):
             self._lines.append(encode_record(Left()))
+
+    def _release_segment(self) -> None:
+        self._flush()
+        self._segment = None
 
     def _abandon(self) -> None:
         self._flush()

@@ -20,7 +20,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -60,6 +60,8 @@ class CheckpointStore(CheckpointReader):
 
     Attributes:
         terms: The claims of the run's terms.
+        slowest_follower: Returns the position of the slowest worker that reads the journal. A commit keeps the
+            segments that it needs.
 
     Raises:
         ConfigError: A wrong place or run id, or `keep` < 1.
@@ -81,6 +83,7 @@ class CheckpointStore(CheckpointReader):
         storage = place if isinstance(place, Storage) else storage_from_url(place, run_id=run_id)
         super().__init__(storage, run_id=run_id)
         self.terms = TermClaims(storage)
+        self.slowest_follower: Callable[[], Position | None] = lambda: None
         self._keep = keep
         self._lock = threading.Lock()
 
@@ -241,11 +244,11 @@ class CheckpointStore(CheckpointReader):
         if not kept:
             return []
         older = [name for name in reversed(names) if name < kept[-1] and term_of(name) <= term]
-        oldest = parse_name(kept[-1]) or (0, Position(0))
-        return [
-            *(name for name in older if self._is_ours(name) is not False),
-            *unneeded_segments(found, kept=oldest, term=term),
-        ]
+        oldest, position = parse_name(kept[-1]) or (0, Position(0))
+        segments = unneeded_segments(found, kept=(oldest, position), term=term)
+        if segments and (slowest := self.slowest_follower()) is not None:
+            segments = unneeded_segments(found, kept=(oldest, min(position, slowest)), term=term)
+        return [*(name for name in older if self._is_ours(name) is not False), *segments]
 
     def _is_ours(self, name: str) -> bool | None:
         """Whether the checkpoint verifies and is of this run. False if it is another run's, None if it is damaged."""

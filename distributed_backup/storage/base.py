@@ -52,6 +52,9 @@ class Storage(ABC):
     append_interval: ClassVar[float] = 0.0
     """Minimum seconds between two appends. 0 where an append is cheap enough to wait for. The caller keeps it."""
 
+    poll_interval: ClassVar[float] = 0.05
+    """Seconds between two looks at a file that grows. Smaller where a look is cheap."""
+
     permanent_errnos: ClassVar[frozenset[int]] = frozenset()
     """Codes of a failed read after which a retry can't help, because the bytes are lost."""
 

@@ -43,6 +43,7 @@ class LocalStorage(Storage):
     """
 
     write_interval = 0.2
+    poll_interval = 0.01
     # EIO: the disk reports that the bytes are lost.
     permanent_errnos = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR})
 

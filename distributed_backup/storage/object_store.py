@@ -63,6 +63,7 @@ class ObjectStorage(Storage):
 
     write_interval = 10.0
     append_interval = 1.0
+    poll_interval = 1.0
 
     def __init__(self, url: str, *, limit: float) -> None:
         self._shown = check_url(url)

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 # Seconds without a request or an answer, after which a place is passed over whose request has not been made.
-STALL_LIMIT: Final = 60.0
+STALL_LIMIT: Final = 300.0
 # Seconds that a new answer waits for the journal.
 WRITE_LIMIT: Final = 5.0
 # Cycles of the event loop in which the consequences of one answer may run. A task that polls would take all of them.
@@ -57,6 +57,21 @@ class Delivery:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+
+    def pass_over(self, place: int) -> None:
+        """Give up a turn: the answer at `place` can't be used."""
+        self._places[place] = future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        self._hand_out()
+
+    def grow(self) -> None:
+        """Expect one more answer of the log."""
+        self._count += 1
+        self._hand_out()
+
+    def open(self) -> None:
+        """Let new answers come after those of the log."""
+        self._is_open = True
 
     @property
     def place(self) -> int:

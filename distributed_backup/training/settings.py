@@ -9,7 +9,7 @@ import inspect
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, cast
 
 from distributed_backup.checkpoints.store import CheckpointStore
@@ -199,17 +199,19 @@ def _session_options(arguments: Arguments, variables: EnvironmentSettings, worke
         notices = notice_sources("signal" if arguments.notices is None else arguments.notices)
     signals = _signals(arguments.signals)
     listens = bool(notices.others or (notices.signal and signals))
+    journal = checked_boolean("journal", arguments.journal)
     if checked_save_freq(save_freq.value) is False:
         _check_saves(save_freq.name, save_before_preemption, notices, listens=listens)
     return SessionOptions(
-        worker=worker,
+        # Without a schedule the leader writes no journal before a notice, and a standby runs no fit to follow with.
+        worker=replace(worker, follows_journal=journal and save_freq.value is not False and not worker.standby),
         worker_name=_chosen("worker_id", arguments, variables).checked(checked_name),
         save_freq=save_freq.value,
         save_before_preemption=save_before_preemption and listens,
         notices=notices,
         signals=signals,
         state_of=_state_of(arguments.state_of),
-        journal=checked_boolean("journal", arguments.journal),
+        journal=journal,
         journal_of=_journal_of(arguments.journal_of),
         metrics_port=variables.metrics_port,
     )

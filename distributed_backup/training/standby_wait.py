@@ -63,7 +63,7 @@ class StandbyWait:
     def before_await(self) -> bool:
         """Wait, see `wait`. If the run has not finished, capture the state for `undo_await`."""
         if not self._is_standby:
-            return False
+            return self.wait()
         has_finished = self.wait()
         if not has_finished:
             self._before = self._state.capture()

@@ -23,6 +23,7 @@ from distributed_backup.observability.reporter import Reporter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.worker.announcer import Announcer
+from distributed_backup.worker.followers import Followers
 from distributed_backup.worker.notices import NoticePublisher, Notices
 from distributed_backup.worker.options import WorkerOptions
 
@@ -50,6 +51,8 @@ class WorkerState:
         """How many notifications there were."""
         self.phase: Phase = "new"
         self.view: ClusterView | None = None
+        self.start_is_unsaved = False
+        """Whether this worker leads a fresh start, whose checkpoint is not durable yet."""
         self.commit_error: StoreError | None = None
         """The failed commit that ends the fit, with `on_save_error="raise"`."""
 
@@ -96,6 +99,8 @@ class WorkerContext:
     publisher: NoticePublisher = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.options.follows_journal:
+            self.store.slowest_follower = Followers(self.coordinator, self.clock, self.worker_id).slowest
         self.journal = JournalWriter(
             storage=self.store.storage,
             worker_id=self.worker_id,

@@ -28,6 +28,8 @@ class WorkerOptions:
     restore_timeout: float = 300.0
     on_save_error: OnSaveError = "warn"
     delete_checkpoint: bool = True
+    follows_journal: bool = False
+    """Whether followers take the answers of models from the leader's journal."""
 
     def candidate(self, worker_id: str) -> Candidate:
         """Return how this worker stands for election."""

@@ -44,6 +44,26 @@ _VISIBILITY_LIMIT: Final = 5.0
 _NOT_SHARED: Final = "which is not in {location} here: is the directory shared by all workers?"
 
 
+def open_run(context: WorkerContext, check: Callable[[], None]) -> str:
+    """Open the run and return its id. Retry for `restore_timeout` where the store may come back.
+
+    `check` is called between two attempts, and may raise to end the wait.
+    """
+    # Another worker may have deleted the run of an earlier fit of this process.
+    context.store.forget()
+    deadline, warnings = context.clock.now() + context.options.restore_timeout, OnceLogger(logger)
+    while True:
+        seen = context.state.changes
+        try:
+            return context.store.open_run()
+        except StoreError as error:
+            if not error.retryable or context.clock.now() > deadline:
+                raise
+            warnings.warning("can't join yet, retrying worker=%s reason=%s", context.worker_id, error)
+        check()
+        context.state.wait(WAIT_SLICE, since=seen)
+
+
 class LiveTerms:
     """The terms of this incarnation of the run.
 
@@ -164,7 +184,7 @@ class Restore:
             raise error
         status = RestoreStatus(
             worker_id=self._context.worker_id,
-            standby=self._context.options.standby,
+            standby=self._waits,
             term=self._context.elector.term,
             view=self._context.state.view,
             live_terms=self._live_terms,
@@ -195,8 +215,12 @@ class Restore:
                     return found
                 start = found
         self._context.announcer.newest = None if start.checkpoint is None else start.checkpoint.header
-        if isinstance(step, RestoreNewest) and not self._announce(start, step.term):
-            return None
+        if isinstance(step, RestoreNewest):
+            if self._context.options.follows_journal and start.position is None:
+                # Announced with its checkpoint, so that followers have the same variables and generators.
+                self._context.state.start_is_unsaved = True
+            elif not self._announce(start, step.term):
+                return None
         return start
 
     def _newest(self, step: RestoreNewest) -> StartPoint:
@@ -258,8 +282,13 @@ class Restore:
     # ---------------------------------------------------------------- giving up
 
     @property
+    def _waits(self) -> bool:
+        """Whether this worker waits until it leads, or the run has finished."""
+        return self._context.options.standby or self._context.state.phase == "standby"
+
+    @property
     def _is_late(self) -> bool:
-        return not self._context.options.standby and self._context.clock.now() > self._deadline
+        return not self._waits and self._context.clock.now() > self._deadline
 
     def _retry_or_raise(self, error: StoreError) -> None:
         """Retry where the next read may succeed: a store that is busy, a mount that comes back."""

@@ -66,6 +66,12 @@ class Standby:
         """Where the fit of this worker began."""
         # The last term that this worker trained under. None before it trains, and if it returns with the final state.
         self._led: int | None = None
+        # This worker has lost the journal of its leader, so it can only return with the final state.
+        self._is_lost = False
+        self.on_elected: Callable[[], None] = lambda: None
+        """Called when this worker leads, and did not lead before."""
+        self.on_deposed: Callable[[], None] = lambda: None
+        """Called when another worker leads in the place of this one, which follows its journal from then on."""
 
     @property
     def is_due(self) -> bool:
@@ -95,13 +101,20 @@ class Standby:
     def observe(self, holder: str | None, term: int) -> None:
         """Cancel training if another worker leads, or has led since. `holder` holds the lease of `term`."""
         context, state = self._context, self._context.state
-        if not context.options.standby or self._led is None:
+        if context.options.follows_journal and self._led is None and context.elector.term == term:
+            self._led = term
+            self.on_elected()
+        if not (context.options.standby or context.options.follows_journal) or self._led is None:
             return
         self._give_up_preference()
         if not has_another_led(worker_id=context.worker_id, led=self._led, holder=holder, term=term):
             # Not under a term that was granted, and refused because another worker had used it.
             if term == context.elector.last_term:
                 self._led = term
+            return
+        if context.options.follows_journal:
+            self._led = None
+            self.on_deposed()
             return
         with state.condition:
             if state.phase != "training":
@@ -117,6 +130,27 @@ class Standby:
             context.worker_id,
             holder,
             term,
+        )
+
+    def stand_down(self, reason: str) -> None:
+        """Cancel training for good, and wait for the final state of the run: this fit can't follow its leader."""
+        context, state = self._context, self._context.state
+        with state.condition:
+            if state.phase != "training":
+                return
+            state.phase, self._is_lost = "standby", True
+            # No other worker must give way to it, because it would have to exit.
+            context.elector.position = None
+            self._stop_training_at(context.clock.now())
+        view = state.view
+        context.report(
+            "stood_down", leader=None if view is None else view.holder, term=0 if view is None else view.term
+        )
+        logger.warning(
+            "this worker stops training and waits as a standby worker=%s reason=%s. It returns with the final state of "
+            "the run. If it leads, it exits to be started again",
+            context.worker_id,
+            reason,
         )
 
     def _give_up_preference(self) -> None:
@@ -138,7 +172,7 @@ class Standby:
             restored=None if self.began_at.checkpoint is None else self.began_at.checkpoint.header,
             last=context.last_boundary,
         )
-        match next_step(start, own):
+        match "restart" if self._is_lost and not start.finished else next_step(start, own):
             case "return":
                 self._take_over_final(start)
                 return start

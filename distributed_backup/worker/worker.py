@@ -30,11 +30,11 @@ from distributed_backup.observability.reporter import Reporter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
-from distributed_backup.worker.context import WAIT_SLICE, WorkerContext, WorkerState, errors_logged, position_fields
+from distributed_backup.worker.context import WorkerContext, WorkerState, errors_logged, position_fields
 from distributed_backup.worker.fit_task import FitTask
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.preemption import OwnPreemption
-from distributed_backup.worker.restore import LiveTerms, Restore
+from distributed_backup.worker.restore import LiveTerms, Restore, open_run
 from distributed_backup.worker.shutdown import Shutdown
 from distributed_backup.worker.standby import Standby
 from distributed_backup.worker.start_point import StartPoint
@@ -88,7 +88,7 @@ class Worker:
             saver=self._saver,
         )
         self._preemption = OwnPreemption(self._context, stop_training_at)
-        self._standby = Standby(self._context, stop_training_at)
+        self.standby = Standby(self._context, stop_training_at)
         self._shutdown = Shutdown(self._context, self._preemption)
         self._live_terms = LiveTerms(report.worker_id)
         self._fit_task = FitTask()
@@ -116,12 +116,17 @@ class Worker:
     @property
     def stands_by(self) -> bool:
         """Whether this worker has started, and must wait because another one leads."""
-        return self._standby.is_due
+        return self.standby.is_due
 
     @property
     def lease_left(self) -> float:
         """Seconds until this worker stands down unless it renews. 0 while it does not lead."""
         return self._elector.lease_left
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker leads now."""
+        return self._elector.is_leader
 
     @property
     def journal(self) -> JournalWriter:
@@ -144,7 +149,7 @@ class Worker:
             ConfigError: The coordinator serves another run.
         """
         context = self._context
-        run_id = self._open_run()
+        run_id = open_run(context, self._raise_if_ended)
         context.coordinator.open(run_id, context.options.timings)
         self._state.phase = "joined"
         self._preemption.warn_of_long_lease()
@@ -154,23 +159,6 @@ class Worker:
         self._saver.start()
         self._elector.start()
 
-    def _open_run(self) -> str:
-        """Open the run. Retry for `restore_timeout` where the store may come back, as with the coordinator."""
-        context = self._context
-        # Another worker may have deleted the run of an earlier fit of this process.
-        context.store.forget()
-        deadline, warnings = context.clock.now() + context.options.restore_timeout, OnceLogger(logger)
-        while True:
-            seen = self._state.changes
-            try:
-                return context.store.open_run()
-            except StoreError as error:
-                if not error.retryable or context.clock.now() > deadline:
-                    raise
-                warnings.warning("can't join yet, retrying worker=%s reason=%s", self.worker_id, error)
-            self._raise_if_ended()
-            self._state.wait(WAIT_SLICE, since=seen)
-
     def await_start(self) -> StartPoint:
         """Wait for the position that all workers start from.
 
@@ -179,7 +167,7 @@ class Worker:
             BackupError: As `Restore.attempt` raises it.
         """
         start = Restore(self._context, self._live_terms).wait(self._raise_if_ended)
-        self._standby.begin(start)
+        self.standby.begin(start)
         with self._state.condition:
             self._state.phase = "training"
         return start
@@ -188,7 +176,7 @@ class Worker:
         """Report that training goes on from `position`, with the restored state applied."""
         self._context.announcer.start_position = position
         self._elector.position = position
-        self._context.report("restored", checkpoint=self._standby.began_at.name, **position_fields(position))
+        self._context.report("restored", checkpoint=self.standby.began_at.name, **position_fields(position))
 
     # ---------------------------------------------------------------- training, from the training thread
 
@@ -230,7 +218,7 @@ class Worker:
             Preempted: A notice came, or this worker must be started again.
             BackupError: As from `await_start`.
         """
-        return self._standby.end_wait(Restore(self._context, self._live_terms).wait(self._raise_if_ended))
+        return self.standby.end_wait(Restore(self._context, self._live_terms).wait(self._raise_if_ended))
 
     def _raise_if_ended(self) -> None:
         self._raise_if_noticed()
@@ -283,7 +271,7 @@ class Worker:
 
     def elected(self, term: int) -> None:
         """Announce where the run stands, and commit what is due."""
-        self._standby.observe(self.worker_id, term)
+        self.standby.observe(self.worker_id, term)
         self._announce_once(term)
         self._saver.wake()
         self._state.notify_all()
@@ -310,7 +298,7 @@ class Worker:
         self._preemption.republish(view)
         self._saver.wake()
         self._preemption.stop_training_if_saved()
-        self._standby.observe(view.holder, view.term)
+        self.standby.observe(view.holder, view.term)
         self._state.notify_all()
 
     def _keep_announced(self, term: int, view: ClusterView) -> None:
@@ -327,7 +315,7 @@ class Worker:
 
     def _on_hint(self, hint: Hint) -> None:
         """Send a heartbeat between two ticks if the hint matters to this worker."""
-        is_announcement = hint in {"announced", "finished"} and (self.notice_given or self._standby.awaits(hint))
+        is_announcement = hint in {"announced", "finished"} and (self.notice_given or self.standby.awaits(hint))
         if is_announcement or (hint == "noticed" and self._elector.is_leader):
             self._elector.wake()
         elif hint == "free":
@@ -342,6 +330,10 @@ class Worker:
             context.report("commit_recovered")
             self._commits_fail = False
         context.announcer.newest = newest
+        if newest is not None:
+            self._state.start_is_unsaved = False
+        elif self._state.start_is_unsaved:
+            return
         acknowledged = context.notices.mark_served(served)
         # Before this worker's own start there is nothing to announce but that a checkpoint is there.
         if self._state.is_training or (acknowledged and newest is not None):
@@ -360,5 +352,9 @@ class Worker:
         if self._context.options.on_save_error == "raise":
             self._state.commit_error = error
         self._commits_fail = True
+        if self._state.start_is_unsaved:
+            # Others start without it, and can't follow the journal.
+            self._state.start_is_unsaved = False
+            self._saver.request_announcement()
         self._context.report("commit_failed", reason=str(error), intact=self._context.store.storage.exists())
         self._state.notify_all()

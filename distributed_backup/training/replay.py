@@ -1,0 +1,307 @@
+"""What the log says about the stage that a fit is in: answers for its requests, and the boundary at its end.
+
+A leader replays a log that has ended, stage by stage, and then continues it. A follower takes the records of the leader
+as they come, and waits for the ones that its requests need. When it becomes the leader, its log has ended, too.
+
+At each boundary of the log the digests of the state are compared. If they differ, or if a recorded request is not made
+any more, the log is not followed further. An error in the log names the position and the group of variables.
+
+An answer can be the cause of a crash. So the answers since the last boundary are void after `_MAX_FAILURES` exceptions
+that left the fit there, or after `_MAX_DEATHS` starts in a row that died while they replayed them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from distributed_backup.checkpoints.journal import LogReader, Stage
+from distributed_backup.checkpoints.journal_format import Answer, Boundary, Link, Record, Unanswered, Void
+from distributed_backup.checkpoints.journal_writer import JournalWriter
+from distributed_backup.observability.events import Report
+from distributed_backup.training.delivery import Delivery
+
+logger = logging.getLogger(__name__)
+
+_MAX_FAILURES: Final = 2
+_MAX_DEATHS: Final = 3
+
+type Ticket = tuple[str, int]
+"""The key of a request, and its number among the equal ones since the last boundary."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LogEnd:
+    """The end of a log that was followed. None if there was none."""
+
+    link: Link | None
+
+
+class LeaderRequestError(RuntimeError):
+    """The request of the leader has failed, so that of the follower fails, too. Its retry takes the next record."""
+
+
+class Replay:
+    """The log of one fit. Used in the thread of its event loop.
+
+    `lost` is called when a follower can't follow its leader any more. From then on it asks nothing.
+    """
+
+    def __init__(self, writer: JournalWriter, report: Report, lost: Callable[[str], None]) -> None:
+        self._writer = writer
+        self._report = report
+        self._lost = lost
+        self.delivery = Delivery(self._on_stall)
+        self._log: LogReader | None = None
+        self._records: deque[Record | _LogEnd] = deque()
+        self.answers: list[Answer] = []
+        """The recorded answers of the current stage, in their order."""
+        self._places: dict[Ticket, int] = {}
+        self._end: Boundary | None = None
+        # The last boundary of the log that the fit has passed, and those that it has passed before the log.
+        self._last: Boundary | None = None
+        self._ahead: deque[Boundary] = deque()
+        self._waiting: dict[Ticket, asyncio.Future[int | None]] = {}
+        self.is_following = self._is_lost = False
+        self.replayed = 0
+        """Answers that were delivered from the log."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the fit follows a log."""
+        return self._log is not None or self.is_following
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether what is asked now belongs behind the end of the log."""
+        return self._end is None
+
+    # ---------------------------------------------------------------- a log that has ended
+
+    def begin(self, log: LogReader, start: Boundary) -> None:
+        """Replay `log`, which continues the state at `start`, and continue it.
+
+        Raises:
+            StoreError: The log can't be read.
+        """
+        self._log = log
+        self._writer.replay_begins()
+        self._enter(log, start)
+
+    def _enter(self, log: LogReader, start: Boundary) -> None:
+        self._last = start
+        stage = log.next_stage()
+        answers = stage.answers
+        if stage.end is None:
+            is_void = bool(answers) and (stage.failures >= _MAX_FAILURES or stage.deaths >= _MAX_DEATHS)
+            if is_void:
+                self._void(stage, start)
+                answers = ()
+            self._writer.continue_log(log.end, start, mark=Void() if is_void else None)
+        self.set_stage(answers, end=stage.end)
+        if stage.end is None and not answers:
+            self.end()
+
+    def _void(self, stage: Stage, start: Boundary) -> None:
+        cause = f"{stage.failures} exceptions" if stage.failures >= _MAX_FAILURES else f"{stage.deaths} dead starts"
+        logger.warning(
+            "%d answers after %s are void and asked for again: %s in a row came before the next boundary",
+            len(stage.answers),
+            start.position,
+            cause,
+        )
+        epoch, batch = start.position.as_tuple
+        self._report("voided", answers=len(stage.answers), epoch=epoch, batch=batch)
+
+    def set_stage(self, answers: Iterable[Answer], *, end: Boundary | None) -> None:
+        """Expect these answers, up to the boundary `end`. None if the stage has none yet."""
+        self.answers, self._end = list(answers), end
+        self._places = {(answer.key, answer.number): place for place, answer in enumerate(self.answers)}
+        self.delivery.begin(len(self.answers), is_open=end is None and not self.is_following)
+
+    def rewind(self, answers: Iterable[Answer]) -> None:
+        """Expect these answers of the current stage again."""
+        self.set_stage(answers, end=self._end)
+
+    def end(self) -> None:
+        """Note that all of the log has been replayed."""
+        was_active, self._log = self.is_active, None
+        self.is_following = False
+        if was_active and self.replayed and self._last is not None:
+            epoch, batch = self._last.position.as_tuple
+            self._report("replayed", answers=self.replayed, epoch=epoch, batch=batch)
+
+    # ---------------------------------------------------------------- a log that grows
+
+    def follow(self, start: Boundary) -> None:
+        """Take the records of another worker from `extend`, beginning with those after `start`."""
+        self._last, self.is_following = start, True
+        self._writer.replay_begins()
+        self.set_stage((), end=None)
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """Take records that the leader has appended."""
+        self._records.extend(records)
+        self._advance()
+
+    def end_of_log(self, link: Link | None) -> None:
+        """Continue the log behind `link` when the fit has come there: this worker leads now."""
+        self._records.append(_LogEnd(link))
+        self._advance()
+
+    def _advance(self) -> None:
+        while self.is_following and not self._is_lost and self._records and self._end is None:
+            record = self._records.popleft()
+            match record:
+                case Answer() if not self._ahead:
+                    self._add(record)
+                case Unanswered() if not self._ahead:
+                    self._fail(record)
+                case Void() if self.answers:
+                    self.diverged("the leader asks again for answers that this worker has used")
+                case Boundary() if self._last is None or record.position != self._last.position:
+                    if self._ahead:
+                        self._compare(record, self._ahead.popleft())
+                    else:
+                        self._end = record
+                case _LogEnd(link=link):
+                    self._lead(link)
+        if self._end is not None and self._waiting:
+            self.diverged("this worker asks for what the leader has not asked for")
+
+    def _add(self, answer: Answer) -> None:
+        place, ticket = len(self.answers), (answer.key, answer.number)
+        self.answers.append(answer)
+        self.delivery.grow()
+        waiting = self._waiting.pop(ticket, None)
+        if waiting is None or waiting.done():
+            self._places[ticket] = place
+        else:
+            waiting.set_result(place)
+
+    def _fail(self, record: Unanswered) -> None:
+        waiting = self._waiting.pop((record.key, record.number), None)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(LeaderRequestError(f"the request of the leader failed: {record.error}"))
+
+    def _lead(self, link: Link | None) -> None:
+        last = self._last
+        assert last is not None
+        if link is None:
+            self._writer.begin_at(last)
+        else:
+            self._writer.continue_log(link, last, mark=None)
+        for boundary in self._ahead:
+            self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
+        self._ahead.clear()
+        self.end()
+        self.delivery.open()
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        """Let the requests that wait for a record be sent."""
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_result(None)
+
+    # ---------------------------------------------------------------- requests
+
+    def take(self, ticket: Ticket) -> int | None:
+        """Return the place of the answer with this ticket, and take it out. None if there is none yet."""
+        return self._places.pop(ticket, None)
+
+    async def wait_for(self, ticket: Ticket) -> int | None:
+        """Return the place of an answer that the leader has not recorded yet. None if this worker must ask now.
+
+        Raises:
+            LeaderRequestError: The request of the leader has failed.
+        """
+        if self._end is not None and not self._is_lost:
+            self.diverged("this worker asks for what the leader has not asked for")
+        future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._waiting[ticket] = future
+        try:
+            return await future
+        finally:
+            if self._waiting.get(ticket) is future:
+                del self._waiting[ticket]
+
+    async def turn(self, place: int) -> None:
+        """Wait until it is the turn of the answer at `place`."""
+        await self.delivery.turn(place)
+        self.replayed += 1
+        if self._log is not None and self._end is None and self.delivery.left == 0:
+            self.end()
+
+    # ---------------------------------------------------------------- boundaries
+
+    def boundary(self, own: Boundary) -> None:
+        """Compare a boundary that the fit has come to with that of the log.
+
+        Raises:
+            StoreError: The rest of the log can't be read.
+        """
+        if self._is_lost:
+            return
+        end, log = self._end, self._log
+        if end is not None:
+            if self._compare(end, own):
+                if log is not None:
+                    self._enter(log, end)
+                else:
+                    self.set_stage((), end=None)
+                    self._advance()
+            return
+        if self.is_following:
+            self._ahead.append(own)
+            # A request that outlives its batch: its number is one of the next stage by now.
+            self._stop_waiting()
+            self.set_stage((), end=None)
+            self._advance()
+            return
+        self.end()
+        self._last = own
+        self.set_stage((), end=None)
+
+    def _compare(self, recorded: Boundary, own: Boundary) -> bool:
+        """Return whether two boundaries are equal. If not, end the replay."""
+        if recorded.position != own.position:
+            self.diverged(f"this worker is at {own.position}, and the log at {recorded.position}")
+            return False
+        names = own.digests.keys() | recorded.digests.keys()
+        differing = sorted(name for name in names if own.digests.get(name) != recorded.digests.get(name))
+        self._last = recorded
+        if differing:
+            self.diverged(f"the state differs in {', '.join(differing)}")
+        return not differing
+
+    def diverged(self, reason: str) -> None:
+        """Follow the log no further, because this fit is in another state."""
+        if not self.is_active or self._is_lost:
+            return
+        position = self._last.position if self._last is not None else None
+        logger.error(
+            "the fit is in another state than the one that recorded the journal, after %s: %s. %s. A tool, a reward or "
+            "data that gives another result each time is a usual cause",
+            position,
+            reason,
+            "It asks for nothing any more" if self.is_following else "It goes on, and asks for the answers that follow",
+        )
+        epoch, batch = (None, None) if position is None else position.as_tuple
+        self._report("diverged", reason=reason, epoch=epoch, batch=batch)
+        self._writer.give_up()
+        if self.is_following:
+            # Requests wait until the fit is cancelled: see `Worker.stand_down`.
+            self._is_lost = True
+            self._lost(reason)
+            return
+        self.end()
+        self.set_stage((), end=None)
+
+    def _on_stall(self) -> None:
+        self.diverged("an answer is recorded, but its request is not made any more")
