@@ -177,8 +177,8 @@ def _check(owner: Any, name: str) -> None:
     found = inspect.getattr_static(owner, name, None) if inspect.isclass(owner) else getattr(owner, name, None)
     if not inspect.iscoroutinefunction(found) or not hasattr(owner, "__dict__"):
         raise ConfigError(
-            f"the requests of {_label(owner)} can't be recorded, because {name!r} is not an async method of it that can "
-            "be replaced. Pass an object, class or module and the name of a method that is defined with `async def`"
+            f"the requests of {_label(owner)} can't be recorded, because {name!r} is no async method of it that can be "
+            "replaced. Pass an object, class or module and the name of a method that is defined with `async def`"
         )
 
 

@@ -244,6 +244,7 @@ def unrecordable(report: Report) -> dict[str, str]:
         nested = [nested]
     found = {
         "subclass": OwnResponse(choices=[{"message": {"content": "SECRET"}}]),
+        "subclass of the same name": type("ModelResponse", (ModelResponse,), {})(choices=[]),
         "own dict": OwnDict(content="SECRET"),
         "unknown": Unknown(),
         "changed": changed,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 from unittest.mock import AsyncMock, patch
@@ -207,6 +209,23 @@ def nested(report: Report) -> dict[str, Any]:
     return asyncio.run(main())
 
 
+def freed(report: Report) -> bool:
+    """Return whether nothing refers to the recorder of a fit that has ended in this task."""
+
+    async def main() -> bool:
+        recorder = MemoryRecorder()
+        with provider():
+            (calls,) = with_seam(recorder, also=[(Client(), "ask")])
+            await ask()
+            calls.remove()
+        found = weakref.ref(recorder)
+        del recorder, calls
+        gc.collect()
+        return found() is None
+
+    return asyncio.run(main())
+
+
 def other_loop(report: Report) -> dict[str, Any]:
     """Send requests from an event loop in another thread, as part of the fit and of other code."""
     strict()
@@ -314,6 +333,8 @@ class Client:
 
     def __init__(self) -> None:
         self.calls = 0
+        # Its address is different in each object.
+        self.model = object()
 
     async def ask(self, prompt: str, *, api_key: str = "") -> Any:
         self.calls += 1

@@ -88,6 +88,11 @@ def test_requests_of_another_event_loop_are_not_recorded_with_one_warning(tmp_pa
     ]
 
 
+def test_a_fit_that_has_ended_is_not_kept_in_memory(tmp_path: Path) -> None:
+    """The task that ran it may run for days, and a recorder holds answers."""
+    assert result(tmp_path, "freed", of=SEAM)
+
+
 # ---------------------------------------------------------------- wrappers of others
 
 
@@ -113,7 +118,7 @@ def test_a_method_that_the_user_names_is_recorded_and_replayed(tmp_path: Path) -
     assert found["class"] == {"equal": True, "recorded": 4, "keys": 2, "calls": (3, 0)}
     assert found["as_before"]
     assert len(found["refused"]) == 5
-    assert all("is not an async method of it that can be replaced" in message for message in found["refused"])
+    assert all("is no async method of it that can be replaced" in message for message in found["refused"])
 
 
 def test_a_fit_does_not_record_what_only_another_fit_has_named(tmp_path: Path) -> None:

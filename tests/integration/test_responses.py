@@ -32,6 +32,7 @@ def test_a_response_that_would_not_come_back_equal_is_refused_by_the_name_of_its
     found = result(tmp_path, "unrecordable")
     here = "tests.integration.response_scenarios"
     assert found["subclass"].startswith(f"{here}.OwnResponse ")
+    assert "ModelResponse can't be recorded" in found["subclass of the same name"]
     assert found["own dict"].startswith(f"{here}.OwnDict ")
     assert found["unknown"].startswith(f"{here}.Unknown ")
     assert found["changed"] == "litellm.types.utils.ModelResponse is not equal after it was restored"

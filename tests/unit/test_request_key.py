@@ -153,7 +153,12 @@ def test_a_credential_does_not_reach_the_digest(monkeypatch: pytest.MonkeyPatch)
     """The bytes that are digested hold no part of any credential, so no key is evidence for a guess."""
     seen: list[bytes] = []
     digest = module._digest
-    monkeypatch.setattr(module, "_digest", lambda data: seen.append(bytes(data)) or digest(data))
+
+    def recorded(data: bytes) -> str:
+        seen.append(bytes(data))
+        return digest(data)
+
+    monkeypatch.setattr(module, "_digest", recorded)
     secrets = {
         "api_key": "SECRET-1",
         "extra_headers": {"a": "SECRET-2"},
@@ -289,6 +294,7 @@ def test_any_json_has_a_key_whatever_the_order_of_its_names(request: dict[str, A
 
 PROGRAM = """
 import dataclasses
+import numpy
 from distributed_backup.training.request_key import request_key
 
 class Sampling:
@@ -300,7 +306,8 @@ class Options:
 
 words = "alpha beta gamma delta epsilon zeta".split()
 request = {"messages": [{"role": "user", "content": "hi"}], "words": set(words), "kind": Sampling,
-           "options": Options(tags=set(words)), **{word: 1 for word in set(words)}}
+           "options": Options(tags=set(words)), "array": numpy.array([Sampling, "a"], dtype=object),
+           **{word: 1 for word in set(words)}}
 print(list(set(words)), request_key("completion", "m", request))
 """
 
