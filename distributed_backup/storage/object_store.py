@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -121,19 +122,21 @@ class ObjectStorage(Storage):
             try:
                 raw: bytes = client.fs.cat_file(f"{client.path}/{name}", **client.within(limit))
             except FileNotFoundError:
-                if (pieces := self._pieces(name)) is None:
-                    raise
-                raw = self._read_pieces(pieces)
+                raw = self._read_pieces(name, 0, sys.maxsize)
         return raw
 
     @override
     def read_from(self, name: str, offset: int, limit: int) -> bytes:
-        path = self.path_of(name)
-        with self._translated("read", path):
-            pieces = self._pieces(name)
-            if pieces is None:
-                raise FileNotFoundError(path)
-            return self._read_pieces(cut(pieces, offset, offset + limit))
+        with self._translated("read", self.path_of(name)):
+            return self._read_pieces(name, offset, limit)
+
+    def _read_pieces(self, name: str, offset: int, limit: int) -> bytes:
+        if (pieces := self._pieces(name)) is None:
+            raise FileNotFoundError(self.path_of(name))
+        client = self._client.get()
+        pieces = cut(pieces, offset, offset + limit)
+        ranges = [(f"{client.path}/{piece.stored}", piece.start, piece.end) for piece in pieces]
+        return client.read_ranges(ranges, self._limit_for(length_of(pieces))) if ranges else b""
 
     def _pieces(self, name: str) -> list[Piece] | None:
         """List the files, and return the pieces of one. None if it is missing."""
@@ -141,12 +144,6 @@ class ObjectStorage(Storage):
         if name in sizes:
             return [Piece(name, 0, sizes[name])]
         return pieces_of(parts_of(name, sizes))
-
-    def _read_pieces(self, pieces: list[Piece]) -> bytes:
-        client = self._client.get()
-        # Some stores refuse a range of an empty file.
-        ranges = [(f"{client.path}/{piece.stored}", piece.start, piece.end) for piece in pieces if piece.size]
-        return client.read_ranges(ranges, self._limit_for(length_of(pieces))) if ranges else b""
 
     @override
     def size(self, name: str) -> int | None:

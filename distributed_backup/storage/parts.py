@@ -76,6 +76,8 @@ def parts_of(name: str, sizes: Mapping[str, int]) -> list[Part]:
 def pieces_of(parts: Iterable[Part]) -> list[Piece] | None:
     """Return the pieces that the content of a file consists of, in order. None if the file is missing.
 
+    `parts` are in the order in which they apply.
+
     Example:
         >>> parts = [Part(1, 0, 10, "first"), Part(2, 10, 30, "failed"), Part(3, 10, 5, "repeated")]
         >>> [tuple(piece) for piece in pieces_of(parts)]
@@ -83,7 +85,7 @@ def pieces_of(parts: Iterable[Part]) -> list[Piece] | None:
     """
     pieces: list[Piece] = []
     length, exists = 0, False
-    for part in sorted(parts):
+    for part in parts:
         if part.at > length:
             continue
         while pieces and length - pieces[-1].size >= part.at:

@@ -47,7 +47,6 @@ def test_appended_bytes_are_read_in_order_by_others(place: Place, storage: Stora
     other = place.connect()
     assert (other.names(), other.size(NAME)) == ([NAME], len(content))
     assert other.read(NAME) == other.read_from(NAME, 0, 1000) == content
-    assert storage.append_interval >= 0
 
 
 def test_files_that_grow_and_others_stand_side_by_side(place: Place, storage: Storage) -> None:
