@@ -35,6 +35,7 @@ from distributed_backup.checkpoints.journal_format import (
     parse_segment_name,
 )
 from distributed_backup.errors import StoreError
+from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Names, Storage
 
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Bytes that one read asks for.
 _CHUNK: Final = 2**20
+_MAX_HEADER: Final = 2**16
 
 
 def segments_among(names: Iterable[str]) -> Names:
@@ -49,24 +51,42 @@ def segments_among(names: Iterable[str]) -> Names:
     return sorted(set(filter(parse_segment_name, names)), reverse=True)
 
 
-def unneeded_segments(names: Iterable[str], *, kept: tuple[int, Position], term: int) -> Names:
-    """Return the segments that hold nothing after the checkpoint `kept`, as (term, position), oldest first.
+def unneeded_segments(names: Iterable[str], *, kept: Iterable[tuple[int, Position]], term: int) -> Names:
+    """Return the segments that hold nothing after the checkpoints `kept`, as (term, position), oldest first.
 
-    Segments of terms above `term` are not returned. In the order of names, starts never go back along a chain. So what
-    is before a segment that starts before the checkpoint is not needed. One that starts at it may begin later, in the
-    middle of a batch, unless the segment before it is of the same term.
+    For each one, they are those before the last segment of its term that starts before it. Its boundary is in that
+    segment, or its writer has given that segment up and begun anew. Later segments may continue that segment. Without
+    such a segment, the boundary may be in any older one: the writer had another term, or none, when it came there.
+
+    None are returned if a term above `term` has a segment: it may continue any older one.
+
+    The limit: two workers may have come to the state of an older checkpoint in `kept`, and both gone on. Only the log
+    of the one that has committed it is certain to stay.
     """
-    found = [name for name in segments_among(names) if _start_of(name)[0] <= term]
-    for index, name in enumerate(found):
-        own_term, start = _start_of(name)
-        follows_own = index + 1 < len(found) and _start_of(found[index + 1])[0] == own_term
-        if own_term <= kept[0] and (start < kept[1] or (start == kept[1] and follows_own)):
-            return found[:index:-1]
-    return []
+    found = segments_among(names)
+    if found and _start_of(found[0])[0] > term:
+        return []
+    needed = [max((name for name in found if _is_before(name, checkpoint)), default="") for checkpoint in kept]
+    return [name for name in reversed(found) if name < min(needed)]
+
+
+def _is_before(name: str, checkpoint: tuple[int, Position]) -> bool:
+    """Whether a segment is of the checkpoint's term, and starts before it."""
+    own_term, start = _start_of(name)
+    return own_term == checkpoint[0] and start < checkpoint[1]
 
 
 def _start_of(name: str) -> tuple[int, Position]:
     return parse_segment_name(name) or (0, Position(0))
+
+
+def is_of_another_run(storage: Storage, name: str, run_id: str | None) -> bool:
+    """Whether the header of a segment verifies and names another run than `run_id`."""
+    try:
+        header = SegmentReader(storage, name).header()
+    except StoreError:
+        return False
+    return header is not None and run_id is not None and header.run_id != run_id
 
 
 class SegmentReader:
@@ -85,6 +105,11 @@ class SegmentReader:
 
     def __iter__(self) -> Iterator[Record]:
         return self.records()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the last record that was read ends before `end`."""
+        return self._end is not None and self.offset < self._end
 
     def records(self) -> Iterator[Record]:
         """Yield the next records.
@@ -123,7 +148,11 @@ class SegmentReader:
 
     def header(self) -> Header | None:
         """Return the first record. None if the segment does not begin with a sound header of its own name."""
-        first = next(self.records(), None)
+        line, newline, _ = self._storage.read_from(self.name, 0, _MAX_HEADER).partition(b"\n")
+        try:
+            first = decode_record(line) if newline else None
+        except BadRecordError:
+            return None
         return first if isinstance(first, Header) and first.name == self.name else None
 
 
@@ -243,7 +272,7 @@ class LogReader:
         self._storage = storage
         self._parts = list(log.parts)
         self._position = log.position
-        self._writer: str | None = None
+        self._warnings = OnceLogger(logger)
         self._reader = self._next_reader()
         self._records = self._all_records()
 
@@ -266,9 +295,7 @@ class LogReader:
                     answers.append(record)
                     deaths = 0
                 case Header():
-                    # A worker that leads again under a new term goes on in a new segment, too.
-                    deaths += record.digests is None and record.worker_id != self._writer
-                    self._writer = record.worker_id
+                    deaths += record.digests is None
                 case Failed():
                     failures, deaths = failures + 1, 0
                 case Left():
@@ -294,15 +321,20 @@ class LogReader:
 
     def _all_records(self) -> Iterator[Record]:
         while True:
-            yield from self._reader.records()
-            if self._reader.problem is not None:
-                logger.warning(
-                    "journal cut off at byte %d of %s: %s. The answers after it are asked for again",
-                    self._reader.offset,
-                    self._reader.name,
-                    self._reader.problem,
-                )
+            reader = self._reader
+            yield from reader.records()
+            if reader.problem is not None or reader.is_short:
+                # What the next segment continues is not all here. A shared file system may show it later.
+                self._warn(reader.problem or "bytes are missing that the next segment continues")
                 return
             if not self._parts:
                 return
             self._reader = self._next_reader()
+
+    def _warn(self, problem: str) -> None:
+        self._warnings.warning(
+            "journal cut off at byte %d of %s: %s. The answers after it are asked for again",
+            self._reader.offset,
+            self._reader.name,
+            problem,
+        )

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import orjson
 
-from distributed_backup.checks import checked_name, is_whole
+from distributed_backup.checks import checked_name, is_whole, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.position import Position
 
@@ -33,6 +33,9 @@ FORMAT: Final = 1
 # Larger answers are not recorded. A reader never needs more memory for one line.
 MAX_RECORD: Final = 256 * 2**20
 _NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})\.journal")
+# A checksum and a space come before the JSON of a line.
+_BODY: Final = 9
+_ANSWER: Final = b'{"answer":'
 _VALUE: Final = b',"value":'
 
 type Digests = Mapping[str, str]
@@ -45,10 +48,18 @@ class BadRecordError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """The segment that another one continues, and how many of its bytes count."""
+    """The segment that another one continues, and how many of its bytes count.
+
+    Raises:
+        ConfigError: `name` is not the name of a segment, or `end` is no whole number from 0 on.
+    """
 
     name: str
     end: int
+
+    def __post_init__(self) -> None:
+        if parse_segment_name(self.name) is None or not is_whole(self.end) or self.end < 0:
+            raise ConfigError(f"want the name of a segment and a number of bytes, got {shown([self.name, self.end])}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +93,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The response to the request with this key, as JSON. `number` counts equal requests since the last boundary."""
+    """The response to the request with this key, as JSON in one line. `number` counts equal requests in the stage."""
 
     key: str
     number: int
@@ -165,7 +176,8 @@ def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each k
         case Boundary(position=position, digests=digests):
             return {"boundary": position.as_tuple, "digests": dict(digests)}
         case Unanswered(key=key, number=number, error=error):
-            return {"unanswered": key, "number": number, "error": error}
+            # The text of an exception may hold surrogates, which UTF-8 has not.
+            return {"unanswered": key, "number": number, "error": error.encode(errors="replace").decode()}
         case Failed(error=error):
             return {"failed": error}
         case Left():
@@ -185,30 +197,39 @@ def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each k
             }
 
 
+def is_answer(line: bytes) -> bool:
+    """Whether the line of a record is that of an answer."""
+    return line.startswith(_ANSWER, _BODY)
+
+
 def decode_record(line: bytes) -> Record:
-    """Return the record in a line without its newline.
+    """Return the record in a line without its newline. The value of an answer is not checked.
 
     Raises:
         BadRecordError: The line is not one that `encode_record` has made.
     """
-    checksum, _, body = line.partition(b" ")
-    if len(checksum) != 8 or b"%08x" % zlib.crc32(body) != checksum:
+    body = line[_BODY:]
+    if line[:_BODY] != b"%08x " % zlib.crc32(body):
         raise BadRecordError("the checksum does not match")
-    head, marker, value = body.partition(_VALUE)
     try:
-        # The value of an answer is not parsed here: most answers are only counted or passed over.
-        fields = orjson.loads(head + b"}" if marker else body)
-        return _record(fields, value[:-1] if marker else None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadRecordError(f"the record is not sound ({error})") from None
+        return _answer(body) if is_answer(line) else _record(orjson.loads(body))
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadRecordError(f"the record is not sound ({error!s:.200})") from None
 
 
-def _record(fields: dict[str, Any], value: bytes | None) -> Record:  # noqa: PLR0911 - one for each kind
-    if value is not None:
-        return Answer(key=_text(fields["answer"]), number=_count(fields["number"]), value=value)
+def _answer(body: bytes) -> Answer:
+    # The value is not parsed here: most answers are only counted or passed over.
+    end = body.index(_VALUE)
+    fields = orjson.loads(body[:end] + b"}")
+    if not isinstance(fields["answer"], str):
+        raise BadRecordError("want a key as text")
+    return Answer(key=fields["answer"], number=_count(fields["number"]), value=body[end + len(_VALUE) : -1])
+
+
+def _record(fields: Any) -> Record:
     match fields:
-        case {"boundary": [epoch, batch], "digests": dict(digests)}:
-            return Boundary(position=Position(epoch, batch), digests=digests)
+        case {"boundary": [epoch, batch], "digests": digests}:
+            return Boundary(position=Position(epoch, batch), digests=_digests(digests))
         case {"unanswered": str(key), "number": number, "error": str(error)}:
             return Unanswered(key=key, number=_count(number), error=error)
         case {"failed": str(error)}:
@@ -218,25 +239,26 @@ def _record(fields: dict[str, Any], value: bytes | None) -> Record:  # noqa: PLR
         case {"void": True}:
             return Void()
         case {"format": found} if found != FORMAT:
-            raise BadRecordError(f"format {found!r} is unknown, this version reads {FORMAT}")
-    after, digests = fields["after"], fields["digests"]
-    return Header(
-        run_id=fields["run_id"],
-        term=fields["term"],
-        worker_id=fields["worker_id"],
-        position=Position(fields["epoch"], fields["batch"]),
-        after=None if after is None else Link(name=_text(after[0]), end=_count(after[1])),
-        digests=None if digests is None else dict(digests),
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise BadRecordError(f"want text, got {value!r:.40}")
-    return value
+            raise BadRecordError(f"format {shown(found)} is unknown, this version reads {FORMAT}")
+        case {"format": _, "after": after, "digests": digests}:
+            return Header(
+                run_id=fields["run_id"],
+                term=fields["term"],
+                worker_id=fields["worker_id"],
+                position=Position(fields["epoch"], fields["batch"]),
+                after=None if after is None else Link(name=after[0], end=after[1]),
+                digests=None if digests is None else _digests(digests),
+            )
+    raise BadRecordError("its kind is unknown")
 
 
 def _count(value: Any) -> int:
     if not is_whole(value) or value < 0:
-        raise BadRecordError(f"want a whole number, got {value!r:.40}")
+        raise BadRecordError("want a whole number from 0 on")
     return int(value)
+
+
+def _digests(value: Any) -> Digests:
+    if not isinstance(value, dict) or not all(isinstance(digest, str) for digest in value.values()):
+        raise BadRecordError("want digests as text")
+    return value

@@ -1,20 +1,23 @@
 """Write the journal in a thread of its own: many answers in one durable append, in the order of training.
 
 `append` takes a record and returns. Its `done` is called when the record is durable, so that training sees an answer
-after the journal has it. While an append fails, records wait in memory and the append is repeated.
+after the journal has it. While an append fails, training goes on: `done` is called, records wait in memory, and the
+append is repeated. If no retry can help, the segment is given up, and ends there.
 
-A segment must hold all that its writer has done since the segment's beginning. So a worker that can't vouch for that
-writes none: a follower that becomes leader, or a leader whose segment was removed. It needs a checkpoint to begin at,
-see `wants_checkpoint`. Until then, the records of the current stage are kept in memory. A notice that commits the
-last boundary writes them, too.
+A segment holds all that its writer has done since the segment's beginning. A worker that can't vouch for that writes
+none: a follower that becomes leader, or a leader that has given its segment up. It needs a checkpoint to begin at, see
+`wants_checkpoint`. Until then, the records since the last boundary (the stage) are kept in memory. They are written
+when a notice commits that boundary. Under a new term, they begin the new segment.
 
-The limit: `_MAX_WAITING` bytes wait. With more, the segment is given up.
+The limit: `_MAX_WAITING` bytes wait for a storage. With more, the segment is given up.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +30,7 @@ from distributed_backup.checkpoints.journal_format import (
     Link,
     Record,
     encode_record,
+    is_answer,
 )
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StoreError
@@ -40,8 +44,19 @@ logger = logging.getLogger(__name__)
 _RETRY_PERIOD: Final = 0.5
 # Bytes that wait for the storage, and bytes of one stage that are kept for a notice.
 _MAX_WAITING: Final = 64 * 2**20
+# With more steps waiting, the storage hangs, and the state of a boundary is not kept for its digests.
+_MANY_STEPS: Final = 64
 
 type Done = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """Where a segment begins: the fields of its header that belong to the log. See `Header`."""
+
+    position: Position
+    after: Link | None
+    digests: Digests | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +65,14 @@ class _Segment:
 
     header: Header
     size: int = 0
+
+    def data(self, lines: list[bytes]) -> bytes:
+        """Return the bytes to append for these lines."""
+        return b"".join(lines if self.size else [encode_record(self.header), *lines])
+
+    def end(self, lines: list[bytes]) -> Link:
+        """Return the end of the segment when these lines are appended."""
+        return Link(name=self.header.name, end=self.size + len(self.data(lines)))
 
 
 class JournalWriter:
@@ -78,18 +101,21 @@ class JournalWriter:
         self._steps: list[Callable[[], None]] = []
         self._waiting = 0
         self._is_urgent = self._stopped = False
+        self._deadline = math.inf
+        # Ends a pause of the thread: it waits until its next append.
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
+        self._is_replaying = False
         # Of the thread alone, from here on.
         self._segment: _Segment | None = None
-        self._is_replaying = False
-        self._last: Boundary | None = None
+        # The last boundary, or the place where a log is continued, and the records since then.
+        self._start: _Start | None = None
         self._stage: list[bytes] | None = []
         self._stage_size = 0
         self._lines: list[bytes] = []
-        self._done: list[Done] = []
+        self._done: deque[Done] = deque()
         self.answers = 0
-        """Answers that this worker has recorded."""
+        """Answers in what this worker has appended."""
         self.bytes = 0
         """Bytes that this worker has appended."""
 
@@ -121,17 +147,20 @@ class JournalWriter:
         self._add(lambda: self._continue(link, last, mark))
 
     def append(self, record: Record, done: Done) -> None:
-        """Append a record. `done` is called from the thread when it is durable, or when nothing waits for that."""
+        """Append a record. `done` is called once, from any thread: when the record is durable, or will not be."""
         line = encode_record(record)
-        self._add(lambda: self._append(line, done), size=len(line))
-
-    def note_replayed(self, record: Record) -> None:
-        """Count a record of the log to the current stage."""
-        line = encode_record(record)
-        self._add(lambda: self._keep(line), size=len(line))
+        if self._waiting > _MAX_WAITING:
+            is_added = self._add(lambda: self._drop(done))
+        else:
+            is_added = self._add(lambda: self._append(line, done), size=len(line))
+        if not is_added:
+            done()
 
     def boundary(self, position: Position, digests: Callable[[], Digests], *, due: bool) -> None:
-        """Mark a boundary. `due`: its checkpoint is about to be committed, so a new segment begins."""
+        """Mark a boundary, once. `due`: its checkpoint is about to be committed, so a new segment begins."""
+        if len(self._steps) > _MANY_STEPS:
+            made = digests()
+            digests = lambda: made  # noqa: E731 - it forgets the state
         self._add(lambda: self._mark(Boundary(position=position, digests=digests()), due=due))
 
     def give_up(self) -> None:
@@ -151,27 +180,30 @@ class JournalWriter:
     def close(self, *, timeout: float) -> None:
         """Append what waits within `timeout` seconds, and end the thread. May be called again."""
         if self._thread is not None:
-            self._add(self._leave)
+            self._add(self._leave, urgent=True)
         with self._condition:
+            if not self._stopped:
+                self._deadline = self._clock.now() + timeout
             self._stopped = True
-            self._pause.set()
             self._condition.notify_all()
         if self._thread is not None:
             self._thread.join(timeout)
 
-    def _add(self, step: Callable[[], None], *, size: int = 0, urgent: bool = False) -> None:
+    def _add(self, step: Callable[[], None], *, size: int = 0, urgent: bool = False) -> bool:
+        """Have the thread take a step. Return False if it ends."""
         with self._condition:
             if self._stopped:
-                return
+                return False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="distributed-backup-journal", daemon=True)
                 self._thread.start()
             self._steps.append(step)
             self._waiting += size
-            self._is_urgent = self._is_urgent or urgent
             if urgent:
+                self._is_urgent = True
                 self._pause.set()
             self._condition.notify_all()
+            return True
 
     # ---------------------------------------------------------------- the thread
 
@@ -183,85 +215,99 @@ class JournalWriter:
                 self._waiting, self._is_urgent = 0, False
                 self._pause.clear()
                 is_last = self._stopped
-            for step in steps:
-                step()
-            self._flush()
+            for step in (*steps, self._flush):
+                self._take(step)
             if is_last:
                 return
-            if self._storage.append_interval > 0:
+            if self._storage.append_interval > 0 and not self._is_urgent:
                 self._clock.wait(self._pause, self._storage.append_interval)
 
-    def _begin_at(self, boundary: Boundary) -> None:
-        self._set_last(boundary)
-        self._begin(boundary.position, after=None, digests=boundary.digests)
+    def _take(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:
+            # A dead thread would lose all later answers silently.
+            logger.exception("the journal failed, and records nothing until the next checkpoint")
+            self._lose()
 
-    def _set_last(self, boundary: Boundary) -> None:
-        self._last, self._stage, self._stage_size = boundary, [], 0
+    def _begin_at(self, boundary: Boundary) -> None:
+        self._begin_stage(_Start(position=boundary.position, after=None, digests=boundary.digests))
+        self._begin()
 
     def _continue(self, link: Link, last: Boundary, mark: Record | None) -> None:
         self._is_replaying = False
-        self._set_last(last)
-        if self._begin(last.position, after=link, digests=None):
-            self._lines = [] if mark is None else [encode_record(mark)]
+        self._begin_stage(_Start(position=last.position, after=link, digests=None))
+        lines = [] if mark is None else [encode_record(mark)]
+        self._keep(*lines)
+        if self._begin():
+            self._lines = lines
             self._flush(even_if_empty=True)
 
     def _append(self, line: bytes, done: Done) -> None:
+        self._follow_term()
         self._keep(line)
         if self._segment is None:
             done()
             return
-        self._follow_term()
         self._lines.append(line)
         self._done.append(done)
 
-    def _keep(self, line: bytes) -> None:
-        if self._stage is not None:
-            self._stage.append(line)
-            self._stage_size += len(line)
-            if self._stage_size > _MAX_WAITING:
-                self._stage = None
+    def _drop(self, done: Done) -> None:
+        """Leave out a record. No segment may have a gap, so this one ends before it."""
+        self._done.append(done)
+        self._flush()
+        self._lose()
 
     def _mark(self, boundary: Boundary, *, due: bool) -> None:
-        self._set_last(boundary)
-        if self._is_replaying:
-            return
+        after = None
         if self._segment is not None:
-            self._follow_term()
             self._lines.append(encode_record(boundary))
-        if due:
+            after = self._segment.end(self._lines)
+        self._begin_stage(_Start(position=boundary.position, after=after, digests=boundary.digests))
+        if due and not self._is_replaying:
             self._flush()
-            after = None if self._segment is None else Link(name=self._segment.header.name, end=self._segment.size)
-            self._begin(boundary.position, after=after, digests=boundary.digests)
+            self._begin()
+
+    def _begin_stage(self, start: _Start) -> None:
+        self._start, self._stage, self._stage_size = start, [], 0
+
+    def _keep(self, *lines: bytes) -> None:
+        """Keep lines for `_write_stage`, unless they are too many."""
+        self._stage_size += sum(map(len, lines))
+        if self._stage_size > _MAX_WAITING:
+            self._stage = None
+        elif self._stage is not None:
+            self._stage.extend(lines)
 
     def _follow_term(self) -> None:
-        """Begin another segment if this worker leads under another term: older ones do not count beside it."""
-        segment, term, last = self._segment, self._term(), self._last
-        if segment is None or last is None or term is None or term == segment.header.term:
-            return
-        self._flush()
-        if self._segment is not None:
-            self._begin(last.position, after=Link(name=segment.header.name, end=segment.size), digests=None)
+        """Write the stage to another segment if this worker leads under another term. Older ones count less.
 
-    def _begin(self, position: Position, *, after: Link | None, digests: Digests | None) -> bool:
+        It needs no other segment at the last boundary, because another leader may have pruned them.
+        """
+        term = self._term()
+        if self._segment is not None and term is not None and term != self._segment.header.term:
+            self._flush()
+            self._segment = None
+            self._write_stage()
+
+    def _begin(self) -> bool:
         """Begin a segment if this worker may write. Else one that is open goes on, because all in it is true."""
-        term, run_id = self._term(), self._run_id()
-        if term is None or run_id is None:
+        term, run_id, start = self._term(), self._run_id(), self._start
+        if term is None or run_id is None or start is None:
             return False
         header = Header(
             run_id=run_id,
             term=term,
             worker_id=self._worker_id,
-            position=position,
-            after=after,
-            digests=digests,
+            position=start.position,
+            after=start.after,
+            digests=start.digests,
         )
         self._segment = _Segment(header=header)
         return True
 
     def _write_stage(self) -> None:
-        if self._segment is not None or self._is_replaying or self._last is None or self._stage is None:
-            return
-        if self._begin(self._last.position, after=None, digests=self._last.digests):
+        if self._segment is None and not self._is_replaying and self._stage is not None and self._begin():
             self._lines = self._stage[:]
 
     def _leave(self) -> None:
@@ -275,14 +321,17 @@ class JournalWriter:
     def _abandon(self) -> None:
         self._flush()
         self._is_replaying = False
-        self._segment, self._stage = None, None
+        self._lose()
+
+    def _lose(self) -> None:
+        """Give the segment and the stage up: they do not hold all that this worker does."""
+        self._segment, self._stage, self._lines = None, None, []
+        self._release()
 
     def _flush(self, *, even_if_empty: bool = False) -> None:
         segment = self._segment
         while segment is not None and (self._lines or (even_if_empty and segment.size == 0)):
-            data = b"".join(self._lines)
-            if segment.size == 0:
-                data = encode_record(segment.header) + data
+            data = segment.data(self._lines)
             try:
                 self._storage.append(segment.header.name, data, at=segment.size)
             except StoreError as error:
@@ -293,24 +342,26 @@ class JournalWriter:
                 continue
             segment.size += len(data)
             self.bytes += len(data)
+            self.answers += sum(map(is_answer, self._lines))
             self._lines = []
             self._warnings.reset()
-            even_if_empty = False
         self._release()
 
     def _must_give_up(self, error: StoreError) -> bool:
-        """Wait for the next try of an append. Return whether there must be none."""
-        with self._condition:
-            is_over = self._stopped or self._waiting > _MAX_WAITING or not error.retryable
+        """Wait for the next try of an append. Return True if there must be none."""
+        is_over = self._clock.now() + _RETRY_PERIOD > self._deadline
+        must = is_over or not error.retryable or self._waiting > _MAX_WAITING
         self._warnings.warning(
             "the journal can't be written worker=%s reason=%s. %s",
             self._worker_id,
             error,
-            "Answers are not recorded until the next checkpoint" if is_over else "It is tried again",
+            "Answers are not recorded until the next checkpoint" if must else "It is tried again",
         )
-        return is_over or (self._clock.wait(self._pause, _RETRY_PERIOD) and self._stopped)
+        if not must:
+            self._clock.wait(self._pause, _RETRY_PERIOD)
+            self._pause.clear()
+        return must
 
     def _release(self) -> None:
-        done, self._done = self._done, []
-        for each in done:
-            each()
+        while self._done:
+            self._done.popleft()()

@@ -35,7 +35,7 @@ from distributed_backup.checkpoints.format import (
     parse_name,
     term_of,
 )
-from distributed_backup.checkpoints.journal import segments_among, unneeded_segments
+from distributed_backup.checkpoints.journal import is_of_another_run, segments_among, unneeded_segments
 from distributed_backup.checkpoints.reader import CheckpointReader
 from distributed_backup.checkpoints.run_identity import RUN_FILE
 from distributed_backup.errors import ConfigError, RunMismatchError, StoreError
@@ -244,11 +244,18 @@ class CheckpointStore(CheckpointReader):
         if not kept:
             return []
         older = [name for name in reversed(names) if name < kept[-1] and term_of(name) <= term]
-        oldest, position = parse_name(kept[-1]) or (0, Position(0))
-        segments = unneeded_segments(found, kept=(oldest, position), term=term)
+        starts = [parse_name(name) or (0, Position(0)) for name in kept]
+        segments = unneeded_segments(found, kept=starts, term=term)
         if segments and (slowest := self.slowest_follower()) is not None:
-            segments = unneeded_segments(found, kept=(oldest, min(position, slowest)), term=term)
-        return [*(name for name in older if self._is_ours(name) is not False), *segments]
+            starts = [(own_term, min(position, slowest)) for own_term, position in starts]
+            segments = unneeded_segments(found, kept=starts, term=term)
+        return [
+            *(name for name in older if self._is_ours(name) is not False),
+            *self._our_segments(segments),
+        ]
+
+    def _our_segments(self, names: Names) -> Iterator[str]:
+        return (name for name in names if not is_of_another_run(self._storage, name, self.run_id))
 
     def _is_ours(self, name: str) -> bool | None:
         """Whether the checkpoint verifies and is of this run. False if it is another run's, None if it is damaged."""
@@ -276,7 +283,7 @@ class CheckpointStore(CheckpointReader):
             for name in reversed(checkpoints_among(found)):
                 if self._is_ours(name) is not False:
                     self._storage.remove(name)
-            self._remove_all(segments_among(found))
+            self._remove_all(self._our_segments(segments_among(found)[::-1]))
             self._remove_all(name for name in found if is_claim(name) or is_event_log(name) or _is_leftover(name))
             self._storage.remove(RUN_FILE)
             self.forget()

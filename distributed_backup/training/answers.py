@@ -215,7 +215,6 @@ class Answers:
         await self._replay.turn(place)
         if not self._is_rewound:
             self._since.append(answer)
-            self._writer.note_replayed(answer)
 
     async def _record(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> None:
         """Record a new answer, and wait until it is its turn."""
