@@ -33,6 +33,9 @@ FORMAT: Final = 1
 # Larger answers are not recorded. A reader never needs more memory for one line.
 MAX_RECORD: Final = 256 * 2**20
 _NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})\.journal")
+# A checksum and a space come before the JSON of a line.
+_BODY: Final = 9
+_ANSWER: Final = b'{"answer":'
 _VALUE: Final = b',"value":'
 
 type Digests = Mapping[str, str]
@@ -183,6 +186,11 @@ def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each k
                 "after": None if after is None else [after.name, after.end],
                 "digests": None if digests is None else dict(digests),
             }
+
+
+def is_answer(line: bytes) -> bool:
+    """Whether the line of a record is that of an answer."""
+    return line.startswith(_ANSWER, _BODY)
 
 
 def decode_record(line: bytes) -> Record:

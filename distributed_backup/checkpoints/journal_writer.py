@@ -27,6 +27,7 @@ from distributed_backup.checkpoints.journal_format import (
     Link,
     Record,
     encode_record,
+    is_answer,
 )
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StoreError
@@ -293,6 +294,7 @@ class JournalWriter:
                 continue
             segment.size += len(data)
             self.bytes += len(data)
+            self.answers += sum(map(is_answer, self._lines))
             self._lines = []
             self._warnings.reset()
             even_if_empty = False
