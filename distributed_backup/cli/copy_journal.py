@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from distributed_backup.checkpoints.journal import segments_among, unneeded_segments
-from distributed_backup.checkpoints.reader import CheckpointInfo
+from distributed_backup.checkpoints.journal import segments_among
+from distributed_backup.checkpoints.reader import Rows
 from distributed_backup.checkpoints.store import CheckpointStore
-from distributed_backup.cli.journal_report import ANY_TERM, Segment, read_segment
+from distributed_backup.cli.journal_report import Segment, read_segment, without_need
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.storage.base import Storage
 
@@ -20,14 +20,14 @@ from distributed_backup.storage.base import Storage
 _CHUNK: Final = 16 * 2**20
 
 
-def segments_to_copy(source: CheckpointStore, oldest: CheckpointInfo) -> list[Segment]:
-    """Return the segments that continue `oldest` or a newer checkpoint, oldest first.
+def segments_to_copy(source: CheckpointStore, usable: Rows) -> list[Segment]:
+    """Return the segments that continue one of these checkpoints, oldest first.
 
     Raises:
         StoreError: One of them can't be read.
     """
     names = source.storage.names()
-    unneeded = set(unneeded_segments(names, kept=(oldest.term, oldest.position), term=ANY_TERM))
+    unneeded = without_need(names, usable)
     wanted = (name for name in reversed(segments_among(names)) if name not in unneeded)
     # Those that were pruned since the listing are needed no more.
     return [segment for name in wanted if (segment := read_segment(source.storage, name)) is not None]

@@ -60,7 +60,7 @@ def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
     run_id = target.open_run()
     there = target.list()
     _refuse_to_go_back(source, target, rows, there)
-    segments = segments_to_copy(source, usable_rows[-1])
+    segments = segments_to_copy(source, usable_rows)
     refuse_other_history(source, target, segments)
     present = {row.name for row in there if row.valid}
     if (term := source.highest_term()) > target.highest_term():

@@ -141,6 +141,7 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
         digests = ", ".join(f"{name} {str(digest)[:_SHOWN_DIGITS]}" for name, digest in sorted(last["digests"].items()))
         yield f"  last boundary: epoch {last['epoch']}, batch {last['batch']} ({digests})"
     marks = [
+        f"unanswered {row['unanswered']}" if row["unanswered"] else "",
         f"failed {row['failed']} ({row['error']})" if row["failed"] else "",
         f"void {row['void']}" if row["void"] else "",
         "left" if row["left"] else "",

@@ -18,19 +18,20 @@ from distributed_backup.checkpoints.journal_format import (
     Header,
     Left,
     Record,
+    Unanswered,
     Void,
     parse_segment_name,
 )
 from distributed_backup.checkpoints.journal_scan import SegmentScan
-from distributed_backup.checkpoints.reader import CheckpointReader
+from distributed_backup.checkpoints.reader import CheckpointReader, Rows
 from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.cli.export import reading_state
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Storage
 
-ANY_TERM: Final = 10**10
-"""Above each term."""
+# Above each term.
+_ANY_TERM: Final = 10**10
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class Segment:
     answers: int = 0
     boundaries: int = 0
     last: Boundary | None = None
+    unanswered: int = 0
     failed: int = 0
     error: str | None = None
     void: int = 0
@@ -64,25 +66,33 @@ class Segment:
 
     def add(self, record: Record) -> str | None:
         """Count a record. Return why it can't be where it is, or None."""
-        if (self.header is None) != isinstance(record, Header):
-            return "the first record is not a header" if self.header is None else "there is a second header"
+        if self.header is None:
+            return self._add_header(record)
         match record:
             case Header():
-                if record.name != self.name:
-                    return f"the header is that of {record.name}"
-                self.header = record
-                if record.digests is not None:
-                    self.last = Boundary(position=record.position, digests=record.digests)
+                return "there is a second header"
             case Answer():
                 self.answers += 1
             case Boundary():
                 self.boundaries, self.last = self.boundaries + 1, record
+            case Unanswered():
+                self.unanswered += 1
             case Failed(error=error):
                 self.failed, self.error = self.failed + 1, error
             case Void():
                 self.void += 1
             case Left():
                 self.left = True
+        return None
+
+    def _add_header(self, record: Record) -> str | None:
+        if not isinstance(record, Header):
+            return "the first record is not a header"
+        if record.name != self.name:
+            return f"the header is that of {record.name}"
+        self.header = record
+        if record.digests is not None:
+            self.last = Boundary(position=record.position, digests=record.digests)
         return None
 
 
@@ -156,13 +166,20 @@ def damage_in(store: CheckpointReader, segments: list[Segment]) -> dict[str, Dam
     for segment in segments:
         found = _own_damage(segment, run_id) or _damage_of_link(segment, by_name)
         if isinstance(found, str):
-            kept = (usable[-1].term, usable[-1].position) if usable else None
-            if kept and found in unneeded_segments([*by_name, found], kept=kept, term=ANY_TERM):
-                continue  # it was pruned, because no checkpoint needs it
+            if found in without_need([*by_name, found], usable):
+                continue  # it was pruned
             found = Damage(offset=0, reason=f"it continues {found}, which is missing")
         if found is not None:
             damage[segment.name] = found
     return damage
+
+
+def without_need(names: Iterable[str], usable: Rows) -> set[str]:
+    """Return the segments among `names` that continue none of these checkpoints, as a prune would find."""
+    if not usable:
+        return set()
+    oldest = usable[-1]
+    return set(unneeded_segments(names, kept=(oldest.term, oldest.position), term=_ANY_TERM))
 
 
 def _own_damage(segment: Segment, run_id: str | None) -> Damage | None:
@@ -271,6 +288,7 @@ def segment_row(segment: Segment, damage: Damage | None) -> dict[str, Any]:
         "boundaries": segment.boundaries,
         "after": None if after is None else {"name": after.name, "bytes": after.end},
         "last_boundary": None if last is None else _boundary_row(last),
+        "unanswered": segment.unanswered,
         "failed": segment.failed,
         "error": segment.error,
         "void": segment.void,

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_format import Failed, Left, Link, Record, Void, encode_record, segment_name
+from distributed_backup.checkpoints.journal_format import (
+    Failed,
+    Left,
+    Link,
+    Record,
+    Unanswered,
+    Void,
+    encode_record,
+    segment_name,
+)
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
@@ -56,6 +65,7 @@ def test_show_has_a_row_for_each_segment_newest_last(run: Path, links: tuple[Lin
     assert found == {"answers": 5, "bytes": total, "boundaries": 1}
     last = {"epoch": 1, "batch": 3, "digests": dict(DIGESTS)}
     common = {"worker_id": "w-1", "epoch": 1, "failed": 0, "error": None, "void": 0, "left": False, "torn": 0}
+    common["unanswered"] = 0
     assert first == {
         "name": FIRST,
         "term": 1,
@@ -86,7 +96,13 @@ def test_show_has_a_row_for_each_segment_newest_last(run: Path, links: tuple[Lin
 
 def test_show_for_people_has_a_line_for_each_fact(run: Path, store: CheckpointStore, links: tuple[Link, Link]) -> None:
     """Digests are shortened. A mark is shown where it is."""
-    records: list[Record] = [answer(), Failed(error="ValueError"), Void(), Left()]
+    records: list[Record] = [
+        answer(),
+        Unanswered(key="k", number=0, error=SECRET),
+        Failed(error="ValueError"),
+        Void(),
+        Left(),
+    ]
     third = write_segment(store.storage, (3, Position(1, 3)), records, after=Link(name=SECOND, end=200), digests=None)
     store.storage.append(third.name, b"torn", at=third.end)
     lines = call("journal", "show", run).stdout.splitlines()
@@ -100,7 +116,7 @@ def test_show_for_people_has_a_line_for_each_fact(run: Path, store: CheckpointSt
         "  cut off: a later segment continues it after 200 bytes",
         f"{third.name}  term 3 by w-1, from epoch 1, batch 3: 1 answers, 0 boundaries, {third.end} bytes",
         f"  continues {SECOND} after 200 bytes",
-        "  marks: failed 1 (ValueError), void 1, left",
+        "  marks: unanswered 1, failed 1 (ValueError), void 1, left",
         "  torn: 4 bytes of an incomplete record at the end",
         f"  bad at byte 0: it continues {SECOND} at byte 200, where no record ends",
         f"3 segments, 6 answers, 1 boundaries, {(links[0].end + links[1].end + third.end) / 1000:.1f} kB",

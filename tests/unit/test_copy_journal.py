@@ -242,9 +242,7 @@ def test_a_target_that_lies_about_what_was_appended_is_found_out(
 
     assert links
     target = CheckpointStore(Liar(tmp_path / "to"), run_id="job-42")
-    with pytest.raises(
-        StoreError, match=f"to/{FIRST} differs from the bytes that were written to it: "
-    ):
+    with pytest.raises(StoreError, match=f"to/{FIRST} differs from the bytes that were written to it: "):
         copy_run(source, target)
     assert target.names() == []
 
