@@ -1,7 +1,7 @@
 """Find the incidents of a run and count their cost: time without a leader, time without training, batches to repeat.
 
-An incident is a preemption, a worker that stopped reporting, a fit that an error ended, a lease that a worker lost or
-resigned and went on, or recorded answers that a resumed fit can't use and asks for again.
+An incident is a preemption, a worker that stopped reporting, a fit that an error ended, or a lease that a worker lost
+or resigned and went on. Recorded answers that a fit can't use, and asks for again, are an incident, too.
 
 Limits: a worker reports its progress at each epoch's end, with each commit, and otherwise every ten seconds. A killed
 worker may have run on after its last event, so a time that begins there is an upper bound. Batches are counted from the

@@ -171,6 +171,6 @@ _TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "unreachable": lambda fields: str(fields["reason"]),
     "progress": _where,
     "replayed": lambda fields: f"{fields['answers']} answers, up to {_where(fields)}",
-    "diverged": lambda fields: f"after {_where(fields)}: {fields['reason']}",
+    "diverged": lambda fields: ", after ".join(filter(None, (str(fields["reason"]), _where(fields)))),
     "voided": lambda fields: f"{fields['answers']} answers after {_where(fields)}",
 }
