@@ -42,7 +42,6 @@ def refuse_other_history(source: CheckpointStore, target: CheckpointStore, segme
     """
     here = {segment.name: segment for segment in segments}
     oldest, highest = min(here, default=None), source.highest_term()
-    all_here = {*segments_among(source.storage.names()), *here}
     for name in segments_among(target.storage.names()):
         there = read_segment(target.storage, name)
         if there is None or there.bytes == 0:
@@ -51,7 +50,7 @@ def refuse_other_history(source: CheckpointStore, target: CheckpointStore, segme
             common = min(here[name].bytes, there.bytes)
             if not _are_equal(source.storage, target.storage, name, 0, common):
                 raise ConfigError(f"{target.location} holds a different {name}: the run continued at both places")
-        elif name not in all_here and (there.start[0] > highest or (oldest is not None and name > oldest)):
+        elif there.start[0] > highest or (oldest is not None and name > oldest):
             raise ConfigError(f"{target.location} is ahead of {source.location}: it holds {name}")
 
 

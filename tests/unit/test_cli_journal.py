@@ -170,6 +170,14 @@ def test_an_answer_can_not_control_the_terminal(run: Path, store: CheckpointStor
     assert all(letter.isprintable() or letter == "\n" for letter in shown)
 
 
+def test_what_is_behind_a_second_header_is_not_printed(run: Path, links: tuple[Link, Link]) -> None:
+    """Its records verify. No writer has put them there."""
+    with (run / SECOND).open("ab") as file:
+        file.write((run / SECOND).read_bytes())
+    (_, row) = json.loads(call("journal", "show", run, "--answers", "--json").stdout)["segments"]
+    assert (len(row["recorded"]), row["problem"]["offset"]) == (2, links[1].end)
+
+
 def test_what_is_behind_a_bad_record_is_not_printed(run: Path, links: tuple[Link, Link]) -> None:
     flip(run / FIRST, links[0].end // 2)
     result = call("journal", "show", run, "--answers", "--json")

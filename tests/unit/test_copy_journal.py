@@ -230,19 +230,38 @@ def test_foreign_bytes_are_not_copied(
     assert "notes.journal" not in target.storage.names()
 
 
+@pytest.mark.parametrize("lie", [encode_record(answer(8))[:-9] + b"x" * 8 + b"\n", encode_record(answer(8))])
 def test_a_target_that_lies_about_what_was_appended_is_found_out(
-    source: CheckpointStore, links: tuple[Link, Link], tmp_path: Path
+    source: CheckpointStore, links: tuple[Link, Link], tmp_path: Path, lie: bytes
 ) -> None:
-    """Each copied segment is read back. No checkpoint follows it."""
+    """Each copied segment is read back and compared, also with records that verify. No checkpoint follows it."""
 
     class Liar(LocalStorage):
         @override
         def append(self, name: str, data: bytes, *, at: int) -> None:
-            super().append(name, data[:-9] + encode_record(answer(8))[-9:], at=at)
+            super().append(name, data[: -len(lie)] + lie if name == SECOND else data, at=at)
 
     assert links
     target = CheckpointStore(Liar(tmp_path / "to"), run_id="job-42")
-    with pytest.raises(StoreError, match=f"to/{FIRST} differs from the bytes that were written to it: "):
+    with pytest.raises(StoreError, match=f"to/{SECOND} differs from the bytes that were written to it: "):
+        copy_run(source, target)
+    assert target.names() == []
+
+
+def test_a_segment_that_changes_once_it_was_read_is_verified(
+    source: CheckpointStore, target: CheckpointStore, links: tuple[Link, Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes that are copied may differ from the bytes that were verified."""
+    assert links
+    read_from = LocalStorage.read_from
+
+    def change(storage: LocalStorage, name: str, offset: int, limit: int) -> bytes:
+        data = read_from(storage, name, offset, limit)
+        is_copied = storage.location == source.location and name == SECOND and limit < 2**20
+        return data[:-5] + b"?" + data[-4:] if is_copied else data
+
+    monkeypatch.setattr(LocalStorage, "read_from", change)
+    with pytest.raises(StoreError, match=f"{SECOND} differs from the bytes that were written to it"):
         copy_run(source, target)
     assert target.names() == []
 
@@ -282,6 +301,28 @@ def test_a_target_that_recorded_answers_of_its_own_is_refused(source: Checkpoint
         copy_run(source, target)
     assert str(caught.value) == f"{target.location} is ahead of {source.location}: it holds {name}"
     assert sorted(target.storage.names()) == before
+
+
+def test_a_target_with_a_journal_is_refused_also_by_a_source_without_one(
+    source: CheckpointStore, target: CheckpointStore
+) -> None:
+    copy_run(source, target)
+    name = write_segment(target.storage, (3, Position(1, 3)), answers(1)).name
+    with pytest.raises(ConfigError, match=f"it holds {name}"):
+        copy_run(source, target)
+
+
+@pytest.mark.usefixtures("links")
+def test_a_target_that_went_on_under_a_term_that_the_source_has_too_is_refused(
+    source: CheckpointStore, target: CheckpointStore
+) -> None:
+    """Each of the two leaders was elected by its own coordinator."""
+    copy_run(source, target)
+    name = write_segment(target.storage, (3, Position(1, 5)), answers(1)).name
+    write_segment(source.storage, (3, Position(1, 4)), answers(1))
+    assert source.claim_term(3)
+    with pytest.raises(ConfigError, match=f"it holds {name}"):
+        copy_run(source, target)
 
 
 @pytest.mark.usefixtures("links")
