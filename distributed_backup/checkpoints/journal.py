@@ -34,6 +34,7 @@ from distributed_backup.checkpoints.journal_format import (
     decode_record,
     parse_segment_name,
 )
+from distributed_backup.checkpoints.journal_scan import SegmentScan
 from distributed_backup.errors import StoreError
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
@@ -227,9 +228,8 @@ def _last_reaching(chain: list[Part], headers: dict[str, Header | None], positio
 def _from(storage: Storage, chain: list[Part], position: Position, digests: Digests) -> Log | None:
     """Return the part of a chain that follows the boundary at `position`."""
     for index, part in enumerate(chain):
-        reader = SegmentReader(storage, part.name, end=part.end)
-        for record in reader.records():
-            found = _boundary_of(record)
+        for scanned in SegmentScan(storage, part.name, end=part.end):
+            found = _boundary_of(scanned.record)
             if found is None or found.position != position:
                 continue
             if dict(found.digests) != dict(digests):
@@ -240,7 +240,7 @@ def _from(storage: Storage, chain: list[Part], position: Position, digests: Dige
                     position,
                 )
                 return None
-            rest = Part(name=part.name, start=reader.offset, end=part.end)
+            rest = Part(name=part.name, start=scanned.end, end=part.end)
             return Log(position=position, parts=(rest, *chain[index + 1 :]))
     return None
 

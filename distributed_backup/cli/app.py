@@ -18,6 +18,7 @@ import typer
 
 from distributed_backup.cli.checkpoints_commands import checkpoints
 from distributed_backup.cli.demo_command import demo
+from distributed_backup.cli.journal_commands import journal
 from distributed_backup.cli.terminal import (
     AsJson,
     RedactingCommand,
@@ -50,6 +51,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(checkpoints, name="checkpoints")
+app.add_typer(journal, name="journal")
 
 Target = Annotated[
     str,

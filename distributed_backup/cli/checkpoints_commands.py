@@ -21,7 +21,7 @@ from distributed_backup.cli.terminal import (
     RedactingCommand,
     RunId,
     console,
-    exit_on_error,
+    opened_store,
     print_json,
     print_result,
 )
@@ -48,11 +48,11 @@ def list_checkpoints(place: Place, run: RunId = None, as_json: AsJson = False) -
 
     Exit codes: 0 all valid, 1 one is damaged or unreadable, 2 wrong usage.
     """
-    from distributed_backup.cli.status import checkpoint_row
+    from distributed_backup.cli.status import checkpoint_rows
 
-    with _store(place, run) as store:
+    with opened_store(place, run) as store:
         infos = store.list()
-        rows = [checkpoint_row(info) for info in infos]
+        rows = checkpoint_rows(store, infos)
         if as_json:
             print_json(rows)
         elif not rows:
@@ -73,7 +73,7 @@ def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
 
     Exit codes: 0 all valid, 1 one is damaged or unreadable, 2 wrong usage.
     """
-    with _store(place, run) as store:
+    with opened_store(place, run) as store:
         rows = store.list()
         bad = [{"name": row.name, "reason": row.problem} for row in rows if not row.valid]
         lines = [f"bad  {row['name']}: {row['reason']}" for row in bad]
@@ -93,7 +93,7 @@ def show(place: Place, name: Name = None, run: RunId = None, as_json: AsJson = F
     """
     from distributed_backup.cli.status import checkpoint_in, describe
 
-    with _store(place, run) as store:
+    with opened_store(place, run) as store:
         found = describe(checkpoint_in(store, name))
         if as_json:
             print_json(found)
@@ -112,6 +112,8 @@ def prune(
 ) -> None:
     """Remove all checkpoints in DIR except the newest N that verify, and the leftovers of crashed writers.
 
+    Segments of the journal that continue none of the kept checkpoints are removed, too.
+
     A damaged checkpoint is kept for inspection if it is newer than the oldest one kept. Leftovers of the newest term
     are kept, because its writer may still be running.
 
@@ -119,10 +121,15 @@ def prune(
 
     Exit codes: 0 fine, 1 a file could not be removed, 2 wrong usage.
     """
-    with _store(place, run) as store:
+    from distributed_backup.checkpoints.journal import segments_among
+
+    with opened_store(place, run) as store:
         removed = store.prune(term=store.highest_term(), keep=keep)
         kept = store.names()
-        line = f"{len(removed)} removed, {len(kept)} kept"
+        segments = segments_among(removed)
+        line = f"{len(removed) - len(segments)} removed, {len(kept)} kept"
+        if segments:
+            line += f", {len(segments)} segment(s) of the journal removed"
         print_result({"kept": kept, "removed": removed}, line, as_json=as_json)
 
 
@@ -149,7 +156,7 @@ def export(
     from distributed_backup.cli.export import export_variables
     from distributed_backup.cli.status import checkpoint_in
 
-    with _store(place, run) as store:
+    with opened_store(place, run) as store:
         checkpoint = checkpoint_in(store, name)
         export_variables(checkpoint, output)
         position = checkpoint.position
@@ -168,25 +175,37 @@ def copy(
 ) -> None:
     """Copy the run in DIR to TARGET, where its workers can continue: from a disk to a bucket, for example.
 
-    Every usable checkpoint is copied, read back and compared. DIR is not changed. Stop the run first: later commits
-    are not copied. An interrupted copy can be repeated.
+    Every usable checkpoint is copied, and the segments of the journal that continue one. All are read back and
+    compared. DIR is not changed. Stop the run first: later commits and answers are not copied. An interrupted copy can
+    be repeated.
 
     Example: distributed-backup checkpoints copy /mnt/run-42 s3://bucket/run-42
 
     Exit codes: 0 copied, 1 a place failed or is another run's, 2 wrong usage.
     """
     from distributed_backup.cli.copy_run import copy_run
-    from distributed_backup.observability.events import is_event_log
 
-    with _store(place, run) as store, _target(target, store) as goal:
+    with opened_store(place, run) as store, _target(target, store) as goal:
         copied = copy_run(store, goal)
         if as_json:
             print_json(asdict(copied))
         else:
             typer.echo(f"{len(copied.copied)} copied, {len(copied.present)} already present: {copied.target}")
+            if copied.segments:
+                typer.echo(f"{len(copied.segments)} segment(s) of the journal copied")
             for name in copied.skipped:
-                reason = "it can't be read" if is_event_log(name) else "it does not verify"
-                typer.echo(f"not copied, {reason}: {name}", err=True)
+                typer.echo(f"{_reason_of_skip(name)}: {name}", err=True)
+
+
+def _reason_of_skip(name: str) -> str:
+    from distributed_backup.checkpoints.journal_format import parse_segment_name
+    from distributed_backup.observability.events import is_event_log
+
+    if is_event_log(name):
+        return "not copied, it can't be read"
+    if parse_segment_name(name) is None:
+        return "not copied, it does not verify"
+    return "not copied as a whole, it or the segment before it does not verify"
 
 
 @contextmanager
@@ -201,13 +220,3 @@ def _target(target: str, source: CheckpointStore) -> Iterator[CheckpointStore]:
         if store.location.startswith("memory:"):
             raise ConfigError(f"{store.location} is lost when this command exits: choose another TARGET")
         yield store
-
-
-@contextmanager
-def _store(place: str, run: str | None) -> Iterator[CheckpointStore]:
-    from distributed_backup.cli.locate import open_store
-
-    with exit_on_error():
-        store = open_store(place, run_id=run)
-        with closing(store.storage):
-            yield store

@@ -1,7 +1,12 @@
 """Copy a run to another place, where its workers can continue.
 
-Each copied checkpoint is read back and compared, and the source is not changed. Commits during the copy are missed, so
-a copy of a training run holds an earlier state.
+Each copied file is read back and compared, and the source is not changed. Commits during the copy are missed, so a copy
+of a training run holds an earlier state.
+
+Order: the claim of the highest term, the journal, the checkpoints, the event logs, each oldest first. A checkpoint is
+the commit point of what belongs to it. So a run that starts at the target of an interrupted copy has all answers since
+the checkpoint that it restores, and pays for none of them again. Before the first checkpoint arrives, it finds no run
+to resume, and logs a warning about that.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from dataclasses import dataclass
 from distributed_backup.checkpoints.format import decode
 from distributed_backup.checkpoints.reader import Rows
 from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.cli.copy_journal import copy_segments, refuse_other_history, segments_to_copy
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.observability.events import is_event_log
 
@@ -19,7 +25,8 @@ from distributed_backup.observability.events import is_event_log
 class Copied:
     """Result of `copy_run`: locations, and names with the newest first.
 
-    `present` were at the target already. `skipped` are checkpoints that do not verify and unreadable event logs.
+    `present` were at the target already. `segments` are those of the journal of which the target lacked a part.
+    `skipped` are checkpoints that do not verify, segments that were not copied as a whole, and unreadable event logs.
     """
 
     run_id: str
@@ -27,33 +34,38 @@ class Copied:
     target: str
     copied: tuple[str, ...]
     present: tuple[str, ...]
+    segments: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
 def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
-    """Copy the run id, the highest term, every usable checkpoint and the event logs of a run.
+    """Copy the run id, the highest term, the journal, every usable checkpoint and the event logs of a run.
 
-    The claim of the highest term comes before the checkpoints, so that no term is granted again at the target. The
-    oldest checkpoint comes first. A copy that was interrupted can be repeated.
+    The claim of the highest term comes first, so that no term is granted again at the target. A copy that was
+    interrupted can be repeated.
 
     Raises:
         ConfigError: The source has no usable checkpoint. Or the target is ahead: it holds a newer term, a later
-            position that the source lacks, or other bytes under the same name.
+            position or answers that the source lacks, or other bytes under the same name.
         RunMismatchError: The target belongs to another run.
         StoreError: A place can't be read or written.
     """
     if source.location == target.location:
         raise ConfigError(f"{source.location} is both source and target: choose another TARGET")
     rows = source.list()
-    usable = [row.name for row in rows if row.valid]
+    usable_rows = [row for row in rows if row.valid]
+    usable = [row.name for row in usable_rows]
     if not usable:
         raise ConfigError(f"{source.location} has no usable checkpoint to copy")
     run_id = target.open_run()
     there = target.list()
     _refuse_to_go_back(source, target, rows, there)
+    segments = segments_to_copy(source, usable_rows)
+    refuse_other_history(source, target, segments)
     present = {row.name for row in there if row.valid}
     if (term := source.highest_term()) > target.highest_term():
         target.claim_term(term)
+    appended, cut_off = copy_segments(source, target, segments, run_id)
     copied = [name for name in reversed(usable) if name not in present and _copy(source, target, name)]
     if not copied and present.isdisjoint(usable):
         raise StoreError(f"{source.location} was pruned during the copy: repeat the command", path=source.location)
@@ -64,7 +76,8 @@ def copy_run(source: CheckpointStore, target: CheckpointStore) -> Copied:
         target=target.location,
         copied=tuple(reversed(copied)),
         present=tuple(name for name in usable if name in present),
-        skipped=(*(row.name for row in rows if not row.valid), *unread),
+        segments=tuple(reversed(appended)),
+        skipped=(*(row.name for row in rows if not row.valid), *reversed(cut_off), *unread),
     )
 
 

@@ -16,6 +16,7 @@ from distributed_backup.checkpoints.format import Checkpoint, parse_name
 from distributed_backup.checkpoints.reader import CheckpointInfo, CheckpointReader
 from distributed_backup.checkpoints.state_json import decode_state
 from distributed_backup.cli.export import reading_state
+from distributed_backup.cli.journal_report import answers_since
 from distributed_backup.cli.locate import Run
 from distributed_backup.coordination.base import Announcement, ClusterView, Member
 from distributed_backup.errors import BackupError, ConfigError
@@ -36,7 +37,7 @@ def status_of(run: Run) -> tuple[dict[str, Any], int]:
     else:
         rows = run.store.list()
         usable = next((row for row in rows if row.valid), None)
-        checkpoint = None if usable is None else checkpoint_row(usable)
+        checkpoint = None if usable is None else checkpoint_row(usable, answers_since(run.store, usable.name))
         damaged = sum(not row.valid for row in rows)
     status = {
         "run_id": run.run_id,
@@ -73,8 +74,8 @@ def _notice_rows(view: ClusterView) -> list[dict[str, Any]]:
     ]
 
 
-def checkpoint_row(row: CheckpointInfo) -> dict[str, Any]:
-    """Return one row of `checkpoints list --json`."""
+def checkpoint_row(row: CheckpointInfo, answers: int | None = None) -> dict[str, Any]:
+    """Return one row of `checkpoints list --json`. `answers` were recorded since, None if that is not known."""
     return {
         "name": row.name,
         "term": row.term,
@@ -84,7 +85,14 @@ def checkpoint_row(row: CheckpointInfo) -> dict[str, Any]:
         "bytes": row.bytes,
         "created_at": None if row.header is None else row.header.created_at,
         "valid": row.valid,
+        "answers_since": answers,
     }
+
+
+def checkpoint_rows(store: CheckpointReader, infos: Sequence[CheckpointInfo]) -> list[dict[str, Any]]:
+    """Return the rows of `checkpoints list --json`. Answers since are counted for the newest usable checkpoint."""
+    newest = next((info for info in infos if info.valid), None)
+    return [checkpoint_row(info, answers_since(store, info.name) if info is newest else None) for info in infos]
 
 
 def _announced_row(made: Announcement | None) -> dict[str, Any] | None:
@@ -103,6 +111,7 @@ def _announced_row(made: Announcement | None) -> dict[str, Any] | None:
         "bytes": None,
         "created_at": None,
         "valid": None,
+        "answers_since": None,
     }
 
 

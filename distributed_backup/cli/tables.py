@@ -94,7 +94,8 @@ def _checkpoint_line(row: dict[str, Any]) -> str:
     line = f"{row['name']}: {progress(row['epoch'], row['batch'])}"
     if row["valid"] is None:
         return f"{line}, as announced" + ("" if row["worker_id"] is None else f" by {row['worker_id']}")
-    return f"{line}, {decimal(row['bytes'])}, {row['created_at']} by {row['worker_id']}"
+    since = "" if row["answers_since"] is None else f", {row['answers_since']} answer(s) recorded since"
+    return f"{line}, {decimal(row['bytes'])}, {row['created_at']} by {row['worker_id']}{since}"
 
 
 # -------------------------------------------------------------------- checkpoints
@@ -103,11 +104,11 @@ def _checkpoint_line(row: dict[str, Any]) -> str:
 def checkpoints_table(rows: Sequence[tuple[dict[str, Any], CheckpointInfo]]) -> Table:
     """Return the table of `checkpoints list`, from pairs of a row of its JSON and the store's row."""
     return table(
-        ("CHECKPOINT", "TERM", "EPOCHS", "BATCHES", "SIZE", "WRITTEN", "BY", "PROBLEM"),
+        ("CHECKPOINT", "TERM", "EPOCHS", "BATCHES", "SIZE", "WRITTEN", "BY", "ANSWERS SINCE", "PROBLEM"),
         [
             (
                 *(row["name"], str(row["term"]), str(row["epoch"]), str(row["batch"]), decimal(row["bytes"])),
-                *(text(row["created_at"]), text(row["worker_id"])),
+                *(text(row["created_at"]), text(row["worker_id"]), text(row["answers_since"])),
                 "" if info.valid else f"BAD: {info.problem}",
             )
             for row, info in rows

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final, override
 
 import typer
@@ -22,6 +22,8 @@ from distributed_backup.urls import without_credentials
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from distributed_backup.checkpoints.store import CheckpointStore
 
 PROBLEM: Final = 1
 USAGE: Final = 2
@@ -80,6 +82,17 @@ def exit_on_error() -> Iterator[None]:
 
 
 @contextmanager
+def opened_store(place: str, run: str | None) -> Iterator[CheckpointStore]:
+    """Open the store of the run in a place, close it at the end, and exit on errors as `exit_on_error` does."""
+    from distributed_backup.cli.locate import open_store
+
+    with exit_on_error():
+        store = open_store(place, run_id=run)
+        with closing(store.storage):
+            yield store
+
+
+@contextmanager
 def exit_on_stop(message: str) -> Iterator[None]:
     """Turn SIGTERM into `SystemExit(143)`, so that `finally` blocks run. After Ctrl-C, print `message` and exit."""
 
@@ -120,3 +133,10 @@ def console(*, stderr: bool = False) -> Console:
 def progress(epoch: int, batch: int) -> str:
     """Return a position for people."""
     return f"{epoch} epoch(s) and {batch} batch(es) done"
+
+
+def printable(text: str) -> str:
+    """Replace control characters and newlines, which the text of an error may hold."""
+    if text.isprintable():  # the common case, much faster
+        return text
+    return "".join(letter if letter.isprintable() else " " for letter in text)

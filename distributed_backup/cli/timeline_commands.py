@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from distributed_backup.cli.terminal import AsJson, Place, RunId, console, exit_on_error, print_json
+from distributed_backup.cli.terminal import AsJson, Place, RunId, console, exit_on_error, print_json, printable
 from distributed_backup.errors import BackupError, ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def _print_summary(history: History, costs: list[IncidentCost]) -> None:
     from distributed_backup.timeline.labels import HEADINGS, cells, summary, title
 
     for line in (title(history), *summary(history, costs)):
-        typer.echo(_printable(line))
+        typer.echo(printable(line))
     if costs:
-        rows = [[_printable(cell) for cell in cells(history, cost)] for cost in costs]
+        rows = [[printable(cell) for cell in cells(history, cost)] for cost in costs]
         console().print(table([heading.upper() for heading in HEADINGS], rows))
 
 
@@ -127,11 +127,4 @@ def _lines(found: list[Event]) -> Iterable[str]:
     longest = max(len(event.kind) for event in found)
     for event in found:
         at = event.at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
-        yield _printable(f"{at}  {event.worker:{widest}}  {event.kind:{longest}}  {describe(event)}".rstrip())
-
-
-def _printable(text: str) -> str:
-    """Replace control characters and newlines, which the text of an error may hold."""
-    if text.isprintable():  # the common case, much faster
-        return text
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+        yield printable(f"{at}  {event.worker:{widest}}  {event.kind:{longest}}  {describe(event)}".rstrip())

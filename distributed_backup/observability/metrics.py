@@ -13,14 +13,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, override
 
 from distributed_backup.errors import ConfigError
 from distributed_backup.observability.events import FINAL_KINDS, Event
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+    from prometheus_client.core import CounterMetricFamily
+    from prometheus_client.registry import Collector
 except ImportError:
     raise ConfigError(
         "$DISTRIBUTED_BACKUP_METRICS_PORT is set and there is no Prometheus client: "
@@ -32,6 +35,57 @@ logger = logging.getLogger(__name__)
 _LABELS: Final = ("run",)
 # From a small state on a local disk to a large one in a distant bucket.
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What one worker has written into the journal."""
+
+    answers: int = 0
+    bytes: int = 0
+
+
+class JournalCounters(Collector):
+    """What all workers of this process have written into the journal, by run. Each scrape asks those that run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended: dict[str, Recorded] = {}
+        self._running: dict[Callable[[], Recorded], str] = {}
+
+    def add(self, run: str, recorded: Callable[[], Recorded]) -> None:
+        """Count what a worker writes. The run has its series from now on."""
+        with self._lock:
+            self._ended.setdefault(run, Recorded())
+            self._running[recorded] = run
+
+    def end(self, recorded: Callable[[], Recorded]) -> None:
+        """Keep the last counts of a worker. May be called again."""
+        with self._lock:
+            if (run := self._running.pop(recorded, None)) is not None:
+                self._ended[run] = _sum(self._ended[run], recorded())
+
+    @override
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the counters, for a scrape."""
+        with self._lock:
+            totals = dict(self._ended)
+            for recorded, run in self._running.items():
+                totals[run] = _sum(totals[run], recorded())
+        answers = self._family("answers_recorded", "Answers of models that this worker wrote into the journal.")
+        written = self._family("journal_bytes", "Bytes that this worker wrote into the journal.")
+        for run, total in totals.items():
+            answers.add_metric((run,), total.answers)
+            written.add_metric((run,), total.bytes)
+        yield answers
+        yield written
+
+    def _family(self, name: str, text: str) -> CounterMetricFamily:
+        return CounterMetricFamily(f"distributed_backup_{name}", text, labels=_LABELS)
+
+
+def _sum(one: Recorded, other: Recorded) -> Recorded:
+    return Recorded(answers=one.answers + other.answers, bytes=one.bytes + other.bytes)
 
 
 class Metrics:
@@ -63,6 +117,9 @@ class Metrics:
         self.failures = self._counter("commit_failures_total", "Commits that failed; each try counts.")
         self.notices = self._counter("notices_total", "Notices that this worker is going to be killed.")
         self.restores = self._counter("restores_total", "Checkpoints that this worker restored.")
+        self.replayed = self._counter("answers_replayed_total", "Answers of models that came from the journal.")
+        self.journal = JournalCounters()
+        self.registry.register(self.journal)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"distributed_backup_{name}", text, _LABELS, registry=self.registry)
@@ -74,12 +131,14 @@ class Metrics:
 class WorkerMetrics:
     """Counts what one worker does. A sink of `Reporter`.
 
-    `lease_left` returns the seconds until the worker stands down, 0 while it does not lead. Each scrape calls it.
+    `lease_left` returns the seconds until the worker stands down, 0 while it does not lead. `recorded` returns what it
+    has written into the journal. Each scrape calls both.
     """
 
-    def __init__(self, metrics: Metrics, *, lease_left: Callable[[], float]) -> None:
+    def __init__(self, metrics: Metrics, *, lease_left: Callable[[], float], recorded: Callable[[], Recorded]) -> None:
         self._metrics = metrics
         self._lease_left = lease_left
+        self._recorded = recorded
         self._run: str | None = None
 
     def emit(self, event: Event) -> None:
@@ -90,7 +149,7 @@ class WorkerMetrics:
         elif self._run is not None:
             self._count(event, self._run)
             if event.kind in FINAL_KINDS:
-                self.close(0.0)
+                self._stand_down()
 
     def _show(self, run: str) -> None:
         """Create all series at the start: a series that appears with its first event shows no increase."""
@@ -100,6 +159,7 @@ class WorkerMetrics:
         self._metrics.reachable.labels(run).set(1)
         self._metrics.lease.labels(run).set_function(self._lease_left)
         self._metrics.leader.labels(run).set_function(lambda: self._lease_left() > 0)
+        self._metrics.journal.add(run, self._recorded)
 
     def _count(self, event: Event, run: str) -> None:
         metrics, fields = self._metrics, event.fields
@@ -125,9 +185,15 @@ class WorkerMetrics:
                 metrics.failures.labels(run).inc()
             case "notice":
                 metrics.notices.labels(run).inc()
+            case "replayed":
+                metrics.replayed.labels(run).inc(fields["answers"])
 
     def close(self, timeout: float) -> None:  # noqa: ARG002 - a sink's signature; nothing here takes time
-        """Show that the worker no longer leads."""
+        """Show that the worker no longer leads, and keep its counts of the journal."""
+        self._stand_down()
+        self._metrics.journal.end(self._recorded)
+
+    def _stand_down(self) -> None:
         if self._run is not None:
             self._metrics.lease.labels(self._run).set_function(lambda: 0.0)
             self._metrics.leader.labels(self._run).set_function(lambda: 0.0)

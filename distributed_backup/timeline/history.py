@@ -55,6 +55,11 @@ class History:
         """The incarnations of all lanes."""
         return [incarnation for lane in self.lanes for incarnation in lane.incarnations]
 
+    @property
+    def replayed(self) -> int:
+        """The number of answers that came from the journal."""
+        return sum(incarnation.replayed for incarnation in self.incarnations)
+
 
 def history_of(events: Sequence[Event], *, now: float) -> History:
     """Return the history that these events describe.

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 from distributed_backup.errors import ConfigError
 from distributed_backup.position import Position
 from distributed_backup.timeline.incarnations import (
+    JOURNAL_FAULTS,
     LONGEST,
     Ending,
     Incarnation,
+    JournalFault,
+    JournalFaultKind,
     Leadership,
     LeadershipEnd,
     Mark,
@@ -22,7 +25,7 @@ from distributed_backup.timeline.incarnations import (
     Span,
     SpanKind,
 )
-from distributed_backup.timeline.scale import duration
+from distributed_backup.timeline.scale import counted, duration
 
 if TYPE_CHECKING:
     from distributed_backup.observability.events import Event
@@ -53,6 +56,8 @@ class IncarnationBuilder:
         self._spans: list[Span] = []
         self._marks: list[Mark] = []
         self._leaderships: list[Leadership] = []
+        self._answers = 0
+        self._faults: list[JournalFault] = []
         self._track: list[tuple[float, Position]] = []
 
     def add(self, event: Event) -> None:
@@ -82,6 +87,8 @@ class IncarnationBuilder:
             spans=tuple(self._spans),
             marks=tuple(self._marks),
             leaderships=tuple(self._leaderships),
+            replayed=self._answers,
+            journal_faults=tuple(self._faults),
             track=tuple(self._track),
         )
 
@@ -187,6 +194,22 @@ class IncarnationBuilder:
         self._mark("failure", "an error ended the fit")
         self._ending = "left"
 
+    def _replayed(self, event: Event) -> None:
+        answers = max(0, _whole(event, "answers"))
+        self._answers += answers
+        self._mark("replay", f"{counted(answers, 'answer')} replayed, not paid again{_where(event, ', up to ')}")
+
+    def _diverged(self, event: Event) -> None:
+        self._journal_fault("diverged", f"{_text(event, 'reason')}{_where(event, ', after ')}")
+
+    def _voided(self, event: Event) -> None:
+        answers = counted(max(0, _whole(event, "answers")), "answer")
+        self._journal_fault("voided", f"{answers}{_where(event, ' after ')}")
+
+    def _journal_fault(self, kind: JournalFaultKind, reason: str) -> None:
+        self._mark("failure", f"{JOURNAL_FAULTS[kind]}: {reason}")
+        self._faults.append(JournalFault(kind=kind, at=self._now, reason=reason))
+
     def _unreachable(self, event: Event) -> None:
         self._begin("unreachable", f"coordinator unreachable: {_text(event, 'reason')}")
 
@@ -202,6 +225,11 @@ def _position(event: Event) -> Position | None:
         return Position(event.fields.get("epoch"), event.fields.get("batch"))  # type: ignore[arg-type]
     except ConfigError:
         return None
+
+
+def _where(event: Event, before: str) -> str:
+    position = _position(event)
+    return "" if position is None else f"{before}{position}"
 
 
 def _whole(event: Event, field: str) -> int:

@@ -12,9 +12,16 @@ from typing import Final, Literal
 from distributed_backup.position import Position
 
 type SpanKind = Literal["waiting", "training", "leading", "saving", "exiting", "unreachable"]
-type MarkKind = Literal["commit", "restore", "notice", "failure"]
+type MarkKind = Literal["commit", "restore", "replay", "notice", "failure"]
+type JournalFaultKind = Literal["diverged", "voided"]
 type Ending = Literal["preempted", "finished", "left", "gone", ""]
 type LeadershipEnd = Literal["lost", "resigned"] | Ending
+
+JOURNAL_FAULTS: Final[dict[str, str]] = {
+    "diverged": "diverged in a replay",
+    "voided": "voided answers",
+}
+"""What a worker did, by kind."""
 
 LONGEST: Final = 1e12
 """Seconds. A longer duration in an event is not believed."""
@@ -45,6 +52,15 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JournalFault:
+    """A replay that came to another state, or recorded answers that became void. `reason` says where and why."""
+
+    kind: JournalFaultKind
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Leadership:
     """A term and the worker that led it, from its election until it stopped leading or reporting.
 
@@ -67,6 +83,7 @@ class Incarnation:
         ending: "gone" if it stopped reporting, "left" if an error ended the fit, "" if it is running.
         saved: Whether a preempted worker saved. None if there was nothing to save.
         noticed: The time of the notice that it was preempted by.
+        replayed: Number of answers that came from the journal.
         track: Times and positions. A position is lower than the one before only after a restore.
     """
 
@@ -79,6 +96,8 @@ class Incarnation:
     spans: tuple[Span, ...]
     marks: tuple[Mark, ...]
     leaderships: tuple[Leadership, ...]
+    replayed: int
+    journal_faults: tuple[JournalFault, ...]
     track: tuple[tuple[float, Position], ...]
 
     def of(self, kind: SpanKind) -> list[Span]:

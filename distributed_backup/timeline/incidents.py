@@ -1,7 +1,7 @@
 """Find the incidents of a run and count their cost: time without a leader, time without training, batches to repeat.
 
 An incident is a preemption, a worker that stopped reporting, a fit that an error ended, or a lease that a worker lost
-or resigned and went on.
+or resigned and went on. Recorded answers that a fit can't use, and asks for again, are an incident, too.
 
 Limits: a worker reports its progress at each epoch's end, with each commit, and otherwise every ten seconds. A killed
 worker may have run on after its last event, so a time that begins there is an upper bound. Batches are counted from the
@@ -19,7 +19,7 @@ from distributed_backup.position import Position
 from distributed_backup.timeline.history import History
 from distributed_backup.timeline.incarnations import Incarnation, Leadership
 
-type IncidentKind = Literal["preempted", "gone", "left", "lost", "resigned"]
+type IncidentKind = Literal["preempted", "gone", "left", "lost", "resigned", "diverged", "voided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class IncidentCost:
 
     Args:
         kind: "gone" is a worker that stopped reporting, "left" a fit that an error ended. A worker whose lease was
-            "lost" or "resigned" trains on, or waits as a standby.
+            "lost" or "resigned" trains on, or waits as a standby. One that "diverged" or "voided" answers trains on.
         at: The notice, the last event, or the end of the leadership. Seconds since 1970.
         number: From 1, in order of time.
         term: The term this worker led. None for a follower.
@@ -129,6 +129,8 @@ def _costs(history: History, incarnation: Incarnation) -> Iterator[IncidentCost]
                 reason=held.reason,
                 without_leader=_until_next_leader(history, held),
             )
+    for fault in incarnation.journal_faults:
+        yield IncidentCost(kind=fault.kind, at=fault.at, worker_id=incarnation.worker_id, reason=fault.reason)
     if incarnation.ending in {"preempted", "gone", "left"}:
         yield _cost_of_ending(history, incarnation, incarnation.ending)
 

@@ -28,6 +28,7 @@ def document(history: History, costs: Sequence[IncidentCost]) -> dict[str, Any]:
         "without_training": _seconds(total(no_training)),
         "without_training_is_upper_bound": any(gap.is_upper_bound for gap in no_training),
         "batches": sum(cost.batches or 0 for cost in costs),
+        "answers_replayed": history.replayed,
     }
 
 

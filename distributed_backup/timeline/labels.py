@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.filesize import decimal
 
 from distributed_backup.timeline.history import History
-from distributed_backup.timeline.incarnations import LONGEST, lane_name
+from distributed_backup.timeline.incarnations import JOURNAL_FAULTS, LONGEST, lane_name
 from distributed_backup.timeline.incidents import Gap, IncidentCost, leader_gaps, total, training_gaps
-from distributed_backup.timeline.scale import clock_time, date, duration
+from distributed_backup.timeline.scale import clock_time, counted, date, duration
 
 if TYPE_CHECKING:
     from distributed_backup.observability.events import Event
@@ -29,6 +29,7 @@ CLOCKS: Final = (
 """The note below the picture."""
 
 _KINDS: Final = {
+    **JOURNAL_FAULTS,
     "preempted": "preempted",
     "gone": "stopped reporting",
     "left": "ended with an error",
@@ -49,16 +50,17 @@ def summary(history: History, costs: Sequence[IncidentCost]) -> list[str]:
     kinds = Counter(cost.kind for cost in costs)
     size = (
         f"{date(history.start)} {clock_time(history.start)} UTC, {length}: "
-        f"{_count(len(history.lanes), 'worker')}, {_count(len(history.incarnations), 'start')}, "
-        f"{_count(len(leaders), 'leader')}, {_count(len(history.leaderships), 'term')}"
+        f"{counted(len(history.lanes), 'worker')}, {counted(len(history.incarnations), 'start')}, "
+        f"{counted(len(leaders), 'leader')}, {counted(len(history.leaderships), 'term')}"
     )
-    if not costs:
-        return [size, "no incidents"]
-    return [size, ", ".join(f"{count} {_KINDS[kind]}" for kind, count in kinds.items()), _totals(history, costs)]
+    if history.replayed:
+        size += f", answers replayed: {history.replayed} (calls saved)"
+    incidents = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in kinds.items()) or "no incidents"
+    return [size, incidents, _totals(history, costs)] if costs else [size, incidents]
 
 
 def _totals(history: History, costs: Sequence[IncidentCost]) -> str:
-    repeated = _count(sum(cost.batches or 0 for cost in costs), "batch", "batches")
+    repeated = counted(sum(cost.batches or 0 for cost in costs), "batch", "batches")
     least = "at least " if any(cost.more for cost in costs) else ""
     return (
         f"In all: {_total(leader_gaps(history))} without a leader, "
@@ -73,10 +75,6 @@ def _total(gaps: Sequence[Gap]) -> str:
 def at_most(seconds: float, *, is_upper_bound: bool) -> str:
     """Return a duration, marked as an upper bound if it is one."""
     return f"at most {duration(seconds)}" if is_upper_bound and seconds else duration(seconds)
-
-
-def _count(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 # -------------------------------------------------------------------- incidents
@@ -173,6 +171,6 @@ _TEXTS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "unreachable": lambda fields: str(fields["reason"]),
     "progress": _where,
     "replayed": lambda fields: f"{fields['answers']} answers, up to {_where(fields)}",
-    "diverged": lambda fields: f"after {_where(fields)}: {fields['reason']}",
+    "diverged": lambda fields: ", after ".join(filter(None, (str(fields["reason"]), _where(fields)))),
     "voided": lambda fields: f"{fields['answers']} answers after {_where(fields)}",
 }

@@ -15,7 +15,7 @@ def draw_legend(canvas: Canvas, foot: float) -> None:
     for width, sample, word in _SAMPLES:
         sample(canvas, x, foot)
         canvas.text(x + width + 5, foot, word, "muted")
-        x += width + 14 + LETTER * len(word)
+        x += width + 11 + LETTER * len(word)
 
 
 def draw_cross(canvas: Canvas, x: float, y: float, about: str = "") -> None:
@@ -28,6 +28,12 @@ def draw_cross(canvas: Canvas, x: float, y: float, about: str = "") -> None:
 def draw_arrow(canvas: Canvas, x: float, y: float, about: str = "") -> None:
     """Draw the mark of a restore to the right of this point."""
     canvas.polygon([(x, y - 5), (x + 7, y), (x, y + 5)], "restore", about=about)
+
+
+def draw_replay(canvas: Canvas, x: float, y: float, about: str = "") -> None:
+    """Draw the mark of a replay to the left of this point, where it ended."""
+    halves = ((x - 12, y - 5), (x - 6, y), (x - 6, y - 5), (x, y), (x - 6, y + 5), (x - 6, y), (x - 12, y + 5))
+    canvas.polygon(halves, "replay", about=about)
 
 
 def draw_notice(canvas: Canvas, x: float, y: float, about: str = "") -> None:
@@ -52,9 +58,10 @@ _SAMPLES: Final[tuple[tuple[float, Callable[[Canvas, float, float], None], str],
     (18, _bar("training", 6), "trains"),
     (18, _across("waiting"), "waits"),
     (8, lambda canvas, x, foot: draw_arrow(canvas, x, foot - 4), "restore"),
+    (12, lambda canvas, x, foot: draw_replay(canvas, x + 12, foot - 4), "replay"),
     (2, _upright("commit"), "commit"),
     (10, lambda canvas, x, foot: draw_notice(canvas, x + 5, foot), "notice"),
-    (18, _bar("exiting"), "saves, exits"),
+    (18, _bar("exiting"), "exits"),
     (2, _upright("finish"), "finished"),
     (18, _bar("gone"), "stopped reporting"),
     (9, lambda canvas, x, foot: draw_cross(canvas, x + 4, foot - 4), "failure"),

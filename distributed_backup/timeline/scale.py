@@ -66,6 +66,16 @@ def _two(count: int, base: int, large: str, small: str) -> str:
     return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number and what it counts.
+
+    Example:
+        >>> counted(1, "answer"), counted(2, "answer"), counted(0, "batch", "batches")
+        ('1 answer', '2 answers', '0 batches')
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def clock_time(instant: float, *, step: float = 1.0) -> str:
     """Return the UTC time, with the precision that ticks `step` seconds apart need. Hours need the date, too."""
     at = datetime.fromtimestamp(instant, UTC)

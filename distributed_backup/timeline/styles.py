@@ -42,6 +42,7 @@ _LOOKS: Final[dict[str, tuple[dict[str, tuple[str, str]], str]]] = {
     "saving": ({"fill": _SAVED}, ""),
     "commit": ({"stroke": _SAVED}, "stroke-width:1.5"),
     "restore": ({"fill": _INK, "stroke": _PAPER}, "stroke-width:1"),
+    "replay": ({"fill": _SAVED, "stroke": _PAPER}, "stroke-width:1"),
     "notice": ({"fill": _NOTICE, "stroke": _PAPER}, "stroke-width:1"),
     "halo": ({"stroke": _PAPER}, "fill:none;stroke-width:5"),
     "failure": ({"stroke": _BAD}, "fill:none;stroke-width:2"),

@@ -22,7 +22,7 @@ from distributed_backup.timeline.layout import (
     SMALL_LETTER,
     TAIL,
 )
-from distributed_backup.timeline.legend import draw_arrow, draw_cross, draw_notice
+from distributed_backup.timeline.legend import draw_arrow, draw_cross, draw_notice, draw_replay
 from distributed_backup.timeline.scale import Scale, clock_time, duration
 from distributed_backup.timeline.svg import Canvas
 
@@ -115,6 +115,7 @@ _BARS: Final[tuple[tuple[SpanKind, float, float, float], ...]] = (
 )
 _SIGNS: Final[tuple[tuple[MarkKind, Callable[[Canvas, float, float, str], None], float], ...]] = (
     ("restore", draw_arrow, _BAR_HEIGHT / 2),
+    ("replay", draw_replay, _BAR_HEIGHT / 2),
     ("notice", draw_notice, 6),
     ("failure", draw_cross, _BAR_HEIGHT / 2),
 )

@@ -16,6 +16,7 @@ from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.checkpoints.journal import LogReader
 from distributed_backup.checkpoints.journal_format import Boundary, Digests, Link, Record
 from distributed_backup.checkpoints.journal_tail import LogTail
+from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StoreError
@@ -24,7 +25,6 @@ from distributed_backup.training.answers import Answers
 from distributed_backup.training.model_calls import ModelCalls
 from distributed_backup.training.replay import Replay
 from distributed_backup.training.settings import SessionOptions
-from distributed_backup.training.state import TrainingState
 from distributed_backup.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class FitJournal:
         self._calls = ModelCalls(self._answers, options.journal_of)
         self._tail: LogTail | None = None
 
-    def begin(self, checkpoint: Checkpoint | None, state: TrainingState) -> None:
+    def begin(self, checkpoint: Checkpoint | None) -> None:
         """Record from now on, and follow what was recorded since `checkpoint`.
 
         `checkpoint` is None for a fit that follows no log: it starts from the beginning, or its data has changed.
@@ -60,7 +60,7 @@ class FitJournal:
         self._calls.install()
         self._replay.delivery.touch()
         if checkpoint is not None:
-            start = Boundary(position=checkpoint.position, digests=state.digests(checkpoint.body))
+            start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
             self._answers.start(start)
             if self._may_follow and not self._worker.leads:
                 self._follow()

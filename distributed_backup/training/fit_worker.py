@@ -29,9 +29,13 @@ def make_worker(
         yield EventLog(store.storage, clock=clock)
         if options.metrics_port is not None:
             # Imported here, because only users of metrics have the client.
-            from distributed_backup.observability.metrics import WorkerMetrics, metrics_at
+            from distributed_backup.observability.metrics import Recorded, WorkerMetrics, metrics_at
 
-            yield WorkerMetrics(metrics_at(options.metrics_port), lease_left=lambda: worker.lease_left)
+            yield WorkerMetrics(
+                metrics_at(options.metrics_port),
+                lease_left=lambda: worker.lease_left,
+                recorded=lambda: Recorded(answers=worker.journal.answers, bytes=worker.journal.bytes),
+            )
         yield from sinks
 
     worker = Worker(

@@ -14,21 +14,17 @@ before their state can be applied.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-import orjson
 
 from distributed_backup.checkpoints.journal_format import Digests
+from distributed_backup.checkpoints.state_digests import digests_of
 from distributed_backup.checkpoints.state_json import decode_state, encode_state, encode_variables
 from distributed_backup.training.objects import FitObjects, packed_objects
 from distributed_backup.training.variables import Variables
-
-# Metrics may hold measured times, which differ in a replay.
-_WITHOUT_DIGEST: Final = frozenset({"metrics"})
 
 
 class TrainingState:
@@ -67,17 +63,12 @@ class TrainingState:
         state = {**self._program_state(), "objects": self._objects.capture(), "loop": dict(loop or {})}
         variables = encode_variables(state["variables"])
         random_states = state["python_random"], state["numpy_random"]
-        self._captured = lambda: _digests(variables, random_states)
+        self._captured = lambda: digests_of(variables, random_states)
         return encode_state(state, variables)
 
     def captured_digests(self) -> Callable[[], Digests]:
         """Return a function that computes the digests of the last `capture`, in any thread."""
         return self._captured
-
-    def digests(self, body: bytes) -> Digests:
-        """Return the digests of the state in `body`."""
-        state = decode_state(body)
-        return _digests(encode_variables(state["variables"]), (state["python_random"], state["numpy_random"]))
 
     def _program_state(self) -> dict[str, Any]:
         """Return the state without objects: variables and random generators."""
@@ -135,13 +126,6 @@ class TrainingState:
 
     def _arranged(self, state: Mapping[str, Any]) -> dict[str, list[Any]]:
         return self._variables.arrange(state["variables"], state["schema"])
-
-
-def _digests(variables: Mapping[str, bytes] | None, random_states: tuple[Any, Any]) -> Digests:
-    """Return a digest of each group of variables, and of the random generators."""
-    parts = {name: text for name, text in (variables or {}).items() if name not in _WITHOUT_DIGEST}
-    parts["random"] = orjson.dumps(random_states, option=orjson.OPT_SERIALIZE_NUMPY)
-    return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in parts.items()}
 
 
 def _set_random_states(state: Mapping[str, Any]) -> None:

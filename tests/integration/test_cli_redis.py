@@ -230,7 +230,7 @@ def test_status_over_the_server_and_over_the_directory_have_one_shape(server: Re
     near_row, far_row = near.pop("checkpoint"), far.pop("checkpoint")
     assert list(near_row) == list(far_row)
     known = {"name": name, "term": 1, "epoch": 1, "batch": 2, "worker_id": "a"}
-    assert far_row == {**known, "bytes": None, "created_at": None, "valid": None}
+    assert far_row == {**known, "bytes": None, "created_at": None, "valid": None, "answers_since": None}
     assert {key: near_row[key] for key in known} == known
     assert near_row["valid"] is True
     for found in (near, far):

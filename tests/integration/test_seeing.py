@@ -28,6 +28,8 @@ def test_a_fit_that_was_preempted_and_resumed_can_be_seen(tmp_path: Path) -> Non
     expected = {"leader": 1, "term": 2, "elections_total": 2, "restores_total": 1, "commits_total": len(first) - 6}
     for name, value in expected.items():
         assert re.search(rf'^distributed_backup_{name}{{run="{run}"}} {value}\.0$', found["scraped"][-1], re.MULTILINE)
+    for name in ("answers_recorded_total", "journal_bytes_total"):
+        assert re.search(rf'^distributed_backup_{name}{{run="{run}"}} [1-9]', found["scraped"][-1], re.MULTILINE)
     assert found["warnings"] == []
     assert found["deleted"]
 

@@ -65,9 +65,10 @@ def call(*words: object) -> Result:
     return result
 
 
-def call_json(*words: object, code: int = 0) -> Any:
+def call_json(*words: object, code: int | None = 0) -> Any:
+    """Run a command and return its document. `code` is the expected exit code, None for any."""
     result = call(*words, "--json")
-    assert result.exit_code == code, result.output
+    assert code in {None, result.exit_code}, result.output
     return json.loads(result.stdout)
 
 

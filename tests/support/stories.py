@@ -218,6 +218,9 @@ def every_mark() -> Story:
     story.tell(140, "w-00000003", "left")
     story.start(145, "w-00000004", position=Position(2, 9))
     story.tell(146, "w-00000004", "elected", term=6)
+    story.tell(149, "w-00000004", "replayed", answers=42, epoch=2, batch=9)
+    story.tell(151, "w-00000004", "voided", answers=3, epoch=2, batch=9)
+    story.tell(155, "w-00000004", "diverged", reason="the state differs in random", epoch=2, batch=9)
     story.tell(160, "w-00000004", "finished", epoch=3, batch=0)
     return story
 

@@ -82,7 +82,7 @@ def test_looking_leaves_no_trace(run: Path, command: tuple[str, ...]) -> None:
 def test_list_gives_all_checkpoints_newest_first(run: Path) -> None:
     rows = call_json("checkpoints", "list", run)
     assert [list(row) for row in rows] == [
-        ["name", "term", "epoch", "batch", "worker_id", "bytes", "created_at", "valid"]
+        ["name", "term", "epoch", "batch", "worker_id", "bytes", "created_at", "valid", "answers_since"]
     ] * 2
     assert [row["name"] for row in rows] == [NEWEST, OLDER]
     newest = rows[0]
@@ -96,6 +96,7 @@ def test_list_gives_all_checkpoints_newest_first(run: Path) -> None:
         "bytes": (run / NEWEST).stat().st_size,
         "created_at": header.created_at,
         "valid": True,
+        "answers_since": 0,
     }
 
 

@@ -223,7 +223,7 @@ def test_copy_takes_a_run_to_another_place(run: Path, tmp_path: Path) -> None:
     """A repeated copy finds all checkpoints present. Without --json it prints one line."""
     target = tmp_path / "to"
     document = {"run_id": "job-42", "source": str(run), "target": str(target)}
-    done = {**document, "copied": [NEWEST, OLDER], "present": [], "skipped": []}
+    done = {**document, "copied": [NEWEST, OLDER], "present": [], "segments": [], "skipped": []}
     assert call_json("checkpoints", "copy", run, target) == done
     assert call_json("checkpoints", "copy", run, target) == {**done, "copied": [], "present": [NEWEST, OLDER]}
     assert call("checkpoints", "copy", run, target).stdout == f"0 copied, 2 already present: {target}\n"

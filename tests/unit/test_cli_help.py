@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.journal_format import Failed, Link, Record
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.cli import operator_requests
 from distributed_backup.cli.app import app
@@ -23,12 +24,14 @@ from distributed_backup.coordination.base import Heartbeat, Notice
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.demo.verdict import SigkillOutcome, SigtermOutcome, Verdict
 from distributed_backup.position import Position
-from tests.support.cli_runs import OLDER, call, call_json, damage, exportable, record
+from tests.support.cli_runs import NEWEST, OLDER, call, call_json, damage, exportable, record
+from tests.support.segments import answer, write_journal, write_segment
 from tests.support.stories import three_workers
 
 COMMANDS: Final = (
     *("status", "preempt", "resign", "events", "timeline", "demo"),
     *(f"checkpoints {name}" for name in ("list", "verify", "show", "prune", "export", "copy")),
+    *("journal show", "journal verify"),
 )
 PAGE: Final = Path(__file__).parents[2] / "deploy" / "JSON_OUTPUT.md"
 TYPES: Final[dict[str, type | tuple[type, ...]]] = {
@@ -168,9 +171,27 @@ def test_the_json_of_checkpoints_is_documented(run: Path, tmp_path: Path) -> Non
     damage(run / OLDER)
     assert_documented("checkpoints list", call_json("checkpoints", "list", run, code=1))
     assert_documented("checkpoints verify", call_json("checkpoints", "verify", run, code=1))
+    write_segment(store.storage, (3, Position(2)), [answer()])
     copies = [call_json("checkpoints", "copy", run, tmp_path / "to") for _ in range(2)]
     assert_documented("checkpoints copy", *copies)
     assert_documented("checkpoints prune", call_json("checkpoints", "prune", run))
+
+
+def test_the_json_of_the_journal_is_documented(run: Path) -> None:
+    store = CheckpointStore(run, run_id="job-42", keep=9)
+    _, link = write_journal(store)
+    whole = call_json("journal", "verify", run)
+    failed: list[Record] = [Failed(error="ValueError"), answer(0, b'"text"')]
+    write_segment(store.storage, (3, Position(2)), failed, after=Link(name=link.name, end=9), digests=None)
+    (run / "0000000004-00000002-00000000.journal").write_bytes(b"torn")
+    shown = call_json("journal", "show", run, "--answers", code=1)
+    for row in shown["segments"]:
+        for recorded in row["recorded"]:
+            recorded["value"] = "an answer has names of its own"
+    assert_documented("journal show", shown)
+    damage(run / NEWEST)
+    damage(run / OLDER)
+    assert_documented("journal verify", whole, call_json("journal", "verify", run, code=1))
 
 
 def test_the_json_of_the_history_is_documented(tmp_path: Path) -> None:

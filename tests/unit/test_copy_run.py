@@ -91,6 +91,7 @@ def test_a_copy_is_the_run(root: Path, source: CheckpointStore, target: Checkpoi
         target=target.location,
         copied=(newest, older),
         present=(),
+        segments=(),
         skipped=(),
     )
     assert contents(root) == before

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,11 +20,13 @@ import pytest
 from prometheus_client import REGISTRY, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from distributed_backup.checkpoints.journal_format import Answer, Boundary
 from distributed_backup.errors import ConfigError
 from distributed_backup.observability import metrics
 from distributed_backup.observability.events import Event, Kind
-from distributed_backup.observability.metrics import Metrics, WorkerMetrics, metrics_at
+from distributed_backup.observability.metrics import Metrics, Recorded, WorkerMetrics, metrics_at
 from distributed_backup.observability.reporter import Reporter
+from distributed_backup.position import Position
 from distributed_backup.training.environment import EnvironmentSettings
 from tests.support.internals import context_of, saver_of
 from tests.support.servers import free_port
@@ -40,10 +43,11 @@ class Endpoint:
         self.port = port
         self.run = run
         self.lease_left = 0.0
+        self.recorded = Recorded()
         self.sink = self.another()
 
     def another(self) -> WorkerMetrics:
-        return WorkerMetrics(metrics_at(self.port), lease_left=lambda: self.lease_left)
+        return WorkerMetrics(metrics_at(self.port), lease_left=lambda: self.lease_left, recorded=lambda: self.recorded)
 
     def emit(self, kind: Kind, **fields: Any) -> None:
         self.sink.emit(Event(at=START + timedelta(seconds=2.5), worker="w", kind=kind, fields=fields))
@@ -110,6 +114,9 @@ ZERO = {
     "commit_failures_total",
     "notices_total",
     "restores_total",
+    "answers_recorded_total",
+    "answers_replayed_total",
+    "journal_bytes_total",
 }
 
 
@@ -135,6 +142,7 @@ def test_every_series_is_there_from_the_start(endpoint: Endpoint) -> None:
         ("commit_failed", {"reason": "x"}, {"commit_failures_total": 1, "commits_total": 0}),
         ("commit_recovered", {}, {"commit_failures_total": 0}),
         ("notice", {"reason": "SIGTERM", "remaining": 30.0}, {"notices_total": 1}),
+        ("replayed", {"answers": 12, "epoch": 2, "batch": 3}, {"answers_replayed_total": 12, "restores_total": 0}),
     ],
 )
 def test_an_event_is_counted(endpoint: Endpoint, kind: Kind, fields: dict[str, Any], changed: dict[str, float]) -> None:
@@ -167,6 +175,26 @@ def test_the_lease_is_looked_at_when_it_is_asked_for(endpoint: Endpoint) -> None
         assert (shown["lease_remaining_seconds"], shown["leader"]) == (left, leads)
 
 
+def test_the_journal_is_looked_at_when_it_is_asked_for(endpoint: Endpoint) -> None:
+    """Each scrape reads what the worker has written. Its last counts stay, and a second fit of the run adds to them."""
+    endpoint.join()
+    for answers in (3, 5):
+        endpoint.recorded = Recorded(answers=answers, bytes=100 * answers)
+        assert written(endpoint) == (answers, 100 * answers)
+    endpoint.emit("finished", epoch=1, batch=0)
+    endpoint.sink.close(1.0)
+    endpoint.recorded = Recorded(answers=1, bytes=10)
+    assert written(endpoint) == (5, 500)
+    endpoint.sink = endpoint.another()
+    endpoint.join()
+    assert written(endpoint) == (6, 510)
+
+
+def written(endpoint: Endpoint) -> tuple[float, float]:
+    shown = endpoint.scrape()
+    return shown["answers_recorded_total"], shown["journal_bytes_total"]
+
+
 @pytest.mark.parametrize("has_final_event", [True, False])
 def test_a_worker_that_has_left_leads_no_more(endpoint: Endpoint, has_final_event: bool) -> None:
     """A worker that has left shows no lease and no leadership, and still shows its last term."""
@@ -186,7 +214,9 @@ def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
     team.commit(1)
 
     def reporter(worker_id: str) -> Reporter:
-        return Reporter(worker_id, WorkerMetrics(metrics_at(endpoint.port), lease_left=lambda: worker.lease_left))
+        return Reporter(
+            worker_id, WorkerMetrics(metrics_at(endpoint.port), lease_left=lambda: worker.lease_left, recorded=Recorded)
+        )
 
     team.reporter = reporter
     worker = team.started("a", delete_checkpoint=False)
@@ -199,6 +229,23 @@ def test_a_worker_over_a_whole_fit(endpoint: Endpoint, team: Team) -> None:
     assert 9.0 < shown["lease_remaining_seconds"] <= 10.0
     team.result(team.begin(worker.finish))
     assert endpoint.scrape(run)["leader"] == 0
+
+
+def test_answers_are_counted_when_they_are_durable(endpoint: Endpoint, team: Team) -> None:
+    """Records of other kinds are not, and neither are those of a worker that may not write."""
+    worker, other = team.started("a"), team.started("b")
+    for each in (worker, other):
+        each.journal.begin_at(Boundary(position=Position(1), digests={}))
+        each.journal.boundary(Position(1, 1), dict, due=False)
+        for number in range(3):
+            is_durable = threading.Event()
+            each.journal.append(Answer(key="key", number=number, value=b'{"text":1}'), is_durable.set)
+            assert is_durable.wait(PATIENCE)
+    assert (worker.journal.answers, other.journal.answers) == (3, 0)
+    assert worker.journal.bytes > 3 * len(b'{"text":1}')
+    endpoint.join()
+    endpoint.recorded = Recorded(answers=worker.journal.answers, bytes=worker.journal.bytes)
+    assert written(endpoint) == (3, worker.journal.bytes)
 
 
 # ---------------------------------------------------------------- the endpoint
@@ -233,7 +280,7 @@ def test_a_port_in_use_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: p
         other.listen()
         port = other.getsockname()[1]
         for _ in range(2):
-            sink = WorkerMetrics(metrics_at(port), lease_left=lambda: 0.0)
+            sink = WorkerMetrics(metrics_at(port), lease_left=lambda: 0.0, recorded=Recorded)
             sink.emit(Event(at=START, worker="w", kind="joined", fields={"run": "r", "standby": False}))
     [record] = caplog.records
     assert record.levelno == logging.WARNING

@@ -18,7 +18,7 @@ from distributed_backup.timeline.history import History
 from distributed_backup.timeline.html_page import page
 from distributed_backup.timeline.incidents import costs_of
 from distributed_backup.timeline.labels import HEADINGS, cells
-from distributed_backup.timeline.layout import LEFT, MARGIN, RIGHT, SMALL_LETTER, TAIL, WIDTH
+from distributed_backup.timeline.layout import LEFT, LETTER, MARGIN, RIGHT, SMALL_LETTER, TAIL, WIDTH
 from distributed_backup.timeline.styles import style
 from tests.support.stories import (
     LONG_AFTER,
@@ -99,6 +99,15 @@ def test_all_of_it_is_inside_the_picture(pictures: dict[str, str]) -> None:
         assert outside == []
         assert all(shape.get("points") for shape in root.iter() if shape.tag in {f"{SVG}polyline", f"{SVG}polygon"})
         assert all(float(shape.get(name, "0")) >= 0 for shape in root.iter("rect") for name in ("width", "height"))
+
+
+@pytest.mark.parametrize("story_of", STORIES.values())
+def test_summary_and_legend_are_inside_the_picture(story_of: Callable[[], Story]) -> None:
+    """By the widths of letters that `layout` assumes."""
+    found = shapes(drawn(history_from(story_of())), "muted") + shapes(drawn(history_from(story_of())), "ink")
+    ends = [float(text.get("x", "0")) + LETTER * len(text.text or "") for text in found if not text.get("text-anchor")]
+    assert len(ends) >= 14
+    assert max(ends) <= WIDTH - MARGIN
 
 
 def test_every_look_is_used_and_has_a_colour_by_day_and_by_night(pictures: dict[str, str]) -> None:
@@ -277,6 +286,14 @@ def test_a_reader_can_see_what_each_worker_did(pictures: dict[str, str]) -> None
         ("saving", f"{first} saves 0000000002-00000001-00000009.ckpt, in 8 s\n10:01:02 to 10:01:10 UTC, 8 s"),
         ("commit", f"{first} committed 0000000002-00000001-00000009.ckpt, in 8 s\n10:01:10 UTC"),
         ("restore", "w-00000002 restored 0000000001-00000001-00000004.ckpt: epoch 1, batch 4\n10:01:20 UTC"),
+        ("replay", "w-00000004 42 answers replayed, not paid again, up to epoch 2, batch 9\n10:02:29 UTC"),
+        ("failure", "w-00000004 voided answers: 3 answers after epoch 2, batch 9\n10:02:31 UTC"),
+        (
+            *(
+                "failure",
+                "w-00000004 diverged in a replay: the state differs in random, after epoch 2, batch 9\n10:02:35",
+            ),
+        ),
         ("notice", "w-00000002 notice: SIGTERM, 30 s left\n10:01:50 UTC"),
         ("exiting", "w-00000002 saves and exits: SIGTERM\n10:01:50 to 10:02:00 UTC, 10 s"),
         ("gone", f"{first} stopped reporting\nlast event 10:01:15 UTC"),

@@ -218,6 +218,34 @@ def test_a_gap_that_never_ended_grows_while_the_run_goes_on() -> None:
     assert costs_of(history)[0].without_leader is None
 
 
+def test_answers_that_a_replay_could_not_use_are_incidents() -> None:
+    """They cost calls, and neither time nor batches. The answers that were replayed are counted over all workers."""
+    story = Story()
+    story.start(0, A)
+    story.tell(1, A, "replayed", answers=40, epoch=1, batch=2)
+    story.tell(2, A, "replayed", answers=2, epoch=1, batch=3)
+    story.tell(3, A, "voided", answers=1, epoch=1, batch=3)
+    story.start(4, B)
+    story.tell(5, B, "replayed", answers=8, epoch=1, batch=3)
+    story.tell(6, B, "diverged", reason="the state differs in random", epoch=1, batch=4)
+    for worker in (A, B):
+        story.tell(20, worker, "finished", epoch=2, batch=0)
+    history = history_from(story)
+    costs = costs_of(history)
+    assert rows(history) == [("voided", A, None, 0.0, 0.0, 0), ("diverged", B, None, 0.0, 0.0, 0)]
+    assert [cells(history, cost)[4] for cost in costs] == [
+        "voided answers: 1 answer after epoch 1, batch 3",
+        "diverged in a replay: the state differs in random, after epoch 1, batch 4",
+    ]
+    assert summary(history, costs)[:2] == [
+        "2026-11-23 10:00:00 UTC, 20 s: 2 workers, 2 starts, 0 leaders, 0 terms, answers replayed: 50 (calls saved)",
+        "1 voided answers, 1 diverged in a replay",
+    ]
+    report = document(history, costs)
+    assert report["answers_replayed"] == 50
+    assert [cost["what"] for cost in report["costs"]] == ["voided", "diverged"]
+
+
 def test_a_standby_that_takes_over_resumes_for_the_worker_it_replaces() -> None:
     story = Story()
     story.start(0, A)

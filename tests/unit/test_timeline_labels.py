@@ -44,6 +44,10 @@ def test_events_are_described_in_words() -> None:
     story.tell(2, A, "lost", term=3, reason="lease lost")
     story.tell(2, A, "commit_failed", reason="disk full")
     story.tell(2, A, "commit_recovered")
+    story.tell(2, A, "replayed", answers=12, epoch=1, batch=3)
+    story.tell(2, A, "diverged", reason="the state differs", epoch=1, batch=3)
+    story.tell(2, A, "diverged", reason="a request has no key")
+    story.tell(2, A, "voided", answers=2, epoch=1, batch=3)
     story.tell(3, A, "notice")
     story.tell(4, A, "preempted", saved=None, seconds=1.5)
     story.tell(4, B, "preempted", saved=False, seconds=1.5)
@@ -60,6 +64,10 @@ def test_events_are_described_in_words() -> None:
         "term 3: lease lost",
         "disk full",
         "",
+        "12 answers, up to epoch 1, batch 3",
+        "the state differs, after epoch 1, batch 3",
+        "a request has no key",
+        "2 answers after epoch 1, batch 3",
         "SIGTERM, 30 s left",
         "nothing to save, 1.5 s after the notice",
         "not saved, 1.5 s after the notice",
