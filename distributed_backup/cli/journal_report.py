@@ -179,7 +179,7 @@ def without_need(names: Iterable[str], usable: Rows) -> set[str]:
     if not usable:
         return set()
     oldest = usable[-1]
-    return set(unneeded_segments(names, kept=(oldest.term, oldest.position), term=_ANY_TERM))
+    return set(unneeded_segments(names, kept=[(oldest.term, oldest.position)], term=_ANY_TERM))
 
 
 def _own_damage(segment: Segment, run_id: str | None) -> Damage | None:
