@@ -31,7 +31,7 @@ TEXTS: Final[Mapping[str, str]] = {
     "notice": "got the signal: has {grace:g} s to save and exit",
     "preempted": "saved, exits",
     "finished": "",
-    "deleted": "all workers have finished: has deleted the backup",
+    "deleted": "has deleted the backup: all workers have finished",
     "left": "",
     "replayed": "took {answers} answers from the journal, and asks the language model from here on",
     "diverged": "STOPS following the journal: {reason}",
