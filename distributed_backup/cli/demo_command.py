@@ -43,11 +43,12 @@ def demo(
     coordinator: CoordinatorChoice = "file:",
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, and progress to stderr.")] = False,
 ) -> None:
-    """Run a real fit through SIGTERM and SIGKILL, and compare its final state with an uninterrupted run's.
+    """Run a real fit through SIGTERM and SIGKILL, and compare its state and its calls with an uninterrupted run's.
 
-    Real processes train with an offline language model for less than a minute. One leader gets SIGTERM, the next one
-    SIGKILL, and both restart. The only network traffic is to the coordinator. On a Redis server the next leader waits
-    until the killed leader's lease has expired. All keys are deleted at the end.
+    Real processes train with an offline language model for less than a minute. The leader asks it, and the others take
+    its answers from the journal. One leader gets SIGTERM, the next one SIGKILL, and both restart. The only network
+    traffic is to the coordinator. On a Redis server the next leader waits until the killed leader's lease has expired.
+    All keys are deleted at the end.
 
     Example: distributed-backup demo --workers 4 --plain
 

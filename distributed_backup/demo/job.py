@@ -1,7 +1,7 @@
 """The program of each process: a small synalinks program, its fit, and the messages about both.
 
 The program learns which of its own answers to show as examples. Its language model is a function of the prompt, so
-two runs with the same seeds end in the same state. The verdict compares these states.
+two runs with the same seeds make the same calls and end in the same state. The verdict compares both.
 """
 
 from __future__ import annotations
@@ -74,13 +74,18 @@ class ObservedBackup(BackupAndRestore):
 
 
 class CountedLanguageModel(OfflineLanguageModel):
-    """An offline language model that reports each call to `sender` before it makes it."""
+    """An offline language model that reports each call to `sender`, before it and when the model has answered.
+
+    The journal is above it: an answer from the journal is no call.
+    """
 
     sender: MessageSender
 
     async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
-        self.sender.send("call")
-        return await super()._acompletion(formatted_messages, **kwargs)
+        self.sender.send("asked")
+        response = await super()._acompletion(formatted_messages, **kwargs)
+        self.sender.send("answered", request=hashlib.sha256(orjson.dumps(formatted_messages)).hexdigest())
+        return response
 
 
 class BoundaryReporter(synalinks.callbacks.Callback):  # type: ignore[misc]

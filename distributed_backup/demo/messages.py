@@ -23,7 +23,7 @@ REFERENCE: Final = "reference"
 # worker out waits for that.
 _FILE_TIMINGS: Final = LeaseTimings(duration=6.0, renew_deadline=4.0, retry_period=1.0)
 
-OwnKind = Literal["started", "ready", "call", "boundary", "completed", "signal_sent", "exited"]
+OwnKind = Literal["started", "ready", "asked", "answered", "boundary", "completed", "signal_sent", "exited"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +99,11 @@ class Message:
     The process or its parent takes the instant `at` from `SystemClock`, when the transition happens. Messages of one
     process arrive in the order in which they were sent.
 
-    Own kinds: "started": the parent has started the process. "ready": `fit` is about to begin. "call": a call of the
-    language model began. "boundary": a batch or an epoch ended at the position in `fields`. "completed": `fit`
-    returned, and `fields` holds a digest of each part of the final state. "signal_sent": the parent has sent the signal
-    `fields["signal"]`. "exited": the process ended with the exit code `fields["code"]`.
+    Own kinds: "started": the parent has started the process. "ready": `fit` is about to begin. "asked": a call of the
+    language model began. "answered": the model has answered the request with the digest `fields["request"]`.
+    "boundary": a batch or an epoch ended at the position in `fields`. "completed": `fit` returned, and `fields` holds a
+    digest of each part of the final state. "signal_sent": the parent has sent the signal `fields["signal"]`. "exited":
+    the process ended with the exit code `fields["code"]`.
     """
 
     at: float

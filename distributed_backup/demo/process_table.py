@@ -6,6 +6,7 @@ arrival.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -30,10 +31,11 @@ _STATUS_AFTER: Final[Mapping[str, Status]] = {
 class ProcessRecord:
     """One incarnation of a worker, or the reference run.
 
-    `term` is the last term that it led. Training began at `start` and has reached the boundary `position`. `calls`
-    counts the calls of the language model that it has begun, and `calls_at` holds their number at each boundary.
-    `elections` holds the instants of its elections, `commits` the instant and the position of each durable checkpoint.
-    `final_state`, a digest of each part, is empty before a complete fit.
+    `term` is the last term that it led. Training began at `start` and has reached the boundary `position`.
+    `has_batch_in_flight` is true if it has asked the language model since. `asked` counts the calls that it has begun,
+    and `answers` those that the model has answered, by request. `diverged` holds why a state differed from the
+    journal's. `elections` holds the instants of its elections, `commits` the instant and the position of each durable
+    checkpoint. `final_state`, a digest of each part, is empty before a complete fit.
     """
 
     name: str
@@ -43,8 +45,10 @@ class ProcessRecord:
     term: int | None = None
     start: Position = field(default_factory=lambda: Position(0))
     position: Position = field(default_factory=lambda: Position(0))
-    calls: int = 0
-    calls_at: dict[Position, int] = field(default_factory=lambda: {Position(0): 0})
+    has_batch_in_flight: bool = False
+    asked: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    diverged: list[str] = field(default_factory=list)
     elections: list[float] = field(default_factory=list)
     commits: list[tuple[float, Position]] = field(default_factory=list)
     exit_code: int | None = None
@@ -56,23 +60,21 @@ class ProcessRecord:
         """Whether it has reached a boundary after its start and continues."""
         return self.status in {"leader", "follower", "training"} and self.position > self.start
 
-    @property
-    def has_batch_in_flight(self) -> bool:
-        """Whether it has begun calls after its last boundary."""
-        return self.calls > self.calls_at.get(self.position, 0)
-
     def apply(self, message: Message) -> None:
         """Update the record."""
         position = message.position
-        if message.kind == "call":
-            self.calls += 1
+        if message.kind == "asked":
+            self.asked += 1
+            self.has_batch_in_flight = True
+        elif message.kind == "answered":
+            self.answers[message.fields["request"]] += 1
+        elif message.kind == "diverged":
+            self.diverged.append(message.fields["reason"])
         # A resumed fit passes the completed batches again without calls. They don't count.
         elif message.kind == "boundary" and position is not None and position > self.position:
-            self.position = position
-            self.calls_at[position] = self.calls
+            self.position, self.has_batch_in_flight = position, False
         elif message.kind == "restored" and position is not None:
             self.start = self.position = position
-            self.calls_at[position] = self.calls
         elif message.kind == "committed" and position is not None:
             self.commits.append((message.at, position))
         elif message.kind == "elected":

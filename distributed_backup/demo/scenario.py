@@ -129,6 +129,9 @@ class Scenario:
         self._start(REFERENCE)
         self._observer.step("Training until the leader is in the middle of its second epoch")
         self._wait_until(lambda: all(record.is_training for record in self._table.current()), "all workers train")
+        paid = ", ".join(f"{record.name} {record.answers.total()}" for record in self._table.current())
+        self._observer.step("The leader asks the language model, and the others take its answers from the journal")
+        self._observer.step(f"LM calls so far: {paid}")
 
     def _signal_leader(self, number: signal.Signals, after: Position, purpose: str) -> SentSignal:
         """Signal the leader in a batch after the position `after`. Restart it when another worker leads."""
@@ -144,7 +147,7 @@ class Scenario:
         self._wait_until(lambda: victim.exit_code is not None, f"{victim.name} exits")
         on_disk = next((row.position for row in CheckpointStore(self._backup_dir).list() if row.valid), None)
         next_leader_at = self._wait_until(lambda: self._table.next_election(at, not_by=victim), "another worker leads")
-        self._observer.step(f"Restarting {victim.name}: it resumes from the newest checkpoint")
+        self._observer.step(f"Restarting {victim.name}: it resumes from the newest checkpoint and follows the journal")
         self._start(victim.name)
         self._wait_until(lambda: self._table.records[victim.name][-1].is_training, f"{victim.name} trains again")
         return SentSignal(

@@ -15,9 +15,10 @@ from distributed_backup.demo.text import describe_message
 
 _STYLES: Final = {"leader": "bold green", "exiting": "bold yellow", "exited": "bold red"}
 _LEGEND: Final = (
-    "Each worker is a process that runs the same synalinks fit on one backup directory. One of them, the leader, "
-    "writes checkpoints. The others train too, ready to take over. Each leadership has a new, higher term, and of two "
-    "checkpoints the one with the higher term counts. The reference runs the same fit alone. All must end in its state."
+    "Each worker is a process that runs the same synalinks fit on one backup directory. One of them, the leader, asks "
+    "the language model, and writes checkpoints and a journal of the answers. The others train with these answers, "
+    "ready to take over. Each leadership has a new, higher term, and of two checkpoints the one with the higher term "
+    "counts. The reference runs the same fit alone. All must end in its state, and pay for no more calls together."
 )
 _BAR: Final = 8  # columns. The table has 80.
 
@@ -98,6 +99,6 @@ class LiveScreen(PlainScreen):
                 str(record.term or "") if record.status in {"leader", "exiting"} else "",
                 ProgressBar(total=1.0, completed=progress, width=_BAR, complete_style=style, finished_style=style),
                 self._plan.describe(record.position),
-                str(sum(item.calls for item in records)),
+                str(sum(item.answers.total() for item in records)),
             )
         return table

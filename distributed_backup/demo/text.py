@@ -14,7 +14,8 @@ TEXTS: Final[Mapping[str, str]] = {
     "ready": "",
     "joined": "joined the run",
     "restored": "resumes from the checkpoint: {where}",
-    "call": "",
+    "asked": "",
+    "answered": "",
     "boundary": "reached the {where}",
     "progress": "",
     "elected": "LEADS now, in term {term}",
@@ -30,11 +31,11 @@ TEXTS: Final[Mapping[str, str]] = {
     "notice": "got the signal: has {grace:g} s to save and exit",
     "preempted": "saved, exits",
     "finished": "",
-    "deleted": "is the last one out: has deleted the backup",
+    "deleted": "has deleted the backup: all workers have finished",
     "left": "",
-    "replayed": "replayed {answers} answers, for which it pays no second time",
-    "diverged": "",
-    "voided": "",
+    "replayed": "took {answers} answers from the journal, and asks the language model from here on",
+    "diverged": "STOPS following the journal: {reason}",
+    "voided": "asks AGAIN for {answers} answers: earlier starts failed after them",
     "completed": "finished",
     "exited": "process ended with exit code {code}",
 }
@@ -54,6 +55,8 @@ def _template(message: Message) -> str:
             text = "started again"
         case "restored", {"checkpoint": None}:
             text = "nothing is saved yet: starts at the beginning"
+        case "restored", {"epoch": 0, "batch": 0}:
+            text = "starts at the beginning, from the leader's checkpoint"
         case "boundary", {"batch": batch} if batch:
             text = ""
         case "preempted", {"saved": False}:
@@ -71,15 +74,25 @@ def format_verdict(verdict: Verdict, plan: Plan) -> list[str]:
     """Return the lines of the verdict."""
     workers, unequal = len(verdict.calls_by_worker), {item.partition(":")[0] for item in verdict.differences}
     equal = f"{workers - len(unequal)} of {workers} workers"
-    calls = ", ".join(f"{name} {count}" for name, count in verdict.calls_by_worker.items())
     return [
         "VERDICT: " + ("" if verdict.holds else "NOT ") + "everything that is promised held",
         *(f"  PROBLEM              {problem}" for problem in verdict.problems),
         f"  Final state          {equal} ended in exactly the state of the uninterrupted run",
+        *_call_lines(verdict),
         f"  Checkpoints written  {verdict.checkpoints_written}",
         *_sigterm_lines(verdict.sigterm, plan),
         *_sigkill_lines(verdict.sigkill),
-        f"  LM calls             {verdict.calls_uninterrupted} in the uninterrupted run, with all restarts: {calls}",
+    ]
+
+
+def _call_lines(verdict: Verdict) -> list[str]:
+    by_worker = ", ".join(f"{name} {count}" for name, count in verdict.calls_by_worker.items())
+    again = ", and asked again by the next leader" if verdict.calls_cut_off else ""
+    return [
+        f"  LM calls             {verdict.calls_uninterrupted} uninterrupted, {verdict.calls_paid} paid by all workers "
+        f"together, {verdict.calls_repeated} repeated",
+        f"    by worker          {by_worker}, with all restarts",
+        f"    under way          {verdict.calls_cut_off} at the signals{again}",
     ]
 
 
@@ -91,7 +104,6 @@ def _sigterm_lines(found: SigtermOutcome, plan: Plan) -> list[str]:
         f"    to durable         {durable}, with the batch in flight {in_flight}",
         f"    to exit            {_format_ms(found.gone_ms)} of {limit}, exit code {found.exit_code}",
         f"    to the next leader {next_leader}. The old leader leads until it has saved the batch in flight",
-        f"    LM calls repeated  {found.calls_repeated}. The batch in flight had {found.calls_in_flight}",
     ]
 
 
@@ -104,7 +116,7 @@ def _sigkill_lines(found: SigkillOutcome) -> list[str]:
     if found.lease_ms is not None:
         seconds = found.lease_ms / 1000
         lines.append(f"{'':23}It took over when the lease had run out, {seconds:.1f} s after its last renewal")
-    return [*lines, f"    LM calls repeated  {found.calls_repeated}. Only the last checkpoint is promised here"]
+    return lines
 
 
 def _format_ms(milliseconds: float | None) -> str:

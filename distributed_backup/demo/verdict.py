@@ -2,12 +2,14 @@
 
 It judges one run on one machine. The tests show what holds under every timing.
 
-A restarted worker *repeats* the language model calls that its earlier incarnation had begun after the position at
-which the new one starts. Each worker trains and pays for a replica of its own, which is no repetition.
+A language model call is *paid* when the model has answered it. A call that a signal cut off is counted apart. A paid
+call is *repeated* if all workers together have paid for its request more often than the uninterrupted run.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +25,7 @@ class SigtermOutcome:
 
     `last_boundary` is the last batch boundary before the signal, as (epochs, batches) completed. It was durable after
     `durable_ms`, the batch in flight after `in_flight_durable_ms`. `on_disk` is the newest checkpoint that verified
-    when the process had exited. At most the `calls_in_flight` may be repeated.
+    when the process had exited.
     """
 
     worker: str
@@ -35,8 +37,6 @@ class SigtermOutcome:
     next_leader_ms: float
     grace_period_ms: float
     exit_code: int | None
-    calls_repeated: int
-    calls_in_flight: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +44,13 @@ class SigkillOutcome:
     """Figures of the killed leader, in milliseconds. `next_leader_ms` counts from the signal.
 
     `lease_ms` is the duration of its lease, and `limit_ms` the lease and one heartbeat, the longest time to the next
-    leader. A file lock has neither. Calls may be repeated: only the last checkpoint is promised here.
+    leader. A file lock has neither.
     """
 
     worker: str
     next_leader_ms: float
     lease_ms: float | None
     limit_ms: float | None
-    calls_repeated: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,8 @@ class Verdict:
 
     `coordinator` is a URL without credentials, or "embedded-redis". `workers` counts those that finished.
     `differences` holds "worker-1: metrics" for each part of a final state that differs from the uninterrupted run's.
-    `calls_by_worker` sums the incarnations of each worker. `backup_deleted` is None if the backup was kept.
+    `calls_paid` sums all workers, and `calls_by_worker` the incarnations of each. `calls_missing` were paid in the
+    uninterrupted run only. `calls_cut_off` were never answered. `backup_deleted` is None if the backup was kept.
     """
 
     coordinator: str
@@ -68,6 +68,10 @@ class Verdict:
     differences: tuple[str, ...]
     checkpoints_written: int
     calls_uninterrupted: int
+    calls_paid: int
+    calls_repeated: int
+    calls_missing: int
+    calls_cut_off: int
     calls_by_worker: dict[str, int]
     sigterm: SigtermOutcome
     sigkill: SigkillOutcome
@@ -92,13 +96,19 @@ class Verdict:
 def judge(recording: Recording, plan: Plan, *, keep: bool) -> Verdict:
     """Compute the verdict. `keep`: the backup was to be kept."""
     table = recording.table
+    records = [record for records in table.workers() for record in records]
+    expected, paid = table.reference().answers, _answers(records)
     verdict = Verdict(
         coordinator=plan.coordination.name,
         workers=sum(bool(record.final_state) for record in table.current()),
         differences=_differences(table),
-        checkpoints_written=sum(len(record.commits) for records in table.workers() for record in records),
-        calls_uninterrupted=table.reference().calls,
-        calls_by_worker={records[0].name: sum(record.calls for record in records) for records in table.workers()},
+        checkpoints_written=sum(len(record.commits) for record in records),
+        calls_uninterrupted=expected.total(),
+        calls_paid=paid.total(),
+        calls_repeated=(paid - expected).total(),
+        calls_missing=(expected - paid).total(),
+        calls_cut_off=sum(record.asked for record in records) - paid.total(),
+        calls_by_worker={starts[0].name: _answers(starts).total() for starts in table.workers()},
         sigterm=_sigterm_outcome(recording, plan),
         sigkill=_sigkill_outcome(recording, plan),
         backup_deleted=None if keep else not recording.leftovers,
@@ -107,7 +117,8 @@ def judge(recording: Recording, plan: Plan, *, keep: bool) -> Verdict:
         *(f"the final state differs from the uninterrupted run's in {item}" for item in verdict.differences),
         *_problems_of_sigterm(verdict.sigterm),
         *_problems_of_sigkill(verdict.sigkill),
-        *_problems_of_calls(table),
+        *_problems_of_calls(verdict),
+        *(f"{record.name} stopped following the journal: {reason}" for record in records for reason in record.diverged),
         *(f"checkpoint {name} does not verify" for name in recording.unreadable),
     ]
     if verdict.backup_deleted is False:
@@ -121,20 +132,16 @@ def judge(recording: Recording, plan: Plan, *, keep: bool) -> Verdict:
 def _sigterm_outcome(recording: Recording, plan: Plan) -> SigtermOutcome:
     sent = recording.sigterm
     victim, boundary = sent.record, sent.last_boundary
-    calls_at = recording.table.reference().calls_at
-    in_flight = min((position for position in calls_at if position > boundary), default=None)
     return SigtermOutcome(
         worker=victim.name,
         last_boundary=boundary.as_tuple,
         on_disk=None if sent.on_disk is None else sent.on_disk.as_tuple,
         durable_ms=_ms_to_durable(sent, boundary),
-        in_flight_durable_ms=None if in_flight is None else _ms_to_durable(sent, in_flight),
+        in_flight_durable_ms=_ms_to_durable(sent, Position(boundary.epoch, boundary.batch + 1)),
         gone_ms=None if victim.exited_at is None else _milliseconds(victim.exited_at, sent.at),
         next_leader_ms=_milliseconds(sent.next_leader_at, sent.at),
         grace_period_ms=plan.grace_period * 1000,
         exit_code=victim.exit_code,
-        calls_repeated=_repeated_calls(recording.table, victim),
-        calls_in_flight=0 if in_flight is None else calls_at[in_flight] - calls_at[boundary],
     )
 
 
@@ -146,7 +153,6 @@ def _sigkill_outcome(recording: Recording, plan: Plan) -> SigkillOutcome:
         next_leader_ms=_milliseconds(sent.next_leader_at, sent.at),
         lease_ms=timings.duration * 1000 if has_lease else None,
         limit_ms=(timings.duration + timings.retry_period) * 1000 if has_lease else None,
-        calls_repeated=_repeated_calls(recording.table, sent.record),
     )
 
 
@@ -156,10 +162,9 @@ def _ms_to_durable(sent: SentSignal, position: Position) -> float | None:
     return _milliseconds(max(sent.at, min(instants)), sent.at) if instants else None
 
 
-def _repeated_calls(table: ProcessTable, record: ProcessRecord) -> int:
-    """Return the calls that the process had begun after the start position of its successor."""
-    successor = table.records[record.name][record.incarnation]
-    return 0 if successor.start > record.position else record.calls - record.calls_at.get(successor.start, 0)
+def _answers(records: Iterable[ProcessRecord]) -> Counter[str]:
+    """Count the answers of the model to each request."""
+    return sum((record.answers for record in records), Counter())
 
 
 def _differences(table: ProcessTable) -> tuple[str, ...]:
@@ -191,10 +196,6 @@ def _problems_of_sigterm(found: SigtermOutcome) -> list[str]:
             "after SIGTERM the leader did not exit with code 143 within the grace period: "
             f"code {found.exit_code}, {found.gone_ms} ms of {found.grace_period_ms:g} ms"
         )
-    if found.calls_repeated > found.calls_in_flight:
-        problems.append(
-            f"after SIGTERM {found.calls_repeated} calls were repeated, the batch in flight had {found.calls_in_flight}"
-        )
     return problems
 
 
@@ -204,13 +205,10 @@ def _problems_of_sigkill(found: SigkillOutcome) -> list[str]:
     return []
 
 
-def _problems_of_calls(table: ProcessTable) -> list[str]:
-    """Check that each process has made as many calls as the uninterrupted run from the same start."""
-    calls_at = table.reference().calls_at
+def _problems_of_calls(verdict: Verdict) -> list[str]:
     problems = []
-    for record in (record for records in table.workers() for record in records):
-        made = record.calls if record.final_state else record.calls_at[record.position]
-        expected = calls_at[record.position] - calls_at[record.start]
-        if made != expected:
-            problems.append(f"the calls of {record.name} don't add up: {made}, uninterrupted {expected}")
+    if verdict.calls_repeated:
+        problems.append(f"LM calls paid more often than in the uninterrupted run: {verdict.calls_repeated}")
+    if verdict.calls_missing:
+        problems.append(f"LM calls of the uninterrupted run that no worker has paid: {verdict.calls_missing}")
     return problems

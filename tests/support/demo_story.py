@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ def committed(term: int, position: Position) -> dict[str, Any]:
 
 
 class Story:
-    """Invents the messages of a demonstration, one each 10 ms. Each batch costs `CALLS` calls."""
+    """Invents the messages of a demonstration, one each 10 ms. Each batch has `CALLS` requests."""
 
     def __init__(self) -> None:
         self.table = ProcessTable()
@@ -70,12 +71,18 @@ class Story:
 
     def train(self, record: ProcessRecord, *boundaries: Position) -> None:
         for position in boundaries:
-            self.call(record, CALLS if position.batch else 0)
+            self.answer(record, position, range(CALLS if position.batch else 0))
+            self.follow(record, position)
+
+    def follow(self, record: ProcessRecord, *boundaries: Position) -> None:
+        for position in boundaries:
             self.add(record, "boundary", position_fields(position))
 
-    def call(self, record: ProcessRecord, count: int) -> None:
-        for _ in range(count):
-            self.add(record, "call")
+    def answer(self, record: ProcessRecord, batch: Position, numbers: Iterable[int]) -> None:
+        """Let the model answer requests of the batch that ends at the position `batch`."""
+        for number in numbers:
+            self.add(record, "asked")
+            self.add(record, "answered", {"request": f"{batch}: {number}"})
 
     def finish(self, record: ProcessRecord) -> None:
         self.add(record, "completed", STATE)
@@ -88,7 +95,10 @@ def boundaries(after: Position) -> list[Position]:
 
 
 def whole_story() -> tuple[Story, Recording]:
-    """Worker 1 leads, is preempted after (1, 1) and restarted there. Worker 2 takes over, is killed and restarted."""
+    """Worker 1 leads, is preempted after (1, 1) and restarted there. Worker 2 takes over, is killed and restarted.
+
+    The leader asks, and the other worker follows. Each signal cuts a call off. No call is repeated.
+    """
     story = Story()
     one, two, reference = story.start("worker-1"), story.start("worker-2"), story.start(REFERENCE)
     story.add(reference, "ready")
@@ -98,8 +108,9 @@ def whole_story() -> tuple[Story, Recording]:
     story.add(one, "restored", restored(None))
     story.train(one, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
     story.add(one, "committed", committed(1, Position(1)))
-    story.train(two, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
-    story.call(one, 3)
+    story.follow(two, *(item for item in boundaries(Position(0)) if item <= Position(1, 1)))
+    story.answer(one, Position(1, 2), range(2))
+    story.add(one, "asked")
     sigterm: dict[str, Any] = {"at": story.now, "record": one, "last_boundary": one.position, "on_disk": Position(1, 1)}
     story.add(one, "notice")
     story.add(one, "committed", committed(1, Position(1, 1)))
@@ -107,14 +118,17 @@ def whole_story() -> tuple[Story, Recording]:
     sigterm["next_leader_at"] = story.add(two, "elected", {"term": 2}).at
     again = story.start("worker-1")
     story.add(again, "restored", restored(Position(1, 1)))
-    story.call(two, 4)
+    story.answer(two, Position(1, 2), range(2, 5))
+    story.add(two, "asked")
     sigkill: dict[str, Any] = {"at": story.now, "record": two, "last_boundary": two.position, "on_disk": Position(1, 1)}
     story.add(two, "exited", {"code": -9})
     sigkill["next_leader_at"] = story.add(again, "elected", {"term": 3}).at
-    story.train(again, *boundaries(Position(1, 1)))
+    story.answer(again, Position(1, 2), range(5, CALLS))
+    story.follow(again, Position(1, 2))
+    story.train(again, *boundaries(Position(1, 2)))
     successor = story.start("worker-2")
     story.add(successor, "restored", restored(Position(1)))
-    story.train(successor, *boundaries(Position(1)))
+    story.follow(successor, *boundaries(Position(1)))
     story.finish(again)
     story.finish(successor)
     return story, Recording(table=story.table, sigterm=SentSignal(**sigterm), sigkill=SentSignal(**sigkill))

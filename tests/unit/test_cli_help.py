@@ -212,8 +212,6 @@ def test_the_json_of_the_demonstration_is_documented() -> None:
         next_leader_ms=4.5,
         grace_period_ms=5.5,
         exit_code=0,
-        calls_repeated=6,
-        calls_in_flight=7,
     )
     verdict = Verdict(
         coordinator="file:",
@@ -221,9 +219,13 @@ def test_the_json_of_the_demonstration_is_documented() -> None:
         differences=("worker-1: metrics",),
         checkpoints_written=3,
         calls_uninterrupted=4,
+        calls_paid=5,
+        calls_repeated=1,
+        calls_missing=0,
+        calls_cut_off=2,
         calls_by_worker={"worker-1": 5},
         sigterm=preempted,
-        sigkill=SigkillOutcome(worker="b", next_leader_ms=1.5, lease_ms=2.5, limit_ms=3.5, calls_repeated=4),
+        sigkill=SigkillOutcome(worker="b", next_leader_ms=1.5, lease_ms=2.5, limit_ms=3.5),
         backup_deleted=True,
         problems=("it did not hold",),
     )

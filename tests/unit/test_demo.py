@@ -47,11 +47,22 @@ def test_a_fast_forward_is_no_progress() -> None:
         story.add(record, "boundary", position_fields(Position(1, batch)))
         assert record.position == record.start == Position(1, 2)
     assert [record.is_training, record.has_batch_in_flight] == [False, False]
-    story.call(record, 1)
+    story.add(record, "asked")
     assert [record.is_training, record.has_batch_in_flight] == [False, True]
-    story.train(record, Position(1, 3))
+    story.follow(record, Position(1, 3))
     assert [record.is_training, record.has_batch_in_flight] == [True, False]
-    assert record.calls_at[Position(1, 2)] == 0
+
+
+def test_a_follower_has_no_batch_in_flight() -> None:
+    """It trains with the answers of the leader. It has one when it leads and asks."""
+    story = Story()
+    record = story.start("worker-1")
+    story.add(record, "restored", restored(Position(1)))
+    story.follow(record, Position(1, 1))
+    story.add(record, "elected", {"term": 2})
+    assert [record.is_training, record.has_batch_in_flight] == [True, False]
+    story.add(record, "asked")
+    assert record.has_batch_in_flight
 
 
 def test_roles_follow_the_election() -> None:
@@ -97,7 +108,11 @@ def test_a_victim_that_leads_again_is_no_next_leader(recording: Recording) -> No
     [
         ("elected", {"term": 3}, "LEADS now, in term 3"),
         ("restored", restored(None), "starts at the beginning"),
+        ("restored", restored(Position(0)), "starts at the beginning, from the leader's checkpoint"),
         ("restored", restored(Position(1, 2)), "epoch 2, batch 2 of 3"),
+        ("replayed", {"answers": 76, **position_fields(Position(1))}, "took 76 answers from the journal"),
+        ("diverged", {"reason": "lost", "epoch": None, "batch": None}, "STOPS following the journal: lost"),
+        ("voided", {"answers": 3, **position_fields(Position(1))}, "asks AGAIN for 3 answers"),
         ("committed", committed(1, Position(1)), "checkpoint on disk: end of epoch 1"),
         ("preempted", {"saved": True}, "saved, exits"),
         ("preempted", {"saved": False}, "NOT saved, exits"),
@@ -112,7 +127,8 @@ def test_a_victim_that_leads_again_is_no_next_leader(recording: Recording) -> No
         ("exited", {"code": -9}, "process was killed"),
         ("exited", {"code": 143}, "exit code 143"),
         ("signal_sent", {"signal": "SIGTERM"}, "<== SIGTERM"),
-        ("call", {}, ""),
+        ("asked", {}, ""),
+        ("answered", {"request": "aa"}, ""),
     ],
 )
 def test_a_message_is_described(kind: OwnKind | Kind, fields: dict[str, Any], text: str) -> None:
@@ -135,7 +151,7 @@ def test_the_plain_screen_writes_a_line_for_each_event_without_control_character
     story = Story()
     record = story.start("worker-1")
     screen.step("Training")
-    for message in (story.add(record, "elected", {"term": 1}), story.add(record, "call")):
+    for message in (story.add(record, "elected", {"term": 1}), story.add(record, "asked")):
         screen.message(message, story.table)
     assert len(lines) == 2
     assert lines[0].endswith("-- Training")

@@ -33,7 +33,8 @@ def test_the_verdict_on_a_run_in_which_everything_held(recording: Recording) -> 
     assert verdict.final_state_equal
     assert verdict.workers == 2
     assert verdict.checkpoints_written == 2
-    assert verdict.calls_uninterrupted == 6 * CALLS
+    assert verdict.calls_uninterrupted == verdict.calls_paid == 6 * CALLS
+    assert (verdict.calls_repeated, verdict.calls_missing) == (0, 0)
     assert verdict.backup_deleted is True
 
 
@@ -46,12 +47,11 @@ def test_the_figures_of_the_preemption_are_counted_from_the_signal(recording: Re
     assert found.exit_code == 143
 
 
-def test_calls_begun_beyond_the_position_of_the_restart_count_as_repeated(recording: Recording) -> None:
+def test_calls_that_were_cut_off_are_counted_apart_from_those_that_were_paid(recording: Recording) -> None:
+    """Each signal cut one call off. Worker 2 led for three answers."""
     verdict = verdict_of(recording)
-    assert (verdict.sigterm.calls_repeated, verdict.sigterm.calls_in_flight) == (3, CALLS)
-    # From (1, 1) back to (1, 0): a batch, and four calls of the one that was in flight.
-    assert verdict.sigkill.calls_repeated == CALLS + 4
-    assert verdict.calls_by_worker == {"worker-1": 6 * CALLS + 3, "worker-2": 7 * CALLS + 4}
+    assert verdict.calls_cut_off == 2
+    assert verdict.calls_by_worker == {"worker-1": 6 * CALLS - 3, "worker-2": 3}
 
 
 def test_a_boundary_that_was_on_the_disk_before_the_signal_was_durable_at_once(recording: Recording) -> None:
@@ -59,17 +59,6 @@ def test_a_boundary_that_was_on_the_disk_before_the_signal_was_durable_at_once(r
     victim.commits = [(1.0, Position(1, 2))]
     found = verdict_of(recording).sigterm
     assert (found.durable_ms, found.in_flight_durable_ms) == (0.0, 0.0)
-
-
-def test_a_worker_that_resumes_further_on_has_repeated_nothing() -> None:
-    """Other workers trained on meanwhile. The calls that it skips count in its favour."""
-    _, recording = whole_story()
-    again = record_of(recording, "worker-1")
-    again.start = Position(1, 2)
-    again.calls -= CALLS
-    verdict = verdict_of(recording)
-    assert verdict.sigterm.calls_repeated == 0
-    assert verdict.problems == ()
 
 
 # -------------------------------------------------------------------- promises
@@ -151,23 +140,48 @@ def test_with_a_lease_the_next_leader_has_its_duration_and_a_tick(
     assert all("more than 3500 ms" in problem for problem in verdict.problems)
 
 
-def test_more_calls_repeated_than_were_in_flight_are_a_problem(recording: Recording) -> None:
-    """The restarted worker resumes a batch too early."""
-    again = record_of(recording, "worker-1")
-    again.start, again.calls = Position(1), again.calls + CALLS
-    assert f"{CALLS + 3} calls were repeated, the batch in flight had {CALLS}" in only_problem(recording)
+def test_an_answer_that_is_paid_again_is_a_problem(recording: Recording) -> None:
+    """The killed worker had the answer, and its successor asks for it again."""
+    (request, *_) = record_of(recording, "worker-2", 0).answers
+    record_of(recording, "worker-2").answers[request] += 1
+    assert only_problem(recording) == "LM calls paid more often than in the uninterrupted run: 1"
+    verdict = verdict_of(recording)
+    assert (verdict.calls_paid, verdict.calls_repeated) == (6 * CALLS + 1, 1)
 
 
-def test_calls_that_do_not_add_up_are_a_problem(recording: Recording) -> None:
-    record_of(recording, "worker-1").calls += 1
-    assert only_problem(recording) == "the calls of worker-1 don't add up: 21, uninterrupted 20"
+def test_workers_that_each_pay_for_their_own_answers_are_a_problem() -> None:
+    """So it is without a journal: the follower asks, too, and the restarted workers ask again."""
+    story, recording = whole_story()
+    story.answer(record_of(recording, "worker-2", 0), Position(0, 1), range(CALLS))
+    story.answer(record_of(recording, "worker-2"), Position(1, 1), range(CALLS))
+    assert only_problem(recording) == f"LM calls paid more often than in the uninterrupted run: {2 * CALLS}"
 
 
-def test_calls_of_a_killed_process_that_do_not_add_up_are_a_problem(recording: Recording) -> None:
-    """Its last batch was not complete, so only the calls before it count."""
-    killed = record_of(recording, "worker-2", 0)
-    killed.calls_at[killed.position] += 1
-    assert only_problem(recording) == "the calls of worker-2 don't add up: 41, uninterrupted 40"
+def test_a_repetition_is_not_hidden_by_a_call_that_is_missing(recording: Recording) -> None:
+    """As many calls are paid as in the uninterrupted run, and they are others."""
+    answers = record_of(recording, "worker-1").answers
+    first, second = list(answers)[:2]
+    answers[first], answers[second] = 2, 0
+    verdict = verdict_of(recording)
+    assert (verdict.calls_paid, verdict.calls_repeated, verdict.calls_missing) == (6 * CALLS, 1, 1)
+    assert verdict.problems == (
+        "LM calls paid more often than in the uninterrupted run: 1",
+        "LM calls of the uninterrupted run that no worker has paid: 1",
+    )
+
+
+def test_equal_requests_of_the_uninterrupted_run_may_be_paid_as_often(recording: Recording) -> None:
+    (request, *_) = record_of(recording, "worker-1").answers
+    for record in (record_of(recording, REFERENCE), record_of(recording, "worker-1")):
+        record.answers[request] += 1
+    assert verdict_of(recording).holds
+
+
+def test_a_worker_that_leaves_the_journal_is_a_problem() -> None:
+    story, recording = whole_story()
+    fields = {"reason": "the state differs in metrics", "epoch": 1, "batch": 1}
+    story.add(record_of(recording, "worker-2"), "diverged", fields)
+    assert only_problem(recording) == "worker-2 stopped following the journal: the state differs in metrics"
 
 
 def test_a_backup_left_behind_is_a_problem_unless_it_was_to_be_kept(recording: Recording) -> None:
@@ -200,6 +214,16 @@ def test_the_text_of_the_verdict_names_the_problems(recording: Recording) -> Non
     assert lines[0] == "VERDICT: NOT everything that is promised held"
     assert "worker-2: metrics" in lines[1]
     assert any("1 of 2 workers ended in exactly the state" in line for line in lines)
+
+
+def test_the_text_of_the_verdict_shows_one_bill(recording: Recording) -> None:
+    lines = format_verdict(verdict_of(recording), PLAN)
+    assert "  LM calls             60 uninterrupted, 60 paid by all workers together, 0 repeated" in lines
+    assert "    by worker          worker-1 57, worker-2 3, with all restarts" in lines
+    assert "    under way          2 at the signals, and asked again by the next leader" in lines
+    record_of(recording, "worker-1", 0).asked -= 1
+    record_of(recording, "worker-2", 0).asked -= 1
+    assert "    under way          0 at the signals" in format_verdict(verdict_of(recording), PLAN)
 
 
 def test_the_text_of_the_verdict_says_why_the_timeline_shows_another_time(recording: Recording) -> None:
