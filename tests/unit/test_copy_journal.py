@@ -22,7 +22,7 @@ from distributed_backup.position import Position
 from distributed_backup.storage.base import Chunks, Storage
 from distributed_backup.storage.local import LocalStorage
 from tests.support.cli_runs import NEWEST, OLDER, call, commit
-from tests.support.segments import answer, answers, flip, write_journal, write_segment
+from tests.support.segments import answer, answers, boundary, flip, write_journal, write_segment
 
 FIRST = "0000000001-00000001-00000000.journal"
 SECOND = "0000000002-00000001-00000003.journal"
@@ -91,9 +91,9 @@ def test_segments_that_no_checkpoint_needs_stay_behind(
     source: CheckpointStore, target: CheckpointStore, links: tuple[Link, Link]
 ) -> None:
     commit(CheckpointStore(source.storage, keep=1), 3, Position(2))
-    write_segment(source.storage, (3, Position(2)), answers(1), after=links[1])
+    write_segment(source.storage, (3, Position(1, 9)), [boundary(2), *answers(1)], after=links[1])
     write_journal(source)
-    assert copy_run(source, target).segments == ("0000000003-00000002-00000000.journal", SECOND)
+    assert copy_run(source, target).segments == ("0000000003-00000001-00000009.journal",)
     assert answers_since(target, target.names()[0]) == 1
 
 
