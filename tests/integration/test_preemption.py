@@ -337,8 +337,9 @@ def test_what_is_due_and_pending_is_committed_at_the_exit_of_the_interpreter(sta
 def start_leader_and_followers(
     start: Start, backup_dir: Path, followers: int, leader_runs: str = "train", **fields: Any
 ) -> tuple[Child, list[Child]]:
-    """Return a leader and then followers, each in its slow call."""
-    slow = {"slow": ("batch_begin", 1, 1), **fields}
+    """Return a leader and then followers, each in its slow call: without a journal, each asks for itself."""
+    arguments = {"journal": False, **fields.pop("arguments", {})}
+    slow = {"slow": ("batch_begin", 1, 1), "arguments": arguments, **fields}
     leader = start(job(backup_dir, **slow), how=leader_runs)
     leader.expect("slow_call")
     others = [start(job(backup_dir, **slow)) for _ in range(followers)]
@@ -418,7 +419,7 @@ def test_a_killed_leader_is_replaced_and_the_run_ends_exactly(
 
 def test_workers_that_change_their_working_directory_stay_in_one_run(start: Start, tmp_path: Path) -> None:
     """A relative `backup_dir` is resolved when the callback is made, for the lock and the checkpoints alike."""
-    relative = job(Path("run"), slow=("batch_begin", 1, 1))
+    relative = job(Path("run"), slow=("batch_begin", 1, 1), arguments={"journal": False})
     for name in ("own-0", "own-1"):
         (tmp_path / name).mkdir()
         start(relative, tmp_path, tmp_path / name, how="train_elsewhere").expect("slow_call")
@@ -453,9 +454,10 @@ def test_a_signal_while_waiting_for_the_leader_ends_the_wait(start: Start, backu
 
 def test_the_last_worker_to_finish_deletes_the_backup_and_no_other(start: Start, backup_dir: Path) -> None:
     """A worker that finishes first leaves the backup to the slower one."""
-    slow = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=1.5, arguments={"delete_checkpoint": True}))
+    arguments = {"delete_checkpoint": True, "journal": False}
+    slow = start(job(backup_dir, slow=("batch_begin", 2, 0), slow_latency=1.5, arguments=arguments))
     slow.expect("slow_call")
-    quick = start(job(backup_dir, arguments={"delete_checkpoint": True}))
+    quick = start(job(backup_dir, arguments=arguments))
     quick.result()
     assert newest(backup_dir) is not None
     slow.result()

@@ -65,7 +65,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         ) -> Worker:
             gates = tmp_path / f"gates-{next(numbers)}"
             gates.mkdir()
-            defaults = {"coordinator": url, "timings": STEADY, "delete_checkpoint": False, "restore_timeout": PATIENCE}
+            # Without a journal, so that each worker asks for itself.
+            defaults = {"coordinator": url, "timings": STEADY, "restore_timeout": PATIENCE}
+            defaults |= {"delete_checkpoint": False, "journal": False}
             job = Job(backup_dir=run.directory, arguments=defaults | arguments)
             child = Child(f"{SCENARIOS}:{how}", job, gates, held, *more, log=gates.with_suffix(".log"))
             return Worker(stack.enter_context(child), gates)
