@@ -21,9 +21,9 @@ from distributed_backup.checkpoints.journal_format import MAX_RECORD, Answer, Bo
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
+from distributed_backup.training.codec import Codec, UnrecordableError
 from distributed_backup.training.delivery import WRITE_LIMIT
 from distributed_backup.training.replay import LeaderRequestError, Replay, Ticket
-from distributed_backup.training.responses import Codec, UnrecordableError
 from distributed_backup.training.undisturbed import Undisturbed
 
 logger = logging.getLogger(__name__)
