@@ -281,6 +281,11 @@ class LogReader:
         """The end of what was read."""
         return Link(name=self._reader.name, end=self._reader.offset)
 
+    @property
+    def problem(self) -> str | None:
+        """Why a record does not verify, and nothing behind it is read. None if there is no such record."""
+        return self._reader.problem
+
     def next_stage(self) -> Stage:
         """Return the next stage.
 

@@ -12,14 +12,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from distributed_backup.checkpoints.journal import LogReader, find_log, segments_among
-from distributed_backup.checkpoints.journal_format import Answer, Boundary, Link, Record
+from distributed_backup.checkpoints.journal import Log, LogReader, SegmentReader, find_log, segments_among
+from distributed_backup.checkpoints.journal_format import (
+    Answer,
+    Boundary,
+    Header,
+    Link,
+    Record,
+    parse_segment_name,
+)
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StoreError
 from distributed_backup.once import OnceLogger
+from distributed_backup.position import Position
 from distributed_backup.storage.base import Names, Storage
 
 logger = logging.getLogger(__name__)
@@ -32,13 +41,21 @@ _PATIENCE: Final = 2.0
 _MOST_RECORDS: Final = 1000
 
 
-class LogTail:
-    """The records after `start` and the answers in `seen`, as they are appended.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailListener:
+    """What a tail calls from its thread. Each of the last two ends the thread.
 
-    From its thread it calls `deliver` with records, `ended` with the end of the log after `finish`, and `lost` with the
-    reason if the log can't be followed any more. Each of the last two ends the thread. `ended` gets None if there is no
-    log.
+    `deliver` gets records. `ended` gets the end of the log after `finish`, None if there is no log. `lost` gets the
+    reason why the log can't be followed any more.
     """
+
+    deliver: Callable[[list[Record]], None]
+    ended: Callable[[Link | None], None]
+    lost: Callable[[str], None]
+
+
+class LogTail:
+    """The records after `start` and the answers in `seen`, as they are appended."""
 
     def __init__(
         self,
@@ -48,15 +65,13 @@ class LogTail:
         start: Boundary,
         seen: Iterable[Answer] = (),
         clock: Clock,
-        deliver: Callable[[list[Record]], None],
-        ended: Callable[[Link | None], None],
-        lost: Callable[[str], None],
+        listener: TailListener,
     ) -> None:
         self._storage = storage
         self._run_id = run_id
         self._last = start
         self._clock = clock
-        self._deliver, self._ended, self._lost = deliver, ended, lost
+        self._listener = listener
         self._wake = threading.Event()
         self._finishes = self._stopped = False
         self._names: Names = []
@@ -86,6 +101,14 @@ class LogTail:
     # ---------------------------------------------------------------- the thread
 
     def _run(self) -> None:
+        try:
+            self._read_all()
+        except Exception as error:
+            # Without its tail the follower would wait for ever.
+            logger.exception("the journal can't be read")
+            self._listener.lost(f"the journal can't be read: {error!r}")
+
+    def _read_all(self) -> None:
         while not self._stopped:
             finishes = self._finishes
             self._wake.clear()
@@ -97,12 +120,15 @@ class LogTail:
                 self._clock.wait(self._wake, _LISTING_PERIOD)
                 continue
             if reason is not None:
-                self._lost(reason)
+                self._listener.lost(reason)
                 return
             if records:
-                self._deliver(records)
+                self._listener.deliver(records)
             elif finishes:
-                self._ended(None if self._reader is None else self._reader.end)
+                self._listener.ended(None if self._reader is None else self._reader.end)
+                return
+            elif self._reader is not None and self._reader.problem is not None:
+                self._listener.lost(f"the journal is damaged: {self._reader.problem}")
                 return
             else:
                 self._clock.wait(self._wake, self._storage.poll_interval)
@@ -133,19 +159,40 @@ class LogTail:
         if names == self._names:
             return None
         log = find_log(self._storage, run_id=self._run_id, position=self._last.position, digests=self._last.digests)
-        if log is None or log.parts[-1].name != names[0]:
-            # A new header may not be complete yet.
-            self._strange_since = instant if self._strange_since is None else self._strange_since
-            is_lost = self._reader is not None and instant - self._strange_since > _PATIENCE
-            return "the leader has begun another log" if is_lost else None
-        self._names, self._strange_since = names, None
-        newest = log.parts[-1].name
-        if newest == self._newest:
-            return None
+        newest = self._newest_among(names)
+        if log is None or log.parts[-1].name != newest:
+            return self._reason_to_leave(newest, instant, now=now)
+        # A header that is not complete may still become it.
+        self._names, self._strange_since = names if newest == names[0] else [], None
+        return None if newest == self._newest else self._change_to(log)
+
+    def _newest_among(self, names: Names) -> str | None:
+        """Return the newest segment with a complete header. A leader that was killed may have left one without."""
+        return next((name for name in names if SegmentReader(self._storage, name).header() is not None), None)
+
+    def _reason_to_leave(self, newest: str | None, instant: float, *, now: bool) -> str | None:
+        """Return why the log can't be followed any more, if the newest segment does not continue it."""
+        self._strange_since = instant if self._strange_since is None else self._strange_since
+        if newest is not None and self._has_other_state(newest):
+            return f"the leader has come to another state at {self._last.position}"
+        # Of a log that others have brought further, this worker lacks the answers. It must not ask for them again.
+        is_passed = newest is not None and (parse_segment_name(newest) or (0, Position(0)))[1] > self._last.position
+        # The leader of a start may have recorded nothing yet, and this worker may be ahead of a new leader.
+        is_over = instant - self._strange_since > _PATIENCE and (is_passed or self._reader is not None)
+        return "the leader has begun another log" if (is_passed if now else is_over) else None
+
+    def _has_other_state(self, name: str) -> bool:
+        for record in SegmentReader(self._storage, name):
+            if isinstance(record, Header | Boundary) and record.position == self._last.position:
+                return record.digests not in (None, self._last.digests)
+        return False
+
+    def _change_to(self, log: Log) -> str | None:
+        """Read this log from now on. Return why it can't be followed, or None."""
         reader = LogReader(self._storage, log)
+        answers = (record for record in reader.more() if isinstance(record, Answer))
         for expected in self._seen:
-            found = next((record for record in reader.more() if isinstance(record, Answer)), None)
-            if hash(found) != expected:
+            if hash(next(answers, None)) != expected:
                 return "the new leader has not recorded all answers that this worker has used"
-        self._reader, self._newest = reader, newest
+        self._reader, self._newest = reader, log.parts[-1].name
         return None

@@ -21,9 +21,9 @@ from distributed_backup.checkpoints.journal_format import MAX_RECORD, Answer, Bo
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
+from distributed_backup.training.codec import Codec, UnrecordableError
 from distributed_backup.training.delivery import WRITE_LIMIT
-from distributed_backup.training.replay import LeaderRequestError, Replay, Ticket
-from distributed_backup.training.responses import Codec, UnrecordableError
+from distributed_backup.training.replay import Replay, Ticket
 from distributed_backup.training.undisturbed import Undisturbed
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # Characters of an error that are recorded.
 _MOST_TEXT: Final = 300
 _END: Final = object()
+_STREAM_LOST: Final = "another worker began to lead while this one read the stream of an answer"
 
 
 class Tickets:
@@ -91,10 +92,9 @@ class Answers:
         """Note the boundary that the fit begins at."""
         self._last = lambda: boundary
 
-    def since_boundary(self) -> tuple[Boundary, list[Answer]]:
-        """Return the last boundary, and the answers of the log since then, in their order."""
-        assert self._last is not None
-        return self._last(), self._since
+    def since_boundary(self) -> tuple[Boundary, list[Answer]] | None:
+        """Return the last boundary, and the answers of the log since then, in their order. None before the first."""
+        return None if self._last is None else (self._last(), self._since)
 
     def boundary(self, position: Position, digests: Callable[[], Digests], *, due: bool) -> None:
         """Note that the fit has come to `position`. `digests` returns those of its state, from any thread.
@@ -117,11 +117,9 @@ class Answers:
         """Return the recorded answer for the request, or ask and record it."""
         self._delivery.touch()
         ticket = None if key is None else self._tickets.take(key)
-        recorded = await self._recorded(ticket, codec.decode)
+        recorded = await self._in_turn(ticket, codec.decode)
         if recorded is not None:
-            place, response = recorded
-            await self._replayed(place)
-            return response
+            return recorded[0]
         try:
             response = await Undisturbed(request())
         except BaseException as error:
@@ -129,10 +127,9 @@ class Answers:
             raise
         if self._replay.is_following:
             # Another worker leads by now, and asks for this, too. Its answer is the one that counts.
-            recorded = await self._recorded(ticket, codec.decode)
+            recorded = await self._in_turn(ticket, codec.decode)
             if recorded is not None:
-                await self._replayed(recorded[0])
-                return recorded[1]
+                return recorded[0]
         await self._record(ticket, lambda: codec.encode(response))
         return response
 
@@ -155,7 +152,8 @@ class Answers:
     async def _replayed_stream(self, place: int, chunks: list[Any]) -> AsyncIterator[Any]:
         for chunk in chunks:
             yield chunk
-        await self._replayed(place)
+        if not await self._replayed(place):
+            self._replay.diverged(_STREAM_LOST)
 
     async def _recorded_stream(self, ticket: Ticket | None, stream: Any, codec: Codec) -> AsyncIterator[Any]:
         chunks: list[Any] = []
@@ -169,10 +167,12 @@ class Answers:
         except BaseException as error:
             self._failed(ticket, error)
             raise
+        if self._replay.is_following:
+            self._replay.diverged(_STREAM_LOST)
         await self._record(ticket, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
 
     def _failed(self, ticket: Ticket | None, error: BaseException) -> None:
-        """Give the ticket of a failed request back. Followers that wait for its answer are told."""
+        """Give the ticket of a failed request back. Followers that wait for its answer must not wait for ever."""
         self._delivery.touch()
         if ticket is not None:
             self._tickets.give_back(ticket)
@@ -182,42 +182,62 @@ class Answers:
     def _unanswered(self, ticket: Ticket, error: str) -> None:
         self._writer.append(Unanswered(key=ticket[0], number=ticket[1], error=error[:_MOST_TEXT]), _nothing)
 
+    async def _in_turn(self, ticket: Ticket | None, decode: Callable[[bytes], Any]) -> tuple[Any] | None:
+        """Return the recorded response when it is its turn. None if this worker must ask.
+
+        Raises:
+            LeaderRequestError: This worker follows, and the request of the leader has failed.
+        """
+        while (recorded := await self._recorded(ticket, decode)) is not None:
+            place, response = recorded
+            if await self._replayed(place):
+                return (response,)
+        return None
+
     async def _recorded(self, ticket: Ticket | None, decode: Callable[[bytes], Any]) -> tuple[int, Any] | None:
         """Return the place of the recorded answer and the response in it. None if this worker must ask.
 
         Raises:
             LeaderRequestError: This worker follows, and the request of the leader has failed.
         """
-        place = None if ticket is None else self._replay.take(ticket)
-        if place is None and self._replay.is_following:
-            place = await self._followed(ticket)
-        if place is None:
-            return None
-        try:
-            return place, decode(self._replay.answers[place].value)
-        except Exception as error:  # noqa: BLE001 - another version of a library may have written it
-            self._warnings.warning("a recorded answer can't be used, so its request is sent again: %r", error)
-            self._delivery.pass_over(place)
-            return None
+        place = await self._place(ticket)
+        while place is not None:
+            try:
+                return place, decode(self._replay.answers[place].value)
+            except Exception as error:  # noqa: BLE001 - another version of a library may have written it
+                self._warnings.warning("a recorded answer can't be used, so its request is sent again: %r", error)
+                self._delivery.pass_over(place)
+                if self._replay.is_following:
+                    self._replay.diverged(f"an answer of the leader can't be used: {error!r}")
+                place = await self._place(ticket)
+        return None
 
-    async def _followed(self, ticket: Ticket | None) -> int | None:
-        if ticket is None:
-            self._replay.diverged("a request has no key, so the leader can't record its answer")
-            ticket = ("", 0)
+    async def _place(self, ticket: Ticket | None) -> int | None:
         try:
-            return await self._replay.wait_for(ticket)
-        except LeaderRequestError:
-            self._tickets.give_back(ticket)
+            place = None if ticket is None else self._replay.take(ticket)
+            if place is None and self._replay.is_following:
+                if ticket is None:
+                    self._replay.diverged("a request has no key, so the leader can't record its answer")
+                place = await self._replay.wait_for(ticket or ("", 0))
+        except BaseException:
+            # That of the leader has failed, or this one was cancelled. The retry takes its place.
+            if ticket is not None:
+                self._tickets.give_back(ticket)
             raise
+        return place
 
-    async def _replayed(self, place: int) -> None:
+    async def _replayed(self, place: int) -> bool:
+        """Wait for the turn of an answer. Return False if it comes again in another log."""
         answer = self._replay.answers[place]
-        await self._replay.turn(place)
-        if not self._is_rewound:
+        is_handed_out = await self._replay.turn(place)
+        if is_handed_out and not self._is_rewound:
             self._since.append(answer)
+        return is_handed_out
 
     async def _record(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> None:
         """Record a new answer, and wait until it is its turn."""
+        if not self.is_open:
+            return
         value = self._encoded(ticket, encode)
         entry = self._delivery.add()
         if ticket is None or value is None:
@@ -290,7 +310,7 @@ class Answers:
     def close(self) -> None:
         """Ask without the journal from now on, from any thread. May be called again."""
         self.is_open = False
-        self._delivery.close()
+        self._replay.close()
 
 
 def _nothing() -> None:

@@ -122,10 +122,6 @@ class Delivery:
         self._hand_out()
         self._arm()
 
-    def close(self) -> None:
-        """Hand out everything, from any thread."""
-        self.call_from_thread(self.release)
-
     def call_from_thread(self, call: Callable[[], None]) -> None:
         """Run `call` in the event loop. No effect if the loop is closed."""
         if self._loop is not None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.checkpoints.journal import LogReader
-from distributed_backup.checkpoints.journal_format import Boundary, Digests, Link, Record
-from distributed_backup.checkpoints.journal_tail import LogTail
+from distributed_backup.checkpoints.journal_format import Answer, Boundary, Digests
+from distributed_backup.checkpoints.journal_tail import LogTail, TailListener
 from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
@@ -59,34 +58,33 @@ class FitJournal:
             return
         self._calls.install()
         self._replay.delivery.touch()
-        if checkpoint is not None:
-            start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
-            self._answers.start(start)
-            if self._may_follow and not self._worker.leads:
-                self._follow()
-            else:
-                self._begin_log(start)
         if self._may_follow:
+            # First, so that no change of the leader is missed.
             self._worker.standby.on_elected = self._on_elected
             self._worker.standby.on_deposed = partial(self._replay.delivery.call_from_thread, self._step_down)
-            self._finish_if_leading()
-
-    def _begin_log(self, start: Boundary) -> None:
-        log = self._find_log(start)
-        if log is None:
+        if checkpoint is None:
+            return
+        start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
+        self._answers.start(start)
+        if self._may_follow and not self._worker.leads:
+            self._follow(start, ())
+        elif not self._replay_from(start):
             self._writer.begin_at(start)
-        else:
-            self._replay.begin(log, start)
 
-    def _find_log(self, start: Boundary) -> LogReader | None:
+    def _replay_from(self, start: Boundary) -> bool:
+        """Replay the log that follows `start`. Return False if there is none, or if it can't be read."""
         deadline = self._clock.now() + _READ_LIMIT
         while True:
             try:
-                return self._store.find_log(start.position, start.digests)
+                log = self._store.find_log(start.position, start.digests)
+                if log is not None:
+                    self._replay.begin(log, start)
             except StoreError as error:
                 if not error.retryable or self._clock.now() > deadline:
                     logger.warning("the journal can't be read, so its answers are asked for again: %s", error)
-                    return None
+                    return False
+            else:
+                return log is not None
             self._clock.wait(threading.Event(), _READ_PERIOD)
 
     def boundary(self, position: Position, digests: Callable[[], Digests], *, due: bool) -> bool:
@@ -96,8 +94,9 @@ class FitJournal:
         due = due or (self._may_commit and self._writer.wants_checkpoint)
         try:
             self._answers.boundary(position, digests, due=due)
-        except StoreError as error:
-            self._replay.diverged(f"the rest of the journal can't be read: {error}")
+        except StoreError:
+            if not self._replay_from(Boundary(position=position, digests=digests())):
+                self._replay.diverged("the rest of the journal can't be read")
         return due
 
     def mark(self) -> None:
@@ -122,49 +121,50 @@ class FitJournal:
 
     # ---------------------------------------------------------------- following the leader
 
-    def _follow(self) -> None:
-        """Take the answers of the leader from now on."""
+    def _follow(self, start: Boundary, seen: Iterable[Answer]) -> None:
+        """Take the answers of the leader from now on: those after `start`, without the ones in `seen`."""
         run_id = self._store.run_id
         assert run_id is not None
-        in_loop = self._replay.delivery.call_from_thread
-        start, seen = self._answers.since_boundary()
 
-        def deliver(records: list[Record]) -> None:
-            in_loop(lambda: self._replay.extend(records))
-
-        def ended(link: Link | None) -> None:
-            in_loop(lambda: self._replay.end_of_log(link))
+        def in_loop(call: Callable[[Any], None], value: object) -> None:
+            # What an earlier tail has read is not of this log.
+            self._replay.delivery.call_from_thread(lambda: call(value) if self._tail is tail else None)
 
         self._replay.follow(start)
-        self._tail = LogTail(
+        self._tail = tail = LogTail(
             self._store.storage,
             run_id=run_id,
             start=start,
             seen=seen,
             clock=self._clock,
-            deliver=deliver,
-            ended=ended,
-            lost=lambda reason: in_loop(lambda: self._replay.diverged(reason)),
+            listener=TailListener(
+                deliver=partial(in_loop, self._replay.extend),
+                ended=partial(in_loop, self._replay.end_of_log),
+                lost=partial(in_loop, self._replay.diverged),
+            ),
         )
-        self._tail.start()
-
-    def _finish_if_leading(self) -> None:
+        tail.start()
+        # It may have been elected meanwhile.
         if self._worker.leads:
-            self._on_elected()
+            tail.finish()
 
     def _on_elected(self) -> None:
-        if self._tail is not None:
-            self._tail.finish()
+        tail = self._tail
+        if tail is not None:
+            tail.finish()
 
     def _step_down(self) -> None:
-        """Follow the worker that leads in the place of this one."""
-        if self._worker.leads or self._replay.is_following or not self._answers.is_open:
+        """Follow the worker that leads in the place of this one, or has led since. This one may lead again by now."""
+        if self._replay.is_lost or not self._answers.is_open:
+            return
+        since = self._answers.since_boundary()
+        if since is None:
+            self._on_lost("another worker began to lead before this one came to its first boundary")
             return
         self._stop_tail()
+        # Again: it may have begun to lead between the change and now.
         self._writer.step_down()
-        self._follow()
-        # It may lead again by now.
-        self._finish_if_leading()
+        self._follow(*since)
 
     def _on_lost(self, reason: str) -> None:
         self._stop_tail()

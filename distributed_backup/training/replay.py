@@ -44,6 +44,9 @@ class _LogEnd:
 class LeaderRequestError(RuntimeError):
     """The request of the leader has failed, so that of the follower fails, too. Its retry takes the next record."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the request of the leader failed: {reason}")
+
 
 class Replay:
     """The log of one fit. Used in the thread of its event loop.
@@ -66,7 +69,12 @@ class Replay:
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
         self._waiting: dict[Ticket, asyncio.Future[int | None]] = {}
-        self.is_following = self._is_lost = False
+        # Failures of the leader in this stage, for requests that were not made yet.
+        self._failures: dict[Ticket, deque[str]] = {}
+        self._follows = 0
+        self.is_following = False
+        self.is_lost = False
+        """Whether this worker can't follow its leader any more."""
         self.replayed = 0
         """Answers that were delivered from the log."""
 
@@ -88,13 +96,14 @@ class Replay:
         Raises:
             StoreError: The log can't be read.
         """
+        # First, because it may raise.
+        stage = log.next_stage()
         self._log = log
         self._writer.replay_begins()
-        self._enter(log, start)
+        self._enter(log, start, stage)
 
-    def _enter(self, log: LogReader, start: Boundary) -> None:
+    def _enter(self, log: LogReader, start: Boundary, stage: Stage) -> None:
         self._last = start
-        stage = log.next_stage()
         answers = stage.answers
         if stage.end is None:
             is_void = bool(answers) and (stage.failures >= _MAX_FAILURES or stage.deaths >= _MAX_DEATHS)
@@ -120,8 +129,17 @@ class Replay:
     def set_stage(self, answers: Iterable[Answer], *, end: Boundary | None) -> None:
         """Expect these answers, up to the boundary `end`. None if the stage has none yet."""
         self.answers, self._end = list(answers), end
-        self._places = {(answer.key, answer.number): place for place, answer in enumerate(self.answers)}
+        self._places, self._failures = {}, {}
         self.delivery.begin(len(self.answers), is_open=end is None and not self.is_following)
+        for place, answer in enumerate(self.answers):
+            self._put((answer.key, answer.number), place)
+
+    def _put(self, ticket: Ticket, place: int) -> None:
+        """Let a request find its answer. The last one with its ticket counts: the others could not be used."""
+        unusable = self._places.get(ticket)
+        self._places[ticket] = place
+        if unusable is not None:
+            self.delivery.pass_over(unusable)
 
     def rewind(self, answers: Iterable[Answer]) -> None:
         """Expect these answers of the current stage again."""
@@ -138,7 +156,14 @@ class Replay:
     # ---------------------------------------------------------------- a log that grows
 
     def follow(self, start: Boundary) -> None:
-        """Take the records of another worker from `extend`, beginning with those after `start`."""
+        """Take the records of another worker from `extend`, beginning with those after `start`.
+
+        What was not handed out of another log comes again in this one. Requests wait for it.
+        """
+        self._follows += 1
+        self._log = None
+        self._records.clear()
+        self._ahead.clear()
         self._last, self.is_following = start, True
         self._writer.replay_begins()
         self.set_stage((), end=None)
@@ -154,15 +179,17 @@ class Replay:
         self._advance()
 
     def _advance(self) -> None:
-        while self.is_following and not self._is_lost and self._records and self._end is None:
+        while self.is_following and not self.is_lost and self._records and self._end is None:
             record = self._records.popleft()
             match record:
                 case Answer() if not self._ahead:
                     self._add(record)
                 case Unanswered() if not self._ahead:
                     self._fail(record)
-                case Void() if self.answers:
+                case Void() if len(self._places) < len(self.answers):
                     self.diverged("the leader asks again for answers that this worker has used")
+                case Void():
+                    self.set_stage((), end=None)
                 case Boundary() if self._last is None or record.position != self._last.position:
                     if self._ahead:
                         self._compare(record, self._ahead.popleft())
@@ -179,14 +206,17 @@ class Replay:
         self.delivery.grow()
         waiting = self._waiting.pop(ticket, None)
         if waiting is None or waiting.done():
-            self._places[ticket] = place
+            self._put(ticket, place)
         else:
             waiting.set_result(place)
 
     def _fail(self, record: Unanswered) -> None:
-        waiting = self._waiting.pop((record.key, record.number), None)
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(LeaderRequestError(f"the request of the leader failed: {record.error}"))
+        ticket = (record.key, record.number)
+        waiting = self._waiting.pop(ticket, None)
+        if waiting is None or waiting.done():
+            self._failures.setdefault(ticket, deque()).append(record.error)
+        else:
+            waiting.set_exception(LeaderRequestError(record.error))
 
     def _lead(self, link: Link | None) -> None:
         last = self._last
@@ -198,6 +228,7 @@ class Replay:
         for boundary in self._ahead:
             self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
         self._ahead.clear()
+        self._failures.clear()
         self.end()
         self.delivery.open()
         self._stop_waiting()
@@ -212,7 +243,13 @@ class Replay:
     # ---------------------------------------------------------------- requests
 
     def take(self, ticket: Ticket) -> int | None:
-        """Return the place of the answer with this ticket, and take it out. None if there is none yet."""
+        """Return the place of the answer with this ticket, and take it out. None if there is none yet.
+
+        Raises:
+            LeaderRequestError: The request of the leader has failed.
+        """
+        if failures := self._failures.get(ticket):
+            raise LeaderRequestError(failures.popleft())
         return self._places.pop(ticket, None)
 
     async def wait_for(self, ticket: Ticket) -> int | None:
@@ -221,7 +258,7 @@ class Replay:
         Raises:
             LeaderRequestError: The request of the leader has failed.
         """
-        if self._end is not None and not self._is_lost:
+        if self._end is not None and not self.is_lost:
             self.diverged("this worker asks for what the leader has not asked for")
         future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
@@ -231,12 +268,25 @@ class Replay:
             if self._waiting.get(ticket) is future:
                 del self._waiting[ticket]
 
-    async def turn(self, place: int) -> None:
-        """Wait until it is the turn of the answer at `place`."""
+    async def turn(self, place: int) -> bool:
+        """Wait until it is the turn of the answer at `place`. Return False if it comes again, see `follow`."""
+        follows = self._follows
         await self.delivery.turn(place)
+        if self._follows != follows:
+            return False
         self.replayed += 1
         if self._log is not None and self._end is None and self.delivery.left == 0:
             self.end()
+        return True
+
+    def close(self) -> None:
+        """Let all requests go on, from any thread: the fit is over."""
+        self.delivery.call_from_thread(self._release)
+
+    def _release(self) -> None:
+        self.is_following = False
+        self._stop_waiting()
+        self.delivery.release()
 
     # ---------------------------------------------------------------- boundaries
 
@@ -246,21 +296,19 @@ class Replay:
         Raises:
             StoreError: The rest of the log can't be read.
         """
-        if self._is_lost:
+        if self.is_lost:
             return
         end, log = self._end, self._log
         if end is not None:
             if self._compare(end, own):
                 if log is not None:
-                    self._enter(log, end)
+                    self._enter(log, end, log.next_stage())
                 else:
                     self.set_stage((), end=None)
                     self._advance()
             return
         if self.is_following:
             self._ahead.append(own)
-            # A request that outlives its batch: its number is one of the next stage by now.
-            self._stop_waiting()
             self.set_stage((), end=None)
             self._advance()
             return
@@ -282,7 +330,7 @@ class Replay:
 
     def diverged(self, reason: str) -> None:
         """Follow the log no further, because this fit is in another state."""
-        if not self.is_active or self._is_lost:
+        if not self.is_active or self.is_lost:
             return
         position = self._last.position if self._last is not None else None
         logger.error(
@@ -297,7 +345,7 @@ class Replay:
         self._writer.give_up()
         if self.is_following:
             # Requests wait until the fit is cancelled: see `Worker.stand_down`.
-            self._is_lost = True
+            self.is_lost = True
             self._lost(reason)
             return
         self.end()

@@ -16,7 +16,7 @@ from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
-from distributed_backup.coordination.base import ClusterView, Coordinator
+from distributed_backup.coordination.base import ClusterView, Coordinator, has_another_led
 from distributed_backup.coordination.election import Elector
 from distributed_backup.errors import BackupError, StoreError
 from distributed_backup.observability.reporter import Reporter
@@ -51,6 +51,8 @@ class WorkerState:
         """How many notifications there were."""
         self.phase: Phase = "new"
         self.view: ClusterView | None = None
+        self.led: int | None = None
+        """The last term that this worker trained under. None before it trains, and while it follows the journal."""
         self.start_is_unsaved = False
         """Whether this worker leads a fresh start, whose checkpoint is not durable yet."""
         self.commit_error: StoreError | None = None
@@ -105,7 +107,7 @@ class WorkerContext:
             storage=self.store.storage,
             worker_id=self.worker_id,
             clock=self.clock,
-            term=self.term_to_write_under,
+            term=self.journal_term,
             run_id=lambda: self.store.run_id,
         )
         self.notices = Notices(self.request_save)
@@ -143,6 +145,17 @@ class WorkerContext:
         if term is None and (self.notices.own is not None or self.state.is_over):
             term = self.elector.term_of_last_resort
         return term
+
+    def journal_term(self) -> int | None:
+        """Return the term that the journal is written under. None if another worker has led since this one did.
+
+        Then this one must read that worker's journal first, see `Standby.observe`.
+        """
+        term, led = self.term_to_write_under(), self.state.led
+        if term is None or led is None or not self.options.follows_journal:
+            return term
+        another_led = has_another_led(worker_id=self.worker_id, led=led, holder=self.worker_id, term=term)
+        return None if another_led else term
 
     def newest_known(self) -> tuple[Position | None, str | None]:
         """Return position and name of the newest checkpoint that this worker knows to be durable."""

@@ -64,8 +64,6 @@ class Standby:
         self._stop_training_at = stop_training_at
         self.began_at = StartPoint()
         """Where the fit of this worker began."""
-        # The last term that this worker trained under. None before it trains, and if it returns with the final state.
-        self._led: int | None = None
         # This worker has lost the journal of its leader, so it can only return with the final state.
         self._is_lost = False
         self.on_elected: Callable[[], None] = lambda: None
@@ -87,7 +85,7 @@ class Standby:
     def begin(self, start: StartPoint) -> None:
         """Note where the fit begins, and the term that it trains under."""
         self.began_at = start
-        self._led = start.term
+        self._context.state.led = start.term
 
     def awaits(self, hint: Hint) -> bool:
         """Whether an announcement matters to this worker, which may be no standby."""
@@ -101,19 +99,21 @@ class Standby:
     def observe(self, holder: str | None, term: int) -> None:
         """Cancel training if another worker leads, or has led since. `holder` holds the lease of `term`."""
         context, state = self._context, self._context.state
-        if context.options.follows_journal and self._led is None and context.elector.term == term:
-            self._led = term
+        if context.options.follows_journal and state.led is None and context.elector.term == term:
+            state.led = term
             self.on_elected()
-        if not (context.options.standby or context.options.follows_journal) or self._led is None:
+        if not (context.options.standby or context.options.follows_journal) or state.led is None:
             return
         self._give_up_preference()
-        if not has_another_led(worker_id=context.worker_id, led=self._led, holder=holder, term=term):
+        if not has_another_led(worker_id=context.worker_id, led=state.led, holder=holder, term=term):
             # Not under a term that was granted, and refused because another worker had used it.
             if term == context.elector.last_term:
-                self._led = term
+                state.led = term
             return
         if context.options.follows_journal:
-            self._led = None
+            # First, so that no segment begins under the new term before the journal of the other one was read.
+            context.journal.step_down()
+            state.led = None
             self.on_deposed()
             return
         with state.condition:
@@ -126,7 +126,7 @@ class Standby:
             "another worker leads, or has led since term %d, so this one stops training and waits as a standby "
             "worker=%s leader=%s term=%d. It returns with the final state of the run. If it leads again, it trains on, "
             "or exits to be started again",
-            self._led,
+            state.led,
             context.worker_id,
             holder,
             term,
@@ -180,7 +180,7 @@ class Standby:
                 raise self._exit(start)
         logger.info("leading again, training continues at %s worker=%s", self._position, context.worker_id)
         context.report("progress", **position_fields(self._position))
-        self._led = start.term
+        context.state.led = start.term
         with context.state.condition:
             context.elector.position = self._position
             context.state.phase = "training"

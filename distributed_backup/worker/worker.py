@@ -332,11 +332,10 @@ class Worker:
         context.announcer.newest = newest
         if newest is not None:
             self._state.start_is_unsaved = False
-        elif self._state.start_is_unsaved:
-            return
         acknowledged = context.notices.mark_served(served)
         # Before this worker's own start there is nothing to announce but that a checkpoint is there.
-        if self._state.is_training or (acknowledged and newest is not None):
+        is_started = self._state.is_training and not self._state.start_is_unsaved
+        if is_started or (acknowledged and newest is not None):
             # The elector's thread publishes it: a coordinator that hangs must not delay the next commit.
             context.announcer.note(term)
             self._elector.wake()

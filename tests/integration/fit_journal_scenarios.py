@@ -1,0 +1,201 @@
+"""The journal of one fit at its edges, with a worker whose lease a test moves. Run in a child. Imports synalinks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from distributed_backup.checkpoints.format import Checkpoint
+from distributed_backup.checkpoints.journal import LogReader
+from distributed_backup.checkpoints.journal_format import Digests, Header, encode_record
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.errors import StoreError
+from distributed_backup.position import Position
+from distributed_backup.storage.local import LocalStorage
+from distributed_backup.training import fit_journal
+from distributed_backup.training.fit_journal import FitJournal
+from distributed_backup.training.settings import SessionOptions
+from distributed_backup.worker.worker import Worker
+from tests.support.answering import JSON, Writer, answer, boundary, quiet
+from tests.support.clocks import FakeClock
+
+Report = Callable[..., None]
+
+
+class Store(CheckpointStore):
+    """Fails as often as `failures` says, and calls `before` before each look for a log."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, run_id="run")
+        self.open_run()
+        self.failures = 0
+        self.before: Callable[[], None] = lambda: None
+
+    def find_log(self, position: Position, digests: Digests) -> LogReader | None:
+        self.before()
+        self._fail()
+        log = super().find_log(position, digests)
+        if log is not None:
+            stages, read = log, log.next_stage
+
+            def next_stage() -> Any:
+                self._fail()
+                return read()
+
+            stages.next_stage = next_stage  # type: ignore[method-assign]
+        return log
+
+    def _fail(self) -> None:
+        if self.failures > 0:
+            self.failures -= 1
+            raise StoreError("busy", path="p", retryable=True)
+
+
+class Made:
+    """A journal whose checkpoint is the boundary 0."""
+
+    def __init__(self, root: Path, *, leads: bool = True) -> None:
+        self.lost: list[str] = []
+        self.events: list[str] = []
+        self.store = Store(root)
+        self.storage = LocalStorage(root)
+        self.writer = Writer()
+        self.writer.wants_checkpoint = False  # type: ignore[attr-defined]
+        self.standby = SimpleNamespace(stand_down=self.lost.append, on_elected=lambda: None, on_deposed=lambda: None)
+        self.worker = SimpleNamespace(
+            journal=self.writer,
+            leads=leads,
+            standby=self.standby,
+            report=lambda kind, **_: self.events.append(kind),
+        )
+        options = SimpleNamespace(
+            journal=True, save_freq=1, worker=SimpleNamespace(follows_journal=True), journal_of=()
+        )
+        self.journal = FitJournal(
+            cast("Worker", self.worker), cast("SessionOptions", options), store=self.store, clock=FakeClock()
+        )
+        self.got: list[Any] = []
+        self.asked: list[str] = []
+
+    def log(self, *records: Any, term: int = 1) -> None:
+        header = Header(
+            run_id="run", term=term, worker_id="w", position=Position(0), after=None, digests=boundary(0).digests
+        )
+        self.storage.append(header.name, b"".join(map(encode_record, (header, *records))), at=0)
+
+    def begin(self) -> None:
+        checkpoint = cast("Checkpoint", SimpleNamespace(position=Position(0), body=b""))
+        self.journal.begin(checkpoint)
+
+    def boundary(self, batch: int) -> None:
+        self.journal.boundary(Position(0, batch), lambda: boundary(batch).digests, due=False)
+
+    def ask(self, key: str) -> asyncio.Task[Any]:
+        return asyncio.ensure_future(self._ask(key))
+
+    async def _ask(self, key: str) -> None:
+        async def request() -> Any:
+            self.asked.append(key)
+            return f"new {key}"
+
+        self.got.append(await self.journal._answers.ask(key, request, JSON))
+
+
+def run(root: Path, name: str) -> Any:
+    vars(fit_journal)["digests_in"] = lambda _: boundary(0).digests
+    return asyncio.run(globals()[f"_{name}"](root))
+
+
+async def _storage_that_fails(root: Path) -> Any:
+    made = Made(root)
+    made.log(answer("a", 1), boundary(1), answer("b", 2))
+    made.store.failures = 3
+    made.begin()
+    await made.ask("a")
+    made.store.failures = 5
+    made.boundary(1)
+    await made.ask("b")
+    made.journal.end()
+    return made.got, made.asked, made.events
+
+
+async def _storage_that_stays_away(root: Path) -> Any:
+    made = Made(root)
+    made.log(answer("a", 1), boundary(1), answer("b", 2))
+    made.begin()
+    await made.ask("a")
+    made.store.failures = 10**6
+    made.boundary(1)
+    await made.ask("b")
+    made.journal.end()
+    return made.got, made.events, made.writer.names[-1], 10**6 - made.store.failures
+
+
+async def _deposed_while_it_begins(root: Path) -> Any:
+    made = Made(root)
+
+    def deposed() -> None:
+        made.store.before = lambda: None
+        made.worker.leads = False
+        thread = threading.Thread(target=made.standby.on_deposed)
+        thread.start()
+        thread.join()
+
+    made.store.before = deposed
+    made.begin()
+    waiting = made.ask("a")
+    await quiet()
+    found = made.asked[:], made.journal._replay.is_following
+    made.log(answer("a", 1), term=2)
+    await waiting
+    made.journal.end()
+    return *found, made.got
+
+
+async def _deposed_and_elected_in_one_step(root: Path) -> Any:
+    """Another worker has recorded an answer in between."""
+    made = Made(root)
+    made.begin()
+    made.standby.on_deposed()
+    made.standby.on_elected()
+    made.log(answer("a", "of the other"), term=2)
+    waiting = made.ask("a")
+    await waiting
+    await made.ask("b")
+    made.journal.end()
+    return made.got, made.asked, made.lost
+
+
+async def _deposed_before_its_first_boundary(root: Path) -> Any:
+    made = Made(root)
+    made.journal.begin(None)
+    made.worker.leads = False
+    made.standby.on_deposed()
+    await quiet()
+    made.journal.end()
+    return made.lost
+
+
+async def _end(root: Path) -> Any:
+    """A follower ends, while a request waits for the leader. Then its lease moves, and it ends again."""
+    made = Made(root, leads=False)
+    made.begin()
+    thread = made.journal._tail._thread  # type: ignore[union-attr]
+    waiting = made.ask("a")
+    await quiet()
+    made.journal.end()
+    await waiting
+    made.standby.on_elected()
+    made.standby.on_deposed()
+    await quiet()
+    made.journal.end()
+    thread.join(30)
+    return made.got, made.journal._tail, thread.is_alive()
+
+
+def scenario(report: Report, root: str, name: str) -> Any:
+    return run(Path(root), name)

@@ -1,0 +1,45 @@
+"""The journal of a fit at its edges: a storage that fails, a lease that moves, and the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import Child
+
+
+def result(tmp_path: Path, name: str) -> Any:
+    arguments = (str(tmp_path / "run"), name)
+    with Child("tests.integration.fit_journal_scenarios:scenario", *arguments, log=tmp_path / "log") as child:
+        return child.result()
+
+
+def test_a_storage_that_fails_for_a_while_costs_no_answer(tmp_path: Path) -> None:
+    """It fails at the start, while the log is read, and at a boundary in the middle."""
+    assert result(tmp_path, "storage_that_fails") == ([1, 2], [], ["replayed"])
+
+
+def test_a_storage_that_stays_away_ends_the_replay(tmp_path: Path) -> None:
+    """After 30 s, with a look each half a second."""
+    got, events, last, looks = result(tmp_path, "storage_that_stays_away")
+    assert (got, events, last) == ([1, "new b"], ["diverged", "replayed"], "give_up")
+    assert 50 < looks < 80
+
+
+def test_a_leader_that_is_deposed_while_it_reads_the_journal_follows(tmp_path: Path) -> None:
+    assert result(tmp_path, "deposed_while_it_begins") == ([], True, [1])
+
+
+def test_a_leader_that_leads_again_takes_what_another_has_recorded_in_between(tmp_path: Path) -> None:
+    """The loop of the fit was blocked, so both changes are seen at the same time."""
+    assert result(tmp_path, "deposed_and_elected_in_one_step") == (["of the other", "new b"], ["b"], [])
+
+
+def test_a_leader_that_is_deposed_before_its_first_boundary_stands_down(tmp_path: Path) -> None:
+    """The new leader has begun in another state."""
+    [reason] = result(tmp_path, "deposed_before_its_first_boundary")
+    assert "before this one came to its first boundary" in reason
+
+
+def test_after_the_end_nothing_waits_and_nothing_runs(tmp_path: Path) -> None:
+    assert result(tmp_path, "end") == (["new a"], None, False)

@@ -1,0 +1,437 @@
+"""How requests of a fit are answered: tickets, new answers and the journal, streams, batches that are undone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoints import journal_format
+from distributed_backup.checkpoints.journal_format import Failed, Unanswered
+from distributed_backup.training import answers, delivery
+from distributed_backup.training.answers import Tickets
+from tests.support.answering import JSON, Fit, answer, boundary, keys, quiet, stage
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(main())  # type: ignore[arg-type]
+
+
+def led() -> Fit:
+    """A fit that leads, at its first boundary."""
+    fit = Fit()
+    fit.answers.start(boundary(0))
+    fit.boundary(0)
+    fit.replay.delivery.touch()
+    return fit
+
+
+# ---------------------------------------------------------------- tickets
+
+
+def test_equal_requests_are_numbered_and_a_retry_takes_the_number_of_its_failure() -> None:
+    tickets = Tickets()
+    assert [tickets.take("a"), tickets.take("a"), tickets.take("b"), tickets.take("a")] == [
+        ("a", 0),
+        ("a", 1),
+        ("b", 0),
+        ("a", 2),
+    ]
+    tickets.give_back(("a", 1))
+    tickets.give_back(("a", 0))
+    copy = tickets.copy()
+    assert [tickets.take("a")[1] for _ in range(3)] == [copy.take("a")[1] for _ in range(3)] == [0, 1, 3]
+
+
+def test_equal_requests_that_are_answered_in_another_order_are_recorded_with_their_numbers() -> None:
+    """The file has the order of the answers, and training sees them in that order."""
+
+    async def main() -> None:
+        fit = led()
+        first, second = fit.ask("a"), fit.ask("a")
+        await quiet()
+        sent = fit.requests["a"]
+        sent[1].set_result("of the second")
+        await quiet()
+        sent[0].set_result("of the first")
+        await quiet()
+        assert (first.result(), second.result()) == ("of the first", "of the second")
+        assert fit.got == ["of the second", "of the first"]
+        assert fit.writer.records == [answer("a", "of the second", 1), answer("a", "of the first", 0)]
+
+        again = Fit()
+        again.begin(stage(answer("a", "of the second", 1), answer("a", "of the first", 0)))
+        first, second = again.ask("a"), again.ask("a")
+        await quiet()
+        assert (first.result(), second.result(), again.got) == (*("of the first", "of the second"), fit.got)
+
+    run(main)
+
+
+def test_a_request_that_fails_is_noted_and_its_retry_recorded() -> None:
+    async def main() -> None:
+        fit = led()
+        attempt = fit.ask("a")
+        await quiet()
+        fit.respond("a", ValueError("x" * 1000))
+        await quiet()
+        with pytest.raises(ValueError, match="xxx"):
+            attempt.result()
+        fit.ask("a")
+        await quiet()
+        fit.respond("a", 1)
+        await quiet()
+        error = f"ValueError: {'x' * 1000}"[:300]
+        assert fit.writer.records == [Unanswered(key="a", number=0, error=error), answer("a", 1)]
+
+    run(main)
+
+
+def test_a_request_that_is_cancelled_is_not_noted_and_gives_its_number_back() -> None:
+    async def main() -> None:
+        fit = led()
+        attempt = fit.ask("a")
+        await quiet()
+        attempt.cancel()
+        await quiet()
+        fit.ask("a")
+        await quiet()
+        fit.requests["a"][1].set_result(1)
+        await quiet()
+        assert fit.writer.records == [answer("a", 1)]
+
+    run(main)
+
+
+# ---------------------------------------------------------------- the journal
+
+
+def test_training_sees_an_answer_after_the_journal_has_it() -> None:
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        fit.ask("a")
+        await quiet()
+        fit.respond("a", 1)
+        await quiet()
+        assert (fit.got, keys(fit.writer.records)) == ([], ["a"])
+        fit.writer.flush()
+        await quiet()
+        assert fit.got == [1]
+
+    run(main)
+
+
+def test_training_waits_for_no_journal_whose_appends_are_expensive() -> None:
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = fit.writer.is_waited_for = False
+        fit.ask("a")
+        await quiet()
+        fit.respond("a", 1)
+        await quiet()
+        assert fit.got == [1]
+
+    run(main)
+
+
+def test_training_goes_on_while_the_journal_is_slow_and_waits_again_when_it_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once an answer has waited for the limit, the next ones do not."""
+
+    async def main() -> None:
+        due: list[Callable[[], None]] = []
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def later(seconds: float, call: Callable[..., None], *arguments: Any) -> Any:
+            if seconds != delivery.WRITE_LIMIT:
+                return call_later(seconds, call, *arguments)
+            due.append(lambda: call(*arguments))
+            return None
+
+        monkeypatch.setattr(loop, "call_later", later)
+        fit = led()
+        fit.writer.is_durable = False
+        for key in ("a", "b"):
+            fit.ask(key)
+            await quiet()
+            fit.respond(key, key)
+            await quiet()
+            assert fit.got == []
+        due[0]()
+        await quiet()
+        assert fit.got == ["a"]
+        due[1]()
+        fit.ask("c")
+        await quiet()
+        fit.respond("c", "c")
+        await quiet()
+        assert fit.got == ["a", "b", "c"]
+        fit.writer.flush()
+        await quiet()
+        fit.ask("d")
+        await quiet()
+        fit.respond("d", "d")
+        await quiet()
+        assert fit.got == ["a", "b", "c"]
+        fit.writer.flush()
+        await quiet()
+        assert fit.got == ["a", "b", "c", "d"]
+        for each in due:
+            each()
+
+    with caplog.at_level(logging.WARNING):
+        run(main)
+    assert [record.getMessage()[:19] for record in caplog.records] == ["the journal is slow"] * 2
+
+
+@pytest.mark.parametrize("reason", ["class", "size", "key"])
+def test_an_answer_that_can_not_be_recorded_reaches_training_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """A record ends the wait of followers, unless there is no key to name it by."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        key = None if reason == "key" else "b"
+        fit.ask("a")
+        fit.ask(key)
+        await quiet()
+        response: Any = {"class": object(), "size": "x" * 100, "key": "plain"}[reason]
+        monkeypatch.setattr(answers, "MAX_RECORD", 50)
+        fit.respond("a", 1)
+        await quiet()
+        fit.respond(str(key), response)
+        await quiet()
+        assert fit.got == []
+        fit.writer.flush()
+        await quiet()
+        assert (fit.got, keys(fit.writer.records)) == ([1, response], ["a"])
+        assert [record.key for record in fit.writer.records if isinstance(record, Unanswered)] == ["b"] * (
+            key is not None
+        )
+
+    assert journal_format.MAX_RECORD > 50
+    run(main)
+
+
+def test_memory_is_flat_in_the_number_of_answers() -> None:
+    """Nothing of a stage is kept after the next boundary."""
+
+    async def main() -> None:
+        fit = led()
+        for batch in range(1, 4):
+            fit.ask("a")
+            await quiet()
+            fit.respond("a", batch)
+            await quiet()
+            fit.boundary(batch)
+            assert (fit.answers._since, fit.replay.answers, fit.replay._places) == ([], [], {})
+            assert (fit.replay.delivery._places, list(fit.replay.delivery._new)) == ({}, [])
+
+    run(main)
+
+
+def test_an_exception_that_leaves_the_fit_is_noted_until_the_end() -> None:
+    fit = led_without_loop()
+    fit.answers.failed(KeyError("x"))
+    fit.answers.close()
+    fit.answers.failed(ValueError("x"))
+    assert fit.writer.records == [Failed(error="KeyError")]
+
+
+def led_without_loop() -> Fit:
+    fit = Fit()
+    fit.answers.start(boundary(0))
+    return fit
+
+
+# ---------------------------------------------------------------- streams
+
+
+async def chunks(*items: Any) -> AsyncIterator[Any]:
+    for item in items:
+        await asyncio.sleep(0)
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+async def drained(fit: Fit, key: str, *items: Any) -> list[Any]:
+    async def request() -> Any:
+        fit.asked.append(key)
+        return chunks(*items)
+
+    stream = await fit.answers.ask_stream(key, request, JSON)
+    found = [chunk async for chunk in stream]
+    fit.got.append(found)
+    return found
+
+
+def test_a_stream_is_recorded_when_it_is_drained_and_replayed_in_its_turn() -> None:
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        reading = asyncio.ensure_future(drained(fit, "s", 1, "two"))
+        await quiet()
+        assert fit.got == []
+        fit.writer.flush()
+        assert await reading == [1, "two"]
+        assert fit.writer.records == [answer("s", [1, "two"])]
+
+        again = Fit()
+        again.begin(stage(answer("a", 0), answer("s", [1, "two"])))
+        reading = asyncio.ensure_future(drained(again, "s"))
+        await quiet()
+        assert again.got == []
+        again.ask("a")
+        await reading
+        assert (again.got, again.asked) == ([0, [1, "two"]], [])
+
+    run(main)
+
+
+def test_a_stream_that_breaks_is_not_recorded_and_its_retry_is() -> None:
+    async def main() -> None:
+        fit = led()
+        with pytest.raises(OSError, match="reset"):
+            await drained(fit, "s", 1, OSError("reset"))
+        await drained(fit, "s", 1, 2)
+        assert fit.writer.records == [
+            Unanswered(key="s", number=0, error="OSError: reset"),
+            answer("s", [1, 2]),
+        ]
+
+    run(main)
+
+
+def test_a_stream_that_is_read_while_another_worker_begins_to_lead_loses_this_one() -> None:
+    """Its chunks were used, and the new leader gets others."""
+
+    async def main() -> None:
+        fit = led()
+        reading = asyncio.ensure_future(drained(fit, "s", 1, 2))
+        await asyncio.sleep(0)
+        fit.replay.follow(boundary(0))
+        await quiet()
+        assert len(fit.lost) == 1
+        reading.cancel()
+
+    run(main)
+
+
+# ---------------------------------------------------------------- another worker leads
+
+
+def test_the_answer_of_the_new_leader_counts_for_a_request_that_was_under_way() -> None:
+    async def main() -> None:
+        fit = led()
+        fit.ask("a")
+        await quiet()
+        fit.replay.follow(boundary(0))
+        fit.respond("a", "of this worker")
+        await quiet()
+        assert (fit.got, fit.writer.records) == ([], [])
+        fit.replay.extend([answer("a", "of the leader")])
+        await quiet()
+        assert (fit.got, fit.asked) == (["of the leader"], ["a"])
+
+    run(main)
+
+
+def test_a_worker_that_leads_again_uses_the_answer_that_it_was_waiting_with() -> None:
+    """No other worker has recorded one."""
+
+    async def main() -> None:
+        fit = led()
+        fit.ask("a")
+        await quiet()
+        fit.replay.follow(boundary(0))
+        fit.respond("a", "of this worker")
+        await quiet()
+        fit.replay.end_of_log(None)
+        await quiet()
+        assert (fit.got, keys(fit.writer.records)) == (["of this worker"], ["a"])
+
+    run(main)
+
+
+def test_what_was_answered_since_the_last_boundary_is_known_in_its_order() -> None:
+    """A tail that begins at the boundary must find exactly these."""
+
+    async def main() -> None:
+        fit = Fit()
+        assert fit.answers.since_boundary() is None
+        fit.begin(stage(answer("a", 1)))
+        fit.ask("a")
+        fit.ask("b")
+        await quiet()
+        fit.respond("b", 2)
+        await quiet()
+        assert fit.answers.since_boundary() == (boundary(0), [answer("a", 1), answer("b", 2)])
+        fit.boundary(1)
+        assert fit.answers.since_boundary() == (boundary(1), [])
+
+    run(main)
+
+
+# ---------------------------------------------------------------- a batch that is undone
+
+
+def test_a_rewound_batch_gets_the_answers_that_it_got_and_none_is_asked_again() -> None:
+    """It does so any number of times, and in a replay, too. The journal has each answer once."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.begin(stage(answer("a", 1), answer("a", 2, 1)))
+        fit.ask("a")
+        await quiet()
+        fit.answers.mark()
+        for _ in range(3):
+            fit.ask("a")
+            fit.ask("b")
+            await quiet()
+            if fit.requests.get("b"):
+                fit.respond("b", 3)
+                await quiet()
+            fit.answers.rewind()
+            fit.answers.mark()
+        fit.ask("a")
+        fit.ask("b")
+        await quiet()
+        assert fit.got == [1, *[2, 3] * 4]
+        assert (fit.asked, keys(fit.writer.records)) == (["b"], ["b"])
+
+    run(main)
+
+
+def test_a_rewind_without_a_mark_changes_nothing() -> None:
+    async def main() -> None:
+        fit = led()
+        fit.ask("a")
+        await quiet()
+        fit.answers.rewind()
+        fit.respond("a", 1)
+        await quiet()
+        assert fit.got == [1]
+
+    run(main)
+
+
+def test_the_end_may_come_after_that_of_the_loop_and_more_than_once() -> None:
+    fit = Fit()
+
+    async def main() -> None:
+        fit.begin(stage(answer("a", 1)))
+        await fit.ask("a")
+
+    run(main)
+    fit.answers.close()
+    fit.answers.close()
+    assert not fit.answers.is_open

@@ -1,0 +1,335 @@
+"""The order in which answers are handed out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from distributed_backup.training import delivery
+from distributed_backup.training.delivery import Delivery, NewAnswer
+from tests.support.answering import quiet, work
+
+
+class Order:
+    """A delivery, and what it has handed out."""
+
+    def __init__(self, count: int = 0, *, is_open: bool = True) -> None:
+        self.stalls = 0
+        self.delivery = Delivery(self._stalled)
+        self.delivery.touch()
+        self.delivery.begin(count, is_open=is_open)
+        self.seen: list[Any] = []
+
+    def _stalled(self) -> None:
+        self.stalls += 1
+
+    def turn(self, place: int, then: Callable[[], Awaitable[Any]] | None = None) -> asyncio.Task[None]:
+        return asyncio.ensure_future(self._log(self.delivery.turn(place), place, then))
+
+    def new(self, name: str) -> NewAnswer:
+        entry = self.delivery.add()
+        asyncio.ensure_future(self._log(entry.future, name, None))  # noqa: RUF006 - ends with the loop
+        return entry
+
+    async def _log(self, turn: Awaitable[None], name: Any, then: Callable[[], Awaitable[Any]] | None) -> None:
+        await turn
+        self.seen.append(name)
+        if then is not None:
+            await then()
+            self.seen.append(f"after {name}")
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(main())  # type: ignore[arg-type]
+
+
+def test_answers_of_a_log_are_handed_out_by_place() -> None:
+    async def main() -> list[Any]:
+        order = Order(3)
+        for place in (2, 0, 1):
+            order.turn(place)
+            await quiet()
+        return order.seen
+
+    assert run(main) == [0, 1, 2]
+
+
+def test_the_consequences_of_an_answer_run_before_the_next() -> None:
+    """They take several cycles of the event loop."""
+
+    async def main() -> list[Any]:
+        order = Order(2)
+        order.turn(1, then=lambda: work(3))
+        order.turn(0, then=lambda: work(20))
+        await quiet()
+        return order.seen
+
+    assert run(main) == [0, "after 0", 1, "after 1"]
+
+
+def test_a_loop_without_a_queue_in_sight_runs_a_fixed_number_of_cycles() -> None:
+    """An event loop of another library has no `_ready`."""
+
+    class Other:
+        def __init__(self) -> None:
+            self.loop = asyncio.get_running_loop()
+
+        def call_soon(self, *call: Any) -> None:
+            self.loop.call_soon(*call)
+
+    async def main() -> list[Any]:
+        order = Order(2)
+        settle = order.delivery._settle
+        order.delivery._settle = lambda _, cycles: settle(Other(), cycles)  # type: ignore[method-assign, assignment]
+        order.turn(1)
+        order.turn(0, then=lambda: work(100))
+        await work(150)
+        assert order.seen == [0, "after 0"]
+        await work(400)
+        return order.seen
+
+    assert run(main) == [0, "after 0", 1]
+
+
+def test_a_task_that_polls_holds_no_answer_up() -> None:
+    async def main() -> list[Any]:
+        order = Order(2)
+        polls = asyncio.ensure_future(work(10_000))
+        order.turn(1)
+        order.turn(0)
+        await work(600)
+        polls.cancel()
+        return order.seen
+
+    assert run(main) == [0, 1]
+
+
+def test_new_answers_come_after_those_of_the_log_in_the_order_of_their_arrival() -> None:
+    async def main() -> list[Any]:
+        order = Order(1)
+        first, second = order.new("first"), order.new("second")
+        order.delivery.ready(second)
+        order.delivery.ready(first)
+        await quiet()
+        assert order.seen == []
+        order.turn(0)
+        await quiet()
+        return order.seen
+
+    assert run(main) == [0, "first", "second"]
+
+
+def test_a_new_answer_that_is_not_ready_holds_the_next_ones() -> None:
+    async def main() -> None:
+        order = Order()
+        first, second = order.new("first"), order.new("second")
+        order.delivery.ready(second)
+        await quiet()
+        assert order.seen == []
+        order.delivery.ready(first)
+        await quiet()
+        assert order.seen == ["first", "second"]
+
+    run(main)
+
+
+def test_new_answers_of_a_stage_that_is_not_the_last_do_not_wait_for_the_log() -> None:
+    """Its request was made for another reason, and the log may not have its place."""
+
+    async def main() -> list[Any]:
+        order = Order(1, is_open=False)
+        order.delivery.ready(order.new("new"))
+        await quiet()
+        return order.seen
+
+    assert run(main) == ["new"]
+
+
+def test_a_cancelled_request_does_not_block_the_places_after_it() -> None:
+
+    async def main() -> list[Any]:
+        order = Order(4)
+        waiting = order.turn(1)
+        order.turn(3)
+        await quiet()
+        waiting.cancel()
+        await quiet()
+        order.turn(0)
+        await quiet()
+        assert order.seen == [0]
+        order.turn(2)
+        await quiet()
+        return order.seen
+
+    assert run(main) == [0, 2, 3]
+
+
+def test_a_place_can_be_passed_over_before_and_in_its_turn() -> None:
+    async def main() -> list[Any]:
+        order = Order(4)
+        order.delivery.pass_over(2)
+        order.turn(1)
+        order.turn(3)
+        await quiet()
+        order.delivery.pass_over(0)
+        await quiet()
+        return order.seen
+
+    assert run(main) == [1, 3]
+
+
+def test_a_log_may_grow() -> None:
+    async def main() -> list[Any]:
+        order = Order(0, is_open=False)
+        order.turn(0)
+        await quiet()
+        assert order.seen == []
+        order.delivery.grow()
+        await quiet()
+        assert (order.seen, order.delivery.left) == ([0], 0)
+        order.delivery.grow()
+        assert order.delivery.left == 1
+        # This worker leads by now.
+        order.delivery.open()
+        order.delivery.ready(order.new("new"))
+        await quiet()
+        assert order.seen == [0]
+        order.turn(1)
+        await quiet()
+        return order.seen
+
+    assert run(main) == [0, 1, "new"]
+
+
+def test_release_hands_everything_out_and_keeps_nothing_back_after_it() -> None:
+    async def main() -> list[Any]:
+        order = Order(5)
+        order.turn(4)
+        order.turn(2)
+        order.new("new")
+        await quiet()
+        order.delivery.release()
+        await quiet()
+        assert order.seen == [2, 4, "new"]
+        order.turn(3)
+        await quiet()
+        return order.seen
+
+    assert run(main) == [2, 4, "new", 3]
+
+
+def test_a_new_stage_lets_what_waits_of_the_old_one_go_on() -> None:
+    async def main() -> list[Any]:
+        order = Order(5)
+        order.turn(4)
+        order.turn(2)
+        await quiet()
+        order.delivery.begin(1, is_open=True)
+        await quiet()
+        assert order.seen == [2, 4]
+        order.turn(0)
+        await quiet()
+        return order.seen
+
+    assert run(main) == [2, 4, 0]
+
+
+# ---------------------------------------------------------------- the bound
+
+
+class Timers:
+    """Timers of an event loop that go off when a test says so."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.armed: list[Any] = []
+        loop = asyncio.get_running_loop()
+        self._others = loop.call_later
+        patch.setattr(loop, "call_later", self._call_later)
+
+    def _call_later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Any:
+        if seconds != delivery.STALL_LIMIT:
+            return self._others(seconds, call, *arguments)
+        timer = _Timer(call)
+        self.armed.append(timer)
+        return timer
+
+    @property
+    def pending(self) -> list[Any]:
+        return [timer for timer in self.armed if not timer.is_cancelled]
+
+
+class _Timer:
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_a_place_whose_request_is_not_made_stalls_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is handed out then, and one timer at most is pending at any time."""
+
+    async def main() -> None:
+        timers = Timers(monkeypatch)
+        order = Order(3)
+        order.turn(1)
+        await quiet()
+        order.turn(2)
+        await quiet()
+        [timer] = timers.pending
+        timer.call()
+        await quiet()
+        assert (order.seen, order.stalls) == ([1, 2], 1)
+        assert timers.pending in ([], [timer])
+        order.turn(0)
+        await quiet()
+        assert (order.seen, order.stalls) == ([1, 2, 0], 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_stalls_that_does_not_wait_for_the_log(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """New answers may take any time, and so may the next request."""
+
+    async def main() -> None:
+        timers = Timers(monkeypatch)
+        order = Order(count)
+        for place in range(count):
+            order.turn(place)
+        await quiet()
+        order.new("slow")
+        await quiet()
+        assert timers.pending == []
+
+    run(main)
+
+
+# ---------------------------------------------------------------- threads
+
+
+def test_a_call_from_a_thread_runs_in_the_loop_and_not_after_its_end() -> None:
+    made = Delivery(lambda: None)
+    # Before the first request there is nothing to release.
+    made.call_from_thread(lambda: pytest.fail("no loop"))
+    threads: list[threading.Thread] = []
+
+    async def main() -> None:
+        made.touch()
+        called = asyncio.Event()
+
+        def call() -> None:
+            threads.append(threading.current_thread())
+            called.set()
+
+        threading.Thread(target=made.call_from_thread, args=(call,)).start()
+        await called.wait()
+
+    run(main)
+    assert threads == [threading.current_thread()]
+    made.call_from_thread(lambda: pytest.fail("the loop is closed"))

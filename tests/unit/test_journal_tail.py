@@ -1,0 +1,394 @@
+"""A log that is read while its writer appends: new segments, new leaders, and storages that fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoints.journal_format import (
+    Answer,
+    Boundary,
+    Header,
+    Link,
+    Record,
+    encode_record,
+    segment_name,
+)
+from distributed_backup.checkpoints.journal_tail import LogTail, TailListener
+from distributed_backup.errors import StoreError
+from distributed_backup.position import Position
+from distributed_backup.storage.base import Names
+from distributed_backup.storage.local import LocalStorage
+from tests.support.answering import answer, boundary, keys
+from tests.support.clocks import FakeClock
+from tests.support.team import PATIENCE, soon
+
+RUN = "run"
+
+
+class Files(LocalStorage):
+    """Fails while it has `errors`. Calls `before_listing` before each listing."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.errors: list[Exception] = []
+        self.reads = 0
+
+    def names(self) -> Names:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().names()
+
+    def read_from(self, name: str, offset: int, limit: int) -> bytes:
+        self.reads += 1
+        return super().read_from(name, offset, limit)
+
+
+class Clock(FakeClock):
+    """A step of time at each wait, and each wait lets a test look between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        self.waits += 1
+        event.wait(0.001)
+        return super().wait(event, timeout)
+
+
+class Segment:
+    """A segment that grows."""
+
+    def __init__(self, storage: LocalStorage, header: Header) -> None:
+        self.storage, self.name, self.size = storage, header.name, 0
+        self.add(header)
+
+    def add(self, *records: Record) -> Segment:
+        data = b"".join(map(encode_record, records))
+        self.storage.append(self.name, data, at=self.size)
+        self.size += len(data)
+        return self
+
+    @property
+    def link(self) -> Link:
+        return Link(name=self.name, end=self.size)
+
+
+class Tail:
+    """A tail and what it has reported."""
+
+    def __init__(self, root: Path) -> None:
+        self.storage = Files(root)
+        self.storage.prepare()
+        self.clock = Clock()
+        self.records: list[Record] = []
+        self.reports: list[Any] = []
+        self.tail: LogTail | None = None
+
+    def segment(
+        self, term: int, batch: int = 0, *, after: Link | None = None, state: Boundary | None = None, worker: str = "w"
+    ) -> Segment:
+        header = Header(
+            run_id=RUN,
+            term=term,
+            worker_id=worker,
+            position=Position(0, batch),
+            after=after,
+            digests=None if state is None else state.digests,
+        )
+        return Segment(self.storage, header)
+
+    def start(self, start: Boundary | None = None, seen: tuple[Answer, ...] = ()) -> LogTail:
+        self.tail = LogTail(
+            self.storage,
+            run_id=RUN,
+            start=start or boundary(0),
+            seen=seen,
+            clock=self.clock,
+            listener=TailListener(
+                deliver=self.records.extend,
+                ended=lambda link: self.reports.append(("ended", link)),
+                lost=lambda reason: self.reports.append(("lost", reason)),
+            ),
+        )
+        self.tail.start()
+        return self.tail
+
+    def has(self, *names: str) -> None:
+        soon(lambda: keys(self.records) == list(names))
+
+    def lost(self) -> str:
+        soon(lambda: self.reports)
+        [(kind, reason)] = self.reports
+        assert kind == "lost"
+        return str(reason)
+
+    def look(self, times: int = 30) -> None:
+        """Let it look around some times."""
+        before = self.clock.waits
+        soon(lambda: self.clock.waits >= before + times)
+
+    def end(self) -> None:
+        if self.tail is not None:
+            self.tail.stop()
+            self.tail._thread.join(PATIENCE)
+            assert not self.tail._thread.is_alive()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Tail]:
+    tail = Tail(tmp_path / "run")
+    yield tail
+    tail.end()
+
+
+# ---------------------------------------------------------------- growing
+
+
+def test_records_come_as_they_are_appended(made: Tail) -> None:
+    """A torn line comes when it is complete."""
+    segment = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    line = encode_record(answer("b", 2))
+    made.storage.append(segment.name, line[:20], at=segment.size)
+    made.look()
+    made.storage.append(segment.name, line, at=segment.size)
+    made.has("a", "b")
+    assert made.reports == []
+
+
+def test_a_tail_waits_for_the_first_segment(made: Tail) -> None:
+    """The leader of a start writes it with the first answer, which may take minutes."""
+    made.start()
+    made.look(500)
+    made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.has("a")
+
+
+def test_a_scheduled_commit_begins_a_new_segment(made: Tail) -> None:
+    """The one before is removed when it is not needed any more."""
+    first = made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1))
+    made.start()
+    made.has("a")
+    second = made.segment(1, 1, after=first.link, state=boundary(1)).add(answer("b", 2))
+    made.has("a", "b")
+    made.storage.remove(first.name)
+    second.add(answer("c", 3))
+    made.has("a", "b", "c")
+    assert made.reports == []
+
+
+def test_more_records_than_are_handed_over_at_once(made: Tail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distributed_backup.checkpoints.journal_tail._MOST_RECORDS", 2)
+    names = [f"a{number}" for number in range(7)]
+    made.segment(1, state=boundary(0)).add(*(answer(name, 1) for name in names))
+    made.start()
+    made.has(*names)
+
+
+def test_stop_ends_the_thread_without_a_report(made: Tail) -> None:
+    made.segment(1, state=boundary(0))
+    made.start()
+    made.look()
+    made.end()
+    assert made.reports == []
+
+
+# ---------------------------------------------------------------- another leader
+
+
+def test_a_new_leader_that_has_read_everything_is_followed(made: Tail) -> None:
+    """What the old one appends later does not count."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    made.segment(2, after=old.link, worker="v").add(answer("b", 2))
+    made.has("a", "b")
+    old.add(answer("late", 9))
+    made.look()
+    made.has("a", "b")
+    assert made.reports == []
+
+
+def test_a_new_leader_that_has_read_more_is_followed(made: Tail) -> None:
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start(seen=(answer("a", 1),))
+    made.look()
+    old.add(answer("b", 2))
+    made.segment(2, after=old.link).add(answer("c", 3))
+    made.has("b", "c")
+
+
+@pytest.mark.parametrize("start", [(), (answer("a", 1), answer("b", 2))])
+def test_a_new_leader_that_has_read_less_loses_the_tail(made: Tail, start: tuple[Answer, ...]) -> None:
+    """Whether this tail has read the answers, or its worker had them before."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    link = old.link
+    if not start:
+        old.add(answer("b", 2))
+        made.start()
+        made.has("a", "b")
+    made.segment(2, after=link).add(answer("c", 3))
+    if start:
+        made.start(seen=start)
+    assert "has not recorded all answers" in made.lost()
+
+
+def test_many_answers_since_a_boundary_are_read_once(made: Tail) -> None:
+    """A new leader begins in the middle of a long batch. Each read asks for a megabyte."""
+    seen = tuple(answer("a", number, number) for number in range(500))
+    old = made.segment(1, state=boundary(0)).add(*seen)
+    made.segment(2, after=old.link).add(answer("b", 1))
+    made.start(seen=seen)
+    made.has("b")
+    assert made.storage.reads < 100
+
+
+def test_a_leader_that_begins_another_log_loses_the_tail(made: Tail) -> None:
+    """It could not read this one, or has begun at a later checkpoint."""
+    made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    made.segment(2, 1, state=boundary(1, "other"))
+    assert "another log" in made.lost()
+
+
+def test_a_log_whose_begin_was_removed_loses_the_tail(made: Tail) -> None:
+    """Also one that has read nothing yet: it would wait for ever."""
+    made.segment(3, 5, state=boundary(5)).add(answer("a", 1))
+    made.start()
+    assert "another log" in made.lost()
+
+
+def test_a_segment_that_was_removed_while_it_was_read_loses_the_tail(made: Tail) -> None:
+    segment = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    made.storage.remove(segment.name)
+    assert "another log" in made.lost()
+
+
+@pytest.mark.parametrize("in_header", [False, True])
+def test_a_leader_in_another_state_at_the_same_boundary_loses_the_tail(made: Tail, in_header: bool) -> None:
+    """A leader of a start that was deposed before its checkpoint was durable would wait for ever."""
+    if in_header:
+        made.segment(2, 1, state=boundary(1, "other"))
+    else:
+        made.segment(2, state=boundary(0)).add(answer("a", 1), boundary(1, "other"))
+    made.start(boundary(1))
+    assert "another state at epoch 0, batch 1" in made.lost()
+
+
+def test_a_tail_ahead_of_the_leader_waits_for_it(made: Tail) -> None:
+    """The worker was a leader, and the new one began at an earlier boundary."""
+    segment = made.segment(2, state=boundary(0)).add(answer("a", 1))
+    made.start(boundary(1))
+    made.look(500)
+    segment.add(boundary(1), answer("b", 2))
+    made.has("b")
+    assert made.reports == []
+
+
+@pytest.mark.parametrize("torn", [b"", b"12345678 {"])
+def test_a_leader_that_died_in_its_first_append_loses_no_tail(made: Tail, torn: bytes) -> None:
+    """Its segment stays without a header until the run ends."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    made.storage.append(segment_name(2, Position(0)), torn, at=0)
+    made.look(500)
+    old.add(answer("b", 2))
+    made.has("a", "b")
+    made.segment(3, after=old.link).add(answer("c", 3))
+    made.has("a", "b", "c")
+    assert made.reports == []
+
+
+# ---------------------------------------------------------------- the end of a log
+
+
+def test_finish_reads_what_is_there_and_reports_the_end(made: Tail) -> None:
+    segment = made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1), answer("b", 2))
+    made.start().finish()
+    soon(lambda: made.reports)
+    assert made.reports == [("ended", segment.link)]
+    assert keys(made.records) == ["a", "b"]
+
+
+def test_finish_without_a_log_reports_none(made: Tail) -> None:
+    made.start().finish()
+    soon(lambda: made.reports)
+    assert made.reports == [("ended", None)]
+
+
+def test_finish_while_the_tail_is_behind_sees_a_segment_that_it_has_not_listed(made: Tail) -> None:
+    """The last leader has begun it within the period between two listings."""
+    first = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    tail = made.start()
+    made.has("a")
+    made.clock.wait = lambda event, timeout: event.wait(PATIENCE)  # type: ignore[method-assign]
+    second = made.segment(2, after=first.link).add(answer("b", 2))
+    tail.finish()
+    soon(lambda: made.reports)
+    assert (made.reports, keys(made.records)) == ([("ended", second.link)], ["a", "b"])
+
+
+@pytest.mark.parametrize("has_read", [False, True])
+def test_finish_behind_a_log_that_others_have_brought_further_loses_the_tail(made: Tail, has_read: bool) -> None:
+    """A worker that was suspended, and leads. It would ask for all that the others have asked for."""
+    first = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    if has_read:
+        tail = made.start()
+        made.has("a")
+    made.clock.wait = lambda event, timeout: event.wait(PATIENCE)  # type: ignore[method-assign]
+    made.storage.remove(first.name)
+    made.segment(2, 1, after=first.link, state=boundary(1)).add(answer("b", 2))
+    if not has_read:
+        tail = made.start()
+    tail.finish()
+    assert "another log" in made.lost()
+
+
+def test_finish_ahead_of_another_leader_goes_on(made: Tail) -> None:
+    """That one had begun at an earlier boundary, and died."""
+    made.segment(2, state=boundary(0)).add(answer("a", 1))
+    made.start(boundary(1)).finish()
+    soon(lambda: made.reports)
+    assert made.reports == [("ended", None)]
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_a_storage_that_fails_for_a_while_is_read_again(made: Tail, caplog: pytest.LogCaptureFixture) -> None:
+    """With one warning."""
+    made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.storage.errors = [StoreError("busy", path="p") for _ in range(50)]
+    made.start()
+    made.has("a")
+    assert [record.getMessage() for record in caplog.records] == ["the journal can't be read, retrying: busy"]
+
+
+def test_a_bug_loses_the_tail_and_no_follower_waits_for_ever(made: Tail) -> None:
+    made.storage.errors = [ZeroDivisionError("bug")]
+    made.start()
+    assert "ZeroDivisionError" in made.lost()
+
+
+def test_a_damaged_record_loses_the_tail_unless_its_worker_leads(made: Tail) -> None:
+    """Nothing behind it can be read. A worker that leads continues the log before it."""
+    segment = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.storage.append(segment.name, b"12345678 {}\n", at=segment.size)
+    made.start()
+    assert "damaged: the checksum does not match" in made.lost()
+    made.end()
+    made.reports.clear()
+    made.start().finish()
+    soon(lambda: made.reports)
+    assert made.reports == [("ended", segment.link)]

@@ -1,0 +1,179 @@
+"""Workers whose followers take the leader's answers: the announced start, who leads, and a follower that is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distributed_backup.observability.reporter import Reporter
+from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
+from distributed_backup.worker.start_point import StartPoint
+from distributed_backup.worker.worker import Worker
+from tests.support.internals import context_of, elector_of, saver_of
+from tests.support.sinks import RecordingSink
+from tests.support.team import FaultyStore, Team, snapshot
+
+
+def started(team: Team, worker_id: str, **options: Any) -> Worker:
+    return team.started(worker_id, follows_journal=True, **options)
+
+
+# ---------------------------------------------------------------- the start
+
+
+def test_a_fresh_start_is_announced_with_its_checkpoint(team: Team) -> None:
+    """A follower waits for it, so that it has the leader's variables and random generators."""
+    leader = started(team, "a")
+    follower = team.worker("b", follows_journal=True)
+    waiting = team.begin(follower.await_start)
+    team.steps(3.0)
+    assert (waiting.done(), team.coordinator.view().announcement) == (False, None)
+    leader.boundary(snapshot(0), due=True)
+    start = team.result(waiting)
+    assert (start.position, start.checkpoint.body) == (Position(0), snapshot(0).body)
+
+
+def test_a_fresh_start_is_announced_without_a_checkpoint_if_its_commit_fails(team: Team) -> None:
+    """The run can be trained, so no worker waits for a disk."""
+    store = FaultyStore(team.root, keep=10)
+    leader = started(team, "a", store=store)
+    store.broken = True
+    follower = team.worker("b", follows_journal=True)
+    waiting = team.begin(follower.await_start)
+    leader.boundary(snapshot(0), due=True)
+    assert team.result(waiting) == StartPoint()
+
+
+def test_a_start_from_a_checkpoint_is_announced_at_once(team: Team) -> None:
+    newest = team.commit(1)
+    started(team, "a")
+    assert team.announcement.checkpoint == newest.name
+
+
+def test_a_notice_before_the_first_boundary_of_a_fresh_start_ends_the_leader_now(team: Team) -> None:
+    """There is nothing to save, so it must not wait for the end of its grace period."""
+    leader = started(team, "a")
+    begun = team.clock.now()
+    team.begin(lambda: leader.give_notice("SIGTERM"))
+    team.until(lambda: leader.notice_given)
+    assert isinstance(team.result(team.begin(leader.preempt)), Preempted)
+    assert team.clock.now() - begun < 30.0
+
+
+def test_a_fresh_start_of_a_worker_that_was_deposed_is_not_announced(team: Team) -> None:
+    """The new leader announces its own."""
+    first = started(team, "a")
+    team.kill(first)
+    second = started(team, "b")
+    second.boundary(snapshot(0), due=True)
+    team.until(lambda: team.coordinator.view().announcement is not None)
+    assert team.announcement.worker_id == "b"
+
+
+# ---------------------------------------------------------------- who leads
+
+
+class Changes:
+    """The calls of one worker's standby, in order."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.seen: list[str] = []
+        worker.standby.on_elected = lambda: self.seen.append("elected")
+        worker.standby.on_deposed = lambda: self.seen.append("deposed")
+
+
+def two(team: Team) -> tuple[Worker, Worker]:
+    team.commit(1)
+    return started(team, "a"), started(team, "b")
+
+
+def test_a_follower_that_is_elected_and_the_leader_that_is_deposed_are_told_once_each(team: Team) -> None:
+    leader, follower = two(team)
+    changes = Changes(leader), Changes(follower)
+    team.steps(3.0)
+    assert [each.seen for each in changes] == [[], []]
+    elector_of(leader).pause_campaign(30.0)
+    team.until(lambda: follower.leads)
+    team.steps(3.0)
+    assert [each.seen for each in changes] == [["deposed"], ["elected"]]
+    assert (leader.stands_by, team.cut_offs) == (False, {"a": [], "b": []})
+    elector_of(leader).resume_campaign()
+    elector_of(follower).pause_campaign(30.0)
+    team.until(lambda: leader.leads)
+    team.steps(3.0)
+    assert [each.seen for each in changes] == [["deposed", "elected"], ["elected", "deposed"]]
+
+
+def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(team: Team) -> None:
+    team.commit(1)
+    leader = started(team, "a")
+    changes = Changes(leader)
+    elector_of(leader).pause_campaign(2.0)
+    team.until(lambda: not leader.leads)
+    team.until(lambda: leader.leads)
+    team.steps(3.0)
+    assert changes.seen == []
+
+
+def test_a_leader_that_slept_through_the_term_of_another_is_deposed_and_elected(team: Team) -> None:
+    """It leads at its next tick, and what the other has recorded counts."""
+    leader, follower = two(team)
+    changes = Changes(leader)
+    elector_of(leader).stop()
+    team.until(lambda: follower.leads)
+    team.kill(follower)
+    team.coordinator.resign("b")
+    terms, steps = [], []
+    leader.standby.on_deposed = lambda: terms.append(context_of(leader).journal_term())
+    leader.journal.step_down = lambda: steps.append(context_of(leader).journal_term())  # type: ignore[method-assign]
+    elector_of(leader).tick()
+    assert (leader.leads, elector_of(leader).term) == (True, 4)
+    # Its journal must not continue its own segment before it has read that of the other.
+    assert (steps, len(terms)) == ([None], 1)
+    elector_of(leader).tick()
+    assert (changes.seen, context_of(leader).journal_term()) == (["elected"], 4)
+
+
+# ---------------------------------------------------------------- a follower that is lost
+
+
+def test_a_lost_follower_stops_and_returns_with_the_final_state(team: Team) -> None:
+    """It is reported once, commits nothing, and no other worker gives way to it."""
+    sink = RecordingSink()
+    team.reporter = lambda worker_id: Reporter(worker_id, *([sink] if worker_id == "b" else []))
+    leader, follower = two(team)
+    follower.boundary(snapshot(1, 1), due=True)
+    follower.standby.stand_down("the state differs in trainable")
+    follower.standby.stand_down("again")
+    assert (follower.stands_by, len(team.cut_offs["b"]), elector_of(follower).position) == (True, 1, None)
+    assert sink.of("stood_down") == [{"leader": "a", "term": 2}]
+    waiting = team.begin(follower.stand_by)
+    team.steps(3.0)
+    assert not waiting.done()
+    leader.boundary(snapshot(2), due=True)
+    finishing = team.begin(leader.finish)
+    final = team.result(waiting)
+    assert (final.finished, final.position) == (True, Position(2))
+    team.begin(lambda: follower.close(timeout=0.0))
+    team.until(finishing.done)
+
+
+def test_a_lost_follower_that_leads_exits_to_be_started_again(team: Team) -> None:
+    leader, follower = two(team)
+    follower.standby.stand_down("lost")
+    waiting = team.begin(follower.stand_by)
+    team.steps(1.0)
+    leader.close(timeout=0.0)
+    team.until(waiting.done)
+    with pytest.raises(Preempted):
+        waiting.result()
+
+
+def test_a_worker_that_is_leaving_is_not_stopped(team: Team) -> None:
+    _, follower = two(team)
+    context_of(follower).state.phase = "finishing"
+    follower.standby.stand_down("lost")
+    assert (follower.stands_by, team.cut_offs["b"]) == (False, [])
+    assert not saver_of(follower).unsaved
