@@ -166,7 +166,7 @@ def damage_in(store: CheckpointReader, segments: list[Segment]) -> dict[str, Dam
     for segment in segments:
         found = _own_damage(segment, run_id) or _damage_of_link(segment, by_name)
         if isinstance(found, str):
-            if found in without_need([*by_name, found], usable):
+            if _begins_before(segment, usable) or found in without_need([*by_name, found], usable):
                 continue  # it was pruned
             found = Damage(offset=0, reason=f"it continues {found}, which is missing")
         if found is not None:
@@ -178,8 +178,12 @@ def without_need(names: Iterable[str], usable: Rows) -> set[str]:
     """Return the segments among `names` that continue none of these checkpoints, as a prune would find."""
     if not usable:
         return set()
-    oldest = usable[-1]
-    return set(unneeded_segments(names, kept=[(oldest.term, oldest.position)], term=_ANY_TERM))
+    return set(unneeded_segments(names, kept=[(row.term, row.position) for row in usable], term=_ANY_TERM))
+
+
+def _begins_before(segment: Segment, usable: Rows) -> bool:
+    """Whether a segment begins before each of these checkpoints, so that their logs need no older one."""
+    return bool(usable) and all(segment.start[1] < row.position for row in usable)
 
 
 def _own_damage(segment: Segment, run_id: str | None) -> Damage | None:

@@ -383,6 +383,10 @@ def test_prune_shows_the_segments_that_it_removes(run: Path, store: CheckpointSt
     assert call_json("journal", "verify", run)["checkpoint"] == newest
     write_journal(store)
     assert call_json("checkpoints", "prune", run) == {"kept": [newest], "removed": [FIRST]}
+    # Its term has no segment before it, so its boundary may be in a segment of the term before.
+    last = commit(store, 3, Position(2, 5))
+    assert call_json("checkpoints", "prune", run) == {"kept": [last], "removed": [newest]}
+    assert bad(run) == []
 
 
 @pytest.mark.usefixtures("links")
