@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.kills.checks import Reference, paid, violations
 from tests.kills.history import Life
 from tests.kills.places import Places, names_in
-from tests.kills.plan import BOUNDARIES, UNCOUNTED, Place, Run
+from tests.kills.plan import ANSWERS, BOUNDARIES, Place, Run
 from tests.kills.supervisor import Outcome, carry_out
 
 
@@ -50,17 +50,16 @@ class Result:
         return "\n".join([text, *(f"  VIOLATION {violation}" for violation in self.violations)])
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Campaign:
     """Runs at one kind of place. The files of runs with violations stay in `root`."""
 
     root: Path
     places: Places
-    _answers: dict[str, int | None] = field(default_factory=dict)
 
     def carry_out(self, run: Run) -> Result:
         """Carry out a run, and check it."""
-        reference = Reference(boundaries=BOUNDARIES, answers=self._answers_of(run))
+        reference = Reference(boundaries=BOUNDARIES, answers=ANSWERS.get(run.program))
         directory = self.root / f"{run.seed}-{run.program}"
         place = self.places(directory)
         outcome = carry_out(run, place, directory / "logs")
@@ -73,17 +72,6 @@ class Campaign:
         if not found:
             shutil.rmtree(directory)
         return Result(run=run, lives=outcome.lives, violations=found)
-
-    def _answers_of(self, run: Run) -> int | None:
-        """Return the number of answers of an uninterrupted run. None if it depends on the answers."""
-        if run.program in UNCOUNTED:
-            return None
-        if run.program not in self._answers:
-            whole = replace(run, kills=((),), bug=None, deletes=False, keeps_all=False)
-            directory = self.root / f"uninterrupted-{run.program}"
-            (life,) = carry_out(whole, self.places(directory), directory / "logs").lives
-            self._answers[run.program] = sum(map(len, life.seen.values()))
-        return self._answers[run.program]
 
     def _replay(self, run: Run, place: Place, outcome: Outcome, directory: Path) -> Iterator[str]:
         """Start the run again from its first checkpoint, with its whole journal. It must ask nothing."""

@@ -24,6 +24,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distributed_backup.observability.events import FINAL_KINDS
+
 type Stage = tuple[int, int]
 """The position at which a stage begins."""
 
@@ -59,6 +61,7 @@ class Life:
     events: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
     tools: int = 0
+    is_over: bool = False
     end: str | None = None
 
     @property
@@ -77,6 +80,9 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
         match kind:
             case "start":
                 stage = (int(fields[0]), int(fields[1]))
+            case "asked" | "answered" if life.is_over:
+                # Retries of synalinks catch the cancellation of their task, and ask again when the fit has ended.
+                pass
             case "asked" | "failed" | "answered":
                 getattr(life, kind).append(fields[0])
             case "durable" | "seen":
@@ -87,6 +93,7 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
                 life.boundaries.append((stage, fields[2]))
             case "event":
                 life.events[fields[0]] += 1
+                life.is_over = life.is_over or fields[0] in FINAL_KINDS
                 if fields[0] in {"diverged", "voided"}:
                     life.details.append(" ".join(fields))
             case "tool":
@@ -99,10 +106,13 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
 
 
 def final_answers(lives: Iterable[Life]) -> dict[Stage, list[str]]:
-    """Return the answers of the history that counts: for each stage, those of the life that saw most."""
+    """Return the answers of the history that counts: for each stage, those of a life that completed it, or saw most."""
     final: dict[Stage, list[str]] = {}
+    completed: set[Stage] = set()
     for life in lives:
         for stage, tokens in life.seen.items():
-            if len(tokens) > len(final.get(stage, ())):
+            is_better = (stage in life.completed, len(tokens)) > (stage in completed, len(final.get(stage, ())))
+            if is_better:
                 final[stage] = tokens
+        completed |= life.completed
     return final

@@ -42,8 +42,18 @@ BATCHES: Final = STEPS + 2 * VALIDATION_SAMPLES // BATCH_SIZE
 BOUNDARIES: Final = tuple(
     (epoch, batch) for epoch in range(EPOCHS + 1) for batch in range(BATCHES + 1) if (epoch, batch) > (0, 0)
 )[: EPOCHS * (BATCHES + 1)]
-# The number of requests of these programs depends on the answers.
-UNCOUNTED: Final = ("omega",)
+# Answers of an uninterrupted run. Those of "omega" depend on the answers.
+ANSWERS: Final = {
+    "few-shot": 120,
+    "agent": 360,
+    "judge": 240,
+    "embeddings": 360,
+    "stream": 120,
+    "decision": 120,
+    "client": 240,
+    "failing": 120,
+    "twins": 120,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +61,7 @@ class Kill:
     """An interruption, `delay` seconds after this life has seen `count` events of one kind.
 
     "event" is one of the worker, such as a commit. The other kinds are of requests. "cut off" is a SIGTERM while the
-    provider no longer answers, so that the batch can't end in the grace period.
+    provider answers only half of its requests, so that the batch can't end in the grace period.
     """
 
     how: How

@@ -32,7 +32,7 @@ def chance() -> float:
 class Provider:
     """Stands in for litellm's functions. `note` receives its events. `life` begins each of its tokens.
 
-    `failures` is the part of the requests that end with an error. While `is_hanging`, it answers none.
+    `failures` is the part of the requests that end with an error. While `is_hanging`, it answers half of them.
     """
 
     def __init__(self, life: str, note: Note, *, failures: float = 0.0) -> None:
@@ -55,7 +55,8 @@ class Provider:
         self._asked += 1
         token = f"{self._life}.{self._asked}"
         self._note("asked", token)
-        await asyncio.sleep(600.0 if self.is_hanging else LATENCY * chance())
+        is_held = self.is_hanging and chance() < 0.5
+        await asyncio.sleep(600.0 if is_held else LATENCY * chance())
         if chance() < self._failures:
             self._note("failed", token)
             raise _error()
