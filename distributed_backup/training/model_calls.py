@@ -30,8 +30,9 @@ from synalinks.src.modules.language_models.language_model import LanguageModel
 
 from distributed_backup.errors import ConfigError
 from distributed_backup.once import OnceLogger
+from distributed_backup.training.codec import Codec
 from distributed_backup.training.request_key import request_key
-from distributed_backup.training.responses import RESPONSES, Codec, hidden_params
+from distributed_backup.training.responses import RESPONSES, hidden_params
 from distributed_backup.training.shared_patch import Call, SharedPatches
 
 logger = logging.getLogger(__name__)

@@ -14,14 +14,13 @@ two of the hidden parameters.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 from litellm.types.decisions import DecisionsResponse
 from litellm.types.utils import EmbeddingResponse, ModelResponse, ModelResponseStream
 
+from distributed_backup.training.codec import Codec, UnrecordableError
 from distributed_backup.training.packing import UnsupportedValueError, pack, unpack
 
 _MODELS: Final = {
@@ -30,18 +29,6 @@ _MODELS: Final = {
 _VALUE: Final = "value"
 _ESCAPED: Final = "escaped"
 _HIDDEN: Final = ("response_cost", "litellm_overhead_time_ms")
-
-
-class UnrecordableError(Exception):
-    """A response can't be restored exactly from JSON. The message names its class, and never its content."""
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How responses are kept. Both functions raise `UnrecordableError`."""
-
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
 
 
 def hidden_params(response: Any) -> dict[str, Any]:

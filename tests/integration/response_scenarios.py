@@ -17,7 +17,8 @@ import synalinks
 from litellm.types.decisions import DecisionsResponse
 from litellm.types.utils import Embedding, EmbeddingResponse, ModelResponse, ModelResponseStream, Usage
 
-from distributed_backup.training.responses import UnrecordableError, decode, encode
+from distributed_backup.training.codec import UnrecordableError
+from distributed_backup.training.responses import decode, encode
 from tests.integration.model_calls_scenarios import counters, messages
 from tests.integration.resume_scenarios import strict
 from tests.support.programs import Answer

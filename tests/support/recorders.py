@@ -10,7 +10,7 @@ from typing import Any
 
 from litellm.types.utils import EmbeddingResponse, ModelResponse, ModelResponseStream
 
-from distributed_backup.training.responses import Codec
+from distributed_backup.training.codec import Codec
 
 
 class MemoryRecorder:
