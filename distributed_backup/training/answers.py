@@ -9,6 +9,7 @@ The limit: a request that outlives its batch is asked again in a replay.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,9 +22,9 @@ from distributed_backup.checkpoints.journal_format import MAX_RECORD, Answer, Bo
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
-from distributed_backup.training.delivery import WRITE_LIMIT
-from distributed_backup.training.replay import LeaderRequestError, Replay, Ticket
-from distributed_backup.training.responses import Codec, UnrecordableError
+from distributed_backup.training.codec import Codec, UnrecordableError
+from distributed_backup.training.delivery import WRITE_LIMIT, NewAnswer
+from distributed_backup.training.replay import Replay, Ticket
 from distributed_backup.training.undisturbed import Undisturbed
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 # Characters of an error that are recorded.
 _MOST_TEXT: Final = 300
 _END: Final = object()
+
+type Turn = Callable[[], Awaitable[None]]
+"""Waits until it is the turn of an answer."""
 
 
 class Tickets:
@@ -78,6 +82,8 @@ class Answers:
         self._delivery = replay.delivery
         self._warnings = OnceLogger(logger)
         self._tickets = Tickets()
+        # Recorded answers whose requests were cancelled while they waited for their turn. A retry takes them.
+        self._untaken: dict[Ticket, tuple[NewAnswer, Any]] = {}
         self._is_behind = False
         self._mark: _Mark | None = None
         # A stage that was rewound is in the current segment already.
@@ -102,7 +108,7 @@ class Answers:
         Raises:
             StoreError: The rest of the log can't be read.
         """
-        self._tickets, self._is_rewound, self._mark = Tickets(), False, None
+        self._tickets, self._untaken, self._is_rewound, self._mark = Tickets(), {}, False, None
         self._last, self._since = lambda: Boundary(position=position, digests=digests()), []
         # First, so that a log that ends here is continued after this boundary.
         self._writer.boundary(position, digests, due=due)
@@ -119,8 +125,8 @@ class Answers:
         ticket = None if key is None else self._tickets.take(key)
         recorded = await self._recorded(ticket, codec.decode)
         if recorded is not None:
-            place, response = recorded
-            await self._replayed(place)
+            turn, response = recorded
+            await turn()
             return response
         try:
             response = await Undisturbed(request())
@@ -131,9 +137,9 @@ class Answers:
             # Another worker leads by now, and asks for this, too. Its answer is the one that counts.
             recorded = await self._recorded(ticket, codec.decode)
             if recorded is not None:
-                await self._replayed(recorded[0])
+                await recorded[0]()
                 return recorded[1]
-        await self._record(ticket, lambda: codec.encode(response))
+        await self._handed_out(ticket, self._record(ticket, lambda: codec.encode(response)), response)
         return response
 
     async def ask_stream(self, key: str | None, request: Callable[[], Awaitable[Any]], codec: Codec) -> Any:
@@ -152,10 +158,10 @@ class Answers:
             raise
         return self._recorded_stream(ticket, stream, codec)
 
-    async def _replayed_stream(self, place: int, chunks: list[Any]) -> AsyncIterator[Any]:
+    async def _replayed_stream(self, turn: Turn, chunks: list[Any]) -> AsyncIterator[Any]:
         for chunk in chunks:
             yield chunk
-        await self._replayed(place)
+        await turn()
 
     async def _recorded_stream(self, ticket: Ticket | None, stream: Any, codec: Codec) -> AsyncIterator[Any]:
         chunks: list[Any] = []
@@ -169,7 +175,8 @@ class Answers:
         except BaseException as error:
             self._failed(ticket, error)
             raise
-        await self._record(ticket, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
+        entry = self._record(ticket, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
+        await self._handed_out(ticket, entry, chunks)
 
     def _failed(self, ticket: Ticket | None, error: BaseException) -> None:
         """Give the ticket of a failed request back. Followers that wait for its answer are told."""
@@ -182,19 +189,23 @@ class Answers:
     def _unanswered(self, ticket: Ticket, error: str) -> None:
         self._writer.append(Unanswered(key=ticket[0], number=ticket[1], error=error[:_MOST_TEXT]), _nothing)
 
-    async def _recorded(self, ticket: Ticket | None, decode: Callable[[bytes], Any]) -> tuple[int, Any] | None:
-        """Return the place of the recorded answer and the response in it. None if this worker must ask.
+    async def _recorded(self, ticket: Ticket | None, decode: Callable[[bytes], Any]) -> tuple[Turn, Any] | None:
+        """Return what waits for the turn of the recorded answer, and the response. None if this worker must ask.
 
         Raises:
             LeaderRequestError: This worker follows, and the request of the leader has failed.
         """
+        if ticket in self._untaken:
+            entry, response = self._untaken.pop(ticket)
+            self._delivery.renew(entry)
+            return lambda: self._handed_out(ticket, entry, response), response
         place = None if ticket is None else self._replay.take(ticket)
         if place is None and self._replay.is_following:
             place = await self._followed(ticket)
         if place is None:
             return None
         try:
-            return place, decode(self._replay.answers[place].value)
+            return lambda: self._replayed(ticket, place), decode(self._replay.answers[place].value)
         except Exception as error:  # noqa: BLE001 - another version of a library may have written it
             self._warnings.warning("a recorded answer can't be used, so its request is sent again: %r", error)
             self._delivery.pass_over(place)
@@ -206,18 +217,24 @@ class Answers:
             ticket = ("", 0)
         try:
             return await self._replay.wait_for(ticket)
-        except LeaderRequestError:
+        except BaseException:
             self._tickets.give_back(ticket)
             raise
 
-    async def _replayed(self, place: int) -> None:
+    async def _replayed(self, ticket: Ticket | None, place: int) -> None:
         answer = self._replay.answers[place]
-        await self._replay.turn(place)
+        try:
+            await self._replay.turn(place)
+        except asyncio.CancelledError:
+            if ticket is not None:
+                self._replay.put_back(ticket, place)
+                self._tickets.give_back(ticket)
+            raise
         if not self._is_rewound:
             self._since.append(answer)
 
-    async def _record(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> None:
-        """Record a new answer, and wait until it is its turn."""
+    def _record(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> NewAnswer:
+        """Record a new answer, which then waits for its turn."""
         value = self._encoded(ticket, encode)
         entry = self._delivery.add()
         if ticket is None or value is None:
@@ -234,7 +251,17 @@ class Answers:
                 self._delivery.ready(entry)
             else:
                 entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
-        await entry.future
+        return entry
+
+    async def _handed_out(self, ticket: Ticket | None, entry: NewAnswer, response: Any) -> None:
+        try:
+            await entry.future
+        except asyncio.CancelledError:
+            # The retries of synalinks catch a cancellation, too.
+            if ticket is not None:
+                self._untaken[ticket] = (entry, response)
+                self._tickets.give_back(ticket)
+            raise
 
     def _encoded(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> bytes | None:
         if ticket is None:
@@ -254,11 +281,11 @@ class Answers:
             return None
         return value
 
-    def _durable(self, entry: Any) -> None:
+    def _durable(self, entry: NewAnswer) -> None:
         self._is_behind = False
         self._delivery.ready(entry)
 
-    def _waited_enough(self, entry: Any) -> None:
+    def _waited_enough(self, entry: NewAnswer) -> None:
         if not entry.is_ready:
             self._is_behind = True
             logger.warning("the journal is slow: an answer waited %g s for it, and training goes on", WRITE_LIMIT)
@@ -276,7 +303,7 @@ class Answers:
         if mark is None:
             return
         answers = (*self._replay.answers[mark.place :], *mark.recorded)
-        self._tickets, self._is_rewound = mark.tickets.copy(), True
+        self._tickets, self._untaken, self._is_rewound = mark.tickets.copy(), {}, True
         self._mark = None
         self._replay.rewind(answers)
 
