@@ -11,8 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from synalinks.src.callbacks.callback_list import CallbackList
+
+from distributed_backup import Preempted
 from distributed_backup.checkpoints.journal import LogReader
 from distributed_backup.checkpoints.journal_writer import JournalWriter
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.training import answers, state
 from distributed_backup.training.answers import Tickets
 from distributed_backup.training.delivery import Delivery
@@ -67,6 +71,36 @@ def _journal_not_flushed() -> None:
     JournalWriter._flush = lambda self, **options: self._release()  # type: ignore[method-assign]
 
 
+def _exit_code() -> None:
+    initialise = Preempted.__init__
+
+    def with_another_code(self: Any, *arguments: Any, **options: Any) -> None:
+        initialise(self, *arguments, **options)
+        self.code = 1
+
+    Preempted.__init__ = with_another_code  # type: ignore[method-assign]
+
+
+def _litter() -> None:
+    commit = CheckpointStore.commit
+
+    def littering(self: Any, *arguments: Any, **options: Any) -> Any:
+        self._storage.put("notes.tmp", [b"left"])
+        return commit(self, *arguments, **options)
+
+    CheckpointStore.commit = littering  # type: ignore[method-assign]
+
+
+def _boundary_skipped() -> None:
+    call = CallbackList.on_test_batch_end
+
+    def skipping(self: Any, batch: int, logs: Any = None) -> None:
+        if batch != 1:
+            call(self, batch, logs)
+
+    CallbackList.on_test_batch_end = skipping
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "no journal": lambda: None,
     "no order": _without_order,
@@ -76,6 +110,9 @@ BUGS: dict[str, Callable[[], None]] = {
     "never written": _journal_not_flushed,
     "random numbers of requests": _random_numbers_of_requests,
     "generators not restored": _generators_not_restored,
+    "exit code": _exit_code,
+    "litter": _litter,
+    "boundary skipped": _boundary_skipped,
 }
 
 
