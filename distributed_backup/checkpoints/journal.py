@@ -52,6 +52,11 @@ def segments_among(names: Iterable[str]) -> Names:
     return sorted(set(filter(parse_segment_name, names)), reverse=True)
 
 
+def term_of_segment(name: str) -> int:
+    """Return the term in the name of a segment, 0 for any other name."""
+    return _start_of(name)[0]
+
+
 def unneeded_segments(names: Iterable[str], *, kept: Iterable[tuple[int, Position]], term: int) -> Names:
     """Return the segments that hold nothing after the checkpoints `kept`, as (term, position), oldest first.
 

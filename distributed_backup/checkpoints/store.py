@@ -35,7 +35,12 @@ from distributed_backup.checkpoints.format import (
     parse_name,
     term_of,
 )
-from distributed_backup.checkpoints.journal import is_of_another_run, segments_among, unneeded_segments
+from distributed_backup.checkpoints.journal import (
+    is_of_another_run,
+    segments_among,
+    term_of_segment,
+    unneeded_segments,
+)
 from distributed_backup.checkpoints.reader import CheckpointReader
 from distributed_backup.checkpoints.run_identity import RUN_FILE
 from distributed_backup.errors import ConfigError, RunMismatchError, StoreError
@@ -311,12 +316,16 @@ class CheckpointStore(CheckpointReader):
 
 
 def _partials(found: Iterable[str], term: int) -> Names:
-    """Return the partial files that writers of `term` and earlier terms left."""
+    """Return the partial files that writers of `term` and earlier terms left.
+
+    A segment of `term` itself may be one that its writer begins at this moment, in the thread of its journal.
+    """
     targets = {name: partial_target(name) for name in found}
     return [
         name
         for name, target in targets.items()
-        if target is not None and (target == RUN_FILE or 0 < term_of(target) <= term)
+        if target is not None
+        and (target == RUN_FILE or 0 < term_of(target) <= term or 0 < term_of_segment(target) < term)
     ]
 
 
@@ -325,7 +334,8 @@ def _is_leftover(name: str) -> bool:
     target = partial_target(name)
     if target is None:
         return is_probe(name)
-    return target == RUN_FILE or parse_name(target) is not None or is_claim(target) or is_event_log(target)
+    is_ours = parse_name(target) is not None or term_of_segment(target) > 0
+    return is_ours or target == RUN_FILE or is_claim(target) or is_event_log(target)
 
 
 def _is_full(error: StoreError) -> bool:

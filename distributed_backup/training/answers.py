@@ -9,6 +9,7 @@ The limit: a request that outlives its batch is asked again in a replay.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,7 +23,7 @@ from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.training.codec import Codec, UnrecordableError
-from distributed_backup.training.delivery import WRITE_LIMIT
+from distributed_backup.training.delivery import WRITE_LIMIT, NewAnswer
 from distributed_backup.training.replay import Replay, Ticket
 from distributed_backup.training.undisturbed import Undisturbed
 
@@ -79,6 +80,8 @@ class Answers:
         self._delivery = replay.delivery
         self._warnings = OnceLogger(logger)
         self._tickets = Tickets()
+        # Recorded answers whose requests were cancelled while they waited for their turn. A retry takes them.
+        self._untaken: dict[Ticket, tuple[NewAnswer, Any]] = {}
         self._is_behind = False
         self._mark: _Mark | None = None
         # A stage that was rewound is in the current segment already.
@@ -102,7 +105,7 @@ class Answers:
         Raises:
             StoreError: The rest of the log can't be read.
         """
-        self._tickets, self._is_rewound, self._mark = Tickets(), False, None
+        self._tickets, self._untaken, self._is_rewound, self._mark = Tickets(), {}, False, None
         self._last, self._since = lambda: Boundary(position=position, digests=digests()), []
         # First, so that a log that ends here is continued after this boundary.
         self._writer.boundary(position, digests, due=due)
@@ -117,6 +120,11 @@ class Answers:
         """Return the recorded answer for the request, or ask and record it."""
         self._delivery.touch()
         ticket = None if key is None else self._tickets.take(key)
+        if ticket is not None and ticket in self._untaken:
+            entry, response = self._untaken.pop(ticket)
+            self._delivery.renew(entry)
+            await self._handed_out(ticket, entry, response)
+            return response
         recorded = await self._in_turn(ticket, codec.decode)
         if recorded is not None:
             return recorded[0]
@@ -130,7 +138,8 @@ class Answers:
             recorded = await self._in_turn(ticket, codec.decode)
             if recorded is not None:
                 return recorded[0]
-        await self._record(ticket, lambda: codec.encode(response))
+        entry = self._record(ticket, lambda: codec.encode(response))
+        await self._handed_out(ticket, entry, response)
         return response
 
     async def ask_stream(self, key: str | None, request: Callable[[], Awaitable[Any]], codec: Codec) -> Any:
@@ -152,7 +161,7 @@ class Answers:
     async def _replayed_stream(self, place: int, chunks: list[Any]) -> AsyncIterator[Any]:
         for chunk in chunks:
             yield chunk
-        if not await self._replayed(place):
+        if not await self._replayed(None, place):
             self._replay.diverged(_STREAM_LOST)
 
     async def _recorded_stream(self, ticket: Ticket | None, stream: Any, codec: Codec) -> AsyncIterator[Any]:
@@ -169,7 +178,8 @@ class Answers:
             raise
         if self._replay.is_following:
             self._replay.diverged(_STREAM_LOST)
-        await self._record(ticket, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
+        entry = self._record(ticket, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
+        await entry.future
 
     def _failed(self, ticket: Ticket | None, error: BaseException) -> None:
         """Give the ticket of a failed request back. Followers that wait for its answer must not wait for ever."""
@@ -190,7 +200,7 @@ class Answers:
         """
         while (recorded := await self._recorded(ticket, decode)) is not None:
             place, response = recorded
-            if await self._replayed(place):
+            if await self._replayed(ticket, place):
                 return (response,)
         return None
 
@@ -226,20 +236,27 @@ class Answers:
             raise
         return place
 
-    async def _replayed(self, place: int) -> bool:
+    async def _replayed(self, ticket: Ticket | None, place: int) -> bool:
         """Wait for the turn of an answer. Return False if it comes again in another log."""
         answer = self._replay.answers[place]
-        is_handed_out = await self._replay.turn(place)
+        try:
+            is_handed_out = await self._replay.turn(place)
+        except asyncio.CancelledError:
+            if ticket is not None:
+                self._replay.put_back(ticket, place)
+                self._tickets.give_back(ticket)
+            raise
         if is_handed_out and not self._is_rewound:
             self._since.append(answer)
         return is_handed_out
 
-    async def _record(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> None:
-        """Record a new answer, and wait until it is its turn."""
-        if not self.is_open:
-            return
-        value = self._encoded(ticket, encode)
+    def _record(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> NewAnswer:
+        """Record a new answer, which then waits for its turn."""
+        value = self._encoded(ticket, encode) if self.is_open else None
         entry = self._delivery.add()
+        if not self.is_open:
+            self._delivery.ready(entry)
+            return entry
         if ticket is None or value is None:
             if ticket is not None:
                 self._unanswered(ticket, "the response can't be recorded")
@@ -254,7 +271,17 @@ class Answers:
                 self._delivery.ready(entry)
             else:
                 entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
-        await entry.future
+        return entry
+
+    async def _handed_out(self, ticket: Ticket | None, entry: NewAnswer, response: Any) -> None:
+        try:
+            await entry.future
+        except asyncio.CancelledError:
+            # The retries of synalinks catch a cancellation, too.
+            if ticket is not None:
+                self._untaken[ticket] = (entry, response)
+                self._tickets.give_back(ticket)
+            raise
 
     def _encoded(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> bytes | None:
         if ticket is None:
@@ -274,11 +301,11 @@ class Answers:
             return None
         return value
 
-    def _durable(self, entry: Any) -> None:
+    def _durable(self, entry: NewAnswer) -> None:
         self._is_behind = False
         self._delivery.ready(entry)
 
-    def _waited_enough(self, entry: Any) -> None:
+    def _waited_enough(self, entry: NewAnswer) -> None:
         if not entry.is_ready:
             self._is_behind = True
             logger.warning("the journal is slow: an answer waited %g s for it, and training goes on", WRITE_LIMIT)

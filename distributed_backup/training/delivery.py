@@ -90,6 +90,8 @@ class Delivery:
 
     async def turn(self, place: int) -> None:
         """Wait until it is the turn of this place."""
+        if self._is_ordered and place < self._next:
+            return  # it was cancelled, and passed over
         loop = asyncio.get_running_loop()
         self._places[place] = future = loop.create_future()
         self.touch()
@@ -107,6 +109,14 @@ class Delivery:
         self._new.append(answer)
         self.touch()
         return answer
+
+    def renew(self, answer: NewAnswer) -> None:
+        """Let an answer wait again that was cancelled. It keeps its turn if that has not come."""
+        answer.future = asyncio.get_running_loop().create_future()
+        if answer not in self._new:
+            self._new.append(answer)
+        self.touch()
+        self._hand_out()
 
     def ready(self, answer: NewAnswer) -> None:
         """Let a new answer be handed out."""

@@ -252,6 +252,10 @@ class Replay:
             raise LeaderRequestError(failures.popleft())
         return self._places.pop(ticket, None)
 
+    def put_back(self, ticket: Ticket, place: int) -> None:
+        """Let a retry take an answer whose request was cancelled."""
+        self._places[ticket] = place
+
     async def wait_for(self, ticket: Ticket) -> int | None:
         """Return the place of an answer that the leader has not recorded yet. None if this worker must ask now.
 
@@ -264,6 +268,11 @@ class Replay:
         self._waiting[ticket] = future
         try:
             return await future
+        except asyncio.CancelledError:
+            place = future.result() if future.done() and not future.cancelled() and not future.exception() else None
+            if place is not None:
+                self.put_back(ticket, place)
+            raise
         finally:
             if self._waiting.get(ticket) is future:
                 del self._waiting[ticket]

@@ -85,6 +85,15 @@ def test_what_crashed_writers_left_goes_with_the_next_commit(tmp_path: Path) -> 
     assert set(other) < set(files(tmp_path))
 
 
+def test_a_segment_that_a_crashed_writer_began_goes_with_a_commit_of_a_later_term(tmp_path: Path) -> None:
+    """One of the own term may be the one that this worker begins at this moment, in another thread."""
+    old, own, newer = (f".partial-000000000{term}-00000001-00000000.journal-aaaa" for term in (1, 2, 3))
+    for name in (old, own, newer):
+        (tmp_path / name).touch()
+    commit(CheckpointStore(tmp_path), 1, term=2)
+    assert {old, own, newer} & set(files(tmp_path)) == {own, newer}
+
+
 def test_nothing_is_tidied_away_before_the_commit_is_durable(tmp_path: Path) -> None:
     """A partial file of an older term stays until then: it may be the last save of a leader being preempted."""
     CheckpointStore(tmp_path).open_run()
@@ -143,6 +152,7 @@ def test_delete_removes_all_of_ours_and_the_empty_directory(tmp_path: Path) -> N
     write(root, 5, term=9, run_id=store.open_run())
     damage(write(root, 6, term=9))
     (root / ".partial-0000000009-00000002-00000000.ckpt-aaaa").touch()
+    (root / ".partial-0000000009-00000002-00000000.journal-aaaa").touch()
     (root / ".probe-aaaa").touch()
     store.delete()
     assert files(tmp_path) == []

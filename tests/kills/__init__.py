@@ -1,0 +1,1 @@
+"""Kill fits at random instants, and check that no answer is paid for twice. See README.md."""

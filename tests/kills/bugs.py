@@ -1,0 +1,123 @@
+"""Errors that are planted on purpose, to see that the checks find them. Imports synalinks.
+
+Each one is what a slip in the code would do. README.md says which check finds which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from synalinks.src.callbacks.callback_list import CallbackList
+
+from distributed_backup import Preempted
+from distributed_backup.checkpoints.journal import LogReader
+from distributed_backup.checkpoints.journal_writer import JournalWriter
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.training import answers, state
+from distributed_backup.training.answers import Tickets
+from distributed_backup.training.delivery import Delivery
+
+
+def _without_order() -> None:
+    async def turn(self: Any, place: int) -> None:
+        await asyncio.sleep(0.001 * (place % 7))
+        self._next += 1
+
+    Delivery.turn = turn  # type: ignore[method-assign]
+
+
+def _entry_dropped() -> None:
+    next_stage = LogReader.next_stage
+
+    def shortened(self: Any) -> Any:
+        stage = next_stage(self)
+        return replace(stage, answers=stage.answers[:2] + stage.answers[3:])
+
+    LogReader.next_stage = shortened  # type: ignore[method-assign]
+
+
+def _key_without_number() -> None:
+    Tickets.take = lambda self, key: (key, 0)  # type: ignore[method-assign]
+
+
+def _seen_before_durable() -> None:
+    append, flush = JournalWriter.append, JournalWriter._flush
+
+    def at_once(self: Any, record: Any, done: Callable[[], None]) -> None:
+        done()
+        append(self, record, lambda: None)
+
+    def slow(self: Any, **options: Any) -> None:
+        time.sleep(0.05)
+        flush(self, **options)
+
+    JournalWriter.append, JournalWriter._flush = at_once, slow  # type: ignore[method-assign]
+
+
+def _random_numbers_of_requests() -> None:
+    vars(answers)["Undisturbed"] = lambda request: request
+
+
+def _generators_not_restored() -> None:
+    state._set_random_states = lambda state: None
+
+
+def _journal_not_flushed() -> None:
+    JournalWriter.close = lambda self, *, timeout: None  # type: ignore[method-assign]
+    JournalWriter._flush = lambda self, **options: self._release()  # type: ignore[method-assign]
+
+
+def _exit_code() -> None:
+    initialise = Preempted.__init__
+
+    def with_another_code(self: Any, *arguments: Any, **options: Any) -> None:
+        initialise(self, *arguments, **options)
+        self.code = 1
+
+    Preempted.__init__ = with_another_code  # type: ignore[method-assign]
+
+
+def _litter() -> None:
+    commit = CheckpointStore.commit
+
+    def littering(self: Any, *arguments: Any, **options: Any) -> Any:
+        self._storage.put("notes.tmp", [b"left"])
+        return commit(self, *arguments, **options)
+
+    CheckpointStore.commit = littering  # type: ignore[method-assign]
+
+
+def _boundary_skipped() -> None:
+    call = CallbackList.on_test_batch_end
+
+    def skipping(self: Any, batch: int, logs: Any = None) -> None:
+        if batch != 1:
+            call(self, batch, logs)
+
+    CallbackList.on_test_batch_end = skipping
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    "no journal": lambda: None,
+    "no order": _without_order,
+    "entry dropped": _entry_dropped,
+    "key without number": _key_without_number,
+    "seen before durable": _seen_before_durable,
+    "never written": _journal_not_flushed,
+    "random numbers of requests": _random_numbers_of_requests,
+    "generators not restored": _generators_not_restored,
+    "exit code": _exit_code,
+    "litter": _litter,
+    "boundary skipped": _boundary_skipped,
+}
+
+
+def plant(name: str | None) -> bool:
+    """Plant an error for the rest of this process. Return whether the fit keeps a journal."""
+    if name is not None:
+        BUGS[name]()
+    return name != "no journal"

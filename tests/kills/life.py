@@ -1,0 +1,201 @@
+"""One life of a worker: a fit in a child process, which reports when it is to be killed. Imports synalinks."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import synalinks
+
+from distributed_backup import BackupAndRestore, LeaseTimings
+from distributed_backup.checkpoints.journal_writer import JournalWriter
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.observability.events import Event, Sink
+from distributed_backup.training.answers import Answers
+from tests.integration.resume_scenarios import strict
+from tests.kills import bugs
+from tests.kills.history import Journalist
+from tests.kills.plan import EPOCHS, STEPS, Kill, Place, Run
+from tests.kills.programs import build
+from tests.kills.provider import Provider, token_of
+from tests.support.programs import complete_state
+
+Report = Callable[..., None]
+# Seconds. Long enough for the batch in flight, or too short for a provider that hangs.
+_GRACE_PERIOD = 30.0
+_SHORT_GRACE_PERIOD = 1.5
+_TOKEN = re.compile(rb'"(w[0-9]+-[0-9]+\.[0-9]+)"')
+
+
+class PlannedError(Exception):
+    """The exception that ends a fit."""
+
+
+class Observer:
+    """Notes the events of this life, and reports when its kill is due."""
+
+    def __init__(self, report: Report, path: Path, kill: Kill | None) -> None:
+        self._report = report
+        self._journalist = Journalist(path)
+        self._kill = kill
+        self._left = 0 if kill is None else kill.count
+        self.provider: Provider | None = None
+        self.raises = False
+        # Without a journal, the fit sees an answer as soon as it comes.
+        self.sees_at_once = False
+
+    def note(self, kind: str, *fields: object) -> None:
+        self._journalist.note(kind, *fields)
+        if kind == "answered" and self.sees_at_once:
+            self.note("seen", *fields)
+        if self._kill is not None and kind == self._kill.event:
+            self._left -= 1
+            if self._left == 0:
+                self._interrupt(self._kill)
+
+    def _interrupt(self, kill: Kill) -> None:
+        if kill.how == "exception":
+            self.raises = True
+            return
+        if kill.how == "cut off" and self.provider is not None:
+            self.provider.is_hanging = True
+        self._report("kill")
+
+    def emit(self, event: Event) -> None:
+        """Note an event of the worker."""
+        if event.kind == "restored":
+            self.note("start", event.fields["epoch"], event.fields["batch"])
+        self.note("event", event.kind, orjson.dumps(dict(event.fields)).decode())
+
+    def close(self, timeout: float) -> None:
+        """Do nothing: each event is in the file already."""
+
+
+class Boundaries(synalinks.callbacks.Callback):  # type: ignore[misc]
+    """Notes the state at each boundary, and raises if it is time to."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._note(self._epoch, batch + 1)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._note(self._epoch, STEPS + batch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._note(epoch + 1, 0)
+
+    def _note(self, epoch: int, batch: int) -> None:
+        if self._observer.raises:
+            self._observer.raises = False
+            raise PlannedError
+        self._observer.note("boundary", epoch, batch, digest(self.program))
+
+
+class Observed(BackupAndRestore):
+    """A callback whose events are noted."""
+
+    observer: Observer
+
+    def _event_sinks(self) -> tuple[Sink, ...]:
+        return (self.observer,)
+
+
+def digest(program: Any) -> str:
+    """Return a digest of the variables without metrics, and of both random generators."""
+    state = complete_state(program)
+    state["variables"].pop("metrics")
+    data = orjson.dumps(state, option=orjson.OPT_SORT_KEYS, default=repr)
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def observe(observer: Observer) -> None:
+    """Note what becomes durable, and what the fit sees, for the rest of this process."""
+    ask, ask_stream, append = Answers.ask, Answers.ask_stream, JournalWriter.append
+
+    async def noted(self: Any, key: Any, request: Any, codec: Any) -> Any:
+        response = await ask(self, key, request, codec)
+        observer.note("seen", token_of(response))
+        return response
+
+    async def noted_stream(self: Any, key: Any, request: Any, codec: Any) -> Any:
+        chunks = await ask_stream(self, key, request, codec)
+
+        async def pass_on() -> Any:
+            token = ""
+            async for chunk in chunks:
+                token = token_of(chunk) if hasattr(chunk, "id") else token
+                yield chunk
+            observer.note("seen", token)
+
+        return pass_on()
+
+    def appended(self: Any, record: Any, done: Callable[[], None]) -> None:
+        def durable() -> None:
+            if hasattr(record, "value"):
+                observer.note("durable", _token_in(record.value))
+            done()
+
+        append(self, record, durable)
+
+    Answers.ask, Answers.ask_stream, JournalWriter.append = noted, noted_stream, appended  # type: ignore[method-assign]
+
+
+def _token_in(value: bytes) -> str:
+    """Return the token in a recorded answer."""
+    found = _TOKEN.search(value)
+    return "" if found is None else found[1].decode()
+
+
+def live(report: Report, run: Run, place: Place, path: Path, number: int, kill: Kill | None) -> None:
+    """Run the fit until it ends or is killed."""
+    strict()
+    logging.getLogger("synalinks").setLevel(logging.ERROR)
+    observer = Observer(report, path, kill)
+    with_journal = bugs.plant(run.bug)
+    observer.sees_at_once = not with_journal
+    observe(observer)
+    if run.keeps_all:
+        CheckpointStore._unneeded = lambda *arguments: ()  # type: ignore[assignment,method-assign]
+    provider = Provider(path.stem, observer.note, failures=0.2 if run.program == "failing" else 0.0)
+    observer.provider = provider
+    provider.install()
+    asyncio.run(_fit(run, place, observer, provider, seed=run.seed + number, journal=with_journal, kill=kill))
+
+
+async def _fit(
+    run: Run, place: Place, observer: Observer, provider: Provider, *, seed: int, journal: bool, kill: Kill | None
+) -> None:
+    built = await build(
+        run.program,
+        provider,
+        seed=seed,
+        is_shuffled=run.is_shuffled,
+        on_tool=lambda name: observer.note("tool", name),
+    )
+    backup = Observed(
+        place.backup_dir,
+        save_freq=run.save_freq,
+        delete_checkpoint=run.deletes,
+        coordinator=place.coordinator,
+        run_id=place.run_id,
+        grace_period=_SHORT_GRACE_PERIOD if kill is not None and kill.how == "cut off" else _GRACE_PERIOD,
+        timings=LeaseTimings(duration=1.0, renew_deadline=0.7, retry_period=0.1) if place.is_leased else None,
+        journal=journal,
+        journal_of=built.journal_of or None,
+    )
+    backup.observer = observer
+    await built.program.fit(**built.data, epochs=EPOCHS, verbose=0, callbacks=[Boundaries(observer), backup])
+    observer.note("end", digest(built.program))

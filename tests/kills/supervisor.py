@@ -1,0 +1,87 @@
+"""Run the lives of a run: start a worker, kill it as planned, and start it again until it ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tests.kills.history import Life, read_life
+from tests.kills.plan import Kill, Place, Run
+from tests.support.processes import Child
+
+LIFE = "tests.kills.life:live"
+# A worker that is started again so often does not come to its end.
+_MOST_LIVES = 12
+_SIGNALS: Final = {
+    "SIGKILL": signal.SIGKILL,
+    "SIGTERM": signal.SIGTERM,
+    "cut off": signal.SIGTERM,
+    "Ctrl-C": signal.SIGINT,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a run: its lives, in the order in which they began. A worker that hangs is a violation."""
+
+    lives: list[Life]
+    problems: list[str]
+
+
+def carry_out(run: Run, place: Place, logs: Path) -> Outcome:
+    """Run all workers to their end."""
+    logs.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(len(run.kills)) as pool:
+        outcomes = list(pool.map(lambda worker: _worker(run, place, logs, worker), range(len(run.kills))))
+    return Outcome(
+        lives=[life for outcome in outcomes for life in outcome.lives],
+        problems=[problem for outcome in outcomes for problem in outcome.problems],
+    )
+
+
+def _worker(run: Run, place: Place, logs: Path, worker: int) -> Outcome:
+    outcome = Outcome(lives=[], problems=[])
+    kills = list(run.kills[worker])
+    for number in range(_MOST_LIVES):
+        kill = kills.pop(0) if kills else None
+        path = logs / f"w{worker}-{number}.log"
+        try:
+            life = _life(run, place, path, number, kill)
+        except AssertionError as error:
+            outcome.problems.append(f"ends: {path.stem} hangs: {str(error)[-2000:]}")
+            return outcome
+        outcome.lives.append(life)
+        if life.exit_code == 0:
+            return outcome
+        if life.how is None:
+            break
+    last = outcome.lives[-1]
+    outcome.problems.append(f"ends: worker {worker} has not finished, {last.name} ended with {last.exit_code}")
+    return outcome
+
+
+def _life(run: Run, place: Place, path: Path, number: int, kill: Kill | None) -> Life:
+    with Child(LIFE, run, place, path, number, kill, log=path.with_suffix(".txt")) as child:
+        was_killed = kill is not None and _kill(child, kill)
+        exit_code = child.join()
+    life = read_life(path, exit_code=exit_code, how=kill.how if kill is not None and was_killed else None)
+    if kill is not None and kill.how == "exception" and exit_code == 1 and "PlannedError" in child.output():
+        return replace(life, how="exception")
+    return life
+
+
+def _kill(child: Child, kill: Kill) -> bool:
+    """Kill a child when it asks for it. Return False if it ends before."""
+    if kill.how == "exception":
+        return False
+    try:
+        child.expect("kill")
+    except AssertionError:
+        return False
+    threading.Event().wait(kill.delay)
+    child.kill(_SIGNALS[kill.how])
+    return True
