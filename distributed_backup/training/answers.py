@@ -146,6 +146,8 @@ class Answers:
         """As `ask`, for a stream: return an async iterator of chunks. It is recorded when it is drained."""
         self._delivery.touch()
         ticket = None if key is None else self._tickets.take(key)
+        if ticket is not None and ticket in self._untaken:
+            return self._kept_stream(ticket, *self._untaken.pop(ticket))
         recorded = await self._recorded(
             ticket, lambda value: [codec.decode(orjson.dumps(chunk)) for chunk in orjson.loads(value)]
         )
@@ -157,6 +159,12 @@ class Answers:
             self._failed(ticket, error)
             raise
         return self._recorded_stream(ticket, stream, codec)
+
+    async def _kept_stream(self, ticket: Ticket, entry: NewAnswer, chunks: list[Any]) -> AsyncIterator[Any]:
+        self._delivery.renew(entry)
+        for chunk in chunks:
+            yield chunk
+        await self._handed_out(ticket, entry, chunks)
 
     async def _replayed_stream(self, place: int, chunks: list[Any]) -> AsyncIterator[Any]:
         for chunk in chunks:
@@ -179,7 +187,7 @@ class Answers:
         if self._replay.is_following:
             self._replay.diverged(_STREAM_LOST)
         entry = self._record(ticket, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
-        await entry.future
+        await self._handed_out(ticket, entry, chunks)
 
     def _failed(self, ticket: Ticket | None, error: BaseException) -> None:
         """Give the ticket of a failed request back. Followers that wait for its answer must not wait for ever."""
