@@ -171,13 +171,13 @@ def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -
 
 
 @pytest.mark.parametrize("save_freq", [1, 5, "epoch"])
-def test_an_exception_of_another_callback_loses_only_the_batch_that_it_ended(tmp_path: Path, save_freq: Any) -> None:
-    """Whatever the schedule, the run resumes exactly from the boundary before the exception."""
+def test_an_exception_of_another_callback_costs_no_answer(tmp_path: Path, save_freq: Any) -> None:
+    """Whatever the schedule, the run resumes exactly from the boundary before the exception, and asks nothing again."""
     found = result(tmp_path, "matrix", {"epochs": 2}, ENDS, "raise", {"save_freq": save_freq})
     assert found["wrong"] == []
     assert found["resumed_at"] == found["tried"] == 12
-    assert found["repeated"][1:] == found["in_flight"][:-1]
-    assert min(found["repeated"][:3]) > 0, "no batch was ended by an exception"
+    assert found["repeated"] == [0] * 12
+    assert max(found["in_flight"]) > 0, "no batch was ended by an exception"
 
 
 def test_a_cancellation_loses_nothing_at_a_boundary(tmp_path: Path) -> None:
