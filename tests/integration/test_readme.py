@@ -81,6 +81,7 @@ RUN_BY_NAMED_TESTS = {
     "uv run python -m tests.support.prose README.md": "test_every_document_is_easy_to_read",
 }
 BENCH = "uv run python -m tests.bench"
+KILLS = "uv run python -m tests.kills --minutes 1"
 ON_A_RUN = [
     command for command in COMMANDS if {"DIR", "URL"} & set(command.split()) and command not in RUN_BY_NAMED_TESTS
 ]
@@ -88,8 +89,8 @@ SCRIPT = Path(sys.executable).with_name("distributed-backup")
 
 
 def test_every_command_is_run_by_a_test_or_by_ci() -> None:
-    """Only the benchmarks are run by hand."""
-    benchmarks = {BENCH, *(f"{BENCH} {name}" for name in BENCHMARKS)}
+    """Only the benchmarks and long campaigns of kills are run by hand. `test_journal` runs parts of a campaign."""
+    benchmarks = {BENCH, KILLS, *(f"{BENCH} {name}" for name in BENCHMARKS)}
     left = set(COMMANDS) - set(RUN_BY_NAMED_TESTS) - set(ON_A_RUN) - benchmarks
     assert left
     for command in left:
