@@ -342,6 +342,7 @@ def test_a_pod_that_starts_after_the_run_is_complete_prints_the_final_state(tmp_
     commits = [re.findall(r" committed worker=\S+ checkpoint=\d+-(\S+)", "\n".join(lines)) for lines in (first, second)]
     # The final state may overtake the boundary that it follows.
     assert [name for name in commits[0] if name != "00000002-00000000.ckpt"] == [
+        "00000000-00000000.ckpt",
         "00000001-00000000.ckpt",
         "00000002-00000000.final.ckpt",
     ]

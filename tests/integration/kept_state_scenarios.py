@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import litellm
 import numpy as np
 import synalinks
 from synalinks.src.backend.common.op_scope import read_phase_wall_clock_s
@@ -52,15 +53,9 @@ class CountingModel(OfflineLanguageModel):
         response = await super()._acompletion(formatted_messages, **kwargs)
         tokens = len(str(formatted_messages)) % 17
         response["usage"] = {"prompt_tokens": tokens, "completion_tokens": 3, "total_tokens": tokens + 3}
-        return Response(response, cost=tokens / 7)
-
-
-class Response(dict[str, Any]):
-    """A response with the cost where litellm puts it."""
-
-    def __init__(self, content: dict[str, Any], cost: float) -> None:
-        super().__init__(content)
-        self._hidden_params = {"response_cost": cost}
+        made = litellm.ModelResponse(**response)
+        made._hidden_params = {"response_cost": tokens / 7}
+        return made
 
 
 async def counting_program(seed: int = 7) -> tuple[Any, Any]:

@@ -66,16 +66,16 @@ def test_further_logs_of_a_training_step_survive_a_resume(tmp_path: Path, positi
 @pytest.mark.parametrize(
     ("save_freq", "committed"),
     [
-        (2, [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]),
-        (4, [(0, 4), (1, 0), (1, 4), (2, 0)]),
-        (9, [(1, 0), (2, 0)]),
-        ("epoch", [(1, 0), (2, 0)]),
+        (2, [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]),
+        (4, [(0, 0), (0, 4), (1, 0), (1, 4), (2, 0)]),
+        (9, [(0, 0), (1, 0), (2, 0)]),
+        ("epoch", [(0, 0), (1, 0), (2, 0)]),
     ],
 )
 def test_validation_batches_and_the_end_of_an_epoch_are_saved(
     tmp_path: Path, save_freq: Any, committed: list[tuple[int, int]]
 ) -> None:
-    """An epoch has three training and two validation batches. An int `save_freq` counts both."""
+    """An epoch has three training and two validation batches. An int `save_freq` counts both. The start is saved too."""
     assert result(tmp_path, "committed_positions", save_freq) == committed
 
 
