@@ -103,7 +103,7 @@ class Tail:
         )
         return Segment(self.storage, header)
 
-    def start(self, start: Boundary | None = None, seen: tuple[Answer, ...] = ()) -> LogTail:
+    def start(self, start: Boundary | None = None, seen: tuple[Answer, ...] = (), *, finishes: bool = False) -> LogTail:
         self.tail = LogTail(
             self.storage,
             run_id=RUN,
@@ -116,6 +116,8 @@ class Tail:
                 lost=lambda reason: self.reports.append(("lost", reason)),
             ),
         )
+        if finishes:
+            self.tail.finish()
         self.tail.start()
         return self.tail
 
@@ -389,6 +391,6 @@ def test_a_damaged_record_loses_the_tail_unless_its_worker_leads(made: Tail) -> 
     assert "damaged: the checksum does not match" in made.lost()
     made.end()
     made.reports.clear()
-    made.start().finish()
+    made.start(finishes=True)
     soon(lambda: made.reports)
     assert made.reports == [("ended", segment.link)]
