@@ -22,6 +22,8 @@ from typing import Any, Final
 
 # Seconds without a request or an answer, after which a place is passed over whose request has not been made.
 STALL_LIMIT: Final = 300.0
+# The same at the first place of a stage if a new answer waits: the first request depends on no answer before it.
+FIRST_LIMIT: Final = 5.0
 # Seconds that a new answer waits for the journal.
 WRITE_LIMIT: Final = 5.0
 # Cycles of the event loop in which the consequences of one answer may run. A task that polls would take all of them.
@@ -181,7 +183,8 @@ class Delivery:
             self._timer = None
         is_waiting = bool(self._places or self._new) and self._next < self._count
         if is_waiting and self._loop is not None and not self._loop.is_closed():
-            self._timer = self._loop.call_later(STALL_LIMIT, self._stalled)
+            limit = FIRST_LIMIT if self._new and self._next == 0 else STALL_LIMIT
+            self._timer = self._loop.call_later(limit, self._stalled)
 
     def _stalled(self) -> None:
         self._timer = None

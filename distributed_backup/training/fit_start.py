@@ -34,6 +34,7 @@ class FitStart:
     is_resumed: bool
     has_finished: bool
     data_is_known: bool
+    is_same_fit: bool
 
     def summary(self, name: str, epochs: int) -> str:
         """Return one line for people who watch the progress bar. `name` is the restored file."""
@@ -56,6 +57,7 @@ def fit_start(
     is_resumed = checkpoint is not None or start.synalinks_backup is not None
     data_is_known = checkpoint is not None and checkpoint.header.data == data
     position = start.position or Position(params.get("initial_epoch") or 0)
+    found: list[str] = []
     if checkpoint is not None:
         if not data_is_known:
             # The batches of the interrupted epoch were others.
@@ -80,6 +82,7 @@ def fit_start(
         is_resumed=is_resumed,
         has_finished=has_finished,
         data_is_known=data_is_known,
+        is_same_fit=data_is_known and not found,
     )
 
 

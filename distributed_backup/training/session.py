@@ -185,7 +185,7 @@ class FitSession:
             self._program._initial_epoch = start.epoch  # noqa: SLF001 - the documented way for a callback to set it
         self._worker.training_started(start.position)
         # Of other data, or at another position, the log would be of another fit.
-        self._journal.begin(checkpoint if start.data_is_known else None)
+        self._journal.begin(checkpoint if start.is_same_fit else None)
         self._fit.install(frame, start.position if start.is_resumed and not start.has_finished else None, loop)
 
     def epoch_begins(self, epoch: int) -> None:

@@ -87,7 +87,8 @@ def train(root: Path, program: Any, model: OfflineLanguageModel, change: str = "
     if change == "data":
         y[0] = Answer(answer="other")
     model.calls = 0
-    backup = BackupAndRestore(root, save_freq=1, delete_checkpoint=False)
+    # Without a journal: a program with other automatic names sends other requests.
+    backup = BackupAndRestore(root, save_freq=1, delete_checkpoint=False, journal=False)
     options: dict[str, Any] = {"batch_size": 2, "epochs": 4, "verbose": 0, "callbacks": [Interrupter(), backup]}
     with warnings_of(model) as found, suppress(InterruptedFitError):
         asyncio.run(program.fit(x, y, **options))

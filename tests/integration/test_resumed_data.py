@@ -75,7 +75,7 @@ def test_further_logs_of_a_training_step_survive_a_resume(tmp_path: Path, positi
 def test_validation_batches_and_the_end_of_an_epoch_are_saved(
     tmp_path: Path, save_freq: Any, committed: list[tuple[int, int]]
 ) -> None:
-    """An epoch has three training and two validation batches. An int `save_freq` counts both. The start is saved too."""
+    """An epoch has three training and two validation batches. An int `save_freq` counts both. The start is saved."""
     assert result(tmp_path, "committed_positions", save_freq) == committed
 
 

@@ -251,7 +251,7 @@ class Timers:
         patch.setattr(loop, "call_later", self._call_later)
 
     def _call_later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Any:
-        if seconds != delivery.STALL_LIMIT:
+        if seconds not in {delivery.STALL_LIMIT, delivery.FIRST_LIMIT}:
             return self._others(seconds, call, *arguments)
         timer = _Timer(call)
         self.armed.append(timer)
