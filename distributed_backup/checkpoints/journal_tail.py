@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from distributed_backup.checkpoints.journal import Log, LogReader, SegmentReader, find_log, segments_among
+from distributed_backup.checkpoints.journal import (
+    Log,
+    LogReader,
+    Part,
+    SegmentReader,
+    find_log,
+    segments_among,
+)
 from distributed_backup.checkpoints.journal_format import (
     Answer,
     Boundary,
@@ -160,11 +167,36 @@ class LogTail:
             return None
         log = find_log(self._storage, run_id=self._run_id, position=self._last.position, digests=self._last.digests)
         newest = self._newest_among(names)
-        if log is None or log.parts[-1].name != newest:
+        reason = None
+        if log is not None and log.parts[-1].name == newest:
+            reason = None if newest == self._newest else self._change_to(log)
+        elif newest is not None and (rest := self._rest_up_to(newest)):
+            self._reader = LogReader(self._storage, Log(position=self._last.position, parts=rest))
+            self._newest = newest
+        else:
             return self._reason_to_leave(newest, instant, now=now)
         # A header that is not complete may still become it.
         self._names, self._strange_since = names if newest == names[0] else [], None
-        return None if newest == self._newest else self._change_to(log)
+        return reason
+
+    def _rest_up_to(self, newest: str) -> tuple[Part, ...]:
+        """Return the segments that continue what was read, up to `newest`. Empty if they do not begin at its end.
+
+        A new leader may have committed and pruned the segment that was read, between two listings.
+        """
+        rest: list[Part] = []
+        name, end = newest, None
+        while self._reader is not None and name > self._newest:
+            header = SegmentReader(self._storage, name).header()
+            if header is None or header.run_id != self._run_id or header.after is None:
+                break
+            rest.insert(0, Part(name=name, start=0, end=end))
+            if header.after == self._reader.end:
+                return tuple(rest)
+            if header.after.name >= name:
+                break
+            name, end = header.after.name, header.after.end
+        return ()
 
     def _newest_among(self, names: Names) -> str | None:
         """Return the newest segment with a complete header. A leader that was killed may have left one without."""

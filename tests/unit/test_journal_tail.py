@@ -31,17 +31,18 @@ RUN = "run"
 
 
 class Files(LocalStorage):
-    """Fails while it has `errors`. Calls `before_listing` before each listing."""
+    """Fails while it has `errors`. Lists `listed` while that is set."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.errors: list[Exception] = []
         self.reads = 0
+        self.listed: Names | None = None
 
     def names(self) -> Names:
         if self.errors:
             raise self.errors.pop(0)
-        return super().names()
+        return super().names() if self.listed is None else self.listed
 
     def read_from(self, name: str, offset: int, limit: int) -> bytes:
         self.reads += 1
@@ -268,6 +269,23 @@ def test_a_log_whose_begin_was_removed_loses_the_tail(made: Tail) -> None:
     assert "another log" in made.lost()
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_a_segment_that_was_read_to_its_end_may_be_pruned_by_the_next_leader(made: Tail, between: bool) -> None:
+    """The first commit of a new leader may come between two listings of a follower in the middle of a batch."""
+    first = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    made.storage.listed = made.storage.names()
+    after = first.link
+    if between:
+        after = made.segment(2, after=after).add(answer("b", 1)).link
+    made.segment(3, after=after).add(answer("c", 1), boundary(1))
+    made.storage.remove(first.name)
+    made.storage.listed = None
+    made.has("a", *(["b"] if between else []), "c")
+    assert made.reports == []
+
+
 def test_a_segment_that_was_removed_while_it_was_read_loses_the_tail(made: Tail) -> None:
     segment = made.segment(1, state=boundary(0)).add(answer("a", 1))
     made.start()
@@ -350,7 +368,9 @@ def test_finish_behind_a_log_that_others_have_brought_further_loses_the_tail(mad
         made.has("a")
     made.clock.wait = lambda event, timeout: event.wait(PATIENCE)  # type: ignore[method-assign]
     made.storage.remove(first.name)
-    made.segment(2, 1, after=first.link, state=boundary(1)).add(answer("b", 2))
+    # Its end has the boundary, which the worker has not read.
+    end = Link(name=first.name, end=first.size + len(encode_record(boundary(1))))
+    made.segment(2, 1, after=end, state=boundary(1)).add(answer("b", 2))
     if not has_read:
         tail = made.start()
     tail.finish()
