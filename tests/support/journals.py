@@ -151,6 +151,15 @@ def answer(number: int) -> Answer:
     return Answer(key="k", number=number, value=b"%d" % number)
 
 
+def answers(*numbers: int) -> list[Record]:
+    return [answer(number) for number in numbers]
+
+
+def begins(term: int = 1, batch: int = 0, *, after: Link | None = None) -> Header:
+    """The header of a segment that begins at a boundary."""
+    return header(term, batch, after=after, digests=state(batch))
+
+
 def boundary(batch: int, tag: object = "") -> Boundary:
     """A boundary. Its state is named after the batch if there is no tag."""
     return Boundary(position=at(batch), digests=state(tag or batch))

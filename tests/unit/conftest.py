@@ -10,6 +10,8 @@ import pytest
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.position import Position
 from tests.support.cli_runs import commit
+from tests.support.clocks import FakeClock
+from tests.support.journals import PATIENCE, Bench, DictStorage
 from tests.support.team import Team
 
 
@@ -28,3 +30,16 @@ def run(tmp_path: Path) -> Path:
     commit(store, 1, Position(1))
     commit(store, 2, Position(1, 3))
     return root
+
+
+@pytest.fixture
+def storage() -> DictStorage:
+    return DictStorage()
+
+
+@pytest.fixture
+def bench(storage: DictStorage, clock: FakeClock) -> Iterator[Bench]:
+    made = Bench(storage, clock)
+    yield made
+    storage.before_append = storage.after_append = lambda name, data: None
+    made.writer.close(timeout=PATIENCE)

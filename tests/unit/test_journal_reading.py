@@ -36,11 +36,6 @@ from tests.support.journals import (
 NAME = name(1, 0)
 
 
-@pytest.fixture
-def storage() -> DictStorage:
-    return DictStorage()
-
-
 def begin(term: int = 1, batch: int = 0, *, worker: str = "w") -> Record:
     """The header of a segment that begins at a boundary."""
     return header(term, batch, digests=state(batch), worker=worker)

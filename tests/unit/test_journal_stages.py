@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,9 @@ from tests.support.journals import (
     DictStorage,
     Failures,
     answer,
+    answers,
     at,
+    begins,
     boundary,
     error,
     found,
@@ -44,29 +45,8 @@ from tests.support.journals import (
 
 
 @pytest.fixture
-def storage() -> DictStorage:
-    return DictStorage()
-
-
-@pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
-
-
-@pytest.fixture
-def bench(storage: DictStorage, clock: FakeClock) -> Iterator[Bench]:
-    made = Bench(storage, clock)
-    yield made
-    storage.before_append = storage.after_append = lambda name, data: None
-    made.writer.close(timeout=PATIENCE)
-
-
-def begins(term: int = 1, batch: int = 0, *, after: Link | None = None) -> Header:
-    return header(term, batch, after=after, digests=state(batch))
-
-
-def answers(*numbers: int) -> list[Record]:
-    return [answer(number) for number in numbers]
 
 
 # -------------------------------------------------------------------- terms

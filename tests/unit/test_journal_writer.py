@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import override
 
 import pytest
@@ -12,10 +11,8 @@ from distributed_backup.checkpoints import journal_writer
 from distributed_backup.checkpoints.journal_format import (
     Answer,
     Failed,
-    Header,
     Left,
     Link,
-    Record,
 )
 from distributed_backup.clock import SystemClock
 from tests.support.clocks import FakeClock
@@ -26,11 +23,12 @@ from tests.support.journals import (
     Failures,
     Gate,
     answer,
+    answers,
     at,
+    begins,
     boundary,
     error,
     found,
-    header,
     name,
     replayed,
     state,
@@ -65,29 +63,8 @@ class Told(SystemClock):
 
 
 @pytest.fixture
-def storage() -> DictStorage:
-    return DictStorage()
-
-
-@pytest.fixture
 def clock() -> Clocked:
     return Clocked()
-
-
-@pytest.fixture
-def bench(storage: DictStorage, clock: Clocked) -> Iterator[Bench]:
-    made = Bench(storage, clock)
-    yield made
-    storage.before_append = storage.after_append = lambda name, data: None
-    made.writer.close(timeout=PATIENCE)
-
-
-def begins(term: int = 1, batch: int = 0, *, after: Link | None = None) -> Header:
-    return header(term, batch, after=after, digests=state(batch))
-
-
-def answers(*numbers: int) -> list[Record]:
-    return [answer(number) for number in numbers]
 
 
 # -------------------------------------------------------------------- order and groups
