@@ -29,8 +29,6 @@ from distributed_backup.training.undisturbed import Undisturbed
 
 logger = logging.getLogger(__name__)
 
-# Characters of an error that are recorded.
-_MOST_TEXT: Final = 300
 _END: Final = object()
 _STREAM_LOST: Final = "another worker began to lead while this one read the stream of an answer"
 
@@ -195,10 +193,11 @@ class Answers:
         if ticket is not None:
             self._tickets.give_back(ticket)
             if isinstance(error, Exception):
-                self._unanswered(ticket, f"{type(error).__name__}: {error}")
+                # Without its text, which may quote the request or a credential.
+                self._unanswered(ticket, type(error).__name__)
 
     def _unanswered(self, ticket: Ticket, error: str) -> None:
-        self._writer.append(Unanswered(key=ticket[0], number=ticket[1], error=error[:_MOST_TEXT]), _nothing)
+        self._writer.append(Unanswered(key=ticket[0], number=ticket[1], error=error), _nothing)
 
     async def _in_turn(self, ticket: Ticket | None, decode: Callable[[bytes], Any]) -> tuple[Any] | None:
         """Return the recorded response when it is its turn. None if this worker must ask.

@@ -52,7 +52,7 @@ class FitJournal:
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Record from now on, and follow what was recorded since `checkpoint`.
 
-        `checkpoint` is None for a fit that follows no log: it starts from the beginning, or its data has changed.
+        `checkpoint` is None for a fit that follows no log: it starts from the beginning, or differs from the saved one.
         """
         if not self._is_kept:
             return
@@ -111,6 +111,10 @@ class FitJournal:
         """Note that an exception has left the fit."""
         if self._is_kept and isinstance(error, Exception):
             self._answers.failed(error)
+
+    def train_ends(self) -> None:
+        """Note that nothing more is asked for. A follower reports what it has replayed."""
+        self._replay.end()
 
     def end(self) -> None:
         """Leave the models as they were before the fit. May be called again."""

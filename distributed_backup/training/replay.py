@@ -83,11 +83,6 @@ class Replay:
         """Whether the fit follows a log."""
         return self._log is not None or self.is_following
 
-    @property
-    def is_last_stage(self) -> bool:
-        """Whether what is asked now belongs behind the end of the log."""
-        return self._end is None
-
     # ---------------------------------------------------------------- a log that has ended
 
     def begin(self, log: LogReader, start: Boundary) -> None:

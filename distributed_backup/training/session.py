@@ -184,7 +184,7 @@ class FitSession:
         if start.is_resumed:
             self._program._initial_epoch = start.epoch  # noqa: SLF001 - the documented way for a callback to set it
         self._worker.training_started(start.position)
-        # Of other data, or at another position, the log would be of another fit.
+        # Of another fit, the log has the answers to other requests.
         self._journal.begin(checkpoint if start.is_same_fit else None)
         self._fit.install(frame, start.position if start.is_resumed and not start.has_finished else None, loop)
 
@@ -233,6 +233,7 @@ class FitSession:
             # Another worker may have begun to lead since the last await: hooks of other callbacks may take long.
             if self._standby.wait():
                 self._snapshots.apply_final()
+            self._journal.train_ends()
             self._worker.finish(self._snapshots.take_final())
         finally:
             self.end()

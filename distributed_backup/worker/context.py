@@ -53,6 +53,8 @@ class WorkerState:
         self.view: ClusterView | None = None
         self.led: int | None = None
         """The last term that this worker trained under. None before it trains, and while it follows the journal."""
+        self.is_lost = False
+        """Whether this fit has lost the journal of its leader: it is in a state that no other worker has."""
         self.start_is_unsaved = False
         """Whether this worker leads a fresh start, whose checkpoint is not durable yet."""
         self.commit_error: StoreError | None = None
@@ -137,9 +139,10 @@ class WorkerContext:
 
         Coordination may fail, saving must not. With the coordinator out of reach, a worker whose
         fit is preempted or over commits under the last term it led under. See `checkpoints.fencing`.
-        A standby that has trained commits nothing before it knows how far the others have come.
+        A standby that has trained commits nothing before it knows how far the others have come. A fit that
+        has lost the journal of its leader commits nothing.
         """
-        if self.state.phase == "standby" and self.notices.own is None:
+        if self.state.phase == "standby" and (self.state.is_lost or self.notices.own is None):
             return None
         term = self.elector.term
         if term is None and (self.notices.own is not None or self.state.is_over):

@@ -50,7 +50,8 @@ SAVE_HEAD_START: Final = 0.1
 class PreemptionStatus:
     """What a preempted worker knows while it waits for the save.
 
-    `may_lose_work`: it trains or leads. Before and after training, a follower has nothing that must be saved.
+    `may_lose_work`: it trains or leads. Before and after training, a follower has nothing that must be saved,
+    and one that has lost its leader's journal has nothing that may be.
     `is_isolated`: it can't save, and no coordinator can tell it that another worker has. `time_left`: seconds until the
     wait must end.
     """
@@ -204,8 +205,9 @@ class OwnPreemption:
     def _status(self) -> PreemptionStatus:
         context = self._context
         is_cut_off = context.elector.coordinator_error is not None and context.term_to_write_under() is None
+        has_work = context.state.is_training or context.elector.is_leader
         return PreemptionStatus(
-            may_lose_work=context.state.is_training or context.elector.is_leader,
+            may_lose_work=has_work and not context.state.is_lost,
             is_saved=self._is_saved(),
             is_isolated=is_cut_off and context.saver.last is not None,
             time_left=self.time_left(keep=1 / 2),

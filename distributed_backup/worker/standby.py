@@ -1,5 +1,7 @@
 """Give way to a successor: a standby that trains must stop when another worker leads.
 
+A worker that follows the leader's journal trains on when another one leads, as long as it can follow that one.
+
 With `standby=True` only the leader trains. A leader that loses or resigns its lease trains on while no worker leads.
 When another worker leads, it stops asking and waits as a standby again, see `restore`. After the wait, `next_step`
 decides what becomes of its `fit`.
@@ -64,8 +66,6 @@ class Standby:
         self._stop_training_at = stop_training_at
         self.began_at = StartPoint()
         """Where the fit of this worker began."""
-        # This worker has lost the journal of its leader, so it can only return with the final state.
-        self._is_lost = False
         self.on_elected: Callable[[], None] = lambda: None
         """Called when this worker leads, and did not lead before."""
         self.on_deposed: Callable[[], None] = lambda: None
@@ -138,7 +138,7 @@ class Standby:
         with state.condition:
             if state.phase != "training":
                 return
-            state.phase, self._is_lost = "standby", True
+            state.phase, state.is_lost = "standby", True
             # No other worker must give way to it, because it would have to exit.
             context.elector.position = None
             self._stop_training_at(context.clock.now())
@@ -172,7 +172,7 @@ class Standby:
             restored=None if self.began_at.checkpoint is None else self.began_at.checkpoint.header,
             last=context.last_boundary,
         )
-        match "restart" if self._is_lost and not start.finished else next_step(start, own):
+        match "restart" if context.state.is_lost and not start.finished else next_step(start, own):
             case "return":
                 self._take_over_final(start)
                 return start

@@ -36,5 +36,9 @@ def test_three_workers_pay_what_one_pays(tmp_path: Path, program: str, is_killed
     if not is_killed:
         assert sum(bool(life.answered) for life in result.lives) == 1, "more than one worker has paid"
         assert set(answered) == counted
+        # Also of a follower that never leads: "calls saved" is the sum of these events.
+        assert [life.events["replayed"] for life in result.lives] == [
+            0 if life.answered else 1 for life in result.lives
+        ]
     else:
         assert result.kills.total() > 0, "no worker was killed"

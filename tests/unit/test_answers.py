@@ -76,7 +76,8 @@ def test_a_request_that_fails_is_noted_and_its_retry_recorded() -> None:
         fit = led()
         attempt = fit.ask("a")
         await quiet()
-        fit.respond("a", ValueError("x" * 1000))
+        # The text may quote a prompt or a credential, and is not written.
+        fit.respond("a", ValueError("xxx"))
         await quiet()
         with pytest.raises(ValueError, match="xxx"):
             attempt.result()
@@ -84,8 +85,7 @@ def test_a_request_that_fails_is_noted_and_its_retry_recorded() -> None:
         await quiet()
         fit.respond("a", 1)
         await quiet()
-        error = f"ValueError: {'x' * 1000}"[:300]
-        assert fit.writer.records == [Unanswered(key="a", number=0, error=error), answer("a", 1)]
+        assert fit.writer.records == [Unanswered(key="a", number=0, error="ValueError"), answer("a", 1)]
 
     run(main)
 
@@ -304,7 +304,7 @@ def test_a_stream_that_breaks_is_not_recorded_and_its_retry_is() -> None:
             await drained(fit, "s", 1, OSError("reset"))
         await drained(fit, "s", 1, 2)
         assert fit.writer.records == [
-            Unanswered(key="s", number=0, error="OSError: reset"),
+            Unanswered(key="s", number=0, error="OSError"),
             answer("s", [1, 2]),
         ]
 

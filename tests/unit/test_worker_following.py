@@ -171,6 +171,22 @@ def test_a_lost_follower_that_leads_exits_to_be_started_again(team: Team) -> Non
         waiting.result()
 
 
+def test_a_lost_follower_that_leads_saves_nothing_of_its_own_at_a_notice(team: Team) -> None:
+    """Its state is no other worker's. It exits now, because there is nothing to wait for."""
+    leader, follower = two(team)
+    follower.boundary(snapshot(7, 1), due=True)
+    follower.standby.stand_down("lost")
+    leader.close(timeout=0.0)
+    team.until(lambda: follower.leads)
+    before, began = team.positions(), team.clock.now()
+    follower.give_notice("SIGTERM")
+    preempted = team.result(team.begin(follower.preempt))
+    assert isinstance(preempted, Preempted)
+    assert team.positions() == before
+    assert Position(7, 1) not in before
+    assert team.clock.now() - began < 1.0
+
+
 def test_a_worker_that_is_leaving_is_not_stopped(team: Team) -> None:
     _, follower = two(team)
     context_of(follower).state.phase = "finishing"
