@@ -23,6 +23,7 @@ SLOWEST = (
     "integration/test_demo.py",
     "integration/test_preemption.py",
     "integration/test_redis_fit.py",
+    "integration/test_journal.py",
     "integration/test_process_exit.py",
     "integration/test_readme.py",
     "integration/test_host_compatibility.py",

@@ -12,7 +12,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-BENCHMARKS = ("blocked", "durable", "restore", "handover", "takeover", "fanout")
+BENCHMARKS = ("blocked", "durable", "restore", "handover", "takeover", "fanout", "interruptions")
 
 
 async def run(directory: Path, names: list[str]) -> None:

@@ -6,11 +6,13 @@ answers at random after random times.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kills.__main__ import main
 from tests.kills.campaign import Campaign, Result
 from tests.kills.places import places
 from tests.kills.plan import PROGRAMS, Event, How, Kill, Run
@@ -73,13 +75,18 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("bug", "program", "check"),
-    [
-        ("entry dropped", "few-shot", "lost"),
-        ("no journal", "stream", "order"),
-        ("key without number", "twins", "order"),
-    ],
+    [("entry dropped", "few-shot", "lost"), ("no journal", "stream", "order"), ("exit code", "twins", "ends")],
 )
 def test_an_error_in_the_journal_is_found(tmp_path: Path, bug: str, program: str, check: str) -> None:
     """A harness that finds nothing would prove nothing."""
-    result = carried_out(tmp_path, program, (kill("SIGKILL", 45),), bug=bug)
+    result = carried_out(tmp_path, program, (kill("SIGTERM" if check == "ends" else "SIGKILL", 45),), bug=bug)
     assert any(found.startswith(f"{check}: ") for found in result.violations), result.violations
+
+
+def test_the_harness_ends_with_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its exit code says whether there was a violation."""
+    monkeypatch.setattr(sys, "argv", ["kills", "--runs", "1", "--seed", "10", "--keep", str(tmp_path)])
+    assert main() == 0
+    assert "| all | 1 |" in capsys.readouterr().out

@@ -18,8 +18,9 @@ _EXIT_CODES: Final = {
     "exception": {1},
     "Ctrl-C": {1},
 }
+# A partial event log may be of a worker that still runs. So only a deletion removes it.
 _BELONGS: Final = re.compile(
-    r"run\.json|coordinator|events-\S+\.jsonl|[0-9]{10}\.term|[0-9]{10}-[0-9]{8}-[0-9]{8}(\.final)?\.ckpt"
+    r"run\.json|coordinator|(\.partial-)?events-\S+\.jsonl\S*|[0-9]{10}\.term|[0-9]{10}-[0-9]{8}-[0-9]{8}(\.final)?\.ckpt"
     r"|[0-9]{10}-[0-9]{8}-[0-9]{8}\.journal"
 )
 

@@ -30,6 +30,7 @@ Report = Callable[..., None]
 # Seconds. Long enough for the batch in flight, or too short for a provider that hangs.
 _GRACE_PERIOD = 30.0
 _SHORT_GRACE_PERIOD = 1.5
+_SHORT_LEASE = LeaseTimings(duration=1.0, renew_deadline=0.7, retry_period=0.1)
 _TOKEN = re.compile(rb'"(w[0-9]+-[0-9]+\.[0-9]+)"')
 
 
@@ -192,7 +193,8 @@ async def _fit(
         coordinator=place.coordinator,
         run_id=place.run_id,
         grace_period=_SHORT_GRACE_PERIOD if kill is not None and kill.how == "cut off" else _GRACE_PERIOD,
-        timings=LeaseTimings(duration=1.0, renew_deadline=0.7, retry_period=0.1) if place.is_leased else None,
+        # The last worker out waits for dead ones until their lease has lapsed.
+        timings=_SHORT_LEASE if place.is_leased or run.deletes else None,
         journal=journal,
         journal_of=built.journal_of or None,
     )

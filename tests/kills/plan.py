@@ -117,7 +117,8 @@ def plan(
     `keeps_all`: some runs keep everything.
     """
     chosen = random.Random(seed)
-    save_freq = chosen.choices(SAVE_FREQUENCIES, weights=(3, 2, 3, 1))[0]
+    # With False nothing is recorded before a notice, so followers have nothing to follow.
+    save_freq = chosen.choices(SAVE_FREQUENCIES, weights=(3, 2, 3, 1 if workers == 1 else 0))[0]
     run = Run(
         seed=seed,
         program=programs[seed % len(programs)],
