@@ -61,18 +61,17 @@ def order(lives: Sequence[Life]) -> Iterator[str]:
             if final[stage][: len(tokens)] != tokens:
                 place = next(at for at, token in enumerate(tokens) if final[stage][at] != token)
                 yield f"order: {life.name} saw another answer after {stage} at number {place} of {len(tokens)}"
+            elif stage in life.completed and len(tokens) < len(final[stage]):
+                yield f"order: {life.name} saw {len(tokens)} answers after {stage}, not {len(final[stage])}"
 
 
 def lost(lives: Sequence[Life]) -> Iterator[str]:
-    """What is durable is seen by each life that completes the stage. What was answered is durable, see `AT_ONCE`."""
-    final = final_answers(lives)
+    """What is durable counts in the end. What was answered is durable, see `AT_ONCE`."""
+    final = {token for tokens in final_answers(lives).values() for token in tokens}
     for life in lives:
-        for stage, tokens in life.durable.items():
-            missing = len(set(tokens) - set(final.get(stage, ())))
-            # The run ends before it has come to the end of such a stage only if it fails.
-            if missing:
-                yield f"lost: {missing} of {len(tokens)} answers that {life.name} made durable after {stage}"
-        durable = {token for tokens in life.durable.values() for token in tokens}
+        durable = set(life.durable)
+        if durable - final:
+            yield f"lost: {len(durable - final)} of {len(durable)} answers that {life.name} made durable"
         not_durable = [token for token in life.answered if token not in durable]
         allowed = AT_ONCE if life.how == "SIGKILL" else 0
         if len(not_durable) > allowed:

@@ -54,7 +54,7 @@ class Life:
     asked: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
-    durable: dict[Stage, list[str]] = field(default_factory=dict)
+    durable: list[str] = field(default_factory=list)
     seen: dict[Stage, list[str]] = field(default_factory=dict)
     boundaries: list[tuple[Stage, str]] = field(default_factory=list)
     completed: set[Stage] = field(default_factory=set)
@@ -83,10 +83,10 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
             case "asked" | "answered" if life.is_over:
                 # Retries of synalinks catch the cancellation of their task, and ask again when the fit has ended.
                 pass
-            case "asked" | "failed" | "answered":
+            case "asked" | "failed" | "answered" | "durable":
                 getattr(life, kind).append(fields[0])
-            case "durable" | "seen":
-                getattr(life, kind).setdefault(stage, []).append(fields[0])
+            case "seen":
+                life.seen.setdefault(stage, []).append(fields[0])
             case "boundary":
                 life.completed.add(stage)
                 stage = (int(fields[0]), int(fields[1]))

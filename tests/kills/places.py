@@ -32,6 +32,7 @@ def places(root: Path, *, store: str, coordinator: str) -> Iterator[Places]:
             server = S3Server()
             stack.callback(server.close)
             os.environ.update(server.environment)
+            server.make_bucket("bucket")
 
         def place(directory: Path) -> Place:
             run_id = f"run-{secrets.token_hex(6)}"

@@ -1,0 +1,95 @@
+"""Test that each check of the harness of kills can fail. See `tests/kills/README.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kills.checks import AT_ONCE, Reference, violations
+from tests.kills.history import Journalist, Life, read_life
+
+REFERENCE = Reference(boundaries=((0, 1), (1, 0)), answers=3)
+FIRST = ["asked a", "answered a", "durable a", "seen a"]
+STAGE = [*FIRST, "asked b", "answered b", "durable b", "seen b", "boundary 0 1 S1"]
+REST = ["asked c", "answered c", "durable c", "seen c", "boundary 1 0 S2", "end S2"]
+
+
+def life(tmp_path: Path, lines: list[str], *, how: str | None = None, exit_code: int = 0) -> Life:
+    path = tmp_path / f"w0-{len(list(tmp_path.iterdir()))}.log"
+    journalist = Journalist(path)
+    for line in lines:
+        journalist.note(*line.split(" "))
+    return read_life(path, exit_code=exit_code, how=how)
+
+
+def killed(tmp_path: Path, lines: list[str], how: str = "SIGKILL", exit_code: int = -9) -> Life:
+    return life(tmp_path, lines, how=how, exit_code=exit_code)
+
+
+def checks_that_fail(lives: list[Life], left: tuple[str, ...] = ("run.json",)) -> set[str]:
+    return {found.partition(":")[0] for found in violations(lives, REFERENCE, left)}
+
+
+def test_a_run_that_is_resumed_exactly_passes(tmp_path: Path) -> None:
+    """The second life replays the first answer, and then asks."""
+    resumed = ["seen a", *STAGE[4:], *REST]
+    assert checks_that_fail([killed(tmp_path, FIRST), life(tmp_path, resumed)]) == set()
+    later = ["start 0 1", *REST]
+    assert checks_that_fail([killed(tmp_path, [*STAGE, "asked x"]), life(tmp_path, later)]) == set()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        (FIRST, [*STAGE, *REST], set()),
+        (["asked x", "answered x", "durable x", "seen x"], [*STAGE, *REST], {"order", "lost"}),
+        (["asked x", "answered x", "durable x"], [*STAGE, *REST], {"lost"}),
+        (["asked b", "answered b", "durable b", "seen b"], [*STAGE, *REST], {"order"}),
+        ([*FIRST, "boundary 0 1 S1"], [*STAGE, *REST], {"order"}),
+        ([*STAGE[:-1], "boundary 0 1 S9"], [*STAGE, *REST], {"states"}),
+        (FIRST, [*STAGE, *REST[:-2]], {"whole"}),
+        (FIRST, [*STAGE, "seen d", *REST], {"whole"}),
+        (FIRST, [*STAGE, "event diverged {}", *REST], {"events"}),
+        (FIRST, [*STAGE, "event voided {}", *REST], {"events"}),
+    ],
+)
+def test_each_check_finds_its_error(tmp_path: Path, first: Any, second: Any, wanted: set[str]) -> None:
+    """Answers that are asked for again, dropped, exchanged or added, other states, and a replay that was given up."""
+    assert checks_that_fail([killed(tmp_path, first), life(tmp_path, second)]) == wanted
+
+
+def test_only_a_sigkill_may_lose_answers_and_only_those_of_one_instant(tmp_path: Path) -> None:
+    """All other interruptions leave time to write what has arrived."""
+    arrived = [f"answered x{number}" for number in range(AT_ONCE)]
+    whole = life(tmp_path, [*STAGE, *REST])
+    assert checks_that_fail([killed(tmp_path, arrived), whole]) == set()
+    assert checks_that_fail([killed(tmp_path, [*arrived, "answered y"]), whole]) == {"lost"}
+    assert checks_that_fail([killed(tmp_path, arrived[:1], "SIGTERM", 143), whole]) == {"lost"}
+    after = ["event left {}", *arrived]
+    assert checks_that_fail([killed(tmp_path, after, "Ctrl-C", 1), whole]) == set()
+
+
+def test_a_cancelled_fit_may_see_its_answers_in_another_order(tmp_path: Path) -> None:
+    """It must be the same ones."""
+    whole = life(tmp_path, [*STAGE, *REST])
+    for token, wanted in (("b", set()), ("x", {"order"})):
+        lines = [f"seen {token}"]
+        assert checks_that_fail([killed(tmp_path, lines, "cut off", 143), whole]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("how", "exit_code", "is_fine"),
+    [("SIGTERM", 143, True), ("SIGTERM", 1, False), ("SIGKILL", -9, True), ("exception", 0, False), (None, 1, False)],
+)
+def test_each_interruption_has_its_exit_code(tmp_path: Path, how: str | None, exit_code: int, is_fine: bool) -> None:
+    """A life that was not interrupted ends with 0."""
+    lives = [life(tmp_path, FIRST, how=how, exit_code=exit_code), life(tmp_path, [*STAGE, *REST])]
+    assert checks_that_fail(lives) == (set() if is_fine else {"ends"})
+
+
+@pytest.mark.parametrize("name", [".partial-0000000001-00000001-00000000.journal-aa", "notes.tmp", "x.ckpt"])
+def test_a_foreign_file_is_found(tmp_path: Path, name: str) -> None:
+    """A partial file of a segment is litter, too."""
+    assert checks_that_fail([life(tmp_path, [*STAGE, *REST])], (name,)) == {"leftovers"}
