@@ -71,7 +71,8 @@ class BackupAndRestore(synalinks.callbacks.BackupAndRestore):  # type: ignore[mi
         standby: Whether only the leader trains. The others wait in `on_train_begin`. They take over from the newest
             checkpoint when the leader fails, or return with the final state. A leader that loses its lease to one of
             them stops and waits too. If it leads again but is behind by then, it exits with `Preempted`. Default:
-            `$DISTRIBUTED_BACKUP_STANDBY`, or else False: each worker trains, and a takeover needs no waiting.
+            `$DISTRIBUTED_BACKUP_STANDBY`, or else False: each worker runs the fit, and followers take the answers of
+            models from the leader's journal. A takeover then needs no waiting.
         grace_period: Seconds between a notice and the kill, at least 0.1. A notice that carries its own time wins.
             Default: `$DISTRIBUTED_BACKUP_GRACE_PERIOD`, or else 30, the default of Kubernetes. Name 1 to 2 s less than
             the platform allows: Python may run a signal handler late on a busy machine.
