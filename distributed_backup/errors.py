@@ -12,6 +12,7 @@
     ├── RestoreError              a position could not be restored
     │   ├── RestoreTimeoutError       no position was announced within `restore_timeout`
     │   └── NotSharedError            the announced checkpoint is not in this worker's directory
+    ├── RecordedFailureError      a request to a model failed when it was recorded
     ├── StateError                the training state is not JSON
     └── ProgramMismatchError      the program does not fit the checkpoint
 
@@ -127,6 +128,26 @@ class RestoreTimeoutError(RestoreError):
 
 class NotSharedError(RestoreError):
     """The announced checkpoint is not in this worker's directory: the workers do not share one."""
+
+
+class RecordedFailureError(BackupError):
+    """A request to a model failed when it was recorded, so it fails again without being sent.
+
+    A follower and a replay raise it in the place of the original error, so that the fit does the same as before.
+
+    Attributes:
+        error: The class of the original error.
+        status_code: Its HTTP status if it had one. Decision models of synalinks decide by it whether to retry.
+        retry_after: Seconds that synalinks waits before the retry: 0, because nothing is sent.
+    """
+
+    retry_after = 0
+
+    def __init__(self, *, error: str, status_code: int | None) -> None:
+        status = "" if status_code is None else f" and HTTP status {status_code}"
+        super().__init__(f"the request failed with {error}{status} when the journal recorded it. It was not sent again")
+        self.error = error
+        self.status_code = status_code
 
 
 class StateError(BackupError):

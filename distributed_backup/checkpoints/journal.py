@@ -29,7 +29,9 @@ from distributed_backup.checkpoints.journal_format import (
     Header,
     Left,
     Link,
+    Outcome,
     Record,
+    Unanswered,
     Void,
     decode_record,
     parse_segment_name,
@@ -260,14 +262,22 @@ def _boundary_of(record: Record) -> Boundary | None:
 class Stage:
     """What was recorded between two boundaries. `end` is the second one. None if the log ends before it.
 
-    `failures` counts the exceptions that have left the fit in this stage. `deaths` counts the last starts in a row that
-    replayed it, recorded nothing more, and did not leave in order.
+    Requests that have failed right before an exception left the fit are the likely cause of it, and no answer is. So
+    they are not among the outcomes and are sent again, and the exception does not count.
+
+    `failures` counts the other exceptions that have left the fit in this stage. `deaths` counts the last starts in a
+    row that replayed it, recorded nothing more, and did not leave in order.
     """
 
-    answers: tuple[Answer, ...]
+    outcomes: tuple[Outcome, ...]
     end: Boundary | None
     failures: int = 0
     deaths: int = 0
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The outcomes that are answers."""
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Answer))
 
 
 class LogReader:
@@ -297,25 +307,28 @@ class LogReader:
         Raises:
             StoreError: The storage can't be read.
         """
-        answers: list[Answer] = []
+        outcomes: list[Outcome] = []
         failures = deaths = 0
         for record in self._records:
             match record:
-                case Answer():
-                    answers.append(record)
+                case Answer() | Unanswered():
+                    outcomes.append(record)
                     deaths = 0
                 case Header():
                     deaths += record.digests is None
                 case Failed():
-                    failures, deaths = failures + 1, 0
+                    is_request = bool(outcomes) and isinstance(outcomes[-1], Unanswered)
+                    failures, deaths = failures + (not is_request), 0
+                    while outcomes and isinstance(outcomes[-1], Unanswered):
+                        outcomes.pop()
                 case Left():
                     deaths = 0
                 case Void():
-                    answers, failures, deaths = [], 0, 0
+                    outcomes, failures, deaths = [], 0, 0
                 case Boundary() if record.position != self._position:
                     self._position = record.position
-                    return Stage(answers=tuple(answers), end=record)
-        return Stage(answers=tuple(answers), end=None, failures=failures, deaths=deaths)
+                    return Stage(outcomes=tuple(outcomes), end=record)
+        return Stage(outcomes=tuple(outcomes), end=None, failures=failures, deaths=deaths)
 
     def more(self) -> Iterator[Record]:
         """Yield what was appended since the last call, for a log that grows.

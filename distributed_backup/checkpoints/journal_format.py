@@ -7,7 +7,8 @@ proves nothing about who wrote the line. Nothing here does I/O.
     1c291ca3 {"format":1,"run_id":"run-42","term":7,"epoch":2,"batch":3,"worker_id":"w","after":null,"digests":{…}}
     …        {"answer":"KEY","number":0,"value":{…}}      a response, and which of the equal requests it belongs to
     …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
-    …        {"unanswered":"KEY","number":0,"error":"…"}  the request failed, or its response can't be written
+    …        {"unanswered":"KEY","number":0,"error":"…","status":429}  the request failed
+    …        {"unrecorded":"KEY","number":0}          the request was answered, and its response can't be written
     …        {"failed":"ValueError"}                      an exception has left the fit
     …        {"left":true}                                the writer has left in order
     …        {"void":true}                                the answers since the last boundary do not count
@@ -110,14 +111,26 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unanswered:
-    """The request with this key and number failed, or its response can't be written. For followers, which wait for it.
+    """The request with this key and number failed. `error` is the class of its exception, `status` that of HTTP if any.
 
-    A replay asks again.
+    The text of the exception is not written: it may quote the request or a credential.
     """
 
     key: str
     number: int
     error: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrecorded:
+    """The request with this key and number was answered, and its response can't be written.
+
+    A follower that waits for it can't go on. A replay asks again.
+    """
+
+    key: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +150,10 @@ class Void:
     """The answers since the last boundary do not count: see `training.answers`."""
 
 
-type Record = Header | Answer | Unanswered | Boundary | Failed | Left | Void
+type Outcome = Answer | Unanswered
+"""How a request has ended, as training has seen it."""
+
+type Record = Header | Outcome | Unrecorded | Boundary | Failed | Left | Void
 
 
 def segment_name(term: int, position: Position) -> str:
@@ -175,9 +191,10 @@ def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each k
             return {"answer": key, "number": number, "value": orjson.Fragment(value)}
         case Boundary(position=position, digests=digests):
             return {"boundary": position.as_tuple, "digests": dict(digests)}
-        case Unanswered(key=key, number=number, error=error):
-            # The text of an exception may hold surrogates, which UTF-8 has not.
-            return {"unanswered": key, "number": number, "error": error.encode(errors="replace").decode()}
+        case Unanswered(key=key, number=number, error=error, status=status):
+            return {"unanswered": key, "number": number, "error": error, "status": status}
+        case Unrecorded(key=key, number=number):
+            return {"unrecorded": key, "number": number}
         case Failed(error=error):
             return {"failed": error}
         case Left():
@@ -226,12 +243,14 @@ def _answer(body: bytes) -> Answer:
     return Answer(key=fields["answer"], number=_count(fields["number"]), value=body[end + len(_VALUE) : -1])
 
 
-def _record(fields: Any) -> Record:
+def _record(fields: Any) -> Record:  # noqa: PLR0911 - one for each kind
     match fields:
         case {"boundary": [epoch, batch], "digests": digests}:
             return Boundary(position=Position(epoch, batch), digests=_digests(digests))
-        case {"unanswered": str(key), "number": number, "error": str(error)}:
-            return Unanswered(key=key, number=_count(number), error=error)
+        case {"unanswered": str(key), "number": number, "error": str(error), "status": status}:
+            return Unanswered(key=key, number=_count(number), error=error, status=_status(status))
+        case {"unrecorded": str(key), "number": number}:
+            return Unrecorded(key=key, number=_count(number))
         case {"failed": str(error)}:
             return Failed(error=error)
         case {"left": True}:
@@ -256,6 +275,10 @@ def _count(value: Any) -> int:
     if not is_whole(value) or value < 0:
         raise BadRecordError("want a whole number from 0 on")
     return int(value)
+
+
+def _status(value: Any) -> int | None:
+    return None if value is None else _count(value)
 
 
 def _digests(value: Any) -> Digests:

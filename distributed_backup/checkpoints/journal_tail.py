@@ -29,7 +29,9 @@ from distributed_backup.checkpoints.journal_format import (
     Boundary,
     Header,
     Link,
+    Outcome,
     Record,
+    Unanswered,
     parse_segment_name,
 )
 from distributed_backup.clock import Clock
@@ -62,7 +64,7 @@ class TailListener:
 
 
 class LogTail:
-    """The records after `start` and the answers in `seen`, as they are appended."""
+    """The records after `start` and the outcomes in `seen`, as they are appended."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class LogTail:
         *,
         run_id: str,
         start: Boundary,
-        seen: Iterable[Answer] = (),
+        seen: Iterable[Outcome] = (),
         clock: Clock,
         listener: TailListener,
     ) -> None:
@@ -86,8 +88,8 @@ class LogTail:
         self._reader: LogReader | None = None
         self._newest = ""
         self._strange_since: float | None = None
-        # Answers since the last boundary. Hashes, because an answer may be large.
-        self._seen = [hash(answer) for answer in seen]
+        # Outcomes since the last boundary. Hashes, because an answer may be large.
+        self._seen = [hash(outcome) for outcome in seen]
         self._warnings = OnceLogger(logger)
         self._thread = threading.Thread(target=self._run, name="distributed-backup-tail", daemon=True)
 
@@ -153,7 +155,7 @@ class LogTail:
             self._last, self._seen = record, []
             # A new segment begins at a boundary.
             self._listed_at = None
-        elif isinstance(record, Answer):
+        elif isinstance(record, Answer | Unanswered):
             self._seen.append(hash(record))
 
     def _locate(self, *, now: bool) -> str | None:
@@ -222,9 +224,9 @@ class LogTail:
     def _change_to(self, log: Log) -> str | None:
         """Read this log from now on. Return why it can't be followed, or None."""
         reader = LogReader(self._storage, log)
-        answers = (record for record in reader.more() if isinstance(record, Answer))
+        outcomes = (record for record in reader.more() if isinstance(record, Answer | Unanswered))
         for expected in self._seen:
-            if hash(next(answers, None)) != expected:
+            if hash(next(outcomes, None)) != expected:
                 return "the new leader has not recorded all answers that this worker has used"
         self._reader, self._newest = reader, log.parts[-1].name
         return None

@@ -142,6 +142,7 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
         yield f"  last boundary: epoch {last['epoch']}, batch {last['batch']} ({digests})"
     marks = [
         f"unanswered {row['unanswered']}" if row["unanswered"] else "",
+        f"unrecorded {row['unrecorded']}" if row["unrecorded"] else "",
         f"failed {row['failed']} ({row['error']})" if row["failed"] else "",
         f"void {row['void']}" if row["void"] else "",
         "left" if row["left"] else "",

@@ -19,6 +19,7 @@ from distributed_backup.checkpoints.journal_format import (
     Left,
     Record,
     Unanswered,
+    Unrecorded,
     Void,
     parse_segment_name,
 )
@@ -52,6 +53,7 @@ class Segment:
     boundaries: int = 0
     last: Boundary | None = None
     unanswered: int = 0
+    unrecorded: int = 0
     failed: int = 0
     error: str | None = None
     void: int = 0
@@ -77,6 +79,8 @@ class Segment:
                 self.boundaries, self.last = self.boundaries + 1, record
             case Unanswered():
                 self.unanswered += 1
+            case Unrecorded():
+                self.unrecorded += 1
             case Failed(error=error):
                 self.failed, self.error = self.failed + 1, error
             case Void():
@@ -293,6 +297,7 @@ def segment_row(segment: Segment, damage: Damage | None) -> dict[str, Any]:
         "after": None if after is None else {"name": after.name, "bytes": after.end},
         "last_boundary": None if last is None else _boundary_row(last),
         "unanswered": segment.unanswered,
+        "unrecorded": segment.unrecorded,
         "failed": segment.failed,
         "error": segment.error,
         "void": segment.void,

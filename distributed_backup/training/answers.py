@@ -1,63 +1,58 @@
 """Answer the requests of one fit: from the log where it has the answer, else by asking, and record what is new.
 
 A recorded answer belongs to a request by its key, and by its number among the equal requests since the last boundary.
-A request that fails gives its number back, so that its retry takes it. `replay` knows the log, `delivery` the order.
-Training sees a new answer after the journal has it.
+A request that fails gives its number back, so that its retry takes it. Its failure is recorded as an answer is, because
+training may go on without the answer. `replay` knows the log, `delivery` the order. Training sees a new outcome after
+the journal has it.
 
-The limit: a request that outlives its batch is asked again in a replay.
+The limits: a request that outlives its batch is asked again in a replay. So is a stream that has failed while it was
+read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from distributed_backup.checkpoints.journal_format import MAX_RECORD, Answer, Boundary, Digests, Failed, Unanswered
+from distributed_backup.checkpoints.journal_format import (
+    MAX_RECORD,
+    Answer,
+    Boundary,
+    Digests,
+    Failed,
+    Outcome,
+    Unanswered,
+    Unrecorded,
+)
 from distributed_backup.checkpoints.journal_writer import JournalWriter
+from distributed_backup.checks import is_whole
+from distributed_backup.errors import RecordedFailureError
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.training.codec import Codec, UnrecordableError
 from distributed_backup.training.delivery import WRITE_LIMIT, NewAnswer
-from distributed_backup.training.replay import Replay, Ticket
+from distributed_backup.training.replay import Replay
+from distributed_backup.training.tickets import Ticket, Tickets
 from distributed_backup.training.undisturbed import Undisturbed
 
 logger = logging.getLogger(__name__)
 
 _END: Final = object()
+# Those of HTTP.
+_STATUSES: Final = range(100, 600)
 _STREAM_LOST: Final = "another worker began to lead while this one read the stream of an answer"
 
 
-class Tickets:
-    """The numbers of equal requests since the last boundary."""
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What a request has ended with in the place of a response."""
 
-    def __init__(self, taken: Mapping[str, int] | None = None) -> None:
-        self._taken = dict(taken or {})
-        self._returned: dict[str, list[int]] = {}
-
-    def take(self, key: str) -> Ticket:
-        """Return the ticket of a request that is made now."""
-        returned = self._returned.get(key)
-        if returned:
-            return key, heapq.heappop(returned)
-        number = self._taken.get(key, 0)
-        self._taken[key] = number + 1
-        return key, number
-
-    def give_back(self, ticket: Ticket) -> None:
-        """Let the next equal request have this number: the request failed, so its retry takes its place."""
-        heapq.heappush(self._returned.setdefault(ticket[0], []), ticket[1])
-
-    def copy(self) -> Tickets:
-        """Return the tickets as they are now."""
-        made = Tickets(self._taken)
-        made._returned = {key: numbers[:] for key, numbers in self._returned.items()}
-        return made
+    error: Exception
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +61,7 @@ class _Mark:
 
     tickets: Tickets
     place: int
-    recorded: list[Answer]
+    recorded: list[Outcome]
 
 
 class Answers:
@@ -78,7 +73,7 @@ class Answers:
         self._delivery = replay.delivery
         self._warnings = OnceLogger(logger)
         self._tickets = Tickets()
-        # Recorded answers whose requests were cancelled while they waited for their turn. A retry takes them.
+        # Recorded outcomes whose requests were cancelled while they waited for their turn. A retry takes them.
         self._untaken: dict[Ticket, tuple[NewAnswer, Any]] = {}
         self._is_behind = False
         self._mark: _Mark | None = None
@@ -86,15 +81,15 @@ class Answers:
         self._is_rewound = False
         self._last: Callable[[], Boundary] | None = None
         # Of the log since the last boundary.
-        self._since: list[Answer] = []
+        self._since: list[Outcome] = []
         self.is_open = True
 
     def start(self, boundary: Boundary) -> None:
         """Note the boundary that the fit begins at."""
         self._last = lambda: boundary
 
-    def since_boundary(self) -> tuple[Boundary, list[Answer]] | None:
-        """Return the last boundary, and the answers of the log since then, in their order. None before the first."""
+    def since_boundary(self) -> tuple[Boundary, list[Outcome]] | None:
+        """Return the last boundary, and the outcomes of the log since then, in their order. None before the first."""
         return None if self._last is None else (self._last(), self._since)
 
     def boundary(self, position: Position, digests: Callable[[], Digests], *, due: bool) -> None:
@@ -115,30 +110,27 @@ class Answers:
     # ---------------------------------------------------------------- requests
 
     async def ask(self, key: str | None, request: Callable[[], Awaitable[Any]], codec: Codec) -> Any:
-        """Return the recorded answer for the request, or ask and record it."""
+        """Return the recorded answer for the request, or ask and record it.
+
+        Raises:
+            RecordedFailureError: The request has failed before, or it has failed for the leader.
+        """
         self._delivery.touch()
         ticket = None if key is None else self._tickets.take(key)
         if ticket is not None and ticket in self._untaken:
-            entry, response = self._untaken.pop(ticket)
+            entry, outcome = self._untaken.pop(ticket)
             self._delivery.renew(entry)
-            await self._handed_out(ticket, entry, response)
-            return response
+            return await self._handed_out(ticket, entry, outcome)
         recorded = await self._in_turn(ticket, codec.decode)
-        if recorded is not None:
-            return recorded[0]
-        try:
-            response = await Undisturbed(request())
-        except BaseException as error:
-            self._failed(ticket, error)
-            raise
-        if self._replay.is_following:
-            # Another worker leads by now, and asks for this, too. Its answer is the one that counts.
-            recorded = await self._in_turn(ticket, codec.decode)
-            if recorded is not None:
-                return recorded[0]
-        entry = self._record(ticket, lambda: codec.encode(response))
-        await self._handed_out(ticket, entry, response)
-        return response
+        if recorded is None:
+            outcome = await self._outcome(ticket, request)
+            if self._replay.is_following:
+                # Another worker leads by now, and asks for this, too. Its answer is the one that counts.
+                recorded = await self._in_turn(ticket, codec.decode)
+            if recorded is None:
+                entry = self._record(ticket, outcome, lambda: codec.encode(outcome))
+                return await self._handed_out(ticket, entry, outcome)
+        return self._seen(ticket, recorded[0])
 
     async def ask_stream(self, key: str | None, request: Callable[[], Awaitable[Any]], codec: Codec) -> Any:
         """As `ask`, for a stream: return an async iterator of chunks. It is recorded when it is drained."""
@@ -150,15 +142,17 @@ class Answers:
             ticket, lambda value: [codec.decode(orjson.dumps(chunk)) for chunk in orjson.loads(value)]
         )
         if recorded is not None:
-            return self._replayed_stream(*recorded)
-        try:
-            stream = await Undisturbed(request())
-        except BaseException as error:
-            self._failed(ticket, error)
-            raise
+            place, chunks = recorded
+            if not isinstance(chunks, _Failure):
+                return self._replayed_stream(place, chunks)
+            if await self._replayed(ticket, place):
+                return self._seen(ticket, chunks)
+        stream = await self._outcome(ticket, request)
+        if isinstance(stream, _Failure):
+            return await self._handed_out(ticket, self._record(ticket, stream, bytes), stream)
         return self._recorded_stream(ticket, stream, codec)
 
-    async def _kept_stream(self, ticket: Ticket, entry: NewAnswer, chunks: list[Any]) -> AsyncIterator[Any]:
+    async def _kept_stream(self, ticket: Ticket, entry: NewAnswer, chunks: Any) -> AsyncIterator[Any]:
         self._delivery.renew(entry)
         for chunk in chunks:
             yield chunk
@@ -180,47 +174,54 @@ class Answers:
                 chunks.append(chunk)
                 yield chunk
         except BaseException as error:
-            self._failed(ticket, error)
+            if ticket is not None:
+                self._tickets.give_back(ticket)
+                if isinstance(error, Exception):
+                    self._unrecorded(ticket)
             raise
         if self._replay.is_following:
             self._replay.diverged(_STREAM_LOST)
-        entry = self._record(ticket, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
+        entry = self._record(ticket, chunks, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
         await self._handed_out(ticket, entry, chunks)
 
-    def _failed(self, ticket: Ticket | None, error: BaseException) -> None:
-        """Give the ticket of a failed request back. Followers that wait for its answer must not wait for ever."""
-        self._delivery.touch()
+    async def _outcome(self, ticket: Ticket | None, request: Callable[[], Awaitable[Any]]) -> Any:
+        """Send a request, and return the response or the failure."""
+        try:
+            return await Undisturbed(request())
+        except Exception as error:  # noqa: BLE001 - raised again in its turn
+            return _Failure(error)
+        except BaseException:
+            if ticket is not None:
+                self._tickets.give_back(ticket)
+            raise
+        finally:
+            self._delivery.touch()
+
+    def _seen(self, ticket: Ticket | None, outcome: Any) -> Any:
+        """Return a response, or raise the error of a failure. A retry has the same ticket."""
+        if not isinstance(outcome, _Failure):
+            return outcome
         if ticket is not None:
             self._tickets.give_back(ticket)
-            if isinstance(error, Exception):
-                # Without its text, which may quote the request or a credential.
-                self._unanswered(ticket, type(error).__name__)
-
-    def _unanswered(self, ticket: Ticket, error: str) -> None:
-        self._writer.append(Unanswered(key=ticket[0], number=ticket[1], error=error), _nothing)
+        raise outcome.error
 
     async def _in_turn(self, ticket: Ticket | None, decode: Callable[[bytes], Any]) -> tuple[Any] | None:
-        """Return the recorded response when it is its turn. None if this worker must ask.
-
-        Raises:
-            LeaderRequestError: This worker follows, and the request of the leader has failed.
-        """
+        """Return the recorded response or failure when it is its turn. None if this worker must ask."""
         while (recorded := await self._recorded(ticket, decode)) is not None:
-            place, response = recorded
+            place, outcome = recorded
             if await self._replayed(ticket, place):
-                return (response,)
+                return (outcome,)
         return None
 
     async def _recorded(self, ticket: Ticket | None, decode: Callable[[bytes], Any]) -> tuple[int, Any] | None:
-        """Return the place of the recorded answer and the response in it. None if this worker must ask.
-
-        Raises:
-            LeaderRequestError: This worker follows, and the request of the leader has failed.
-        """
+        """Return the place of what is recorded, and the response or failure in it. None if this worker must ask."""
         place = await self._place(ticket)
         while place is not None:
+            outcome = self._replay.outcomes[place]
+            if isinstance(outcome, Unanswered):
+                return place, _Failure(RecordedFailureError(error=outcome.error, status_code=outcome.status))
             try:
-                return place, decode(self._replay.answers[place].value)
+                return place, decode(outcome.value)
             except Exception as error:  # noqa: BLE001 - another version of a library may have written it
                 self._warnings.warning("a recorded answer can't be used, so its request is sent again: %r", error)
                 self._delivery.pass_over(place)
@@ -237,15 +238,14 @@ class Answers:
                     self._replay.diverged("a request has no key, so the leader can't record its answer")
                 place = await self._replay.wait_for(ticket or ("", 0))
         except BaseException:
-            # That of the leader has failed, or this one was cancelled. The retry takes its place.
             if ticket is not None:
                 self._tickets.give_back(ticket)
             raise
         return place
 
     async def _replayed(self, ticket: Ticket | None, place: int) -> bool:
-        """Wait for the turn of an answer. Return False if it comes again in another log."""
-        answer = self._replay.answers[place]
+        """Wait for the turn of an outcome. Return False if it comes again in another log."""
+        outcome = self._replay.outcomes[place]
         try:
             is_handed_out = await self._replay.turn(place)
         except asyncio.CancelledError:
@@ -254,45 +254,55 @@ class Answers:
                 self._tickets.give_back(ticket)
             raise
         if is_handed_out and not self._is_rewound:
-            self._since.append(answer)
+            self._since.append(outcome)
         return is_handed_out
 
-    def _record(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> NewAnswer:
-        """Record a new answer, which then waits for its turn."""
-        value = self._encoded(ticket, encode) if self.is_open else None
+    def _record(self, ticket: Ticket | None, outcome: Any, encode: Callable[[], bytes]) -> NewAnswer:
+        """Record a new outcome, which then waits for its turn."""
+        record = None if ticket is None or not self.is_open else self._as_record(ticket, outcome, encode)
         entry = self._delivery.add()
-        if not self.is_open:
+        if record is None:
             self._delivery.ready(entry)
             return entry
-        if ticket is None or value is None:
-            if ticket is not None:
-                self._unanswered(ticket, "the response can't be recorded")
+        if self._mark is not None:
+            self._mark.recorded.append(record)
+        self._since.append(record)
+        self._writer.append(record, lambda: self._delivery.call_from_thread(lambda: self._durable(entry)))
+        if self._is_behind or not self._writer.is_waited_for:
             self._delivery.ready(entry)
         else:
-            answer = Answer(key=ticket[0], number=ticket[1], value=value)
-            if self._mark is not None:
-                self._mark.recorded.append(answer)
-            self._since.append(answer)
-            self._writer.append(answer, lambda: self._delivery.call_from_thread(lambda: self._durable(entry)))
-            if self._is_behind or not self._writer.is_waited_for:
-                self._delivery.ready(entry)
-            else:
-                entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
+            entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
         return entry
 
-    async def _handed_out(self, ticket: Ticket | None, entry: NewAnswer, response: Any) -> None:
+    async def _handed_out(self, ticket: Ticket | None, entry: NewAnswer, outcome: Any) -> Any:
         try:
             await entry.future
         except asyncio.CancelledError:
             # The retries of synalinks catch a cancellation, too.
             if ticket is not None:
-                self._untaken[ticket] = (entry, response)
+                self._untaken[ticket] = (entry, outcome)
                 self._tickets.give_back(ticket)
             raise
+        return self._seen(ticket, outcome)
 
-    def _encoded(self, ticket: Ticket | None, encode: Callable[[], bytes]) -> bytes | None:
-        if ticket is None:
+    def _as_record(self, ticket: Ticket, outcome: Any, encode: Callable[[], bytes]) -> Outcome | None:
+        key, number = ticket
+        if isinstance(outcome, _Failure):
+            # Without its text, which may quote the request or a credential.
+            status = getattr(outcome.error, "status_code", None)
+            found = status if is_whole(status) and status in _STATUSES else None
+            return Unanswered(key=key, number=number, error=type(outcome.error).__name__, status=found)
+        value = self._encoded(encode)
+        if value is None:
+            self._unrecorded(ticket)
             return None
+        return Answer(key=key, number=number, value=value)
+
+    def _unrecorded(self, ticket: Ticket) -> None:
+        """Let followers know that they wait in vain."""
+        self._writer.append(Unrecorded(key=ticket[0], number=ticket[1]), _nothing)
+
+    def _encoded(self, encode: Callable[[], bytes]) -> bytes | None:
         try:
             value = encode()
         except UnrecordableError as error:
@@ -329,10 +339,10 @@ class Answers:
         mark = self._mark
         if mark is None:
             return
-        answers = (*self._replay.answers[mark.place :], *mark.recorded)
+        outcomes = (*self._replay.outcomes[mark.place :], *mark.recorded)
         self._tickets, self._is_rewound = mark.tickets.copy(), True
         self._mark = None
-        self._replay.rewind(answers)
+        self._replay.rewind(outcomes)
 
     # ---------------------------------------------------------------- the end
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.checkpoints.journal_format import Answer, Boundary, Digests
+from distributed_backup.checkpoints.journal_format import Boundary, Digests, Outcome
 from distributed_backup.checkpoints.journal_tail import LogTail, TailListener
 from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.checkpoints.store import CheckpointStore
@@ -125,8 +125,8 @@ class FitJournal:
 
     # ---------------------------------------------------------------- following the leader
 
-    def _follow(self, start: Boundary, seen: Iterable[Answer]) -> None:
-        """Take the answers of the leader from now on: those after `start`, without the ones in `seen`."""
+    def _follow(self, start: Boundary, seen: Iterable[Outcome]) -> None:
+        """Take the outcomes of the leader from now on: those after `start`, without the ones in `seen`."""
         run_id = self._store.run_id
         assert run_id is not None
 

@@ -1,4 +1,4 @@
-"""What the log says about the stage that a fit is in: answers for its requests, and the boundary at its end.
+"""What the log says about the stage that a fit is in: how its requests ended, and the boundary at its end.
 
 A leader replays a log that has ended, stage by stage, and then continues it. A follower takes the records of the leader
 as they come, and waits for the ones that its requests need. When it becomes the leader, its log has ended, too.
@@ -20,18 +20,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from distributed_backup.checkpoints.journal import LogReader, Stage
-from distributed_backup.checkpoints.journal_format import Answer, Boundary, Link, Record, Unanswered, Void
+from distributed_backup.checkpoints.journal_format import (
+    Answer,
+    Boundary,
+    Link,
+    Outcome,
+    Record,
+    Unanswered,
+    Unrecorded,
+    Void,
+)
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Report
 from distributed_backup.training.delivery import Delivery
+from distributed_backup.training.tickets import Ticket
 
 logger = logging.getLogger(__name__)
 
 _MAX_FAILURES: Final = 2
 _MAX_DEATHS: Final = 3
-
-type Ticket = tuple[str, int]
-"""The key of a request, and its number among the equal ones since the last boundary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +46,6 @@ class _LogEnd:
     """The end of a log that was followed. None if there was none."""
 
     link: Link | None
-
-
-class LeaderRequestError(RuntimeError):
-    """The request of the leader has failed, so that of the follower fails, too. Its retry takes the next record."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the request of the leader failed: {reason}")
 
 
 class Replay:
@@ -61,16 +61,15 @@ class Replay:
         self.delivery = Delivery(self._on_stall)
         self._log: LogReader | None = None
         self._records: deque[Record | _LogEnd] = deque()
-        self.answers: list[Answer] = []
-        """The recorded answers of the current stage, in their order."""
-        self._places: dict[Ticket, int] = {}
+        self.outcomes: list[Outcome] = []
+        """How the recorded requests of the current stage have ended, in the order in which training has seen it."""
+        # Requests that have failed have several: their retries have the same ticket.
+        self._places: dict[Ticket, deque[int]] = {}
         self._end: Boundary | None = None
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
         self._waiting: dict[Ticket, asyncio.Future[int | None]] = {}
-        # Failures of the leader in this stage, for requests that were not made yet.
-        self._failures: dict[Ticket, deque[str]] = {}
         self._follows = 0
         self.is_following = False
         self.is_lost = False
@@ -99,46 +98,48 @@ class Replay:
 
     def _enter(self, log: LogReader, start: Boundary, stage: Stage) -> None:
         self._last = start
-        answers = stage.answers
+        outcomes = stage.outcomes
         if stage.end is None:
-            is_void = bool(answers) and (stage.failures >= _MAX_FAILURES or stage.deaths >= _MAX_DEATHS)
+            is_void = bool(outcomes) and (stage.failures >= _MAX_FAILURES or stage.deaths >= _MAX_DEATHS)
             if is_void:
                 self._void(stage, start)
-                answers = ()
+                outcomes = ()
             self._writer.continue_log(log.end, start, mark=Void() if is_void else None)
-        self.set_stage(answers, end=stage.end)
-        if stage.end is None and not answers:
+        self.set_stage(outcomes, end=stage.end)
+        if stage.end is None and not outcomes:
             self.end()
 
     def _void(self, stage: Stage, start: Boundary) -> None:
+        answers = len(stage.answers)
         cause = f"{stage.failures} exceptions" if stage.failures >= _MAX_FAILURES else f"{stage.deaths} dead starts"
         logger.warning(
             "%d answers after %s are void and asked for again: %s in a row came before the next boundary",
-            len(stage.answers),
+            answers,
             start.position,
             cause,
         )
         epoch, batch = start.position.as_tuple
-        self._report("voided", answers=len(stage.answers), epoch=epoch, batch=batch)
+        self._report("voided", answers=answers, epoch=epoch, batch=batch)
 
-    def set_stage(self, answers: Iterable[Answer], *, end: Boundary | None) -> None:
-        """Expect these answers, up to the boundary `end`. None if the stage has none yet."""
-        self.answers, self._end = list(answers), end
-        self._places, self._failures = {}, {}
-        self.delivery.begin(len(self.answers), is_open=end is None and not self.is_following)
-        for place, answer in enumerate(self.answers):
-            self._put((answer.key, answer.number), place)
+    def set_stage(self, outcomes: Iterable[Outcome], *, end: Boundary | None) -> None:
+        """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
+        self.outcomes, self._end, self._places = list(outcomes), end, {}
+        self.delivery.begin(len(self.outcomes), is_open=end is None and not self.is_following)
+        for place, outcome in enumerate(self.outcomes):
+            self._put((outcome.key, outcome.number), place)
 
     def _put(self, ticket: Ticket, place: int) -> None:
-        """Let a request find its answer. The last one with its ticket counts: the others could not be used."""
-        unusable = self._places.get(ticket)
-        self._places[ticket] = place
-        if unusable is not None:
-            self.delivery.pass_over(unusable)
+        """Let a request find its outcome. The last answer with its ticket counts: the others could not be used."""
+        places = self._places.setdefault(ticket, deque())
+        if isinstance(self.outcomes[place], Answer):
+            for unusable in [earlier for earlier in places if isinstance(self.outcomes[earlier], Answer)]:
+                places.remove(unusable)
+                self.delivery.pass_over(unusable)
+        places.append(place)
 
-    def rewind(self, answers: Iterable[Answer]) -> None:
-        """Expect these answers of the current stage again."""
-        self.set_stage(answers, end=self._end)
+    def rewind(self, outcomes: Iterable[Outcome]) -> None:
+        """Expect these outcomes of the current stage again."""
+        self.set_stage(outcomes, end=self._end)
 
     def end(self) -> None:
         """Note that all of the log has been replayed."""
@@ -177,11 +178,11 @@ class Replay:
         while self.is_following and not self.is_lost and self._records and self._end is None:
             record = self._records.popleft()
             match record:
-                case Answer() if not self._ahead:
+                case Answer() | Unanswered() if not self._ahead:
                     self._add(record)
-                case Unanswered() if not self._ahead:
-                    self._fail(record)
-                case Void() if len(self._places) < len(self.answers):
+                case Unrecorded() if not self._ahead:
+                    self.diverged("an answer of the leader can't be recorded")
+                case Void() if sum(map(len, self._places.values())) < len(self.outcomes):
                     self.diverged("the leader asks again for answers that this worker has used")
                 case Void():
                     self.set_stage((), end=None)
@@ -195,23 +196,15 @@ class Replay:
         if self._end is not None and self._waiting:
             self.diverged("this worker asks for what the leader has not asked for")
 
-    def _add(self, answer: Answer) -> None:
-        place, ticket = len(self.answers), (answer.key, answer.number)
-        self.answers.append(answer)
+    def _add(self, outcome: Outcome) -> None:
+        place, ticket = len(self.outcomes), (outcome.key, outcome.number)
+        self.outcomes.append(outcome)
         self.delivery.grow()
         waiting = self._waiting.pop(ticket, None)
         if waiting is None or waiting.done():
             self._put(ticket, place)
         else:
             waiting.set_result(place)
-
-    def _fail(self, record: Unanswered) -> None:
-        ticket = (record.key, record.number)
-        waiting = self._waiting.pop(ticket, None)
-        if waiting is None or waiting.done():
-            self._failures.setdefault(ticket, deque()).append(record.error)
-        else:
-            waiting.set_exception(LeaderRequestError(record.error))
 
     def _lead(self, link: Link | None) -> None:
         last = self._last
@@ -223,7 +216,6 @@ class Replay:
         for boundary in self._ahead:
             self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
         self._ahead.clear()
-        self._failures.clear()
         self.end()
         self.delivery.open()
         self._stop_waiting()
@@ -238,25 +230,16 @@ class Replay:
     # ---------------------------------------------------------------- requests
 
     def take(self, ticket: Ticket) -> int | None:
-        """Return the place of the answer with this ticket, and take it out. None if there is none yet.
-
-        Raises:
-            LeaderRequestError: The request of the leader has failed.
-        """
-        if failures := self._failures.get(ticket):
-            raise LeaderRequestError(failures.popleft())
-        return self._places.pop(ticket, None)
+        """Return the first place with this ticket, and take it out. None if there is none yet."""
+        places = self._places.get(ticket)
+        return places.popleft() if places else None
 
     def put_back(self, ticket: Ticket, place: int) -> None:
-        """Let a retry take an answer whose request was cancelled."""
-        self._places[ticket] = place
+        """Let a retry take an outcome whose request was cancelled."""
+        self._places.setdefault(ticket, deque()).appendleft(place)
 
     async def wait_for(self, ticket: Ticket) -> int | None:
-        """Return the place of an answer that the leader has not recorded yet. None if this worker must ask now.
-
-        Raises:
-            LeaderRequestError: The request of the leader has failed.
-        """
+        """Return the place of an outcome that the leader has not recorded yet. None if this worker must ask now."""
         if self._end is not None and not self.is_lost:
             self.diverged("this worker asks for what the leader has not asked for")
         future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
@@ -264,7 +247,7 @@ class Replay:
         try:
             return await future
         except asyncio.CancelledError:
-            place = future.result() if future.done() and not future.cancelled() and not future.exception() else None
+            place = future.result() if future.done() and not future.cancelled() else None
             if place is not None:
                 self.put_back(ticket, place)
             raise
@@ -273,12 +256,12 @@ class Replay:
                 del self._waiting[ticket]
 
     async def turn(self, place: int) -> bool:
-        """Wait until it is the turn of the answer at `place`. Return False if it comes again, see `follow`."""
-        follows = self._follows
+        """Wait until it is the turn of the outcome at `place`. Return False if it comes again, see `follow`."""
+        follows, is_answer = self._follows, isinstance(self.outcomes[place], Answer)
         await self.delivery.turn(place)
         if self._follows != follows:
             return False
-        self.replayed += 1
+        self.replayed += is_answer
         if self._log is not None and self._end is None and self.delivery.left == 0:
             self.end()
         return True

@@ -34,6 +34,7 @@ KILLS = {
     "decision": (kill("exception", 30), kill("SIGKILL", 20)),
     "client": (kill("Ctrl-C", 30), kill("cut off", 90)),
     "failing": KILLED,
+    "refused": (kill("SIGKILL", 60), kill("exception", 40)),
     "twins": KILLED,
 }
 

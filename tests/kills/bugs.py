@@ -18,8 +18,8 @@ from distributed_backup.checkpoints.journal import LogReader
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.training import answers, state
-from distributed_backup.training.answers import Tickets
 from distributed_backup.training.delivery import Delivery
+from distributed_backup.training.tickets import Tickets
 
 
 def _without_order() -> None:
@@ -35,7 +35,17 @@ def _entry_dropped() -> None:
 
     def shortened(self: Any) -> Any:
         stage = next_stage(self)
-        return replace(stage, answers=stage.answers[:2] + stage.answers[3:])
+        return replace(stage, outcomes=stage.outcomes[:2] + stage.outcomes[3:])
+
+    LogReader.next_stage = shortened  # type: ignore[method-assign]
+
+
+def _failures_sent_again() -> None:
+    next_stage = LogReader.next_stage
+
+    def shortened(self: Any) -> Any:
+        stage = next_stage(self)
+        return replace(stage, outcomes=stage.answers)
 
     LogReader.next_stage = shortened  # type: ignore[method-assign]
 
@@ -105,6 +115,7 @@ BUGS: dict[str, Callable[[], None]] = {
     "no journal": lambda: None,
     "no order": _without_order,
     "entry dropped": _entry_dropped,
+    "failures sent again": _failures_sent_again,
     "key without number": _key_without_number,
     "seen before durable": _seen_before_durable,
     "never written": _journal_not_flushed,

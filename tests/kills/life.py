@@ -30,6 +30,8 @@ Report = Callable[..., None]
 # Seconds. Long enough for the batch in flight, or too short for a provider that hangs.
 _GRACE_PERIOD = 30.0
 _SHORT_GRACE_PERIOD = 1.5
+# The part of the requests that fail.
+_FAILURES = {"failing": 0.2, "refused": 0.3}
 _SHORT_LEASE = LeaseTimings(duration=1.0, renew_deadline=0.7, retry_period=0.1)
 _TOKEN = re.compile(rb'"(w[0-9]+-[0-9]+\.[0-9]+)"')
 
@@ -170,7 +172,7 @@ def live(report: Report, run: Run, place: Place, path: Path, number: int, kill: 
     observe(observer)
     if run.keeps_all:
         CheckpointStore._unneeded = lambda *arguments: ()  # type: ignore[assignment,method-assign]
-    provider = Provider(path.stem, observer.note, failures=0.2 if run.program == "failing" else 0.0)
+    provider = Provider(path.stem, observer.note, failures=_FAILURES.get(run.program, 0.0))
     observer.provider = provider
     provider.install()
     asyncio.run(_fit(run, place, observer, provider, seed=run.seed + number, journal=with_journal, kill=kill))

@@ -20,6 +20,7 @@ PROGRAMS: Final = (
     "decision",
     "client",
     "failing",
+    "refused",
     "twins",
 )
 SAVE_FREQUENCIES: Final[tuple[SaveFrequency, ...]] = (1, 3, "epoch", False)
@@ -42,7 +43,7 @@ BATCHES: Final = STEPS + 2 * VALIDATION_SAMPLES // BATCH_SIZE
 BOUNDARIES: Final = tuple(
     (epoch, batch) for epoch in range(EPOCHS + 1) for batch in range(BATCHES + 1) if (epoch, batch) > (0, 0)
 )[: EPOCHS * (BATCHES + 1)]
-# Answers of an uninterrupted run. Those of "omega" depend on the answers.
+# Answers of an uninterrupted run. Those of "omega" depend on the answers, those of "refused" on the failures.
 ANSWERS: Final = {
     "few-shot": 120,
     "agent": 360,

@@ -53,7 +53,12 @@ async def build(
     np.random.seed(seed)
     client = Client(provider)
     # The pauses between retries are of no interest here.
-    model = synalinks.LanguageModel(model="openai/gpt-4o-mini", retry=20, retry_max_wait=0)
+    model = synalinks.LanguageModel(
+        model="openai/gpt-4o-mini",
+        retry=2 if name == "refused" else 20,
+        retry_max_wait=0,
+        fallback=synalinks.LanguageModel(model="openai/gpt-4o", retry=1) if name == "refused" else None,
+    )
     inputs = synalinks.Input(data_model=Query)
     outputs = await _module(name, model, on_tool)(inputs)
     program = synalinks.Program(inputs=inputs, outputs=outputs, name="toy", description="A toy program")

@@ -12,7 +12,7 @@ from typing import Any, cast
 import orjson
 
 from distributed_backup.checkpoints.journal import LogReader, Stage
-from distributed_backup.checkpoints.journal_format import Answer, Boundary, Link, Record
+from distributed_backup.checkpoints.journal_format import Answer, Boundary, Link, Outcome, Record
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Kind
 from distributed_backup.position import Position
@@ -81,7 +81,7 @@ class Log:
         self._stages = list(stages)
 
     def next_stage(self) -> Stage:
-        found = self._stages.pop(0) if self._stages else Stage(answers=(), end=None)
+        found = self._stages.pop(0) if self._stages else Stage(outcomes=(), end=None)
         if isinstance(found, Exception):
             raise found
         return found
@@ -166,8 +166,17 @@ async def work(cycles: int) -> None:
         await asyncio.sleep(0)
 
 
-def stage(*answers: Answer, end: Boundary | None = None, failures: int = 0, deaths: int = 0) -> Stage:
-    return Stage(answers=answers, end=end, failures=failures, deaths=deaths)
+def led() -> Fit:
+    """A fit that leads, at its first boundary."""
+    fit = Fit()
+    fit.answers.start(boundary(0))
+    fit.boundary(0)
+    fit.replay.delivery.touch()
+    return fit
+
+
+def stage(*outcomes: Outcome, end: Boundary | None = None, failures: int = 0, deaths: int = 0) -> Stage:
+    return Stage(outcomes=outcomes, end=end, failures=failures, deaths=deaths)
 
 
 def keys(records: Iterable[Record]) -> list[str]:

@@ -10,23 +10,14 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoints import journal_format
-from distributed_backup.checkpoints.journal_format import Failed, Unanswered
+from distributed_backup.checkpoints.journal_format import Failed, Unanswered, Unrecorded
 from distributed_backup.training import answers, delivery
-from distributed_backup.training.answers import Tickets
-from tests.support.answering import JSON, Fit, answer, boundary, keys, quiet, stage
+from distributed_backup.training.tickets import Tickets
+from tests.support.answering import JSON, Fit, answer, boundary, keys, led, quiet, stage
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())  # type: ignore[arg-type]
-
-
-def led() -> Fit:
-    """A fit that leads, at its first boundary."""
-    fit = Fit()
-    fit.answers.start(boundary(0))
-    fit.boundary(0)
-    fit.replay.delivery.touch()
-    return fit
 
 
 # ---------------------------------------------------------------- tickets
@@ -213,7 +204,7 @@ def test_an_answer_that_can_not_be_recorded_reaches_training_in_its_turn(
         fit.writer.flush()
         await quiet()
         assert (fit.got, keys(fit.writer.records)) == ([1, response], ["a"])
-        assert [record.key for record in fit.writer.records if isinstance(record, Unanswered)] == ["b"] * (
+        assert [record.key for record in fit.writer.records if isinstance(record, Unrecorded)] == ["b"] * (
             key is not None
         )
 
@@ -232,7 +223,7 @@ def test_memory_is_flat_in_the_number_of_answers() -> None:
             fit.respond("a", batch)
             await quiet()
             fit.boundary(batch)
-            assert (fit.answers._since, fit.replay.answers, fit.replay._places) == ([], [], {})
+            assert (fit.answers._since, fit.replay.outcomes, fit.replay._places) == ([], [], {})
             assert (fit.replay.delivery._places, list(fit.replay.delivery._new)) == ({}, [])
 
     run(main)
@@ -304,7 +295,7 @@ def test_a_stream_that_breaks_is_not_recorded_and_its_retry_is() -> None:
             await drained(fit, "s", 1, OSError("reset"))
         await drained(fit, "s", 1, 2)
         assert fit.writer.records == [
-            Unanswered(key="s", number=0, error="OSError"),
+            Unrecorded(key="s", number=0),
             answer("s", [1, 2]),
         ]
 

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from distributed_backup.clock import SystemClock
+from distributed_backup.errors import RecordedFailureError
 from distributed_backup.training.answers import Answers
 from distributed_backup.training.codec import Codec
 from distributed_backup.training.delivery import STALL_LIMIT
@@ -125,7 +126,7 @@ def test_a_resumed_fit_gets_the_recorded_answers_and_asks_for_the_rest(fit: Call
 
 
 def test_a_retry_takes_the_place_of_the_request_that_failed(fit: Callable[..., Fit], storage: DictStorage) -> None:
-    """A replay does not fail, so it makes one request where the interrupted fit made two."""
+    """A replay fails as the interrupted fit did, and sends nothing."""
 
     async def fail() -> Any:
         raise ConnectionError
@@ -138,7 +139,10 @@ def test_a_retry_takes_the_place_of_the_request_that_failed(fit: Callable[..., F
         assert await first.ask() == 0
         first.close()
         assert recorded(storage) == [(0, 0)]
-        assert await fit(is_resumed=True).ask() == 0
+        again = fit(is_resumed=True)
+        with pytest.raises(RecordedFailureError, match="ConnectionError"):
+            await again.ask()
+        assert (await again.ask(), again.sent) == (0, 0)
 
     asyncio.run(run())
 

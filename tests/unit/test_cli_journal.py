@@ -18,6 +18,7 @@ from distributed_backup.checkpoints.journal_format import (
     Link,
     Record,
     Unanswered,
+    Unrecorded,
     Void,
     encode_record,
     segment_name,
@@ -65,7 +66,7 @@ def test_show_has_a_row_for_each_segment_newest_last(run: Path, links: tuple[Lin
     assert found == {"answers": 5, "bytes": total, "boundaries": 1}
     last = {"epoch": 1, "batch": 3, "digests": dict(DIGESTS)}
     common = {"worker_id": "w-1", "epoch": 1, "failed": 0, "error": None, "void": 0, "left": False, "torn": 0}
-    common["unanswered"] = 0
+    common["unanswered"] = common["unrecorded"] = 0
     assert first == {
         "name": FIRST,
         "term": 1,
@@ -99,6 +100,7 @@ def test_show_for_people_has_a_line_for_each_fact(run: Path, store: CheckpointSt
     records: list[Record] = [
         answer(),
         Unanswered(key="k", number=0, error=SECRET),
+        Unrecorded(key="k", number=0),
         Failed(error="ValueError"),
         Void(),
         Left(),
@@ -116,7 +118,7 @@ def test_show_for_people_has_a_line_for_each_fact(run: Path, store: CheckpointSt
         "  cut off: a later segment continues it after 200 bytes",
         f"{third.name}  term 3 by w-1, from epoch 1, batch 3: 1 answers, 0 boundaries, {third.end} bytes",
         f"  continues {SECOND} after 200 bytes",
-        "  marks: unanswered 1, failed 1 (ValueError), void 1, left",
+        "  marks: unanswered 1, unrecorded 1, failed 1 (ValueError), void 1, left",
         "  torn: 4 bytes of an incomplete record at the end",
         f"  bad at byte 0: it continues {SECOND} at byte 200, where no record ends",
         f"3 segments, 6 answers, 1 boundaries, {(links[0].end + links[1].end + third.end) / 1000:.1f} kB",

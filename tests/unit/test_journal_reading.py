@@ -15,6 +15,7 @@ from distributed_backup.checkpoints.journal_format import (
     Left,
     Link,
     Record,
+    Unanswered,
     Void,
     encode_record,
 )
@@ -408,6 +409,22 @@ def test_deaths_are_the_last_starts_that_recorded_nothing(storage: DictStorage) 
     assert stage_of(storage) == ([0, 1], 2, 0)
     start(storage, start(storage, link, 11, Void()), 12, answer(2))
     assert stage_of(storage) == ([2], 0, 0)
+
+
+def test_requests_that_failed_right_before_an_exception_are_sent_again(storage: DictStorage) -> None:
+    """They are its likely cause, as in an outage of the provider. No answer is, so none becomes void."""
+    refused = [Unanswered(key="k", number=number, error="E", status=503) for number in range(3)]
+    link = first(storage, refused[0], answer(0), *refused[1:], Failed(error="E"))
+    link = start(storage, link, 2, refused[2], Failed(error="E"))
+    assert stage_of(storage) == ([0], 0, 0)
+    found_log = found(storage, 0)
+    assert found_log is not None
+    assert found_log.next_stage().outcomes == (refused[0], answer(0))
+    # A start that is killed after its requests have failed goes on where it was.
+    start(storage, link, 3, refused[1])
+    found_log = found(storage, 0)
+    assert found_log is not None
+    assert found_log.next_stage().outcomes == (refused[0], answer(0), refused[1])
 
 
 def test_a_void_takes_what_came_before_it(storage: DictStorage) -> None:

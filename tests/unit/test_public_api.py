@@ -144,6 +144,7 @@ TREE = {
     "RestoreError": errors.BackupError,
     "RestoreTimeoutError": errors.RestoreError,
     "NotSharedError": errors.RestoreError,
+    "RecordedFailureError": errors.BackupError,
     "StateError": errors.BackupError,
     "ProgramMismatchError": errors.BackupError,
 }

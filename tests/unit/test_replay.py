@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_format import Boundary, Record, Unanswered, Void
-from distributed_backup.errors import StoreError
+from distributed_backup.checkpoints.journal_format import Boundary, Record, Unanswered, Unrecorded, Void
+from distributed_backup.errors import RecordedFailureError, StoreError
 from distributed_backup.position import Position
-from distributed_backup.training.replay import LeaderRequestError
 from tests.support.answering import END, Fit, answer, boundary, keys, quiet, stage
 
 
@@ -21,7 +20,7 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def failed(key: str, number: int = 0) -> Unanswered:
-    return Unanswered(key=key, number=number, error="APIError: busy")
+    return Unanswered(key=key, number=number, error="APIError", status=503)
 
 
 # ---------------------------------------------------------------- a log that has ended
@@ -295,13 +294,43 @@ def test_a_request_of_the_leader_that_failed_fails_here_too_and_its_retry_is_ans
             await quiet()
             if not is_late:
                 fit.replay.extend([failed("a")])
-            with pytest.raises(LeaderRequestError, match="busy"):
+            with pytest.raises(RecordedFailureError, match="APIError and HTTP status 503"):
                 await attempt
         retry = fit.ask("a")
         await quiet()
         if not is_late:
             fit.replay.extend([answer("a", 1)])
         assert (await retry, fit.asked, fit.lost) == (1, [], [])
+
+    run(main)
+
+
+def test_an_answer_that_the_leader_can_not_record_loses_the_follower() -> None:
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        waits = fit.ask("a")
+        await quiet()
+        fit.replay.extend([Unrecorded(key="a", number=0)])
+        await quiet()
+        assert (waits.done(), fit.asked, fit.lost) == (False, [], ["an answer of the leader can't be recorded"])
+        waits.cancel()
+
+    run(main)
+
+
+def test_a_new_leader_goes_on_behind_the_failures_of_the_old_one() -> None:
+    """They come in their turn, and only the retry is sent."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow(failed("a"))
+        fit.replay.end_of_log(END)
+        with pytest.raises(RecordedFailureError):
+            await fit.ask("a")
+        fit.ask("a")
+        await quiet()
+        assert fit.asked == ["a"]
 
     run(main)
 

@@ -1,0 +1,196 @@
+"""Requests that fail: their failures have a turn, are recorded, and fail again in a replay without being sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from distributed_backup.checkpoints.journal_format import Answer, Outcome, Unanswered
+from distributed_backup.errors import RecordedFailureError
+from tests.support.answering import JSON, Fit, answer, boundary, led, quiet, stage
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(main())  # type: ignore[arg-type]
+
+
+def outcomes(fit: Fit) -> list[Outcome]:
+    """Return what the fit has recorded of requests."""
+    return [record for record in fit.writer.records if isinstance(record, Answer | Unanswered)]
+
+
+class BusyError(Exception):
+    status_code = 429
+
+
+def test_a_failure_has_its_turn_as_an_answer_has() -> None:
+    """Training may go on without the answer, so what it does then depends on the answers before the failure."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        first, attempt = fit.ask("a"), fit.ask("b")
+        await quiet()
+        fit.respond("a", 1)
+        await quiet()
+        fit.respond("b", BusyError())
+        await quiet()
+        assert not attempt.done()
+        fit.writer.flush()
+        await quiet()
+        assert (first.result(), type(attempt.exception())) == (1, BusyError)
+        failure = Unanswered(key="b", number=0, error="BusyError", status=429)
+        assert fit.writer.records == [answer("a", 1), failure]
+
+        again = Fit()
+        again.begin(stage(*outcomes(fit), end=boundary(1)))
+        attempt = again.ask("b")
+        await quiet()
+        assert not attempt.done()
+        again.ask("a")
+        await quiet()
+        error = attempt.exception()
+        assert isinstance(error, RecordedFailureError)
+        assert (error.error, error.status_code, again.asked) == ("BusyError", 429, [])
+        again.boundary(1)
+        assert again.events == [("replayed", {"answers": 1, "epoch": 0, "batch": 1})]
+
+    run(main)
+
+
+@pytest.mark.parametrize("status", [None, "429", True, 7, 10**40, 4.5])
+def test_a_status_that_is_none_of_http_is_not_recorded(status: object) -> None:
+    async def main() -> None:
+        error = RuntimeError()
+        error.status_code = status  # type: ignore[attr-defined]
+        fit = led()
+        fit.ask("a").add_done_callback(lambda task: task.exception())
+        await quiet()
+        fit.respond("a", error)
+        await quiet()
+        assert fit.writer.records == [Unanswered(key="a", number=0, error="RuntimeError", status=None)]
+
+    run(main)
+
+
+def test_all_failures_of_a_request_are_replayed_before_its_answer() -> None:
+    async def main() -> None:
+        failures = [Unanswered(key="a", number=0, error=f"E{number}") for number in range(2)]
+        fit = Fit()
+        fit.begin(stage(*failures, answer("b", 2), answer("a", 1)))
+        fit.ask("b")
+        for number in range(2):
+            with pytest.raises(RecordedFailureError, match=f"E{number}"):
+                await fit.ask("a")
+        assert (await fit.ask("a"), fit.got, fit.asked) == (1, [2, 1], [])
+
+    run(main)
+
+
+def test_a_request_whose_failure_was_replayed_to_the_end_of_the_log_is_sent_again() -> None:
+    async def main() -> None:
+        fit = Fit()
+        fit.begin(stage(Unanswered(key="a", number=0, error="E")))
+        with pytest.raises(RecordedFailureError):
+            await fit.ask("a")
+        fit.ask("a")
+        await quiet()
+        fit.respond("a", 1)
+        await quiet()
+        assert (fit.got, fit.writer.records) == ([1], [answer("a", 1)])
+
+    run(main)
+
+
+def test_a_failure_that_is_cancelled_before_its_turn_is_that_of_the_retry() -> None:
+    """It is recorded, so a replay has it, too."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        attempt = fit.ask("a")
+        await quiet()
+        fit.respond("a", BusyError())
+        await quiet()
+        attempt.cancel()
+        await quiet()
+        retry = fit.ask("a")
+        await quiet()
+        fit.writer.flush()
+        await quiet()
+        assert (type(retry.exception()), fit.asked) == (BusyError, ["a"])
+        fit.ask("a")
+        await quiet()
+        assert fit.asked == ["a", "a"]
+
+    run(main)
+
+
+def test_a_failure_without_a_key_or_without_a_journal_is_raised_and_not_recorded() -> None:
+    async def main() -> None:
+        fit = led()
+        for key in (None, "a"):
+            attempt = fit.ask(key)
+            await quiet()
+            if key is not None:
+                fit.answers.close()
+            fit.respond(str(key), BusyError())
+            await quiet()
+            assert type(attempt.exception()) is BusyError
+        assert fit.writer.records == []
+
+    run(main)
+
+
+def test_a_batch_that_is_undone_fails_again_where_it_failed() -> None:
+    async def main() -> None:
+        fit = led()
+        fit.answers.mark()
+        attempt = fit.ask("a")
+        await quiet()
+        fit.respond("a", BusyError())
+        await quiet()
+        assert type(attempt.exception()) is BusyError
+        fit.answers.rewind()
+        with pytest.raises(RecordedFailureError, match="BusyError"):
+            await fit.ask("a")
+        assert (fit.asked, len(fit.writer.records)) == (["a"], 1)
+
+    run(main)
+
+
+async def drained(fit: Fit, *chunks: int) -> list[Any]:
+    async def stream() -> AsyncIterator[int]:
+        for chunk in chunks:
+            yield chunk
+
+    async def request() -> Any:
+        fit.asked.append("s")
+        return stream()
+
+    return [chunk async for chunk in await fit.answers.ask_stream("s", request, JSON)]
+
+
+def test_a_stream_whose_request_fails_is_replayed_as_a_failure() -> None:
+    async def main() -> None:
+        fit = led()
+
+        async def refuse() -> Any:
+            raise BusyError
+
+        with pytest.raises(BusyError):
+            await fit.answers.ask_stream("s", refuse, JSON)
+        await drained(fit, 1, 2)
+        failure = Unanswered(key="s", number=0, error="BusyError", status=429)
+        assert fit.writer.records == [failure, answer("s", [1, 2])]
+
+        again = Fit()
+        again.begin(stage(*outcomes(fit)))
+        with pytest.raises(RecordedFailureError, match="BusyError"):
+            await drained(again)
+        assert (await drained(again), again.asked) == ([1, 2], [])
+
+    run(main)
