@@ -96,7 +96,7 @@ class Elector:
         report: Report = no_report,
     ) -> None:
         self._coordinator, self._terms = coordinator, terms
-        self._worker_id, self._idle_role = candidate.worker_id, candidate.idle_role
+        self._worker_id, self.idle_role = candidate.worker_id, candidate.idle_role
         self._timings, self._clock = candidate.timings, clock
         self._listener, self._report = listener, report
         retry_period = candidate.timings.retry_period
@@ -261,7 +261,7 @@ class Elector:
     def _exchange(self, sent: float) -> ClusterView:
         """Send a heartbeat and return the reply. A granted term that may not be led under is given back."""
         # As of the last tick: a leader that resigns now is no member to give way to.
-        role: Role = self._idle_role if self._lease is None else "leader"
+        role: Role = self.idle_role if self._lease is None else "leader"
         self._give_up_if_asked(sent)
         beat = self._heartbeat(sent, role)
         self._possibly_holder = self._possibly_holder or beat.campaign

@@ -70,6 +70,8 @@ class Standby:
         """Called when this worker leads, and did not lead before."""
         self.on_deposed: Callable[[], None] = lambda: None
         """Called when another worker leads in the place of this one, which follows its journal from then on."""
+        self.on_appended: Callable[[], None] = lambda: None
+        """Called when the leader may have appended to its journal."""
 
     @property
     def is_due(self) -> bool:
@@ -141,6 +143,8 @@ class Standby:
             state.phase, state.is_lost = "standby", True
             # No other worker must give way to it, because it would have to exit.
             context.elector.position = None
+            # It reads no journal any more.
+            context.elector.idle_role = "standby"
             self._stop_training_at(context.clock.now())
         view = state.view
         context.report(

@@ -148,6 +148,9 @@ def test_a_lost_follower_stops_and_returns_with_the_final_state(team: Team) -> N
     follower.standby.stand_down("the state differs in trainable")
     follower.standby.stand_down("again")
     assert (follower.stands_by, len(team.cut_offs["b"]), elector_of(follower).position) == (True, 1, None)
+    team.steps(3.0)
+    # Otherwise all segments would be kept for it.
+    assert context_of(leader).store.slowest_follower() is None
     assert sink.of("stood_down") == [{"leader": "a", "term": 2}]
     waiting = team.begin(follower.stand_by)
     team.steps(3.0)
