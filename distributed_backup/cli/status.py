@@ -7,7 +7,7 @@ vanish during the read are skipped, because the run may be training. No value ho
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from distributed_backup.cli.journal_report import answers_since
 from distributed_backup.cli.locate import Run
 from distributed_backup.coordination.base import Announcement, ClusterView, Member
 from distributed_backup.errors import BackupError, ConfigError
+from distributed_backup.position import Position
 
 
 def status_of(run: Run) -> tuple[dict[str, Any], int]:
@@ -44,20 +45,36 @@ def status_of(run: Run) -> tuple[dict[str, Any], int]:
         "leader": view.holder,
         "term": view.term,
         "lease_remaining": _rounded(view.remaining),
-        "members": [_member_row(member) for member in members],
+        "members": [_member_row(member, _first(members)) for member in members],
         "checkpoint": checkpoint,
         "notices": _notice_rows(view),
     }
     return status, damaged
 
 
-def _member_row(member: Member) -> dict[str, Any]:
+def _first(members: Iterable[Member]) -> Position | None:
+    """Return the position of the worker that has come furthest."""
+    return max((member.position for member in members if member.position is not None), default=None)
+
+
+def _lag(position: Position | None, first: Position | None) -> tuple[int | None, int | None]:
+    """Return how many epochs and batches a worker is behind the first. Batches of other epochs can't be counted."""
+    if position is None or first is None:
+        return None, None
+    epochs = first.epoch - position.epoch
+    return epochs, first.batch - position.batch if epochs == 0 else None
+
+
+def _member_row(member: Member, first: Position | None) -> dict[str, Any]:
     position = member.position
+    epochs, batches = _lag(position, first)
     return {
         "worker_id": member.worker_id,
         "role": member.role,
         "epoch": None if position is None else position.epoch,
         "batch": None if position is None else position.batch,
+        "epochs_behind": epochs,
+        "batches_behind": batches,
         "last_seen": _rounded(member.age),
     }
 

@@ -54,9 +54,12 @@ def _no_checkpoint(run: Run, damaged: int) -> str:
 
 def _workers_table(found: dict[str, Any]) -> Table:
     return table(
-        ("WORKER", "ROLE", "EPOCHS DONE", "BATCHES OF THE NEXT", "LAST HEARTBEAT"),
+        ("WORKER", "ROLE", "EPOCHS DONE", "BATCHES OF THE NEXT", "BEHIND", "LAST HEARTBEAT"),
         [
-            (row["worker_id"], _role(row, found["leader"]), text(row["epoch"]), text(row["batch"]), _heartbeat(row))
+            (
+                *(row["worker_id"], _role(row, found["leader"]), text(row["epoch"]), text(row["batch"])),
+                *(_lag(row), _heartbeat(row)),
+            )
             for row in found["members"]
         ],
     )
@@ -66,6 +69,12 @@ def _role(row: dict[str, Any], leader: str | None) -> str:
     # The role is as of the last heartbeat. The lease may have been lost since.
     is_former = row["role"] == "leader" and row["worker_id"] != leader
     return "former leader" if is_former else str(row["role"])
+
+
+def _lag(row: dict[str, Any]) -> str:
+    if row["epochs_behind"]:
+        return f"{row['epochs_behind']} epoch(s)"
+    return "-" if row["batches_behind"] is None else f"{row['batches_behind']} batch(es)"
 
 
 def _heartbeat(row: dict[str, Any]) -> str:
