@@ -97,6 +97,10 @@ class LogTail:
         """Start reading."""
         self._thread.start()
 
+    def wake(self) -> None:
+        """Look now for what was appended. Otherwise the next look comes after `Storage.poll_interval`."""
+        self._wake.set()
+
     def finish(self) -> None:
         """Read what is there, then call `ended`: this worker leads, so what others append later does not count."""
         self._finishes = True

@@ -79,6 +79,7 @@ class JournalWriter:
     """The journal of one worker.
 
     `term` returns the term to write under, None while this worker may not write. `run_id` returns the id of the run.
+    `on_append` is called after each append, in the thread, and must not block.
     The thread is started by the first record, so a worker without a journal has none.
     """
 
@@ -90,22 +91,23 @@ class JournalWriter:
         clock: Clock,
         term: Callable[[], int | None],
         run_id: Callable[[], str | None],
+        on_append: Callable[[], None] = lambda: None,
     ) -> None:
         self._storage = storage
         self._worker_id = worker_id
         self._clock = clock
         self._term = term
         self._run_id = run_id
+        self._on_append = on_append
         self._warnings = OnceLogger(logger)
         self._condition = threading.Condition()
         self._steps: list[Callable[[], None]] = []
         self._waiting = 0
-        self._is_urgent = self._stopped = False
+        self._is_urgent = self._stopped = self._is_replaying = False
         self._deadline = math.inf
         # Ends a pause of the thread: it waits until its next append.
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
-        self._is_replaying = False
         # Of the thread alone, from here on.
         self._segment: _Segment | None = None
         # The last boundary, or the place where a log is continued, and the records since then.
@@ -345,6 +347,7 @@ class JournalWriter:
             self.answers += sum(map(is_answer, self._lines))
             self._lines = []
             self._warnings.reset()
+            self._on_append()
         self._release()
 
     def _must_give_up(self, error: StoreError) -> bool:

@@ -23,8 +23,8 @@ from distributed_backup.position import Position
 
 Role = Literal["leader", "follower", "standby"]
 Action = Literal["save", "resign"]
-Hint = Literal["free", "announced", "finished", "noticed"]
-"""Why to send a heartbeat now: lease released, announcement made, run finished, notice posted."""
+Hint = Literal["free", "announced", "finished", "noticed", "appended"]
+"""What has happened: lease released, announcement made, run finished, notice posted, journal appended to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +211,9 @@ class Coordinator(ABC):
     is_server: ClassVar[bool] = False
     """Whether its URL names a server, which keeps the records of many runs."""
 
+    has_hints: ClassVar[bool] = False
+    """Whether hints reach other workers."""
+
     @classmethod
     def from_url(cls, url: str, backup_dir: str | os.PathLike[str] | None) -> Self | None:  # noqa: ARG003 - see below
         """Return the coordinator that a URL of its scheme names. None if the URL has another form.
@@ -244,6 +247,13 @@ class Coordinator(ABC):
             wake: Called from any thread. It must not block.
         """
         return lambda: None
+
+    def give_hint(self, hint: Hint) -> None:  # noqa: B027 - most have no hints
+        """Give a hint to all workers, also to this one.
+
+        Raises:
+            CoordinatorUnavailableError: It can't be reached.
+        """
 
     def close(self) -> None:  # noqa: B027 - most hold nothing that the process' end does not free
         """Close connections. The next operation opens new ones."""

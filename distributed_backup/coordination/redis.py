@@ -13,7 +13,7 @@ call:
     distributed-backup:{RUN}:members        hash     worker id -> "seen role epoch batch"
     distributed-backup:{RUN}:expiries       zset     worker id by the instant at which its membership expires
     distributed-backup:{RUN}:notices        hash     notice id -> "until worker-id wish reason", see `Notice.to_wish`
-    distributed-backup:{RUN}:hints          channel  "free", "announced", "finished", "noticed"
+    distributed-backup:{RUN}:hints          channel  "free", "announced", "finished", "noticed", "appended"
 
 Instants are milliseconds since 1970 by the server's clock.
 """
@@ -104,6 +104,7 @@ class RedisCoordinator(Coordinator):
 
     has_expiry = True
     is_server = True
+    has_hints = True
 
     def __init__(self, server: str | redis.Redis) -> None:
         self._address = RedisAddress.of_url(server) if isinstance(server, str) else RedisAddress.of_client(server)
@@ -204,6 +205,10 @@ class RedisCoordinator(Coordinator):
             hint,
         )
         return bool(self._client.run(script("announce"), (keys.lease, keys.announcement), arguments))
+
+    @override
+    def give_hint(self, hint: Hint) -> None:
+        self._client.command("PUBLISH", self._run_keys.hints, hint)
 
     @override
     def notify(self, notice: Notice) -> None:

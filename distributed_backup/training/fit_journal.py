@@ -61,6 +61,7 @@ class FitJournal:
         if self._may_follow:
             # First, so that no change of the leader is missed.
             self._worker.standby.on_elected = self._on_elected
+            self._worker.standby.on_appended = self._on_appended
             self._worker.standby.on_deposed = partial(self._replay.delivery.call_from_thread, self._step_down)
         if checkpoint is None:
             return
@@ -156,6 +157,11 @@ class FitJournal:
         tail = self._tail
         if tail is not None:
             tail.finish()
+
+    def _on_appended(self) -> None:
+        tail = self._tail
+        if tail is not None:
+            tail.wake()
 
     def _step_down(self) -> None:
         """Follow the worker that leads in the place of this one, or has led since. This one may lead again by now."""

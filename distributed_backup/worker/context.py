@@ -23,6 +23,7 @@ from distributed_backup.observability.reporter import Reporter
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.worker.announcer import Announcer
+from distributed_backup.worker.append_hints import AppendHints
 from distributed_backup.worker.followers import Followers
 from distributed_backup.worker.notices import NoticePublisher, Notices
 from distributed_backup.worker.options import WorkerOptions
@@ -98,6 +99,7 @@ class WorkerContext:
     saver: Saver
     state: WorkerState = field(default_factory=WorkerState)
     journal: JournalWriter = field(init=False)
+    append_hints: AppendHints = field(init=False)
     notices: Notices = field(init=False)
     announcer: Announcer = field(init=False)
     publisher: NoticePublisher = field(init=False)
@@ -105,18 +107,25 @@ class WorkerContext:
     def __post_init__(self) -> None:
         if self.options.follows_journal:
             self.store.slowest_follower = Followers(self.coordinator, self.clock, self.worker_id).slowest
+        self.append_hints = AppendHints(self.coordinator)
         self.journal = JournalWriter(
             storage=self.store.storage,
             worker_id=self.worker_id,
             clock=self.clock,
             term=self.journal_term,
             run_id=lambda: self.store.run_id,
+            on_append=self.append_hints.note,
         )
         self.notices = Notices(self.request_save)
         self.announcer = Announcer(self.coordinator, self.worker_id, acknowledged=lambda: self.notices.acknowledged)
         self.publisher = NoticePublisher(
             self.coordinator, self.notices, elector=self.elector, worker_id=self.worker_id, clock=self.clock
         )
+
+    def close_journal(self, timeout: float) -> None:
+        """Append what waits within `timeout` seconds, and write nothing more."""
+        self.journal.close(timeout=timeout)
+        self.append_hints.close(timeout=timeout)
 
     def request_save(self) -> int:
         """Request a commit of the last boundary, and of the answers since then. Return the saver's ticket."""

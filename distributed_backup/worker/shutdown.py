@@ -145,7 +145,7 @@ class Shutdown:
         if context.options.delete_checkpoint:
             # Other workers may delete the run from now on. No write of this worker may follow.
             context.report.close(EVENT_LOG_FLUSH_TIMEOUT)
-            context.journal.close(timeout=JOURNAL_FLUSH_TIMEOUT)
+            context.close_journal(JOURNAL_FLUSH_TIMEOUT)
             is_last = self._leave_and_check_last()
             with state.condition:
                 if is_last and not self._preemption.is_noticed:
@@ -293,7 +293,7 @@ class Shutdown:
         may_leave = is_member and answers and (self._resign() or not may_skip)
         # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
         context.report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
-        context.journal.close(timeout=JOURNAL_FLUSH_TIMEOUT if limit is None else min(JOURNAL_FLUSH_TIMEOUT, limit / 2))
+        context.close_journal(JOURNAL_FLUSH_TIMEOUT if limit is None else min(JOURNAL_FLUSH_TIMEOUT, limit / 2))
         if may_leave:
             with errors_logged("leaving"):
                 context.coordinator.leave(context.worker_id)

@@ -314,7 +314,9 @@ class Worker:
             self._saver.request_announcement()
 
     def _on_hint(self, hint: Hint) -> None:
-        """Send a heartbeat between two ticks if the hint matters to this worker."""
+        """Do between two ticks what the hint asks for, if it matters to this worker."""
+        if hint == "appended":
+            self.standby.on_appended()
         is_announcement = hint in {"announced", "finished"} and (self.notice_given or self.standby.awaits(hint))
         if is_announcement or (hint == "noticed" and self._elector.is_leader):
             self._elector.wake()

@@ -65,7 +65,12 @@ class Made:
         self.storage = LocalStorage(root)
         self.writer = Writer()
         self.writer.wants_checkpoint = False  # type: ignore[attr-defined]
-        self.standby = SimpleNamespace(stand_down=self.lost.append, on_elected=lambda: None, on_deposed=lambda: None)
+        self.standby = SimpleNamespace(
+            stand_down=self.lost.append,
+            on_elected=lambda: None,
+            on_deposed=lambda: None,
+            on_appended=lambda: None,
+        )
         self.worker = SimpleNamespace(
             journal=self.writer,
             leads=leads,

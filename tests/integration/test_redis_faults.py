@@ -348,7 +348,7 @@ class Ear:
 
 @BINARIES
 def test_each_change_is_hinted_at(server: RedisServer, tmp_path: Path) -> None:
-    """A resignation, an announcement, the last one, a notice."""
+    """A resignation, an announcement, the last one, a notice, an append."""
     with asking(tmp_path, server.url) as ours, asking(tmp_path, server.url) as theirs:
         ear = Ear(ours)
         await_subscriber(server)
@@ -360,7 +360,9 @@ def test_each_change_is_hinted_at(server: RedisServer, tmp_path: Path) -> None:
         server.ask("PUBLISH", key(tmp_path, "hints"), "what nobody ever says")
         theirs.resign("a")
         ear.await_hint("free")
-        assert ear.hints == ["announced", "finished", "free"]
+        theirs.give_hint("appended")
+        ear.await_hint("appended")
+        assert ear.hints == ["announced", "finished", "free", "appended"]
         ear.stop()
 
 

@@ -19,6 +19,7 @@ from distributed_backup.checkpoints.journal_format import (
     segment_name,
 )
 from distributed_backup.checkpoints.journal_tail import LogTail, TailListener
+from distributed_backup.clock import SystemClock
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Names
@@ -47,6 +48,18 @@ class Files(LocalStorage):
     def read_from(self, name: str, offset: int, limit: int) -> bytes:
         self.reads += 1
         return super().read_from(name, offset, limit)
+
+
+class Patient(SystemClock):
+    """Waits in real time, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waiting = threading.Event()
+
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        self.is_waiting.set()
+        return super().wait(event, timeout)
 
 
 class Clock(FakeClock):
@@ -414,3 +427,16 @@ def test_a_damaged_record_loses_the_tail_unless_its_worker_leads(made: Tail) -> 
     made.start(finishes=True)
     soon(lambda: made.reports)
     assert made.reports == [("ended", segment.link)]
+
+
+def test_a_hint_ends_the_wait_for_the_next_poll(made: Tail) -> None:
+    """Without it, the next look would come an hour later."""
+    made.clock = clock = Patient()  # type: ignore[assignment]
+    made.storage.poll_interval = 3600.0  # type: ignore[misc]
+    segment = made.segment(1, state=boundary(0))
+    reader = made.start()
+    assert clock.is_waiting.wait(PATIENCE)
+    segment.add(answer("a", 1))
+    assert made.records == []
+    reader.wake()
+    made.has("a")
