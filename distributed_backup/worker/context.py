@@ -105,8 +105,6 @@ class WorkerContext:
     publisher: NoticePublisher = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.options.follows_journal:
-            self.store.slowest_follower = Followers(self.coordinator, self.clock, self.worker_id).slowest
         self.append_hints = AppendHints(self.coordinator)
         self.journal = JournalWriter(
             storage=self.store.storage,
@@ -116,6 +114,9 @@ class WorkerContext:
             run_id=lambda: self.store.run_id,
             on_append=self.append_hints.note,
         )
+        if self.options.follows_journal:
+            followers = Followers(self.coordinator, self.clock, self.worker_id, appended=lambda: self.journal.bytes)
+            self.store.slowest_follower = followers.slowest
         self.notices = Notices(self.request_save)
         self.announcer = Announcer(self.coordinator, self.worker_id, acknowledged=lambda: self.notices.acknowledged)
         self.publisher = NoticePublisher(

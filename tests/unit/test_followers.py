@@ -36,7 +36,8 @@ class Seen:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.coordinator = Members(self.clock)
-        self.followers = Followers(self.coordinator, self.clock, "me")
+        self.appended = 100
+        self.followers = Followers(self.coordinator, self.clock, "me", appended=lambda: self.appended)
 
     def slowest(self, *members: Member) -> Position | None:
         self.coordinator.listed = members
@@ -69,6 +70,19 @@ def test_a_follower_that_makes_no_progress_is_not_waited_for_after_the_limit() -
     assert seen.slowest(member("slow", Position(0, 2)), others[1]) == Position(0, 2)
 
 
+def test_a_follower_that_makes_no_progress_is_not_waited_for_after_a_gigabyte() -> None:
+    """The disk must not fill up for one worker that is stopped."""
+    seen, others = Seen(), [member("slow", Position(0, 1)), member("a", Position(2))]
+    assert seen.slowest(*others) == Position(0, 1)
+    seen.appended += followers._MOST_BYTES - 1
+    assert seen.slowest(*others) == Position(0, 1)
+    others[1] = member("a", Position(3))
+    seen.slowest(*others)
+    seen.appended += 1
+    assert seen.slowest(*others) == Position(3)
+    assert seen.slowest(member("slow", Position(0, 2)), others[1]) == Position(0, 2)
+
+
 def test_without_an_answer_of_the_coordinator_nothing_waits(caplog: pytest.LogCaptureFixture) -> None:
     seen = Seen()
     seen.coordinator.error = CoordinatorUnavailableError("can't reach it")
@@ -84,4 +98,4 @@ def test_the_positions_are_those_of_the_heartbeats() -> None:
     for worker_id, position in (("me", Position(5)), ("a", Position(2))):
         beat = Heartbeat(worker_id=worker_id, campaign=True, floor=0, duration=15, role="follower", position=position)
         coordinator.heartbeat(beat)
-    assert Followers(coordinator, clock, "me").slowest() == Position(2)
+    assert Followers(coordinator, clock, "me", appended=lambda: 0).slowest() == Position(2)
