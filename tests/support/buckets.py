@@ -27,6 +27,15 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Fault = Callable[[Wsgi, dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+@functools.cache
+def _read_definitions_once() -> None:
+    """Have all S3 clients of this process share the definitions of the service. Each would read 2 MB of JSON."""
+    from botocore.loaders import JSONFileLoader
+
+    read = functools.cache(functools.partial(JSONFileLoader.load_file, JSONFileLoader()))
+    JSONFileLoader.load_file = lambda self, file_path: read(file_path)
+
+
 class S3Server:
     """S3 with one bucket, called "bucket".
 
@@ -38,6 +47,7 @@ class S3Server:
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
+        _read_definitions_once()
         self._app: Wsgi = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)

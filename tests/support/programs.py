@@ -1,7 +1,7 @@
 """Build small synalinks programs and data, and read the complete state of a fit. Imports synalinks.
 
-From its import on, synalinks computes each JSON schema and each template once in a process. Fits become about three
-times as fast.
+From its import on, synalinks computes each JSON schema and each template once in a process, and applies masks without a
+thread. Fits become about four times as fast.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import jinja2
 import numpy as np
 import pydantic
 import synalinks
+from synalinks.src.backend.common import json_data_model
 
 from distributed_backup.demo.offline_model import OfflineLanguageModel
 
@@ -48,8 +49,22 @@ def _remember_templates() -> None:
     jinja2.Environment.compile = remembered  # type: ignore[assignment,method-assign]
 
 
+def _mask_in_this_thread() -> None:
+    """Run the operations of a data model, which never wait, without a thread and an event loop for each."""
+
+    def run(operation: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            operation.send(None)
+        except StopIteration as done:
+            return done.value
+        raise AssertionError("the operation waits")
+
+    json_data_model.run_maybe_nested = run
+
+
 _remember_schemas()
 _remember_templates()
+_mask_in_this_thread()
 
 
 class Query(synalinks.DataModel):  # type: ignore[misc]
