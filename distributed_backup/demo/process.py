@@ -60,8 +60,7 @@ class DemoProcess:
     def __init__(self, plan: Plan, spec: ProcessSpec) -> None:
         # litellm reads it on import. Without it the import downloads a price list.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        # typer, because a child imports our console script, which imports typer.
-        _CONTEXT.set_forkserver_preload(["distributed_backup.demo.job", "typer"])
+        _CONTEXT.set_forkserver_preload(["distributed_backup.demo.preload"])
         with _deferred_signals():
             multiprocessing.forkserver.ensure_running()
         self.spec = spec
