@@ -7,6 +7,8 @@ import signal
 
 import pytest
 
+from tests.support.fork_server import OfferedServer
+
 # synalinks' litellm would otherwise try to fetch a price list when it is imported.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
@@ -43,6 +45,12 @@ SLOWEST = (
     "unit/test_cli_program.py",
     "contract/test_storages.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Offer one fork server to all workers."""
+    config.add_cleanup(OfferedServer().close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ from distributed_backup.demo.redis_server import find_server, running_server
 from distributed_backup.demo.scenario import DemoError, Recording, Scenario
 from distributed_backup.demo.verdict import judge
 from distributed_backup.errors import ConfigError
-from tests.support.processes import start_server
+from tests.support.fork_server import start_server
 from tests.support.servers import PATIENCE, RedisServer, wait_for
 
 PROGRAM = (sys.executable, "-m", "distributed_backup.cli.app", "demo")

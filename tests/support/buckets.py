@@ -30,7 +30,7 @@ Fault = Callable[[Wsgi, dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 @functools.cache
 def _read_definitions_once() -> None:
     """Have all S3 clients of this process share the definitions of the service. Each would read 2 MB of JSON."""
-    from botocore.loaders import JSONFileLoader
+    from botocore.loaders import JSONFileLoader  # type: ignore[import-untyped]
 
     read = functools.cache(functools.partial(JSONFileLoader.load_file, JSONFileLoader()))
     JSONFileLoader.load_file = lambda self, file_path: read(file_path)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from distributed_backup.clock import Clock
+from tests.support.fork_server import start_server
 from tests.support.job_manifest import Action, Container, PodFields, Rendering
-from tests.support.processes import start_server
 
 type Phase = Literal["Running", "Succeeded", "Failed"]
 

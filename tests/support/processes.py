@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
-import multiprocessing.forkserver
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,16 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.fork_server import start_server
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 # Seconds. Generous, because the first child waits for the server's import of synalinks on two shared cores.
 PATIENCE = 120.0
-
-
-def start_server() -> None:
-    """Start the fork server, unless this process has one. It has one only, which the demonstration shares."""
-    _CONTEXT.set_forkserver_preload(["tests.support.preload"])
-    multiprocessing.forkserver.ensure_running()
 
 
 class Child:
