@@ -1,4 +1,4 @@
-"""Run a real fit that reports its hooks in a child, for `test_preemption`. Imports synalinks."""
+"""Run a real fit that reports its hooks in a child, for the tests of preemption. Imports synalinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run single cases of exact resume in a child, for `test_exact_resume`. Imports synalinks."""
+"""Run single cases of exact resume in a child, for `test_exact_resume` and `test_interruptions`. Imports synalinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Run fits that are interrupted and resumed in a child, for `test_exact_resume`. Imports synalinks.
+"""Run fits that are interrupted and resumed in a child. Imports synalinks.
+
+For `test_exact_resume`, `test_resumed_data` and `test_interruptions`.
 
 One child runs a whole matrix of fits, each with its own program, so that synalinks is imported once. A resumed fit
 starts with other seeds than the interrupted one, so an equal state at the end was restored.

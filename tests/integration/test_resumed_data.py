@@ -10,9 +10,23 @@ import pytest
 from distributed_backup.position import Position
 from tests.support.processes import Child
 
+SCENARIOS = "tests.integration.data_scenarios"
+FITS = "tests.integration.resume_scenarios"
+# The kinds of `tests.support.datasets`, which imports synalinks.
+SHUFFLED = (
+    "permuted",
+    "permuted with random, of unknown length",
+    "permuted when its iterator is made",
+    "permuted when its iterator is made, of unknown length",
+    "shuffle buffer",
+    "adapter",
+    "adapter that shuffles within batches",
+)
+ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
 
-def result(tmp_path: Path, name: str, *arguments: Any) -> Any:
-    with Child(f"tests.integration.data_scenarios:{name}", *arguments, log=tmp_path / "log") as child:
+
+def result(tmp_path: Path, name: str, *arguments: Any, module: str = SCENARIOS) -> Any:
+    with Child(f"{module}:{name}", *arguments, log=tmp_path / "log") as child:
         return child.result()
 
 
@@ -84,3 +98,32 @@ def test_a_resume_is_told_where_the_progress_bar_is(tmp_path: Path) -> None:
     line = "Resuming after 1 epochs and 3 batches (0000000001-00000001-00000003.ckpt).\n"
     assert result(tmp_path, "printed_at_a_resume", 1) == line
     assert result(tmp_path, "printed_at_a_resume", 0) == ""
+
+
+@pytest.mark.parametrize(
+    "data", ["re-iterable", "sized re-iterable", "generator", "arrays in portions", "generator until it ends"]
+)
+def test_any_kind_of_data_goes_on_where_it_was(tmp_path: Path, data: str) -> None:
+    """Data that restarts at each epoch and data that continues across epochs resume exactly."""
+    found = result(tmp_path, "matrix", {"epochs": 2, "steps": 2, "data": data}, ENDS, module=FITS)
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 10
+    assert found["repeated"] == [0] * 10
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *SHUFFLED,
+        "permuted with random, of unknown length, in portions",
+        "permuted when its iterator is made, in portions",
+        "shuffle buffer, in portions",
+        "generator",
+    ],
+)
+def test_shuffled_data_goes_on_in_the_order_it_had(tmp_path: Path, data: str) -> None:
+    """Data that is shuffled with `random` or `numpy.random` resumes exactly: each sample once an epoch."""
+    found = result(tmp_path, "matrix", {"epochs": 2, "steps": 4, "data": data}, ENDS, module=FITS)
+    assert found["wrong"] == []
+    assert found["resumed_at"] == found["tried"] == 14
+    assert found["repeated"] == [0] * 14
