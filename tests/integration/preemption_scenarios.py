@@ -82,6 +82,7 @@ class SlowModel(OfflineLanguageModel):
 async def fit(report: Report, job: Job, *before: Any, model_class: type[SlowModel] = SlowModel) -> dict[str, Any]:
     program, model = await build_program(optimizer=job.optimizer, latency=job.latency)
     model.__class__, model.report = model_class, report
+    program.steps_per_execution = job.steps_per_execution
     x, y = samples(8)
     callback = BackupAndRestore(job.backup_dir, **job.arguments)
     try:

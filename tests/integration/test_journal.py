@@ -79,8 +79,8 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
     [("entry dropped", "few-shot", "lost"), ("no journal", "stream", "order"), ("exit code", "twins", "ends")],
 )
 def test_an_error_in_the_journal_is_found(tmp_path: Path, bug: str, program: str, check: str) -> None:
-    """A harness that finds nothing would prove nothing."""
-    result = carried_out(tmp_path, program, (kill("SIGTERM" if check == "ends" else "SIGKILL", 45),), bug=bug)
+    """A harness that finds nothing would prove nothing. What a fit has seen is durable, so there is one to drop."""
+    result = carried_out(tmp_path, program, (kill("SIGTERM" if check == "ends" else "SIGKILL", 45, "seen"),), bug=bug)
     assert any(found.startswith(f"{check}: ") for found in result.violations), result.violations
 
 

@@ -23,7 +23,7 @@ from distributed_backup.position import Position
 from tests.support.jobs import Job
 from tests.support.processes import PATIENCE, Child
 from tests.support.proxy import Proxy
-from tests.support.redis_fits import HOSTS, PASSWORD, SCENARIOS, Run, Start, Worker
+from tests.support.redis_fits import HOSTS, PASSWORD, SCENARIOS, Run, Start, Worker, calls_after
 from tests.support.servers import RedisServer, free_port, wait_for
 
 # STEADY leases outlast any delay of a process. QUICK leases run out within 3 s.
@@ -73,16 +73,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return Worker(stack.enter_context(child), gates)
 
         yield start
-
-
-def calls_after(position: Position, uninterrupted: dict[str, Any]) -> int:
-    """Return the number of calls from `position` to the end.
-
-    There are 3 training batches of 2 and 2 validation batches of 1 in each epoch. After each training batch, the
-    optimizer tries its candidate on the validation set.
-    """
-    before = 14 * position.epoch + 4 * min(position.batch, 3) + max(position.batch - 3, 0)
-    return int(uninterrupted["calls"]) - before
 
 
 def assert_ends_exactly(worker: Worker, uninterrupted: dict[str, Any]) -> None:

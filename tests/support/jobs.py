@@ -21,4 +21,5 @@ class Job:
     slow_latency: float = 60.0
     blocking: bool = False
     optimizer: str = "few-shot"
+    steps_per_execution: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
