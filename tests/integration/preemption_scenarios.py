@@ -294,7 +294,7 @@ def train_after_epoch_one_die(report: Report, job: Job) -> None:
     train_slow = LocalStorage._sync
 
     def slow(self: LocalStorage, descriptor: int) -> None:
-        time.sleep(0.5)
+        time.sleep(0.2)
         train_slow(self, descriptor)
 
     LocalStorage._sync = slow  # type: ignore[method-assign]

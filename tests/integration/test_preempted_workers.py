@@ -195,7 +195,7 @@ def test_a_standby_returns_with_the_final_state_when_the_leader_has_finished(
 
 def test_a_signal_ends_the_wait_of_a_standby(start: Start, backup_dir: Path) -> None:
     """A standby that waits exits cleanly at a signal, and the leader continues."""
-    leader = start(job(backup_dir, slow=("batch_begin", 1, 1), slow_latency=3.0, arguments=STANDBY))
+    leader = start(job(backup_dir, slow=("batch_begin", 1, 1), arguments={**STANDBY, "grace_period": 2.0}))
     leader.expect("slow_call")
     standby = start(job(backup_dir, arguments=STANDBY))
     standby.expect("train_begin")

@@ -255,7 +255,8 @@ def test_a_leader_off_the_main_thread_saves_for_a_follower_that_is_preempted(sta
 
 
 SCRIPT = """
-import asyncio, sys
+import sys
+import tests.support.preload
 from pathlib import Path
 from tests.support.jobs import Job
 from tests.integration.preemption_scenarios import train
