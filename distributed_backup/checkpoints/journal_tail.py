@@ -63,22 +63,34 @@ class TailListener:
     lost: Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailStart:
+    """Where a tail begins: after `boundary`, and after the outcomes in `seen` that its worker has used since then.
+
+    `led_by` is that worker if it has come to the boundary as a leader. None if the boundary is that of a checkpoint.
+    """
+
+    boundary: Boundary
+    seen: Iterable[Outcome] = ()
+    led_by: str | None = None
+
+
 class LogTail:
-    """The records after `start` and the outcomes in `seen`, as they are appended."""
+    """The records after `start`, as they are appended."""
 
     def __init__(
         self,
         storage: Storage,
         *,
         run_id: str,
-        start: Boundary,
-        seen: Iterable[Outcome] = (),
+        start: TailStart,
         clock: Clock,
         listener: TailListener,
     ) -> None:
         self._storage = storage
         self._run_id = run_id
-        self._last = start
+        self._last = start.boundary
+        self._led_by = start.led_by
         self._clock = clock
         self._listener = listener
         self._wake = threading.Event()
@@ -89,7 +101,7 @@ class LogTail:
         self._newest = ""
         self._strange_since: float | None = None
         # Outcomes since the last boundary. Hashes, because an answer may be large.
-        self._seen = [hash(outcome) for outcome in seen]
+        self._seen = [hash(outcome) for outcome in start.seen]
         self._warnings = OnceLogger(logger)
         self._thread = threading.Thread(target=self._run, name="distributed-backup-tail", daemon=True)
 
@@ -149,9 +161,15 @@ class LogTail:
     def _read(self) -> list[Record]:
         if self._reader is None:
             return []
-        records = list(islice(self._reader.more(), _MOST_RECORDS))
-        for record in records:
-            self._note(record)
+        records: list[Record] = []
+        try:
+            for record in islice(self._reader.more(), _MOST_RECORDS):
+                self._note(record)
+                records.append(record)
+        except StoreError:
+            # The reader is behind these records. The next call raises the error again.
+            if not records:
+                raise
         return records
 
     def _note(self, record: Record) -> None:
@@ -176,7 +194,7 @@ class LogTail:
         reason = None
         if log is not None and log.parts[-1].name == newest:
             reason = None if newest == self._newest else self._change_to(log)
-        elif newest is not None and (rest := self._rest_up_to(newest)):
+        elif newest is not None and (rest := self._rest_up_to(newest, names)):
             self._reader = LogReader(self._storage, Log(position=self._last.position, parts=rest))
             self._newest = newest
         else:
@@ -185,14 +203,14 @@ class LogTail:
         self._names, self._strange_since = names if newest == names[0] else [], None
         return reason
 
-    def _rest_up_to(self, newest: str) -> tuple[Part, ...]:
-        """Return the segments that continue what was read, up to `newest`. Empty if they do not begin at its end.
+    def _rest_up_to(self, newest: str, names: Names) -> tuple[Part, ...]:
+        """Return the segments in `names` that continue what was read, up to `newest`. Empty if one is missing.
 
         A new leader may have committed and pruned the segment that was read, between two listings.
         """
         rest: list[Part] = []
         name, end = newest, None
-        while self._reader is not None and name > self._newest:
+        while self._reader is not None and name in names and name > self._newest:
             header = SegmentReader(self._storage, name).header()
             if header is None or header.run_id != self._run_id or header.after is None:
                 break
@@ -214,10 +232,22 @@ class LogTail:
         if newest is not None and self._has_other_state(newest):
             return f"the leader has come to another state at {self._last.position}"
         # Of a log that others have brought further, this worker lacks the answers. It must not ask for them again.
-        is_passed = newest is not None and (parse_segment_name(newest) or (0, Position(0)))[1] > self._last.position
+        is_passed = newest is not None and (parse_segment_name(newest) or (0, Position(0)))[1] >= self._last.position
+        # Its own state has no checkpoint, and a successor that was behind it may have asked for other answers.
+        is_passed = is_passed or (now and newest is not None and self._is_of_successor(newest))
         # The leader of a start may have recorded nothing yet, and this worker may be ahead of a new leader.
         is_over = instant - self._strange_since > _PATIENCE and (is_passed or self._reader is not None)
         return "the leader has begun another log" if (is_passed if now else is_over) else None
+
+    def _is_of_successor(self, name: str) -> bool:
+        """Whether another worker has written this segment, since the worker of this tail has led."""
+        header = SegmentReader(self._storage, name).header()
+        return (
+            self._reader is None
+            and self._led_by is not None
+            and header is not None
+            and header.worker_id != self._led_by
+        )
 
     def _has_other_state(self, name: str) -> bool:
         for record in SegmentReader(self._storage, name):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.checkpoints.journal_format import Boundary, Digests, Outcome
-from distributed_backup.checkpoints.journal_tail import LogTail, TailListener
+from distributed_backup.checkpoints.journal_format import Boundary, Digests
+from distributed_backup.checkpoints.journal_tail import LogTail, TailListener, TailStart
 from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
@@ -68,7 +68,7 @@ class FitJournal:
         start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
         self._answers.start(start)
         if self._may_follow and not self._worker.leads:
-            self._follow(start, ())
+            self._follow(TailStart(boundary=start))
         elif not self._replay_from(start):
             self._writer.begin_at(start)
 
@@ -126,8 +126,8 @@ class FitJournal:
 
     # ---------------------------------------------------------------- following the leader
 
-    def _follow(self, start: Boundary, seen: Iterable[Outcome]) -> None:
-        """Take the outcomes of the leader from now on: those after `start`, without the ones in `seen`."""
+    def _follow(self, start: TailStart) -> None:
+        """Take the outcomes of the leader from now on."""
         run_id = self._store.run_id
         assert run_id is not None
 
@@ -135,12 +135,11 @@ class FitJournal:
             # What an earlier tail has read is not of this log.
             self._replay.delivery.call_from_thread(lambda: call(value) if self._tail is tail else None)
 
-        self._replay.follow(start)
+        self._replay.follow(start.boundary)
         self._tail = tail = LogTail(
             self._store.storage,
             run_id=run_id,
             start=start,
-            seen=seen,
             clock=self._clock,
             listener=TailListener(
                 deliver=partial(in_loop, self._replay.extend),
@@ -174,7 +173,8 @@ class FitJournal:
         self._stop_tail()
         # Again: it may have begun to lead between the change and now.
         self._writer.step_down()
-        self._follow(*since)
+        boundary, seen = since
+        self._follow(TailStart(boundary=boundary, seen=seen, led_by=self._worker.worker_id))
 
     def _on_lost(self, reason: str) -> None:
         self._stop_tail()

@@ -75,6 +75,7 @@ class Made:
             journal=self.writer,
             leads=leads,
             standby=self.standby,
+            worker_id="w",
             report=lambda kind, **_: self.events.append(kind),
         )
         options = SimpleNamespace(

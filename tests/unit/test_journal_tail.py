@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from distributed_backup.checkpoints import journal
 from distributed_backup.checkpoints.journal_format import (
     Answer,
     Boundary,
@@ -18,7 +19,7 @@ from distributed_backup.checkpoints.journal_format import (
     encode_record,
     segment_name,
 )
-from distributed_backup.checkpoints.journal_tail import LogTail, TailListener
+from distributed_backup.checkpoints.journal_tail import LogTail, TailListener, TailStart
 from distributed_backup.clock import SystemClock
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
@@ -32,11 +33,12 @@ RUN = "run"
 
 
 class Files(LocalStorage):
-    """Fails while it has `errors`. Lists `listed` while that is set."""
+    """Fails while it has `errors`, and once for each segment in `busy`. Lists `listed` while that is set."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.errors: list[Exception] = []
+        self.busy: list[str] = []
         self.reads = 0
         self.listed: Names | None = None
 
@@ -47,6 +49,10 @@ class Files(LocalStorage):
 
     def read_from(self, name: str, offset: int, limit: int) -> bytes:
         self.reads += 1
+        # Headers are read in another size.
+        if name in self.busy and limit == journal._CHUNK:
+            self.busy.remove(name)
+            raise StoreError("busy", path="p")
         return super().read_from(name, offset, limit)
 
 
@@ -117,12 +123,18 @@ class Tail:
         )
         return Segment(self.storage, header)
 
-    def start(self, start: Boundary | None = None, seen: tuple[Answer, ...] = (), *, finishes: bool = False) -> LogTail:
+    def start(
+        self,
+        start: Boundary | None = None,
+        seen: tuple[Answer, ...] = (),
+        *,
+        finishes: bool = False,
+        led_by: str | None = None,
+    ) -> LogTail:
         self.tail = LogTail(
             self.storage,
             run_id=RUN,
-            start=start or boundary(0),
-            seen=seen,
+            start=TailStart(boundary=start or boundary(0), seen=seen, led_by=led_by),
             clock=self.clock,
             listener=TailListener(
                 deliver=self.records.extend,
@@ -299,6 +311,21 @@ def test_a_segment_that_was_read_to_its_end_may_be_pruned_by_the_next_leader(mad
     assert made.reports == []
 
 
+def test_segments_that_were_removed_before_a_slow_tail_came_to_them_lose_it(made: Tail) -> None:
+    """Two commits came while its worker was suspended. It would wait for ever."""
+    first = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    made.storage.listed = made.storage.names()
+    first.add(answer("b", 2), boundary(1))
+    second = made.segment(1, 1, after=first.link, state=boundary(1)).add(answer("c", 3), boundary(2))
+    made.segment(1, 2, after=second.link, state=boundary(2)).add(answer("d", 4))
+    for removed in (first, second):
+        made.storage.remove(removed.name)
+    made.storage.listed = None
+    assert "another log" in made.lost()
+
+
 def test_a_segment_that_was_removed_while_it_was_read_loses_the_tail(made: Tail) -> None:
     segment = made.segment(1, state=boundary(0)).add(answer("a", 1))
     made.start()
@@ -398,6 +425,33 @@ def test_finish_ahead_of_another_leader_goes_on(made: Tail) -> None:
     assert made.reports == [("ended", None)]
 
 
+@pytest.mark.parametrize("state", [None, boundary(0)])
+def test_finish_in_a_state_that_the_successor_has_not_come_to_loses_the_tail(
+    made: Tail, state: Boundary | None
+) -> None:
+    """A worker was suspended while it led, and leads again. What the other one has asked for since must count."""
+    own = made.segment(1, state=boundary(0), worker="a").add(answer("a", 1))
+    cut = own.link
+    own.add(boundary(1))
+    if state is None:
+        # All of it was pruned since.
+        made.storage.remove(own.name)
+        made.segment(2, 1, after=cut, worker="b").add(answer("b", 2))
+    else:
+        made.segment(2, after=cut, worker="b").add(answer("b", 2))
+    # A worker that has followed all the time is no better off if the log was pruned.
+    made.start(boundary(1), led_by="a" if state is not None else None).finish()
+    assert "another log" in made.lost()
+
+
+def test_finish_behind_a_segment_of_its_own_goes_on(made: Tail) -> None:
+    """The worker has given its journal up before the boundary, and no other has written one."""
+    made.segment(1, state=boundary(0), worker="a").add(answer("a", 1))
+    made.start(boundary(1), led_by="a").finish()
+    soon(lambda: made.reports)
+    assert made.reports == [("ended", None)]
+
+
 # ---------------------------------------------------------------- failures
 
 
@@ -408,6 +462,16 @@ def test_a_storage_that_fails_for_a_while_is_read_again(made: Tail, caplog: pyte
     made.start()
     made.has("a")
     assert [record.getMessage() for record in caplog.records] == ["the journal can't be read, retrying: busy"]
+
+
+def test_records_that_were_read_before_a_failure_are_handed_over_once(made: Tail) -> None:
+    """The failure comes at the begin of the next segment."""
+    first = made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1))
+    second = made.segment(1, 1, after=first.link, state=boundary(1)).add(answer("b", 2))
+    made.storage.busy = [second.name]
+    made.start()
+    made.has("a", "b")
+    assert made.storage.busy == []
 
 
 def test_a_bug_loses_the_tail_and_no_follower_waits_for_ever(made: Tail) -> None:
