@@ -9,6 +9,9 @@ none: a follower that becomes leader, or a leader that has given its segment up.
 `wants_checkpoint`. Until then, the records since the last boundary (the stage) are kept in memory. They are written
 when a notice commits that boundary. Under a new term, they begin the new segment.
 
+When the lease has run out, another worker may lead and have read this segment. So nothing is appended until the next
+heartbeat has found out, at most `_DOUBT_LIMIT` seconds.
+
 The limit: `_MAX_WAITING` bytes wait for a storage. With more, the segment is given up.
 """
 
@@ -19,7 +22,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from distributed_backup.checkpoints.journal_format import (
@@ -32,6 +34,7 @@ from distributed_backup.checkpoints.journal_format import (
     encode_record,
     is_answer,
 )
+from distributed_backup.checkpoints.open_segment import OpenSegment, SegmentStart
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StoreError
 from distributed_backup.once import OnceLogger
@@ -44,35 +47,13 @@ logger = logging.getLogger(__name__)
 _RETRY_PERIOD: Final = 0.5
 # Bytes that wait for the storage, and bytes of one stage that are kept for a notice.
 _MAX_WAITING: Final = 64 * 2**20
+# Seconds between two looks at a lease that has run out, and seconds for which it holds an append up.
+_DOUBT_PERIOD: Final = 0.02
+_DOUBT_LIMIT: Final = 5.0
 # With more steps waiting, the storage hangs, and the state of a boundary is not kept for its digests.
 _MANY_STEPS: Final = 64
 
 type Done = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Start:
-    """Where a segment begins: the fields of its header that belong to the log. See `Header`."""
-
-    position: Position
-    after: Link | None
-    digests: Digests | None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Segment:
-    """The segment that is appended to. Its first append creates it, and begins with the header."""
-
-    header: Header
-    size: int = 0
-
-    def data(self, lines: list[bytes]) -> bytes:
-        """Return the bytes to append for these lines."""
-        return b"".join(lines if self.size else [encode_record(self.header), *lines])
-
-    def end(self, lines: list[bytes]) -> Link:
-        """Return the end of the segment when these lines are appended."""
-        return Link(name=self.header.name, end=self.size + len(self.data(lines)))
 
 
 class JournalWriter:
@@ -103,19 +84,21 @@ class JournalWriter:
         self._condition = threading.Condition()
         self._steps: list[Callable[[], None]] = []
         self._waiting = 0
-        self._is_urgent = self._stopped = self._is_replaying = False
+        self._is_urgent = self._stopped = self._is_replaying = self._is_deposed = False
         self._deadline = math.inf
         # Ends a pause of the thread: it waits until its next append.
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
         # Of the thread alone, from here on.
-        self._segment: _Segment | None = None
+        self._segment: OpenSegment | None = None
         # The last boundary, or the place where a log is continued, and the records since then.
-        self._start: _Start | None = None
+        self._start: SegmentStart | None = None
         self._stage: list[bytes] | None = []
         self._stage_size = 0
         self._lines: list[bytes] = []
         self._done: deque[Done] = deque()
+        self.is_in_doubt: Callable[[], bool] = lambda: False
+        """Returns whether the lease has run out since the last heartbeat."""
         self.answers = 0
         """Answers in what this worker has appended."""
         self.bytes = 0
@@ -170,8 +153,11 @@ class JournalWriter:
         self._add(self._abandon)
 
     def step_down(self) -> None:
-        """Write nothing more before `continue_log`: another worker leads, and this fit follows its journal."""
-        self._is_replaying = True
+        """Write nothing more before `continue_log`: another worker leads, and this fit follows its journal.
+
+        What waits for its append is dropped.
+        """
+        self._is_replaying = self._is_deposed = True
         self._add(self._release_segment)
 
     def write_stage(self) -> None:
@@ -233,12 +219,12 @@ class JournalWriter:
             self._lose()
 
     def _begin_at(self, boundary: Boundary) -> None:
-        self._begin_stage(_Start(position=boundary.position, after=None, digests=boundary.digests))
+        self._begin_stage(SegmentStart(position=boundary.position, after=None, digests=boundary.digests))
         self._begin()
 
     def _continue(self, link: Link, last: Boundary, mark: Record | None) -> None:
         self._is_replaying = False
-        self._begin_stage(_Start(position=last.position, after=link, digests=None))
+        self._begin_stage(SegmentStart(position=last.position, after=link, digests=None))
         lines = [] if mark is None else [encode_record(mark)]
         self._keep(*lines)
         if self._begin():
@@ -265,12 +251,12 @@ class JournalWriter:
         if self._segment is not None:
             self._lines.append(encode_record(boundary))
             after = self._segment.end(self._lines)
-        self._begin_stage(_Start(position=boundary.position, after=after, digests=boundary.digests))
+        self._begin_stage(SegmentStart(position=boundary.position, after=after, digests=boundary.digests))
         if due and not self._is_replaying:
             self._flush()
             self._begin()
 
-    def _begin_stage(self, start: _Start) -> None:
+    def _begin_stage(self, start: SegmentStart) -> None:
         self._start, self._stage, self._stage_size = start, [], 0
 
     def _keep(self, *lines: bytes) -> None:
@@ -305,7 +291,7 @@ class JournalWriter:
             after=start.after,
             digests=start.digests,
         )
-        self._segment = _Segment(header=header)
+        self._segment = OpenSegment(header=header)
         return True
 
     def _write_stage(self) -> None:
@@ -317,8 +303,8 @@ class JournalWriter:
             self._lines.append(encode_record(Left()))
 
     def _release_segment(self) -> None:
-        self._flush()
-        self._segment = None
+        self._segment, self._lines, self._is_deposed = None, [], False
+        self._release()
 
     def _abandon(self) -> None:
         self._flush()
@@ -333,6 +319,9 @@ class JournalWriter:
     def _flush(self, *, even_if_empty: bool = False) -> None:
         segment = self._segment
         while segment is not None and (self._lines or (even_if_empty and segment.size == 0)):
+            if not self._may_append():
+                self._segment, self._lines = None, []
+                break
             data = segment.data(self._lines)
             try:
                 self._storage.append(segment.header.name, data, at=segment.size)
@@ -349,6 +338,13 @@ class JournalWriter:
             self._warnings.reset()
             self._on_append()
         self._release()
+
+    def _may_append(self) -> bool:
+        """Wait while it is in doubt who leads. Return False if another worker does: followers read what it has read."""
+        until = self._clock.now() + _DOUBT_LIMIT
+        while self.is_in_doubt() and self._clock.now() < until:
+            self._clock.wait(threading.Event(), _DOUBT_PERIOD)
+        return not self._is_deposed
 
     def _must_give_up(self, error: StoreError) -> bool:
         """Wait for the next try of an append. Return True if there must be none."""

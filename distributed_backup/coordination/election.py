@@ -10,6 +10,7 @@ This is the policy. What a lease is and where it lives is the coordinator's busi
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ class Elector:
         self._lease: Lease | None = None
         self.last_term: int | None = None
         """The last term that this worker led under, lost or not. None if it never led."""
-        self._highest_seen = 0
+        self._highest_seen, self._known_until = 0, math.inf
         # Whether the coordinator may name this worker as holder. The reply that said so may have been lost.
         self._possibly_holder = False
         # The highest term of the record. None: read it before the next campaign.
@@ -141,6 +142,11 @@ class Elector:
     def is_leader(self) -> bool:
         """Whether this worker believes, within its own deadline, that it holds the lease."""
         return self.term is not None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the lease has run out since the last tick ended. The next tick finds out who leads."""
+        return self._clock.now() >= self._known_until
 
     @property
     def lease_left(self) -> float:
@@ -182,6 +188,8 @@ class Elector:
         with self._lock:
             if not self._resigned:
                 self._tick()
+                # After the listener was called.
+                self._known_until = math.inf if self._lease is None else self._lease.deadline
 
     def resign(self) -> None:
         """Stop to campaign and give the lease back. Another worker takes it at its next tick.
@@ -191,7 +199,7 @@ class Elector:
         """
         with self._lock:
             self._resigned = True
-            lease, self._lease = self._lease, None
+            lease, self._lease, self._known_until = self._lease, None, math.inf
             if self._possibly_holder:
                 self._coordinator.resign(self._worker_id)
                 self._possibly_holder = False

@@ -35,7 +35,9 @@ from distributed_backup.errors import RecordedFailureError
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
 from distributed_backup.training.codec import Codec, UnrecordableError
-from distributed_backup.training.delivery import WRITE_LIMIT, NewAnswer
+from distributed_backup.training.delivery import NewAnswer
+from distributed_backup.training.doubt import Doubt
+from distributed_backup.training.new_answers import NewAnswers
 from distributed_backup.training.replay import Replay
 from distributed_backup.training.tickets import Ticket, Tickets
 from distributed_backup.training.undisturbed import Undisturbed
@@ -67,15 +69,16 @@ class _Mark:
 class Answers:
     """The answers of one fit. Used in the thread of its event loop, except `close`."""
 
-    def __init__(self, writer: JournalWriter, replay: Replay) -> None:
+    def __init__(self, writer: JournalWriter, replay: Replay, doubt: Doubt) -> None:
         self._writer = writer
         self._replay = replay
+        self._doubt = doubt
         self._delivery = replay.delivery
+        self._new = NewAnswers(writer, replay.delivery, doubt)
         self._warnings = OnceLogger(logger)
         self._tickets = Tickets()
         # Recorded outcomes whose requests were cancelled while they waited for their turn. A retry takes them.
         self._untaken: dict[Ticket, tuple[NewAnswer, Any]] = {}
-        self._is_behind = False
         self._mark: _Mark | None = None
         # A stage that was rewound is in the current segment already.
         self._is_rewound = False
@@ -120,17 +123,22 @@ class Answers:
         if ticket is not None and ticket in self._untaken:
             entry, outcome = self._untaken.pop(ticket)
             self._delivery.renew(entry)
-            return await self._handed_out(ticket, entry, outcome)
-        recorded = await self._in_turn(ticket, codec.decode)
-        if recorded is None:
+            if await self._handed_out(ticket, entry, outcome):
+                return self._seen(ticket, outcome)
+        else:
+            recorded = await self._in_turn(ticket, codec.decode)
+            if recorded is not None:
+                return self._seen(ticket, recorded[0])
             outcome = await self._outcome(ticket, request)
+        while True:
             if self._replay.is_following:
                 # Another worker leads by now, and asks for this, too. Its answer is the one that counts.
                 recorded = await self._in_turn(ticket, codec.decode)
-            if recorded is None:
-                entry = self._record(ticket, outcome, lambda: codec.encode(outcome))
-                return await self._handed_out(ticket, entry, outcome)
-        return self._seen(ticket, recorded[0])
+                if recorded is not None:
+                    return self._seen(ticket, recorded[0])
+            entry = self._record(ticket, outcome, lambda: codec.encode(outcome))
+            if await self._handed_out(ticket, entry, outcome):
+                return self._seen(ticket, outcome)
 
     async def ask_stream(self, key: str | None, request: Callable[[], Awaitable[Any]], codec: Codec) -> Any:
         """As `ask`, for a stream: return an async iterator of chunks. It is recorded when it is drained."""
@@ -138,25 +146,28 @@ class Answers:
         ticket = None if key is None else self._tickets.take(key)
         if ticket is not None and ticket in self._untaken:
             return self._kept_stream(ticket, *self._untaken.pop(ticket))
-        recorded = await self._recorded(
-            ticket, lambda value: [codec.decode(orjson.dumps(chunk)) for chunk in orjson.loads(value)]
-        )
-        if recorded is not None:
-            place, chunks = recorded
-            if not isinstance(chunks, _Failure):
-                return self._replayed_stream(place, chunks)
-            if await self._replayed(ticket, place):
-                return self._seen(ticket, chunks)
-        stream = await self._outcome(ticket, request)
-        if isinstance(stream, _Failure):
-            return await self._handed_out(ticket, self._record(ticket, stream, bytes), stream)
-        return self._recorded_stream(ticket, stream, codec)
+        while True:
+            recorded = await self._recorded(
+                ticket, lambda value: [codec.decode(orjson.dumps(chunk)) for chunk in orjson.loads(value)]
+            )
+            if recorded is not None:
+                place, chunks = recorded
+                if not isinstance(chunks, _Failure):
+                    return self._replayed_stream(place, chunks)
+                if await self._replayed(ticket, place):
+                    return self._seen(ticket, chunks)
+                continue
+            stream = await self._outcome(ticket, request)
+            if not isinstance(stream, _Failure):
+                return self._recorded_stream(ticket, stream, codec)
+            if await self._handed_out(ticket, self._record(ticket, stream, bytes), stream):
+                return self._seen(ticket, stream)
 
     async def _kept_stream(self, ticket: Ticket, entry: NewAnswer, chunks: Any) -> AsyncIterator[Any]:
         self._delivery.renew(entry)
-        for chunk in chunks:
+        for chunk in () if isinstance(chunks, _Failure) else chunks:
             yield chunk
-        await self._handed_out(ticket, entry, chunks)
+        await self._end_of_stream(ticket, entry, chunks)
 
     async def _replayed_stream(self, place: int, chunks: list[Any]) -> AsyncIterator[Any]:
         for chunk in chunks:
@@ -182,7 +193,13 @@ class Answers:
         if self._replay.is_following:
             self._replay.diverged(_STREAM_LOST)
         entry = self._record(ticket, chunks, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
-        await self._handed_out(ticket, entry, chunks)
+        await self._end_of_stream(ticket, entry, chunks)
+
+    async def _end_of_stream(self, ticket: Ticket | None, entry: NewAnswer, chunks: Any) -> None:
+        if await self._handed_out(ticket, entry, chunks):
+            self._seen(ticket, chunks)
+        else:
+            self._replay.diverged(_STREAM_LOST)
 
     async def _outcome(self, ticket: Ticket | None, request: Callable[[], Awaitable[Any]]) -> Any:
         """Send a request, and return the response or the failure."""
@@ -232,6 +249,7 @@ class Answers:
 
     async def _place(self, ticket: Ticket | None) -> int | None:
         try:
+            await self._doubt.end()
             place = None if ticket is None else self._replay.take(ticket)
             if place is None and self._replay.is_following:
                 if ticket is None:
@@ -259,22 +277,18 @@ class Answers:
 
     def _record(self, ticket: Ticket | None, outcome: Any, encode: Callable[[], bytes]) -> NewAnswer:
         """Record a new outcome, which then waits for its turn."""
-        record = None if ticket is None or not self.is_open else self._as_record(ticket, outcome, encode)
-        entry = self._delivery.add()
+        if not self.is_open:
+            return self._new.unrecorded(is_certain=True)
+        record = None if ticket is None else self._as_record(ticket, outcome, encode)
         if record is None:
-            self._delivery.ready(entry)
-            return entry
+            return self._new.unrecorded()
         if self._mark is not None:
             self._mark.recorded.append(record)
         self._since.append(record)
-        self._writer.append(record, lambda: self._delivery.call_from_thread(lambda: self._durable(entry)))
-        if self._is_behind or not self._writer.is_waited_for:
-            self._delivery.ready(entry)
-        else:
-            entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
-        return entry
+        return self._new.record(record)
 
-    async def _handed_out(self, ticket: Ticket | None, entry: NewAnswer, outcome: Any) -> Any:
+    async def _handed_out(self, ticket: Ticket | None, entry: NewAnswer, outcome: Any) -> bool:
+        """Wait until training may see an outcome. Return False if another worker leads, so that its own counts."""
         try:
             await entry.future
         except asyncio.CancelledError:
@@ -283,7 +297,7 @@ class Answers:
                 self._untaken[ticket] = (entry, outcome)
                 self._tickets.give_back(ticket)
             raise
-        return self._seen(ticket, outcome)
+        return not entry.is_withdrawn
 
     def _as_record(self, ticket: Ticket, outcome: Any, encode: Callable[[], bytes]) -> Outcome | None:
         key, number = ticket
@@ -318,16 +332,6 @@ class Answers:
             return None
         return value
 
-    def _durable(self, entry: NewAnswer) -> None:
-        self._is_behind = False
-        self._delivery.ready(entry)
-
-    def _waited_enough(self, entry: NewAnswer) -> None:
-        if not entry.is_ready:
-            self._is_behind = True
-            logger.warning("the journal is slow: an answer waited %g s for it, and training goes on", WRITE_LIMIT)
-            self._delivery.ready(entry)
-
     # ---------------------------------------------------------------- a batch that is undone
 
     def mark(self) -> None:
@@ -343,6 +347,11 @@ class Answers:
         self._tickets, self._is_rewound = mark.tickets.copy(), True
         self._mark = None
         self._replay.rewind(outcomes)
+
+    def withdraw(self) -> None:
+        """Take back the answers that training has not seen: another worker leads, and may not have read them."""
+        withdrawn = self._delivery.withdraw()
+        self._since = [record for record in self._since if all(record is not entry.record for entry in withdrawn)]
 
     # ---------------------------------------------------------------- the end
 

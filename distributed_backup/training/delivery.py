@@ -20,6 +20,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from distributed_backup.checkpoints.journal_format import Outcome
+
 # Seconds without a request or an answer, after which a place is passed over whose request has not been made.
 STALL_LIMIT: Final = 300.0
 # The same at the first place of a stage if a new answer waits: the first request depends on no answer before it.
@@ -31,11 +33,12 @@ _MAX_CYCLES: Final = 200
 
 
 class NewAnswer:
-    """A new answer in the queue. It may be handed out once it is ready."""
+    """A new answer in the queue, and its record if it has one. It may be handed out once it is ready."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, record: Outcome | None) -> None:
         self.future: asyncio.Future[None] = loop.create_future()
-        self.is_ready = False
+        self.record = record
+        self.is_ready = self.is_withdrawn = False
 
 
 class Delivery:
@@ -105,9 +108,9 @@ class Delivery:
             self._hand_out()
             raise
 
-    def add(self) -> NewAnswer:
+    def add(self, record: Outcome | None = None) -> NewAnswer:
         """Add a new answer to the end of the order."""
-        answer = NewAnswer(asyncio.get_running_loop())
+        answer = NewAnswer(asyncio.get_running_loop(), record)
         self._new.append(answer)
         self.touch()
         return answer
@@ -124,6 +127,15 @@ class Delivery:
         """Let a new answer be handed out."""
         answer.is_ready = True
         self._hand_out()
+
+    def withdraw(self) -> list[NewAnswer]:
+        """Take out the new answers that were not handed out. Their futures end, and `is_withdrawn` says so."""
+        withdrawn, self._new = list(self._new), deque()
+        for answer in withdrawn:
+            answer.is_ready = answer.is_withdrawn = True
+            if not answer.future.done():
+                answer.future.set_result(None)
+        return withdrawn
 
     def release(self) -> None:
         """Hand out everything, without order. The fit is over, or its log is not followed any more."""

@@ -21,6 +21,7 @@ from distributed_backup.clock import Clock
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.training.answers import Answers
+from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.model_calls import ModelCalls
 from distributed_backup.training.replay import Replay
 from distributed_backup.training.settings import SessionOptions
@@ -45,7 +46,11 @@ class FitJournal:
         self._may_commit = options.save_freq is not False
         self._may_follow = options.worker.follows_journal
         self._replay = Replay(self._writer, worker.report, self._on_lost)
-        self._answers = Answers(self._writer, self._replay)
+        self._answers = Answers(
+            self._writer, self._replay, Doubt(is_certain=self._leads_for_certain, exists=self._is_in_doubt)
+        )
+        # Set while `_step_down` waits for its turn in the event loop.
+        self._is_deposed = False
         self._calls = ModelCalls(self._answers, options.journal_of)
         self._tail: LogTail | None = None
 
@@ -62,7 +67,7 @@ class FitJournal:
             # First, so that no change of the leader is missed.
             self._worker.standby.on_elected = self._on_elected
             self._worker.standby.on_appended = self._on_appended
-            self._worker.standby.on_deposed = partial(self._replay.delivery.call_from_thread, self._step_down)
+            self._worker.standby.on_deposed = self._on_deposed
         if checkpoint is None:
             return
         start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
@@ -162,10 +167,22 @@ class FitJournal:
         if tail is not None:
             tail.wake()
 
+    def _on_deposed(self) -> None:
+        self._is_deposed = True
+        self._replay.delivery.call_from_thread(self._step_down)
+
+    def _leads_for_certain(self) -> bool:
+        return not self._is_deposed and self._worker.standby.leads_for_certain
+
+    def _is_in_doubt(self) -> bool:
+        return self._is_deposed or self._worker.standby.is_in_doubt
+
     def _step_down(self) -> None:
         """Follow the worker that leads in the place of this one, or has led since. This one may lead again by now."""
+        self._is_deposed = False
         if self._replay.is_lost or not self._answers.is_open:
             return
+        self._answers.withdraw()
         since = self._answers.since_boundary()
         if since is None:
             self._on_lost("another worker began to lead before this one came to its first boundary")

@@ -114,6 +114,7 @@ class WorkerContext:
             run_id=lambda: self.store.run_id,
             on_append=self.append_hints.note,
         )
+        self.journal.is_in_doubt = lambda: self.elector.is_in_doubt
         if self.options.follows_journal:
             followers = Followers(self.coordinator, self.clock, self.worker_id, appended=lambda: self.journal.bytes)
             self.store.slowest_follower = followers.slowest

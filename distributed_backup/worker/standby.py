@@ -81,6 +81,20 @@ class Standby:
             return self._context.state.phase == "standby"
 
     @property
+    def leads_for_certain(self) -> bool:
+        """Whether this worker leads, and no other can have led since it began to train under this term."""
+        led = self._context.state.led
+        return led is not None and self._context.elector.term == led
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether another worker may lead, because the lease has run out. This one asks the coordinator now."""
+        is_in_doubt = self._context.elector.is_in_doubt
+        if is_in_doubt:
+            self._context.elector.wake()
+        return is_in_doubt
+
+    @property
     def _position(self) -> Position:
         return self._context.last_boundary or self._context.announcer.start_position
 

@@ -70,6 +70,8 @@ class Made:
             on_elected=lambda: None,
             on_deposed=lambda: None,
             on_appended=lambda: None,
+            leads_for_certain=True,
+            is_in_doubt=False,
         )
         self.worker = SimpleNamespace(
             journal=self.writer,

@@ -18,6 +18,7 @@ from distributed_backup.observability.events import Kind
 from distributed_backup.position import Position
 from distributed_backup.training.answers import Answers
 from distributed_backup.training.codec import Codec, UnrecordableError
+from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.replay import Replay
 
 END = Link(name="0000000001-00000000-00000000.journal", end=99)
@@ -95,7 +96,9 @@ class Fit:
         self.lost: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.replay = Replay(cast("JournalWriter", self.writer), self._report, self.lost.append)
-        self.answers = Answers(cast("JournalWriter", self.writer), self.replay)
+        self.is_certain, self.is_in_doubt = True, False
+        doubt = Doubt(is_certain=lambda: self.is_certain, exists=lambda: self.is_in_doubt)
+        self.answers = Answers(cast("JournalWriter", self.writer), self.replay, doubt)
         self.got: list[Any] = []
         self.asked: list[str] = []
         self.requests: dict[str, list[asyncio.Future[Any]]] = {}
@@ -139,6 +142,16 @@ class Fit:
         else:
             sent.set_result(response)
 
+    def step_down(self) -> None:
+        """Follow another worker, as `FitJournal` does. There is no doubt any more."""
+        self.is_in_doubt = False
+        self.answers.withdraw()
+        self.replay.follow(boundary(0))
+
+    @property
+    def since(self) -> tuple[Boundary, list[Outcome]] | None:
+        return self.answers.since_boundary()
+
     def boundary(self, batch: int, tag: object = "same", **digests: str) -> None:
         own = boundary(batch, tag, **digests)
         self.answers.boundary(own.position, lambda: own.digests, due=False)
@@ -158,6 +171,12 @@ async def quiet() -> None:
 
     loop._selector.select = look
     await idle
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let everything run until a timer has made this true."""
+    while not condition():
+        await asyncio.sleep(0)
 
 
 async def work(cycles: int) -> None:

@@ -108,5 +108,9 @@ def leads(bench: Bench) -> bool:
     return bench.elector.is_leader
 
 
+def in_doubt(bench: Bench) -> bool:
+    return bench.elector.is_in_doubt
+
+
 def last_resort(bench: Bench) -> int | None:
     return bench.elector.term_of_last_resort

@@ -13,7 +13,7 @@ from distributed_backup.checkpoints import journal_format
 from distributed_backup.checkpoints.journal_format import Failed, Unanswered, Unrecorded
 from distributed_backup.training import answers, delivery
 from distributed_backup.training.tickets import Tickets
-from tests.support.answering import JSON, Fit, answer, boundary, keys, led, quiet, stage
+from tests.support.answering import END, JSON, Fit, answer, boundary, keys, led, quiet, stage, until
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -349,6 +349,137 @@ def test_a_worker_that_leads_again_uses_the_answer_that_it_was_waiting_with() ->
         fit.replay.end_of_log(None)
         await quiet()
         assert (fit.got, keys(fit.writer.records)) == (["of this worker"], ["a"])
+
+    run(main)
+
+
+def test_an_answer_that_was_recorded_in_doubt_is_seen_when_the_worker_leads_still() -> None:
+    """The lease has run out, and was renewed."""
+
+    async def main() -> None:
+        fit = led()
+        fit.ask("a")
+        await quiet()
+        fit.is_certain, fit.is_in_doubt = False, True
+        fit.respond("a", 1)
+        await quiet()
+        assert (fit.got, keys(fit.writer.records)) == ([], ["a"])
+        fit.is_in_doubt = False
+        await until(lambda: fit.got == [1])
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["durable", "late", "never", "not recorded"])
+def test_an_answer_that_was_recorded_in_doubt_is_not_seen_if_another_worker_leads(
+    caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """The new leader has not read it. A suspension may come before the append, after it, or in a slow one."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = how == "durable"
+        response: Any = {1} if how == "not recorded" else "of this worker"
+        fit.ask("a")
+        await quiet()
+        fit.is_certain, fit.is_in_doubt = False, True
+        fit.respond("a", response)
+        await quiet()
+        if how == "late":
+            fit.writer.flush()
+        [entry] = fit.replay.delivery._new
+        if how == "never":
+            fit.answers._new._waited_enough(entry)
+        await quiet()
+        assert fit.got == []
+        fit.step_down()
+        fit.answers._new._waited_enough(entry)
+        fit.writer.flush()
+        await quiet()
+        assert (fit.got, fit.since) == ([], (boundary(0), []))
+        fit.replay.extend([answer("a", "of the leader")])
+        await quiet()
+        assert (fit.got, fit.asked, fit.since) == (["of the leader"], ["a"], (boundary(0), fit.replay.outcomes))
+
+    run(main)
+    assert "the journal is slow" not in caplog.text
+
+
+def test_a_worker_that_leads_again_records_an_answer_again_that_it_took_back() -> None:
+    """The log of the other worker does not have it."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        fit.ask("a")
+        await quiet()
+        fit.respond("a", 1)
+        await quiet()
+        fit.step_down()
+        await quiet()
+        fit.writer.is_durable = True
+        fit.replay.end_of_log(END)
+        await quiet()
+        assert (fit.got, keys(fit.writer.records), fit.asked) == ([1], ["a", "a"], ["a"])
+
+    run(main)
+
+
+def test_a_retry_of_a_request_whose_answer_was_taken_back_follows_the_log() -> None:
+    """Its first attempt was cancelled while its answer was appended."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        cancelled = fit.ask("a")
+        await quiet()
+        fit.respond("a", "of this worker")
+        await quiet()
+        cancelled.cancel()
+        await quiet()
+        fit.step_down()
+        fit.ask("a")
+        fit.replay.extend([answer("a", "of the leader")])
+        await quiet()
+        assert (fit.got, fit.asked) == (["of the leader"], ["a"])
+
+    run(main)
+
+
+def test_no_request_is_sent_in_doubt() -> None:
+    """It waits, and then follows the log of the new leader. One that is cancelled meanwhile gives its turn back."""
+
+    async def main() -> None:
+        fit = led()
+        fit.is_certain, fit.is_in_doubt = False, True
+        cancelled = fit.ask("a")
+        await quiet()
+        cancelled.cancel()
+        await quiet()
+        fit.ask("a")
+        await quiet()
+        fit.step_down()
+        fit.replay.extend([answer("a", 1)])
+        await until(lambda: fit.got == [1])
+        assert fit.asked == []
+
+    run(main)
+
+
+def test_a_stream_that_was_drained_in_doubt_loses_the_worker() -> None:
+    """Its chunks were used, and the new leader gets others."""
+
+    async def main() -> None:
+        fit = led()
+        reading = asyncio.ensure_future(drained(fit, "s", 1, 2))
+        await asyncio.sleep(0)
+        fit.is_certain, fit.is_in_doubt = False, True
+        await quiet()
+        assert keys(fit.writer.records) == ["s"]
+        fit.step_down()
+        await quiet()
+        assert len(fit.lost) == 1
+        reading.cancel()
 
     run(main)
 

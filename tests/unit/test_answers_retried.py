@@ -15,6 +15,7 @@ from distributed_backup.errors import RecordedFailureError
 from distributed_backup.training.answers import Answers
 from distributed_backup.training.codec import Codec
 from distributed_backup.training.delivery import STALL_LIMIT
+from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.replay import Replay
 from tests.support import journals
 from tests.support.journals import DictStorage, Gate, boundary
@@ -29,7 +30,8 @@ class Fit:
         self.bench = journals.Bench(storage, SystemClock(), term=2 if is_resumed else 1)
         self.events: list[str] = []
         self.replay = Replay(self.bench.writer, self._report, lambda reason: self.events.append("lost"))
-        self.answers = Answers(self.bench.writer, self.replay)
+        doubt = Doubt(is_certain=lambda: True, exists=lambda: False)
+        self.answers = Answers(self.bench.writer, self.replay, doubt)
         self.answers.start(boundary(1))
         self.sent = 0
         self._next = first

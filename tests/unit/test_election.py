@@ -14,7 +14,7 @@ from distributed_backup.coordination.election import LeaseLoss
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
 from distributed_backup.position import Position
 from tests.support.clocks import FakeClock
-from tests.support.election import TIMINGS, Bench, Recorder, broken_claim, broken_store, last_resort, leads
+from tests.support.election import TIMINGS, Bench, Recorder, broken_claim, broken_store, in_doubt, last_resort, leads
 
 
 @pytest.fixture
@@ -93,6 +93,44 @@ def test_a_heartbeat_says_what_the_worker_is(bench: Bench) -> None:
     first, second = bench.coordinator.beats
     assert (first.role, first.position, first.duration, first.campaign) == ("follower", Position(2, 3), 15.0, True)
     assert second.role == "leader"
+
+
+# ---------------------------------------------------------------- in doubt
+
+
+def test_a_leader_is_in_doubt_from_its_deadline_to_the_end_of_its_next_tick(bench: Bench) -> None:
+    """The listener learns of the result before the doubt ends."""
+    bench.elector.tick()
+    assert not in_doubt(bench)
+    bench.clock.advance(TIMINGS.duration)
+    assert in_doubt(bench)
+    bench.another("b").tick()
+    doubts: list[bool] = []
+    bench.recorder.lost = lambda loss: doubts.append(in_doubt(bench))  # type: ignore[method-assign]
+    bench.recorder.observed = lambda view: doubts.append(in_doubt(bench))  # type: ignore[method-assign]
+    bench.elector.tick()
+    assert (doubts, in_doubt(bench)) == ([True, True], False)
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_a_doubt_ends_with_a_renewal_and_with_a_tick_that_fails(bench: Bench, is_down: bool) -> None:
+    """While the coordinator can't be reached, nothing waits for it."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.renew_deadline)
+    bench.coordinator.down = is_down
+    assert in_doubt(bench)
+    bench.elector.tick()
+    assert not in_doubt(bench)
+    assert leads(bench) is not is_down
+
+
+def test_a_worker_that_does_not_lead_is_never_in_doubt(bench: Bench) -> None:
+    """Neither before it leads, nor after it has resigned."""
+    assert not in_doubt(bench)
+    bench.elector.tick()
+    bench.elector.resign()
+    bench.clock.advance(TIMINGS.duration)
+    assert not in_doubt(bench)
 
 
 # ---------------------------------------------------------------- unreachable, lost

@@ -136,6 +136,25 @@ def test_a_leader_that_slept_through_the_term_of_another_is_deposed_and_elected(
     assert (changes.seen, context_of(leader).journal_term()) == (["elected"], 4)
 
 
+def test_a_leader_that_slept_does_not_lead_for_certain_until_it_knows(team: Team) -> None:
+    """Nor does one that leads again with another in between."""
+    leader, follower = two(team)
+    standby = leader.standby
+    assert (standby.leads_for_certain, standby.is_in_doubt) == (True, False)
+    assert not follower.standby.leads_for_certain
+    elector_of(leader).stop()
+    team.until(lambda: follower.leads)
+    woken: list[bool] = []
+    elector_of(leader).wake = lambda: woken.append(True)  # type: ignore[method-assign]
+    assert (standby.leads_for_certain, standby.is_in_doubt, woken) == (False, True, [True])
+    team.kill(follower)
+    team.coordinator.resign("b")
+    seen: list[tuple[bool, bool]] = []
+    standby.on_deposed = lambda: seen.append((standby.leads_for_certain, standby.is_in_doubt))
+    elector_of(leader).tick()
+    assert (leader.leads, seen, standby.is_in_doubt) == (True, [(False, True)], False)
+
+
 # ---------------------------------------------------------------- a follower that is lost
 
 

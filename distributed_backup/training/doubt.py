@@ -1,0 +1,51 @@
+"""Wait while it is in doubt whether this worker still leads.
+
+A process that was suspended past its lease learns at its next heartbeat that another worker leads. Until then it sends
+no request, and its training sees no new answer. The successor asks for the same, and has not read what is recorded now.
+
+A successor reads the journal after the lease of its predecessor has expired. So it has read each record that was
+durable while its predecessor led for certain.
+
+The limit: the fit goes on after `LIMIT` seconds, because a coordinator may hang. It also goes on while the coordinator
+is out of reach. Two workers may then ask for the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+# Seconds that a request or an answer waits at most. With the default lease, a heartbeat fails after 2 s.
+LIMIT: Final = 5.0
+_PERIOD: Final = 0.02
+
+
+class Doubt:
+    """What a fit knows of its lead. Both functions may be called from any thread, and do no I/O.
+
+    `is_certain`: no other worker can have led since this one began to. `exists`: the lease has run out since the last
+    heartbeat.
+    """
+
+    def __init__(self, *, is_certain: Callable[[], bool], exists: Callable[[], bool]) -> None:
+        self.is_certain = is_certain
+        self._exists = exists
+
+    async def end(self) -> None:
+        """Wait until there is no doubt."""
+        if self._exists():
+            over = asyncio.Event()
+            self.call_after(over.set)
+            await over.wait()
+
+    def call_after(self, call: Callable[[], object]) -> None:
+        """Call `call` from the running event loop when there is no doubt."""
+        loop = asyncio.get_running_loop()
+        self._look(loop, call, loop.time() + LIMIT)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object], deadline: float) -> None:
+        if self._exists() and loop.time() < deadline:
+            loop.call_later(_PERIOD, self._look, loop, call, deadline)
+        else:
+            call()

@@ -1,0 +1,82 @@
+"""What waits while it is in doubt whether a worker leads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from distributed_backup.training import doubt
+from distributed_backup.training.doubt import Doubt
+from tests.support.answering import quiet, until
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(main())  # type: ignore[arg-type]
+
+
+class Lead:
+    """A worker in doubt."""
+
+    def __init__(self) -> None:
+        self.is_in_doubt = True
+        self.looks = 0
+        self.doubt = Doubt(is_certain=lambda: False, exists=self._exists)
+        self.called: list[str] = []
+
+    def _exists(self) -> bool:
+        self.looks += 1
+        return self.is_in_doubt
+
+
+def test_nothing_waits_without_a_doubt() -> None:
+    async def main() -> None:
+        lead = Lead()
+        lead.is_in_doubt = False
+        lead.doubt.call_after(lambda: lead.called.append("a"))
+        assert lead.called == ["a"]
+        await lead.doubt.end()
+        assert lead.looks == 2
+
+    run(main)
+
+
+def test_everything_waits_for_the_end_of_a_doubt() -> None:
+    async def main() -> None:
+        lead = Lead()
+        waiting = asyncio.ensure_future(lead.doubt.end())
+        lead.doubt.call_after(lambda: lead.called.append("a"))
+        await until(lambda: lead.looks > 6)
+        assert (lead.called, waiting.done()) == ([], False)
+        lead.is_in_doubt = False
+        await waiting
+        await until(lambda: lead.called == ["a"])
+
+    run(main)
+
+
+def test_a_doubt_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator may hang."""
+    monkeypatch.setattr(doubt, "LIMIT", 0.05)
+
+    async def main() -> None:
+        lead = Lead()
+        began = asyncio.get_running_loop().time()
+        await lead.doubt.end()
+        assert lead.is_in_doubt
+        assert asyncio.get_running_loop().time() - began >= 0.05
+
+    run(main)
+
+
+def test_a_loop_that_is_closed_in_doubt_ends_the_wait() -> None:
+    lead = Lead()
+
+    async def main() -> None:
+        lead.doubt.call_after(lambda: lead.called.append("a"))
+        await quiet()
+
+    run(main)
+    assert lead.called == []
