@@ -25,6 +25,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--coordinator", choices=COORDINATORS, default="file")
     parser.add_argument("--store", choices=STORES, default="dir")
     parser.add_argument("--workers", type=int, default=1, help="workers of each run")
+    parser.add_argument("--pauses", action="store_true", help="also stop workers, and let them go on")
     parser.add_argument("--bug", help="plant an error, see README.md")
     parser.add_argument("--keep", type=Path, help="where files of runs with violations stay")
     return parser.parse_args()
@@ -67,6 +68,7 @@ def main() -> int:
                 # A bucket is written once in a second, so answers of the last second may be lost at a SIGKILL.
                 is_orderly=chosen.store == "s3",
                 keeps_all=chosen.store == "dir",
+                has_pauses=chosen.pauses,
                 bug=chosen.bug,
             )
             results.append(campaign.carry_out(run))

@@ -26,7 +26,8 @@ class Result:
     @property
     def kills(self) -> Counter[str]:
         """The interruptions that happened."""
-        return Counter(life.how for life in self.lives if life.how is not None)
+        ends = Counter(life.how for life in self.lives if life.how not in {None, "pause"})
+        return ends + Counter(pause=sum(life.pauses for life in self.lives))
 
     @property
     def passed_again(self) -> int:
@@ -42,7 +43,7 @@ class Result:
     def line(self) -> str:
         """Return the result on one line, and its violations below."""
         asked, under_way = paid(self.lives)
-        codes = " ".join(f"{life.how or '-'}={life.exit_code}" for life in self.lives)
+        codes = " ".join(f"{life.how or '-'}={life.exit_code}{'p' * life.pauses}" for life in self.lives)
         text = (
             f"{self.run.name}: {codes} asked={asked} under_way={under_way} replayed={self.replayed} "
             f"passed_again={self.passed_again}"

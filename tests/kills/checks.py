@@ -17,7 +17,10 @@ _EXIT_CODES: Final = {
     "cut off": {143},
     "exception": {1},
     "Ctrl-C": {1},
+    # It may have to be started again, because it can't follow its successor.
+    "pause": {0, 143},
 }
+_LOST_AFTER_PAUSE: Final = ("the leader has begun another log", "while this one read the stream of an answer")
 # A partial event log may be of a worker that still runs. So only a deletion removes it.
 _BELONGS: Final = re.compile(
     r"run\.json|coordinator|(\.partial-)?events-\S+\.jsonl\S*|[0-9]{10}\.term|[0-9]{10}-[0-9]{8}-[0-9]{8}(\.final)?\.ckpt"
@@ -66,13 +69,17 @@ def order(lives: Sequence[Life]) -> Iterator[str]:
 
 
 def lost(lives: Sequence[Life]) -> Iterator[str]:
-    """What is durable counts in the end. What was answered is durable, see `AT_ONCE`."""
+    """What is durable counts in the end. What was answered is durable, see `AT_ONCE`.
+
+    Of a leader that has lost its lease, the requests that were under way then need not count.
+    """
     final = {token for tokens in final_answers(lives).values() for token in tokens}
     for life in lives:
         durable = set(life.durable)
-        if durable - final:
-            yield f"lost: {len(durable - final)} of {len(durable)} answers that {life.name} made durable"
-        not_durable = [token for token in life.answered if token not in durable]
+        gone = durable - final - life.cut_off
+        if gone:
+            yield f"lost: {len(gone)} of {len(durable)} answers that {life.name} made durable"
+        not_durable = [token for token in life.answered if token not in durable | life.cut_off]
         allowed = AT_ONCE if life.how == "SIGKILL" else 0
         if len(not_durable) > allowed:
             yield f"lost: {len(not_durable)} answers of {life.name} never became durable, {allowed} may"
@@ -103,9 +110,15 @@ def ends(lives: Sequence[Life]) -> Iterator[str]:
 
 
 def events(lives: Sequence[Life]) -> Iterator[str]:
-    """No replay comes to another state, and no answer is void."""
+    """No replay comes to another state, and no answer is void.
+
+    A worker that was suspended is no member, so the journal may be pruned before it has read it. And it can't take back
+    the chunks of a stream.
+    """
     for life in lives:
         for detail in life.details:
+            if life.pauses and any(reason in detail for reason in _LOST_AFTER_PAUSE):
+                continue
             yield f"events: {life.name}: {detail}"
 
 

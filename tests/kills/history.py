@@ -11,6 +11,7 @@ A life is one process. It appends each event to a file of its own with one syste
     boundary EPOCH BATCH DIGEST  the fit has come to this position, in this state
     event KIND FIELDS            an event of the worker
     tool NAME                    a tool was called
+    paused SECONDS               it goes on after a pause. The supervisor notes this
     end DIGEST                   the fit has returned, in this state
 
 A stage is what lies between two boundaries.
@@ -60,8 +61,12 @@ class Life:
     completed: set[Stage] = field(default_factory=set)
     events: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
+    # Requests that were under way when this life learned that it leads no more. Its successor asks for them, too.
+    cut_off: set[str] = field(default_factory=set)
+    pauses: int = 0
     tools: int = 0
     is_over: bool = False
+    is_lost: bool = False
     end: str | None = None
 
     @property
@@ -80,6 +85,9 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
         match kind:
             case "start":
                 stage = (int(fields[0]), int(fields[1]))
+            case "seen" if life.is_lost:
+                # Of a stream that was read at the change. The fit is cancelled.
+                pass
             case "asked" | "answered" if life.is_over:
                 # Retries of synalinks catch the cancellation of their task, and ask again when the fit has ended.
                 pass
@@ -96,6 +104,11 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
                 life.is_over = life.is_over or fields[0] in FINAL_KINDS
                 if fields[0] in {"diverged", "voided"}:
                     life.details.append(" ".join(fields))
+                life.is_lost = life.is_lost or fields[0] == "stood_down"
+                if fields[0] == "lost":
+                    life.cut_off |= set(life.asked) - {token for tokens in life.seen.values() for token in tokens}
+            case "paused":
+                life.pauses += 1
             case "tool":
                 life.tools += 1
             case "end":

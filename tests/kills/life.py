@@ -41,13 +41,13 @@ class PlannedError(Exception):
 
 
 class Observer:
-    """Notes the events of this life, and reports when its kill is due."""
+    """Notes the events of this life, and reports when an interruption is due."""
 
-    def __init__(self, report: Report, path: Path, kill: Kill | None) -> None:
+    def __init__(self, report: Report, path: Path, kills: tuple[Kill, ...]) -> None:
         self._report = report
         self._journalist = Journalist(path)
-        self._kill = kill
-        self._left = 0 if kill is None else kill.count
+        self._kills = list(kills)
+        self._left = kills[0].count if kills else 0
         self.provider: Provider | None = None
         self.raises = False
         # Without a journal, the fit sees an answer as soon as it comes.
@@ -57,10 +57,12 @@ class Observer:
         self._journalist.note(kind, *fields)
         if kind == "answered" and self.sees_at_once:
             self.note("seen", *fields)
-        if self._kill is not None and kind == self._kill.event:
+        if self._kills and kind == self._kills[0].event:
             self._left -= 1
             if self._left == 0:
-                self._interrupt(self._kill)
+                kill = self._kills.pop(0)
+                self._left = self._kills[0].count if self._kills else 0
+                self._interrupt(kill)
 
     def _interrupt(self, kill: Kill) -> None:
         if kill.how == "exception":
@@ -162,11 +164,11 @@ def _token_in(value: bytes) -> str:
     return "" if found is None else found[1].decode()
 
 
-def live(report: Report, run: Run, place: Place, path: Path, number: int, kill: Kill | None) -> None:
-    """Run the fit until it ends or is killed."""
+def live(report: Report, run: Run, place: Place, path: Path, number: int, kills: tuple[Kill, ...]) -> None:
+    """Run the fit until it ends or is killed. `kills` are pauses, and what may end this life after them."""
     strict()
     logging.getLogger("synalinks").setLevel(logging.ERROR)
-    observer = Observer(report, path, kill)
+    observer = Observer(report, path, kills)
     with_journal = bugs.plant(run.bug)
     observer.sees_at_once = not with_journal
     observe(observer)
@@ -175,11 +177,11 @@ def live(report: Report, run: Run, place: Place, path: Path, number: int, kill: 
     provider = Provider(path.stem, observer.note, failures=_FAILURES.get(run.program, 0.0))
     observer.provider = provider
     provider.install()
-    asyncio.run(_fit(run, place, observer, provider, seed=run.seed + number, journal=with_journal, kill=kill))
+    asyncio.run(_fit(run, place, observer, provider, seed=run.seed + number, journal=with_journal, kills=kills))
 
 
 async def _fit(
-    run: Run, place: Place, observer: Observer, provider: Provider, *, seed: int, journal: bool, kill: Kill | None
+    run: Run, place: Place, observer: Observer, provider: Provider, *, seed: int, journal: bool, kills: tuple[Kill, ...]
 ) -> None:
     built = await build(
         run.program,
@@ -194,7 +196,7 @@ async def _fit(
         delete_checkpoint=run.deletes,
         coordinator=place.coordinator,
         run_id=place.run_id,
-        grace_period=_SHORT_GRACE_PERIOD if kill is not None and kill.how == "cut off" else _GRACE_PERIOD,
+        grace_period=_SHORT_GRACE_PERIOD if any(kill.how == "cut off" for kill in kills) else _GRACE_PERIOD,
         # The last worker out waits for dead ones until their lease has lapsed.
         timings=_SHORT_LEASE if place.is_leased or run.deletes else None,
         journal=journal,

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-type How = Literal["SIGKILL", "SIGTERM", "cut off", "exception", "Ctrl-C"]
+type How = Literal["SIGKILL", "SIGTERM", "cut off", "exception", "Ctrl-C", "pause"]
 type Event = Literal["event", "asked", "answered", "seen"]
 type SaveFrequency = int | Literal["epoch", False]
 
@@ -32,6 +32,10 @@ _EVENTS: Final[tuple[Event, ...]] = ("event", "asked", "answered", "seen")
 _NOTICES: Final[tuple[How, ...]] = ("SIGTERM", "cut off")
 # The longest time that the provider takes for one answer, in seconds.
 LATENCY: Final = 0.02
+# The part of the pauses after which the worker is also killed.
+_KILLED_AFTER_PAUSE: Final = 0.4
+# Seconds of a pause: longer than a heartbeat's period, or longer than the lease of `life`.
+_PAUSES: Final = ((0.05, 0.5), (1.0, 2.5))
 
 EPOCHS: Final = 3
 BATCH_SIZE: Final = 8
@@ -62,13 +66,15 @@ class Kill:
     """An interruption, `delay` seconds after this life has seen `count` events of one kind.
 
     "event" is one of the worker, such as a commit. The other kinds are of requests. "cut off" is a SIGTERM while the
-    provider answers only half of its requests, so that the batch can't end in the grace period.
+    provider answers only half of its requests, so that the batch can't end in the grace period. A "pause" is a SIGSTOP,
+    and a SIGCONT after `seconds`. The life goes on, and its next interruption is counted from there.
     """
 
     how: How
     event: Event
     count: int
     delay: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +117,12 @@ def plan(
     workers: int = 1,
     is_orderly: bool = False,
     keeps_all: bool = False,
+    has_pauses: bool = False,
     bug: str | None = None,
 ) -> Run:
     """Return the run of a seed. Consecutive seeds take turns with the programs. `is_orderly`: without SIGKILL.
 
-    `keeps_all`: some runs keep everything.
+    `keeps_all`: some runs keep everything. `has_pauses`: a pause comes before each interruption, or in its place.
     """
     chosen = random.Random(seed)
     # With False nothing is recorded before a notice, so followers have nothing to follow.
@@ -130,6 +137,8 @@ def plan(
         kills=tuple(_kills(chosen, save_freq, is_orderly=is_orderly) for _ in range(workers)),
         bug=bug,
     )
+    if has_pauses:
+        run = replace(run, kills=tuple(_with_pauses(chosen, kills) for kills in run.kills))
     # With save_freq=False there is no checkpoint of the start.
     may_keep = keeps_all and workers == 1 and not run.deletes and save_freq is not False
     return replace(run, keeps_all=may_keep and chosen.random() < 0.3)
@@ -147,6 +156,18 @@ def _kills(chosen: random.Random, save_freq: SaveFrequency, *, is_orderly: bool)
         count = chosen.randint(1, 5) if event == "event" else 1 + int(_MOST_ANSWERS * chosen.random() ** 1.5)
         kills.append(Kill(how=how, event=event, count=count, delay=chosen.random() * LATENCY))
     return tuple(kills)
+
+
+def _with_pauses(chosen: random.Random, kills: tuple[Kill, ...]) -> tuple[Kill, ...]:
+    """Return the interruptions of one worker with pauses among them."""
+    made: list[Kill] = []
+    for kill in kills:
+        seconds = chosen.uniform(*chosen.choice(_PAUSES))
+        count = chosen.randint(1, 8) if kill.event == "event" else 1 + int(_MOST_ANSWERS * chosen.random() ** 1.5)
+        made.append(replace(kill, how="pause", count=count, seconds=seconds))
+        if chosen.random() < _KILLED_AFTER_PAUSE:
+            made.append(kill)
+    return tuple(made)
 
 
 def _how(chosen: random.Random, save_freq: SaveFrequency, *, is_orderly: bool) -> How:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.kills.history import Life, read_life
-from tests.kills.plan import Kill, Place, Run
+from tests.kills.history import Journalist, Life, read_life
+from tests.kills.plan import How, Kill, Place, Run
 from tests.support.processes import Child
 
 LIFE = "tests.kills.life:live"
@@ -47,10 +47,9 @@ def _worker(run: Run, place: Place, logs: Path, worker: int) -> Outcome:
     outcome = Outcome(lives=[], problems=[])
     kills = list(run.kills[worker])
     for number in range(_MOST_LIVES):
-        kill = kills.pop(0) if kills else None
         path = logs / f"w{worker}-{number}.log"
         try:
-            life = _life(run, place, path, number, kill)
+            life = _life(run, place, path, number, _taken(kills))
         except AssertionError as error:
             outcome.problems.append(f"ends: {path.stem} hangs: {str(error)[-2000:]}")
             return outcome
@@ -64,18 +63,29 @@ def _worker(run: Run, place: Place, logs: Path, worker: int) -> Outcome:
     return outcome
 
 
-def _life(run: Run, place: Place, path: Path, number: int, kill: Kill | None) -> Life:
-    with Child(LIFE, run, place, path, number, kill, log=path.with_suffix(".txt")) as child:
-        was_killed = kill is not None and _kill(child, kill)
+def _taken(kills: list[Kill]) -> tuple[Kill, ...]:
+    """Take the interruptions of the next life: pauses, up to the first one that ends it."""
+    taken: list[Kill] = []
+    while kills and (not taken or taken[-1].how == "pause"):
+        taken.append(kills.pop(0))
+    return tuple(taken)
+
+
+def _life(run: Run, place: Place, path: Path, number: int, kills: tuple[Kill, ...]) -> Life:
+    how: How | None = None
+    with Child(LIFE, run, place, path, number, kills, log=path.with_suffix(".txt")) as child:
+        for kill in kills:
+            if not _interrupt(child, kill, path):
+                break
+            how = kill.how
         exit_code = child.join()
-    life = read_life(path, exit_code=exit_code, how=kill.how if kill is not None and was_killed else None)
-    if kill is not None and kill.how == "exception" and exit_code == 1 and "PlannedError" in child.output():
-        return replace(life, how="exception")
-    return life
+    if exit_code == 1 and "PlannedError" in child.output():
+        how = "exception"
+    return read_life(path, exit_code=exit_code, how=how)
 
 
-def _kill(child: Child, kill: Kill) -> bool:
-    """Kill a child when it asks for it. Return False if it ends before."""
+def _interrupt(child: Child, kill: Kill, path: Path) -> bool:
+    """Interrupt a child when it asks for it. Return False if it ends before, or raises an exception itself."""
     if kill.how == "exception":
         return False
     try:
@@ -83,5 +93,15 @@ def _kill(child: Child, kill: Kill) -> bool:
     except AssertionError:
         return False
     threading.Event().wait(kill.delay)
-    child.kill(_SIGNALS[kill.how])
+    try:
+        if kill.how != "pause":
+            child.kill(_SIGNALS[kill.how])
+            return True
+        child.kill(signal.SIGSTOP)
+        threading.Event().wait(kill.seconds)
+        # Now, because it writes nothing itself.
+        Journalist(path).note("paused", kill.seconds)
+        child.kill(signal.SIGCONT)
+    except ProcessLookupError:
+        return False
     return True
