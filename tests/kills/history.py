@@ -11,7 +11,8 @@ A life is one process. It appends each event to a file of its own with one syste
     boundary EPOCH BATCH DIGEST  the fit has come to this position, in this state
     event KIND FIELDS            an event of the worker
     tool NAME                    a tool was called
-    paused SECONDS               it goes on after a pause. The supervisor notes this
+    paused SECONDS               it goes on after a pause. The supervisor notes this, and the next one
+    flushed                      the Redis server of the run was emptied
     end DIGEST                   the fit has returned, in this state
 
 A stage is what lies between two boundaries.
@@ -64,6 +65,7 @@ class Life:
     # Requests that were under way when this life learned that it leads no more. Its successor asks for them, too.
     cut_off: set[str] = field(default_factory=set)
     pauses: int = 0
+    flushes: int = 0
     tools: int = 0
     is_over: bool = False
     is_lost: bool = False
@@ -109,6 +111,8 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
                     life.cut_off |= set(life.asked) - {token for tokens in life.seen.values() for token in tokens}
             case "paused":
                 life.pauses += 1
+            case "flushed":
+                life.flushes += 1
             case "tool":
                 life.tools += 1
             case "end":

@@ -46,6 +46,7 @@ class Observer:
     def __init__(self, report: Report, path: Path, kills: tuple[Kill, ...]) -> None:
         self._report = report
         self._journalist = Journalist(path)
+        self._life = path.stem
         self._kills = list(kills)
         self._left = kills[0].count if kills else 0
         self.provider: Provider | None = None
@@ -55,8 +56,13 @@ class Observer:
 
     def note(self, kind: str, *fields: object) -> None:
         self._journalist.note(kind, *fields)
+        if kind == "seen" and not str(fields[0]).startswith(f"{self._life}."):
+            self._count("replayed")
         if kind == "answered" and self.sees_at_once:
             self.note("seen", *fields)
+        self._count(kind)
+
+    def _count(self, kind: str) -> None:
         if self._kills and kind == self._kills[0].event:
             self._left -= 1
             if self._left == 0:

@@ -37,7 +37,7 @@ def places(root: Path, *, store: str, coordinator: str) -> Iterator[Places]:
         def place(directory: Path) -> Place:
             run_id = f"run-{secrets.token_hex(6)}"
             backup_dir = {"dir": str(directory / "run"), "redis": url or "", "s3": f"s3://bucket/{run_id}"}[store]
-            lock = f"file://{directory}/lock" if store == "s3" else None
+            lock = f"file://{directory}/lock" if store != "dir" else None
             return Place(
                 backup_dir=backup_dir,
                 coordinator=url if coordinator == "redis" else lock,

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-type How = Literal["SIGKILL", "SIGTERM", "cut off", "exception", "Ctrl-C", "pause"]
-type Event = Literal["event", "asked", "answered", "seen"]
+type How = Literal["SIGKILL", "SIGTERM", "cut off", "exception", "Ctrl-C", "pause", "FLUSHALL"]
+type Event = Literal["event", "asked", "answered", "seen", "replayed"]
 type SaveFrequency = int | Literal["epoch", False]
 
 PROGRAMS: Final = (
@@ -32,6 +32,8 @@ _EVENTS: Final[tuple[Event, ...]] = ("event", "asked", "answered", "seen")
 _NOTICES: Final[tuple[How, ...]] = ("SIGTERM", "cut off")
 # The longest time that the provider takes for one answer, in seconds.
 LATENCY: Final = 0.02
+# What ends no life.
+LIVED_THROUGH: Final[frozenset[How]] = frozenset({"pause", "FLUSHALL"})
 # The part of the pauses after which the worker is also killed.
 _KILLED_AFTER_PAUSE: Final = 0.4
 # Seconds of a pause: longer than a heartbeat's period, or longer than the lease of `life`.
@@ -65,9 +67,12 @@ ANSWERS: Final = {
 class Kill:
     """An interruption, `delay` seconds after this life has seen `count` events of one kind.
 
-    "event" is one of the worker, such as a commit. The other kinds are of requests. "cut off" is a SIGTERM while the
-    provider answers only half of its requests, so that the batch can't end in the grace period. A "pause" is a SIGSTOP,
-    and a SIGCONT after `seconds`. The life goes on, and its next interruption is counted from there.
+    "event" is one of the worker, such as a commit. The other kinds are of requests. "replayed" is the answer to a
+    request of another life.
+
+    "cut off" is a SIGTERM while the provider answers only half of its requests, so that the batch can't end in the
+    grace period. A "pause" is a SIGSTOP, and a SIGCONT after `seconds`. "FLUSHALL" empties the Redis server of the run.
+    After these two the life goes on, and its next interruption is counted from there.
     """
 
     how: How

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import redis
+
 from tests.kills.history import Journalist, Life, read_life
-from tests.kills.plan import How, Kill, Place, Run
+from tests.kills.plan import LIVED_THROUGH, How, Kill, Place, Run
 from tests.support.processes import Child
 
 LIFE = "tests.kills.life:live"
@@ -64,9 +66,9 @@ def _worker(run: Run, place: Place, logs: Path, worker: int) -> Outcome:
 
 
 def _taken(kills: list[Kill]) -> tuple[Kill, ...]:
-    """Take the interruptions of the next life: pauses, up to the first one that ends it."""
+    """Take the interruptions of the next life: those that it lives through, up to the first one that ends it."""
     taken: list[Kill] = []
-    while kills and (not taken or taken[-1].how == "pause"):
+    while kills and (not taken or taken[-1].how in LIVED_THROUGH):
         taken.append(kills.pop(0))
     return tuple(taken)
 
@@ -75,16 +77,16 @@ def _life(run: Run, place: Place, path: Path, number: int, kills: tuple[Kill, ..
     how: How | None = None
     with Child(LIFE, run, place, path, number, kills, log=path.with_suffix(".txt")) as child:
         for kill in kills:
-            if not _interrupt(child, kill, path):
+            if not _interrupt(child, kill, place, path):
                 break
-            how = kill.how
+            how = "pause" if kill.how in LIVED_THROUGH else kill.how
         exit_code = child.join()
     if exit_code == 1 and "PlannedError" in child.output():
         how = "exception"
     return read_life(path, exit_code=exit_code, how=how)
 
 
-def _interrupt(child: Child, kill: Kill, path: Path) -> bool:
+def _interrupt(child: Child, kill: Kill, place: Place, path: Path) -> bool:
     """Interrupt a child when it asks for it. Return False if it ends before, or raises an exception itself."""
     if kill.how == "exception":
         return False
@@ -94,6 +96,11 @@ def _interrupt(child: Child, kill: Kill, path: Path) -> bool:
         return False
     threading.Event().wait(kill.delay)
     try:
+        if kill.how == "FLUSHALL":
+            with redis.Redis.from_url(place.backup_dir) as client:
+                client.flushall()
+            Journalist(path).note("flushed")
+            return True
         if kill.how != "pause":
             child.kill(_SIGNALS[kill.how])
             return True

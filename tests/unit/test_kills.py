@@ -71,6 +71,39 @@ def test_only_a_sigkill_may_lose_answers_and_only_those_of_one_instant(tmp_path:
     assert checks_that_fail([killed(tmp_path, after, "Ctrl-C", 1), whole]) == set()
 
 
+def test_only_requests_that_were_under_way_at_a_loss_of_the_lease_need_not_count(tmp_path: Path) -> None:
+    """Of a worker that goes on after a pause. An answer that its training has seen counts in any case."""
+    whole = life(tmp_path, [*STAGE, *REST])
+    lost = "event lost {}"
+    for lines, wanted in (
+        (["asked x", "paused 2", lost, "answered x"], set()),
+        (["asked x", "answered x", "paused 2", lost, "durable x"], set()),
+        (["asked x", "answered x", "paused 2", "durable x"], {"lost"}),
+        (["paused 2", lost, "asked x", "answered x", "durable x"], {"lost"}),
+        (["asked x", "answered x", "paused 2", "durable x", "seen x", lost], {"order", "lost"}),
+    ):
+        rest = ["seen a", *STAGE[4:], *REST] if "seen x" not in lines else []
+        assert checks_that_fail([whole, life(tmp_path, [*lines, *rest], how="pause")]) == wanted, lines
+
+
+@pytest.mark.parametrize(
+    ("reason", "pauses", "wanted"),
+    [
+        ("the leader has begun another log", 1, set()),
+        ("the leader has begun another log", 0, {"events"}),
+        ("x", 1, {"events"}),
+    ],
+)
+def test_a_worker_that_was_suspended_may_lose_its_leader(
+    tmp_path: Path, reason: str, pauses: int, wanted: set[str]
+) -> None:
+    """For the two reasons that a pause can have. Then it returns with the final state, or is started again."""
+    lines = [*["paused 2"] * pauses, f"event diverged {reason}", "event stood_down {}", "seen x", "end S2"]
+    for exit_code in (0, 143):
+        lives = [life(tmp_path, [*STAGE, *REST]), life(tmp_path, lines, how="pause", exit_code=exit_code)]
+        assert checks_that_fail(lives) == wanted
+
+
 def test_a_cancelled_fit_may_see_its_answers_in_another_order(tmp_path: Path) -> None:
     """It must be the same ones."""
     whole = life(tmp_path, [*STAGE, *REST])
