@@ -2,7 +2,8 @@
 
 The segments of a run change: a scheduled commit begins a new one, and so does a new leader. So the log is looked up
 again when the list of segments changes, from the last boundary that was read. What was read since then must be its
-beginning. Otherwise the new leader has not read all that this worker has, and the tail is lost.
+beginning. Otherwise the new leader has not read all that this worker has, and the tail is lost. The list is read each
+`_LISTING_PERIOD`. After a boundary each poll reads it, because the next answer may be in a new segment.
 
 The limit: what a slow follower has not come to waits in its memory.
 """
@@ -42,7 +43,7 @@ from distributed_backup.storage.base import Names, Storage
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two listings while nothing is appended.
+# Seconds between two listings in the middle of a stage.
 _LISTING_PERIOD: Final = 0.5
 # Seconds for which the newest segment may not continue what was read.
 _PATIENCE: Final = 2.0
@@ -183,7 +184,8 @@ class LogTail:
     def _locate(self, *, now: bool) -> str | None:
         """Find the log again if the segments have changed. Return why it can't be followed, or None."""
         instant = self._clock.now()
-        if not now and self._listed_at is not None and instant - self._listed_at < _LISTING_PERIOD:
+        is_listed = self._listed_at is not None and instant - self._listed_at < _LISTING_PERIOD
+        if is_listed and not (now or self._awaits_segment):
             return None
         self._listed_at = instant
         names = segments_among(self._storage.names())
@@ -202,6 +204,11 @@ class LogTail:
         # A header that is not complete may still become it.
         self._names, self._strange_since = names if newest == names[0] else [], None
         return reason
+
+    @property
+    def _awaits_segment(self) -> bool:
+        """Whether the last record is a boundary. False while the log is unclear: a look at it may read all segments."""
+        return bool(self._names) and not self._seen and self._strange_since is None
 
     def _rest_up_to(self, newest: str, names: Names) -> tuple[Part, ...]:
         """Return the segments in `names` that continue what was read, up to `newest`. Empty if one is missing.

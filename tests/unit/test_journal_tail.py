@@ -39,10 +39,11 @@ class Files(LocalStorage):
         super().__init__(root)
         self.errors: list[Exception] = []
         self.busy: list[str] = []
-        self.reads = 0
+        self.reads = self.listings = 0
         self.listed: Names | None = None
 
     def names(self) -> Names:
+        self.listings += 1
         if self.errors:
             raise self.errors.pop(0)
         return super().names() if self.listed is None else self.listed
@@ -161,6 +162,12 @@ class Tail:
         before = self.clock.waits
         soon(lambda: self.clock.waits >= before + times)
 
+    def listings_in(self, looks: int) -> int:
+        """Let it look around, and return how often it has read the list."""
+        before = self.storage.listings
+        self.look(looks)
+        return self.storage.listings - before
+
     def end(self) -> None:
         if self.tail is not None:
             self.tail.stop()
@@ -210,6 +217,20 @@ def test_a_scheduled_commit_begins_a_new_segment(made: Tail) -> None:
     second.add(answer("c", 3))
     made.has("a", "b", "c")
     assert made.reports == []
+
+
+def test_a_new_segment_is_looked_for_at_each_poll_after_a_boundary(made: Tail) -> None:
+    """Otherwise a follower would be up to half a second behind the first answers after each commit."""
+    segment = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    assert made.listings_in(40) < 5
+    segment.add(boundary(1))
+    soon(lambda: boundary(1) in made.records)
+    assert made.listings_in(40) >= 40
+    segment.add(answer("b", 2))
+    made.has("a", "b")
+    assert made.listings_in(40) < 5
 
 
 def test_more_records_than_are_handed_over_at_once(made: Tail, monkeypatch: pytest.MonkeyPatch) -> None:
