@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -217,6 +219,17 @@ def parsed(report: Report) -> list[str]:
         return wrong
 
     return asyncio.run(main())
+
+
+def allocated(report: Report) -> tuple[int, int]:
+    """Return the bytes of a recorded answer, and the bytes of memory that are allocated for it."""
+    answer = response({"content": "x" * 5000})
+    encode(answer)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    data = encode(answer)
+    gc.collect()
+    return len(data), tracemalloc.get_traced_memory()[0] - before
 
 
 # -------------------------------------------------------------------- what can't be recorded

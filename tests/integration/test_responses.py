@@ -27,6 +27,13 @@ def test_a_language_model_reads_a_restored_response_as_the_original(tmp_path: Pa
     assert result(tmp_path, "parsed") == []
 
 
+def test_a_recorded_answer_takes_little_more_memory_than_its_bytes(tmp_path: Path) -> None:
+    """Answers are kept until the next boundary. orjson allocates several times of what it returns."""
+    size, memory = result(tmp_path, "allocated")
+    assert size > 5000
+    assert memory < 1.5 * size
+
+
 def test_a_response_that_would_not_come_back_equal_is_refused_by_the_name_of_its_class(tmp_path: Path) -> None:
     """The message names the class, and holds nothing of the answer."""
     found = result(tmp_path, "unrecordable")
