@@ -39,6 +39,8 @@ class NewAnswer:
         self.future: asyncio.Future[None] = loop.create_future()
         self.record = record
         self.is_ready = self.is_withdrawn = False
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends the wait for the journal."""
 
 
 class Delivery:
@@ -126,6 +128,8 @@ class Delivery:
     def ready(self, answer: NewAnswer) -> None:
         """Let a new answer be handed out."""
         answer.is_ready = True
+        if answer.timer is not None:
+            answer.timer.cancel()
         self._hand_out()
 
     def withdraw(self) -> list[NewAnswer]:

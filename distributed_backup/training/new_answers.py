@@ -32,7 +32,7 @@ class NewAnswers:
         if self._is_behind or not self._writer.is_waited_for:
             self._may_be_seen(entry, is_certain=self._doubt.is_certain())
         else:
-            entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
+            entry.timer = entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
         return entry
 
     def unrecorded(self, *, is_certain: bool = False) -> NewAnswer:

@@ -129,6 +129,33 @@ def test_training_waits_for_no_journal_whose_appends_are_expensive() -> None:
     run(main)
 
 
+def test_the_wait_of_a_durable_answer_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the answers of the last seconds would stay in memory."""
+
+    async def main() -> None:
+        timers: list[asyncio.TimerHandle] = []
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def later(seconds: float, call: Callable[..., None], *arguments: Any) -> asyncio.TimerHandle:
+            timers.append(call_later(seconds, call, *arguments))
+            return timers[-1]
+
+        monkeypatch.setattr(loop, "call_later", later)
+        fit = led()
+        fit.writer.is_durable = False
+        fit.ask("a")
+        await quiet()
+        fit.respond("a", 1)
+        await quiet()
+        assert [timer.cancelled() for timer in timers] == [False]
+        fit.writer.flush()
+        await quiet()
+        assert ([timer.cancelled() for timer in timers], fit.got) == ([True], [1])
+
+    run(main)
+
+
 def test_training_goes_on_while_the_journal_is_slow_and_waits_again_when_it_is_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
