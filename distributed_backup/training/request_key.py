@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -51,6 +52,7 @@ _CONTENT: Final = frozenset(
         *("parameters", "schema", "json_schema", "response_schema", "guided_json"),
     }
 )
+_LEAVES: Final = frozenset({str, int, float, bool, type(None)})
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _URL: Final = re.compile(r"[A-Za-z][\w+.-]*://\S+")
 _USER: Final = re.compile(r"(?<=://)[^/?#]*@")
@@ -95,6 +97,7 @@ def _warn(kind: str, name: str, what: str) -> None:
 # -------------------------------------------------------------------- what is left out
 
 
+@lru_cache(maxsize=1024)
 def _is_left_out(name: str) -> bool:
     """Whether a parameter can't change the answer, or is a credential."""
     words = [word.lower() for word in _WORD.findall(name)]
@@ -118,16 +121,20 @@ def _without_credentials(text: str) -> str:
 
 def _canonical(value: Any, is_content: bool) -> Any:
     """Return `value` as JSON that depends on nothing but the value, apart from the order of keys."""
+    kind = type(value)
+    # First what most values are, because a request has about a hundred.
+    if kind in _LEAVES and (is_content or kind is not str):
+        return value
     if isinstance(value, Enum):
         value = value.value
-    if value is None or isinstance(value, bool | int | float):
+    if kind is dict or isinstance(value, Mapping):
+        return _canonical_fields(value, is_content)
+    if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, str):
         return value if is_content else _without_credentials(value)
     if isinstance(value, list | tuple):
         return [_canonical(item, is_content) for item in value]
-    if isinstance(value, Mapping):
-        return _canonical_fields(value, is_content)
     return _marked(value) or _canonical_object(value, is_content)
 
 

@@ -76,6 +76,25 @@ def test_what_changes_the_answer_changes_the_key(changes: dict[str, Any]) -> Non
     assert key(**changes) not in {key(), None}
 
 
+def test_the_key_of_a_request_never_changes() -> None:
+    """Otherwise an update of this package would pay again for what a journal has."""
+    colour, one = enum.Enum("Colour", {"RED": "red"}), enum.IntEnum("One", {"ONE": 1})
+    text = type("Text", (str,), {})("t")
+    request = {
+        "messages": [{"role": "user", "content": "hé https://u:p@h/?token=1"}],
+        "temperature": 0.5,
+        "stop": None,
+        "stream": False,
+        "timeout": 3,
+        "n": 1,
+        "top": (1, 2.0, True),
+        "text": text,
+        "base": "https://u:p@h/?token=1&a=2",
+        "extra": {"colour": colour["RED"], "one": one["ONE"], "deep": {"api_key": "x", "kept": [{}, [], ""]}},
+    }
+    assert request_key("K.m", "model", request) == "56959d162c9b1571a6dbf2183b08c196"
+
+
 def test_kind_and_model_count() -> None:
     """Equal inputs to another model, or to another function of it, are another request."""
     keys = {request_key(kind, model, {"input": "a"}) for kind in ("one", "two") for model in ("x", "y")}
