@@ -76,9 +76,12 @@ def test_what_changes_the_answer_changes_the_key(changes: dict[str, Any]) -> Non
     assert key(**changes) not in {key(), None}
 
 
+class One(enum.IntEnum):
+    ONE = 1
+
+
 def test_the_key_of_a_request_never_changes() -> None:
     """Otherwise an update of this package would pay again for what a journal has."""
-    colour, one = enum.Enum("Colour", {"RED": "red"}), enum.IntEnum("One", {"ONE": 1})
     text = type("Text", (str,), {})("t")
     request = {
         "messages": [{"role": "user", "content": "hé https://u:p@h/?token=1"}],
@@ -90,7 +93,7 @@ def test_the_key_of_a_request_never_changes() -> None:
         "top": (1, 2.0, True),
         "text": text,
         "base": "https://u:p@h/?token=1&a=2",
-        "extra": {"colour": colour["RED"], "one": one["ONE"], "deep": {"api_key": "x", "kept": [{}, [], ""]}},
+        "extra": {"colour": Colour.RED, "one": One.ONE, "deep": {"api_key": "x", "kept": [{}, [], ""]}},
     }
     assert request_key("K.m", "model", request) == "56959d162c9b1571a6dbf2183b08c196"
 
