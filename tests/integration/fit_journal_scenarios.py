@@ -89,9 +89,9 @@ class Made:
         self.got: list[Any] = []
         self.asked: list[str] = []
 
-    def log(self, *records: Any, term: int = 1) -> None:
+    def log(self, *records: Any, term: int = 1, worker: str = "w") -> None:
         header = Header(
-            run_id="run", term=term, worker_id="w", position=Position(0), after=None, digests=boundary(0).digests
+            run_id="run", term=term, worker_id=worker, position=Position(0), after=None, digests=boundary(0).digests
         )
         self.storage.append(header.name, b"".join(map(encode_record, (header, *records))), at=0)
 
@@ -176,6 +176,40 @@ async def _deposed_and_elected_in_one_step(root: Path) -> Any:
     await made.ask("b")
     made.journal.end()
     return made.got, made.asked, made.lost
+
+
+async def _deposed_with_an_answer_and_a_request(root: Path) -> Any:
+    """The answer waits for the journal. The request is made before the loop has learned of the new leader."""
+    made = Made(root)
+    made.begin()
+    made.writer.is_durable = False
+    answered = made.ask("a")
+    await quiet()
+    requested = made.ask("b")
+    made.standby.on_deposed()
+    made.log(answer("a", "A"), answer("b", "B"), term=2, worker="other")
+    await quiet()
+    made.writer.flush()
+    await answered
+    await requested
+    made.journal.end()
+    return made.got, made.asked, made.lost
+
+
+async def _elected_behind_a_successor(root: Path) -> Any:
+    """The successor was behind the last boundary of this worker, and has recorded an answer before it died."""
+    made = Made(root)
+    made.begin()
+    made.boundary(1)
+    made.log(answer("a", 1), term=2, worker="other")
+    made.standby.on_deposed()
+    await quiet()
+    tail = made.journal._tail
+    made.standby.on_elected()
+    tail._thread.join(30)  # type: ignore[union-attr]
+    await quiet()
+    made.journal.end()
+    return made.lost
 
 
 async def _deposed_before_its_first_boundary(root: Path) -> Any:

@@ -35,6 +35,17 @@ def test_a_leader_that_leads_again_takes_what_another_has_recorded_in_between(tm
     assert result(tmp_path, "deposed_and_elected_in_one_step") == (["of the other", "new b"], ["b"], [])
 
 
+def test_a_leader_that_is_deposed_takes_its_answers_back_and_asks_for_nothing(tmp_path: Path) -> None:
+    """What its training has not seen comes from the new leader."""
+    assert result(tmp_path, "deposed_with_an_answer_and_a_request") == (["A", "B"], ["a"], [])
+
+
+def test_a_leader_that_leads_again_does_not_leave_out_what_its_successor_has_recorded(tmp_path: Path) -> None:
+    """It is lost, so it exits to be started again from the newest checkpoint."""
+    [reason] = result(tmp_path, "elected_behind_a_successor")
+    assert reason == "the leader has begun another log"
+
+
 def test_a_leader_that_is_deposed_before_its_first_boundary_stands_down(tmp_path: Path) -> None:
     """The new leader has begun in another state."""
     [reason] = result(tmp_path, "deposed_before_its_first_boundary")
