@@ -239,6 +239,8 @@ class Elector:
         """
         pause, now = self.period * self._jitter.uniform(0.8, 1.2), self._clock.now()
         if self._lease_expires_at is None:
+            # A successor asks models from its first tick on, so who has let it lead looks often.
+            pause = pause / 10 if now < self._campaign_paused_until else pause
             return min(pause, self._hold_back.left(now) or pause)
         left = self._lease_expires_at - now + self.period * self._jitter.uniform(0.0, 0.05)
         return max(min(pause, left), _SHORTEST_PAUSE)

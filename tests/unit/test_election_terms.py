@@ -101,6 +101,18 @@ def test_who_is_asked_to_let_another_lead_does(bench: Bench) -> None:
     assert (other.term, bench.elector.term) == (2, None)
 
 
+def test_who_lets_another_lead_learns_of_it_within_a_tenth_of_a_tick(bench: Bench) -> None:
+    """Until then, both ask the models."""
+    other = bench.another("b")
+    bench.elector.tick()
+    bench.elector.pause_campaign(30.0)
+    bench.elector.tick()
+    assert bench.elector._pause() <= 0.12 * bench.elector.period
+    other.tick()
+    bench.elector.tick()
+    assert bench.elector._pause() >= 0.8 * bench.elector.period
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_who_stood_back_is_a_candidate_again_when_another_has_led(bench: Bench, seen: bool) -> None:
     """A paused elector campaigns again after another worker has led, even if it sees only the higher term."""
