@@ -12,7 +12,11 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-BENCHMARKS = ("blocked", "durable", "restore", "handover", "takeover", "fanout", "interruptions")
+BENCHMARKS = (
+    *("blocked", "durable", "restore"),
+    *("append", "overhead", "memory", "replay", "lag"),
+    *("handover", "takeover", "fanout", "interruptions"),
+)
 
 
 async def run(directory: Path, names: list[str]) -> None:

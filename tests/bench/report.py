@@ -33,10 +33,10 @@ def worst(values: Sequence[float]) -> str:
     return _short(max(values) * 1e3)
 
 
-def ratio(values: Sequence[float], reference: Sequence[float], goal: float) -> str:
+def ratio(values: Sequence[float], reference: Sequence[float], goal: float, *, digits: int = 2) -> str:
     """Return the ratio of the medians, and whether it is at most `goal`."""
     found = median(values) / median(reference)
-    return f"{found:.2f} {'✓' if found <= goal else '✗'}"
+    return f"{found:.{digits}f} {'✓' if found <= goal else '✗'}"
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
