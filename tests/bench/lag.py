@@ -2,8 +2,9 @@
 
 Measured: two real fits on one machine, each in a process of its own, over all answers after the first batch. The model
 of the leader answers 8 requests at once after 50 to 150 ms. The follower sends no request. All processes of a machine
-share the clock. The time includes the follower's own work on the answers before. Segments change at each commit, so
-the figures for `save_freq=1` have a new segment in each batch.
+share the clock. The time includes the follower's own work on the answers before. It is negative if the event loop of
+the leader is busy, and the follower sees a durable answer first. Each commit begins a new segment, so `save_freq=1` has
+one for each batch.
 
 Not measured: machines with a network between them, and more followers than one.
 """

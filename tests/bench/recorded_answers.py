@@ -16,6 +16,7 @@ from distributed_backup.observability.events import no_report
 from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.training.answers import Answers
+from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.replay import Replay
 from distributed_backup.training.responses import RESPONSES
 from tests.bench.append import START
@@ -38,7 +39,7 @@ async def _run(directory: Path, count: int, stage: int, replays: bool) -> None:
         storage=storage, worker_id="bench", clock=SystemClock(), term=lambda: 1 + replays, run_id=lambda: "bench"
     )
     replay = Replay(writer, no_report, lambda reason: None)
-    answers = Answers(writer, replay)
+    answers = Answers(writer, replay, Doubt(is_certain=lambda: True, exists=lambda: False))
     answers.start(START)
     replay.delivery.touch()
     if replays:

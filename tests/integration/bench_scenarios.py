@@ -10,7 +10,7 @@ from unittest import mock
 
 from tests.integration.resume_scenarios import directory
 
-SMALL = {"SIZES": {"30 kB": 30_000}, "BATCHES": 3, "ROUNDS": 2}
+SMALL = {"SIZES": {"30 kB": 30_000}, "BATCHES": 3, "ROUNDS": 2, "EPOCHS": 1}
 
 
 def figures(report: Callable[..., None], name: str) -> str:
