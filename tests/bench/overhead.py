@@ -5,7 +5,8 @@ The program has one generator and `RandomFewShot`. A batch has 8 requests at onc
 pause stands in for litellm's function. Twice: all pauses are 100 ms, or they are from 80 to 120 ms, the same ones in
 each fit. If all answers arrive at one instant, nothing hides the work on each.
 
-Not measured: the first batch with the checkpoint of the start, and the end of the fit.
+Not measured: the first batch with the checkpoint of the start, the end of the fit, and garbage collections of what
+synalinks imports.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import litellm
 import synalinks
 
 from distributed_backup import BackupAndRestore
-from tests.bench.report import ratio, table
+from tests.bench.report import imports_frozen, ratio, table
 from tests.kills.programs import build
 from tests.kills.provider import Provider
 from tests.support.programs import samples
@@ -89,7 +90,8 @@ async def report(directory: Path) -> str:
     original = litellm.acompletion
     rows = []
     for name, spread in (("after 100 ms", 0.0), ("after 80 to 120 ms", 0.2)):
-        found = await measure(directory, spread)
+        with imports_frozen():
+            found = await measure(directory, spread)
         per_batch = [f"{1e3 * median(each) / (BATCHES - 1):.1f}" for each in found]
         rows.append([name, per_batch[1], per_batch[0], ratio(*found, 1.01, digits=3)])
     litellm.acompletion = original
