@@ -142,6 +142,9 @@ class LogTail:
                 reason = self._locate(now=finishes)
                 records = [] if reason is not None else self._read()
             except StoreError as error:
+                if self._stopped:
+                    # The fit has ended, and the worker closes the storage.
+                    return
                 self._warnings.warning("the journal can't be read, retrying: %s", error)
                 self._clock.wait(self._wake, _LISTING_PERIOD)
                 continue

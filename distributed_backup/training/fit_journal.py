@@ -102,7 +102,7 @@ class FitJournal:
             self._answers.boundary(position, digests, due=due)
         except StoreError:
             if not self._replay_from(Boundary(position=position, digests=digests())):
-                self._replay.diverged("the rest of the journal can't be read")
+                self._replay.cut_off("the rest of the journal can't be read")
         return due
 
     def mark(self) -> None:
@@ -149,7 +149,7 @@ class FitJournal:
             listener=TailListener(
                 deliver=partial(in_loop, self._replay.extend),
                 ended=partial(in_loop, self._replay.end_of_log),
-                lost=partial(in_loop, self._replay.diverged),
+                lost=partial(in_loop, self._replay.cut_off),
             ),
         )
         tail.start()

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILURES: Final = 2
 _MAX_DEATHS: Final = 3
+_USUAL_CAUSE: Final = "A tool, a reward or data that gives another result each time is a usual cause"
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,16 +318,21 @@ class Replay:
 
     def diverged(self, reason: str) -> None:
         """Follow the log no further, because this fit is in another state."""
+        self._leave("the fit is in another state than the one that recorded the journal", reason, _USUAL_CAUSE)
+
+    def cut_off(self, reason: str) -> None:
+        """Follow the log no further, because the rest of it is missing here."""
+        self._leave("the fit can't follow the journal any further", reason)
+
+    def _leave(self, what: str, *reasons: str) -> None:
         if not self.is_active or self.is_lost:
             return
         position = self._last.position if self._last is not None else None
-        logger.error(
-            "the fit is in another state than the one that recorded the journal, after %s: %s. %s. A tool, a reward or "
-            "data that gives another result each time is a usual cause",
-            position,
-            reason,
-            "It asks for nothing any more" if self.is_following else "It goes on, and asks for the answers that follow",
-        )
+        asks = "It asks for nothing any more"
+        if not self.is_following:
+            asks = "It goes on, and asks for the answers that follow"
+        reason, *causes = reasons
+        logger.error("%s, after %s: %s", what, position, ". ".join([reason, asks, *causes]))
         epoch, batch = (None, None) if position is None else position.as_tuple
         self._report("diverged", reason=reason, epoch=epoch, batch=batch)
         self._writer.give_up()

@@ -485,6 +485,21 @@ def test_a_storage_that_fails_for_a_while_is_read_again(made: Tail, caplog: pyte
     assert [record.getMessage() for record in caplog.records] == ["the journal can't be read, retrying: busy"]
 
 
+def test_a_storage_that_is_closed_after_stop_is_no_failure(
+    made: Tail, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker closes the storage at the end of the fit, while the thread may read."""
+
+    def close() -> Names:
+        made.tail.stop()
+        raise StoreError("I/O operation on closed file", path="p")
+
+    monkeypatch.setattr(made.storage, "names", close)
+    made.start()
+    made.end()
+    assert (caplog.records, made.reports) == ([], [])
+
+
 def test_records_that_were_read_before_a_failure_are_handed_over_once(made: Tail) -> None:
     """The failure comes at the begin of the next segment."""
     first = made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1))

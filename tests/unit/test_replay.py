@@ -152,6 +152,23 @@ def test_a_fit_in_another_state_is_reported_and_asks_from_there_on(
     assert "asks for the answers that follow" in record.getMessage()
 
 
+def test_a_log_that_is_missing_is_not_reported_as_another_state(caplog: pytest.LogCaptureFixture) -> None:
+    """The error names no tool, reward or data as the cause."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        fit.replay.cut_off("the leader has begun another log")
+        assert (fit.events_seen, fit.lost) == (["diverged"], ["the leader has begun another log"])
+
+    with caplog.at_level(logging.ERROR):
+        run(main)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the fit can't follow the journal any further, after epoch 0, batch 0: the leader has begun another log. "
+        "It asks for nothing any more"
+    ]
+
+
 def test_a_request_that_is_not_made_any_more_is_a_divergence() -> None:
     """What waits behind it is handed out."""
 
