@@ -142,10 +142,7 @@ class LogTail:
                 reason = self._locate(now=finishes)
                 records = [] if reason is not None else self._read()
             except StoreError as error:
-                if self._stopped:
-                    # The fit has ended, and the worker closes the storage.
-                    return
-                self._warnings.warning("the journal can't be read, retrying: %s", error)
+                self._warn(error)
                 self._clock.wait(self._wake, _LISTING_PERIOD)
                 continue
             if reason is not None:
@@ -161,6 +158,11 @@ class LogTail:
                 return
             else:
                 self._clock.wait(self._wake, self._storage.poll_interval)
+
+    def _warn(self, error: StoreError) -> None:
+        # After `stop` the fit has ended, and the worker closes the storage.
+        if not self._stopped:
+            self._warnings.warning("the journal can't be read, retrying: %s", error)
 
     def _read(self) -> list[Record]:
         if self._reader is None:
