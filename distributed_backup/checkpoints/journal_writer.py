@@ -219,6 +219,7 @@ class JournalWriter:
             self._lose()
 
     def _begin_at(self, boundary: Boundary) -> None:
+        self._is_replaying = False
         self._begin_stage(SegmentStart(position=boundary.position, after=None, digests=boundary.digests))
         self._begin()
 
@@ -303,6 +304,8 @@ class JournalWriter:
             self._lines.append(encode_record(Left()))
 
     def _release_segment(self) -> None:
+        # Again: a `continue_log` from before the change may have come between.
+        self._is_replaying = True
         self._segment, self._lines, self._is_deposed = None, [], False
         self._release()
 
