@@ -145,7 +145,12 @@ class Answers:
         self._delivery.touch()
         ticket = None if key is None else self._tickets.take(key)
         if ticket is not None and ticket in self._untaken:
-            return self._kept_stream(ticket, *self._untaken.pop(ticket))
+            entry, outcome = self._untaken.pop(ticket)
+            if not isinstance(outcome, _Failure):
+                return self._kept_stream(ticket, entry, outcome)
+            self._delivery.renew(entry)
+            if await self._handed_out(ticket, entry, outcome):
+                return self._seen(ticket, outcome)
         while True:
             recorded = await self._recorded(
                 ticket, lambda value: [codec.decode(orjson.dumps(chunk)) for chunk in orjson.loads(value)]
@@ -165,7 +170,7 @@ class Answers:
 
     async def _kept_stream(self, ticket: Ticket, entry: NewAnswer, chunks: Any) -> AsyncIterator[Any]:
         self._delivery.renew(entry)
-        for chunk in () if isinstance(chunks, _Failure) else chunks:
+        for chunk in chunks:
             yield chunk
         await self._end_of_stream(ticket, entry, chunks)
 
@@ -196,9 +201,7 @@ class Answers:
         await self._end_of_stream(ticket, entry, chunks)
 
     async def _end_of_stream(self, ticket: Ticket | None, entry: NewAnswer, chunks: Any) -> None:
-        if await self._handed_out(ticket, entry, chunks):
-            self._seen(ticket, chunks)
-        else:
+        if not await self._handed_out(ticket, entry, chunks):
             self._replay.diverged(_STREAM_LOST)
 
     async def _outcome(self, ticket: Ticket | None, request: Callable[[], Awaitable[Any]]) -> Any:
@@ -314,7 +317,7 @@ class Answers:
 
     def _unrecorded(self, ticket: Ticket) -> None:
         """Let followers know that they wait in vain."""
-        self._writer.append(Unrecorded(key=ticket[0], number=ticket[1]), _nothing)
+        self._writer.append(Unrecorded(key=ticket[0], number=ticket[1]), lambda: None)
 
     def _encoded(self, encode: Callable[[], bytes]) -> bytes | None:
         try:
@@ -344,8 +347,8 @@ class Answers:
         if mark is None:
             return
         outcomes = (*self._replay.outcomes[mark.place :], *mark.recorded)
-        self._tickets, self._is_rewound = mark.tickets.copy(), True
-        self._mark = None
+        # What is recorded of `_untaken` is among the outcomes.
+        self._tickets, self._untaken, self._is_rewound, self._mark = mark.tickets.copy(), {}, True, None
         self._replay.rewind(outcomes)
 
     def withdraw(self) -> None:
@@ -358,13 +361,9 @@ class Answers:
     def failed(self, error: BaseException) -> None:
         """Note that an exception has left the fit."""
         if self.is_open:
-            self._writer.append(Failed(error=type(error).__name__), _nothing)
+            self._writer.append(Failed(error=type(error).__name__), lambda: None)
 
     def close(self) -> None:
         """Ask without the journal from now on, from any thread. May be called again."""
         self.is_open = False
         self._replay.close()
-
-
-def _nothing() -> None:
-    """Ignore that a record is durable."""

@@ -14,7 +14,7 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.errors import RecordedFailureError
 from distributed_backup.training.answers import Answers
 from distributed_backup.training.codec import Codec
-from distributed_backup.training.delivery import STALL_LIMIT
+from distributed_backup.training.delivery import FIRST_LIMIT, STALL_LIMIT
 from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.replay import Replay
 from tests.support import journals
@@ -285,6 +285,51 @@ def test_a_follower_that_was_cancelled_waits_for_the_same_answer_again(fit: Call
             async with asyncio.timeout(journals.PATIENCE):
                 assert await retry == 0
             assert follower.sent == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["ask", "stream"])
+def test_a_failure_that_is_cancelled_before_its_turn_is_raised_by_the_retry(
+    fit: Callable[..., Fit], storage: DictStorage, method: str
+) -> None:
+    """Also if the request is one for a stream. A failure among its chunks would not be retried."""
+    gate = Gate()
+    storage.before_append = gate
+
+    async def fail() -> Any:
+        raise ConnectionError
+
+    async def run() -> None:
+        first = fit()
+        ask = first.answers.ask if method == "ask" else first.answers.ask_stream
+        task = asyncio.create_task(ask("k", fail, JSON))
+        await until(gate.entered.is_set)
+        await cancel(task)
+        gate.opened.set()
+        with pytest.raises(ConnectionError):
+            await ask("k", fail, JSON)
+
+    asyncio.run(run())
+
+
+def test_a_batch_that_is_undone_while_its_answer_is_recorded_gets_that_answer(fit: Callable[..., Fit]) -> None:
+    """The batch of a standby is cancelled while it is in doubt who leads, so answers wait at that time."""
+
+    async def run() -> None:
+        first = fit()
+        first.answers.boundary(journals.at(2), lambda: journals.state(2), due=True)
+        gate = Gate()
+        first.bench.storage.before_append = gate
+        first.answers.mark()
+        task = asyncio.create_task(first.ask())
+        await until(gate.entered.is_set)
+        await cancel(task)
+        first.answers.rewind()
+        gate.opened.set()
+        async with asyncio.timeout(FIRST_LIMIT / 2):
+            assert await first.ask() == 0
+        assert first.sent == 1
 
     asyncio.run(run())
 
