@@ -2,6 +2,7 @@
 
 A leader replays a log that has ended, stage by stage, and then continues it. A follower takes the records of the leader
 as they come, and waits for the ones that its requests need. When it becomes the leader, its log has ended, too.
+Failures of the leader come with its next answer or boundary, because an exception may end its fit before: see `Stage`.
 
 At each boundary of the log the digests of the state are compared. If they differ, or if a recorded request is not made
 any more, the log is not followed further. An error in the log names the position and the group of variables.
@@ -23,6 +24,7 @@ from distributed_backup.checkpoints.journal import LogReader, Stage
 from distributed_backup.checkpoints.journal_format import (
     Answer,
     Boundary,
+    Failed,
     Link,
     Outcome,
     Record,
@@ -67,6 +69,8 @@ class Replay:
         # Requests that have failed have several: their retries have the same ticket.
         self._places: dict[Ticket, deque[int]] = {}
         self._end: Boundary | None = None
+        # Failures of the leader that may be about to end its fit: see `Stage`.
+        self._failures: list[Unanswered] = []
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
@@ -124,7 +128,7 @@ class Replay:
 
     def set_stage(self, outcomes: Iterable[Outcome], *, end: Boundary | None) -> None:
         """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
-        self.outcomes, self._end, self._places = list(outcomes), end, {}
+        self.outcomes, self._end, self._places, self._failures = list(outcomes), end, {}, []
         self.delivery.begin(len(self.outcomes), is_open=end is None and not self.is_following)
         for place, outcome in enumerate(self.outcomes):
             self._put((outcome.key, outcome.number), place)
@@ -178,24 +182,37 @@ class Replay:
     def _advance(self) -> None:
         while self.is_following and not self.is_lost and self._records and self._end is None:
             record = self._records.popleft()
-            match record:
-                case Answer() | Unanswered() if not self._ahead:
-                    self._add(record)
-                case Unrecorded() if not self._ahead:
-                    self.diverged("an answer of the leader can't be recorded")
-                case Void() if sum(map(len, self._places.values())) < len(self.outcomes):
-                    self.diverged("the leader asks again for answers that this worker has used")
-                case Void():
-                    self.set_stage((), end=None)
-                case Boundary() if self._last is None or record.position != self._last.position:
-                    if self._ahead:
-                        self._compare(record, self._ahead.popleft())
-                    else:
-                        self._end = record
-                case _LogEnd(link=link):
-                    self._lead(link)
+            if isinstance(record, Failed):
+                self._failures = []
+            elif not isinstance(record, Unanswered):
+                self._follow_record(record)
+            elif not self._ahead:
+                self._failures.append(record)
         if self._end is not None and self._waiting:
             self.diverged("this worker asks for what the leader has not asked for")
+
+    def _follow_record(self, record: Record | _LogEnd) -> None:
+        if isinstance(record, Answer | Boundary | _LogEnd):
+            # The fit of the leader has gone on, or its log is continued as it is.
+            failures, self._failures = self._failures, []
+            for failure in failures:
+                self._add(failure)
+        match record:
+            case Answer() if not self._ahead:
+                self._add(record)
+            case Unrecorded() if not self._ahead:
+                self.diverged("an answer of the leader can't be recorded")
+            case Void() if sum(map(len, self._places.values())) < len(self.outcomes):
+                self.diverged("the leader asks again for answers that this worker has used")
+            case Void():
+                self.set_stage((), end=None)
+            case Boundary() if self._last is None or record.position != self._last.position:
+                if self._ahead:
+                    self._compare(record, self._ahead.popleft())
+                else:
+                    self._end = record
+            case _LogEnd(link=link):
+                self._lead(link)
 
     def _add(self, outcome: Outcome) -> None:
         place, ticket = len(self.outcomes), (outcome.key, outcome.number)

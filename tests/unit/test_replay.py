@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_format import Boundary, Record, Unanswered, Unrecorded, Void
+from distributed_backup.checkpoints.journal_format import (
+    Boundary,
+    Failed,
+    Left,
+    Record,
+    Unanswered,
+    Unrecorded,
+    Void,
+)
 from distributed_backup.errors import RecordedFailureError, StoreError
 from distributed_backup.position import Position
 from tests.support.answering import END, Fit, answer, boundary, keys, quiet, stage
+from tests.support.journals import header
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -304,20 +313,42 @@ def test_a_request_of_the_leader_that_failed_fails_here_too_and_its_retry_is_ans
     async def main() -> None:
         fit = Fit()
         fit.follow()
+        records = (failed("a"), failed("a"), answer("a", 1))
         if is_late:
-            fit.replay.extend([failed("a"), failed("a"), answer("a", 1)])
+            fit.replay.extend(records)
+        attempt = fit.ask("a")
+        await quiet()
+        for record in () if is_late else records:
+            fit.replay.extend([record])
         for _ in range(2):
-            attempt = fit.ask("a")
-            await quiet()
-            if not is_late:
-                fit.replay.extend([failed("a")])
             with pytest.raises(RecordedFailureError, match="APIError and HTTP status 503"):
                 await attempt
-        retry = fit.ask("a")
+            attempt = fit.ask("a")
+        assert (await attempt, fit.asked, fit.lost) == (1, [], [])
+
+    run(main)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_may_end_the_fit_of_the_leader_does_not_end_that_of_a_follower(goes_on: bool) -> None:
+    """The network of the leader may be broken. A restarted leader sends the request again, and so does a successor."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow(answer("b", 0))
+        request = fit.ask("a")
+        await fit.ask("b")
+        fit.replay.extend([failed("a"), failed("a")])
         await quiet()
-        if not is_late:
-            fit.replay.extend([answer("a", 1)])
-        assert (await retry, fit.asked, fit.lost) == (1, [], [])
+        assert not request.done()
+        fit.replay.extend([Failed(error="APIError"), Left()])
+        if goes_on:
+            fit.replay.extend([header(2, 0), answer("a", 1)])
+        else:
+            fit.replay.end_of_log(END)
+            await quiet()
+            fit.respond("a", 1)
+        assert (await request, fit.asked) == (1, [] if goes_on else ["a"])
 
     run(main)
 
@@ -353,13 +384,17 @@ def test_a_new_leader_goes_on_behind_the_failures_of_the_old_one() -> None:
 
 
 def test_a_failure_of_the_leader_is_not_that_of_a_later_stage() -> None:
-    async def main() -> int:
-        fit = Fit()
-        fit.follow(failed("a"), boundary(1), answer("a", 1))
-        fit.boundary(1)
-        return int(await fit.ask("a"))
+    async def main() -> None:
+        for is_seen in (False, True):
+            fit = Fit()
+            fit.follow(failed("a"), boundary(1), answer("a", 1))
+            if is_seen:
+                with pytest.raises(RecordedFailureError):
+                    await fit.ask("a")
+            fit.boundary(1)
+            assert (await fit.ask("a"), fit.lost) == (1, [])
 
-    assert run(main) == 1
+    run(main)
 
 
 def test_a_request_of_a_follower_that_is_cancelled_gives_its_ticket_back() -> None:
