@@ -491,6 +491,7 @@ def test_a_storage_that_is_closed_after_stop_is_no_failure(
     """The worker closes the storage at the end of the fit, while the thread may read."""
 
     def close() -> Names:
+        assert made.tail is not None
         made.tail.stop()
         raise StoreError("I/O operation on closed file", path="p")
 
