@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 _LISTING_PERIOD: Final = 0.5
 # Seconds for which the newest segment may not continue what was read.
 _PATIENCE: Final = 2.0
+# Seconds without any log to follow, after which a warning says so.
+_SILENT_LIMIT: Final = 30.0
 # Records that are handed over at once.
 _MOST_RECORDS: Final = 1000
 
@@ -135,8 +137,16 @@ class LogTail:
             self._listener.lost(f"the journal can't be read: {error!r}")
 
     def _read_all(self) -> None:
+        began, has_warned = self._clock.now(), False
         while not self._stopped:
             finishes = self._finishes
+            if self._reader is None and not has_warned and self._clock.now() - began > _SILENT_LIMIT:
+                has_warned = True
+                logger.warning(
+                    "no journal of the leader has been found in %g s, so this worker waits. If the leader runs with "
+                    "another journal= or save_freq= than this worker, give all workers the same",
+                    _SILENT_LIMIT,
+                )
             self._wake.clear()
             try:
                 reason = self._locate(now=finishes)

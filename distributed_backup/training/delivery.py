@@ -15,6 +15,7 @@ Fact relied on (Python 3.12): the handles that an event loop is about to run are
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,8 +23,12 @@ from typing import Any, Final
 
 from distributed_backup.checkpoints.journal_format import Outcome
 
+logger = logging.getLogger(__name__)
+
 # Seconds without a request or an answer, after which a place is passed over whose request has not been made.
 STALL_LIMIT: Final = 300.0
+# Seconds of it that pass without a word.
+SILENT_LIMIT: Final = 10.0
 # The same at the first place of a stage if a new answer waits: the first request depends on no answer before it.
 FIRST_LIMIT: Final = 5.0
 # Seconds that a new answer waits for the journal.
@@ -53,7 +58,7 @@ class Delivery:
         self._is_ordered = True
         self._places: dict[int, asyncio.Future[None]] = {}
         self._new: deque[NewAnswer] = deque()
-        self._is_settling = self._is_open = False
+        self._is_settling = self._is_open = self._has_warned = False
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, count: int, *, is_open: bool) -> None:
@@ -200,7 +205,21 @@ class Delivery:
         is_waiting = bool(self._places or self._new) and self._next < self._count
         if is_waiting and self._loop is not None and not self._loop.is_closed():
             limit = FIRST_LIMIT if self._new and self._next == 0 else STALL_LIMIT
-            self._timer = self._loop.call_later(limit, self._stalled)
+            self._timer = self._loop.call_later(min(limit, SILENT_LIMIT), self._waits, limit - SILENT_LIMIT)
+
+    def _waits(self, left: float) -> None:
+        if left <= 0 or self._loop is None:
+            self._stalled()
+            return
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a recorded answer has waited %g s for its request, as for a tool that is slow. In %g s the fit is "
+                "taken to be another one, and asks for the answers that follow",
+                SILENT_LIMIT,
+                left,
+            )
+        self._timer = self._loop.call_later(left, self._stalled)
 
     def _stalled(self) -> None:
         self._timer = None

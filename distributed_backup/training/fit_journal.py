@@ -58,6 +58,9 @@ class FitJournal:
         """Record from now on, and follow what was recorded since `checkpoint`.
 
         `checkpoint` is None for a fit that follows no log: it starts from the beginning, or differs from the saved one.
+
+        Raises:
+            StoreError: The log can't be read, and no retry can help.
         """
         if not self._is_kept:
             return
@@ -69,6 +72,11 @@ class FitJournal:
             self._worker.standby.on_appended = self._on_appended
             self._worker.standby.on_deposed = self._on_deposed
         if checkpoint is None:
+            if self._may_follow and not self._worker.leads:
+                logger.warning(
+                    "this worker follows no journal, so it asks the models itself and pays a bill of its own. Give all "
+                    "workers the same program, data, journal= and save_freq="
+                )
             return
         start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
         self._answers.start(start)
@@ -78,7 +86,11 @@ class FitJournal:
             self._writer.begin_at(start)
 
     def _replay_from(self, start: Boundary) -> bool:
-        """Replay the log that follows `start`. Return False if there is none, or if it can't be read."""
+        """Replay the log that follows `start`. Return False if there is none, or if the storage does not answer.
+
+        Raises:
+            StoreError: It can't be read, and no retry can help.
+        """
         deadline = self._clock.now() + _READ_LIMIT
         while True:
             try:
@@ -86,7 +98,13 @@ class FitJournal:
                 if log is not None:
                     self._replay.begin(log, start)
             except StoreError as error:
-                if not error.retryable or self._clock.now() > deadline:
+                if not error.retryable:
+                    raise StoreError(
+                        f"{error}. It may hold answers that were paid for. Make it readable, or remove it to ask for "
+                        "them again",
+                        path=error.path,
+                    ) from error
+                if self._clock.now() > deadline:
                     logger.warning("the journal can't be read, so its answers are asked for again: %s", error)
                     return False
             else:
@@ -101,9 +119,17 @@ class FitJournal:
         try:
             self._answers.boundary(position, digests, due=due)
         except StoreError:
-            if not self._replay_from(Boundary(position=position, digests=digests())):
-                self._replay.cut_off("the rest of the journal can't be read")
+            self._replay_again(Boundary(position=position, digests=digests()))
         return due
+
+    def _replay_again(self, start: Boundary) -> None:
+        reason = "the rest of the journal can't be read"
+        try:
+            found = self._replay_from(start)
+        except StoreError as error:
+            found, reason = False, str(error)
+        if not found:
+            self._replay.cut_off(reason)
 
     def mark(self) -> None:
         """Note this point of the fit for `rewind`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +28,13 @@ Report = Callable[..., None]
 
 
 class Store(CheckpointStore):
-    """Fails as often as `failures` says, and calls `before` before each look for a log."""
+    """Fails as often as `failures` says, or for good with a `refusal`. Calls `before` before each look for a log."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, run_id="run")
         self.open_run()
         self.failures = 0
+        self.refusal = ""
         self.before: Callable[[], None] = lambda: None
 
     def find_log(self, position: Position, digests: Digests) -> LogReader | None:
@@ -50,6 +52,8 @@ class Store(CheckpointStore):
         return log
 
     def _fail(self) -> None:
+        if self.refusal:
+            raise StoreError(self.refusal, path="p")
         if self.failures > 0:
             self.failures -= 1
             raise StoreError("busy", path="p", retryable=True)
@@ -141,6 +145,30 @@ async def _storage_that_stays_away(root: Path) -> Any:
     await made.ask("b")
     made.journal.end()
     return made.got, made.events, made.writer.names[-1], 10**6 - made.store.failures
+
+
+async def _log_that_can_not_be_read(root: Path) -> Any:
+    made = Made(root)
+    made.log(answer("a", 1))
+    made.store.refusal = "permission denied"
+    try:
+        made.begin()
+    except StoreError as error:
+        return str(error), made.asked
+    finally:
+        made.journal.end()
+    return None
+
+
+async def _follower_without_a_log(root: Path) -> Any:
+    made = Made(root, leads=False)
+    warned: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("distributed_backup.training.fit_journal").addHandler(handler)
+    made.journal.begin(None)
+    made.journal.end()
+    return warned
 
 
 async def _deposed_while_it_begins(root: Path) -> Any:

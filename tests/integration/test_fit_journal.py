@@ -26,6 +26,21 @@ def test_a_storage_that_stays_away_ends_the_replay(tmp_path: Path) -> None:
     assert 50 < looks < 80
 
 
+def test_a_log_that_no_retry_makes_readable_refuses_the_start(tmp_path: Path) -> None:
+    """It holds what was paid for. The error says what to do, and nothing is asked."""
+    message, asked = result(tmp_path, "log_that_can_not_be_read")
+    assert message.startswith(
+        "permission denied. It may hold answers that were paid for. Make it readable, or remove it"
+    )
+    assert asked == []
+
+
+def test_a_follower_without_a_journal_is_warned_of_its_bill(tmp_path: Path) -> None:
+    """Its leader may run with journal=False."""
+    [message] = result(tmp_path, "follower_without_a_log")
+    assert "pays a bill of its own" in message
+
+
 def test_a_leader_that_is_deposed_while_it_reads_the_journal_follows(tmp_path: Path) -> None:
     assert result(tmp_path, "deposed_while_it_begins") == ([], True, [1])
 

@@ -251,9 +251,9 @@ class Timers:
         patch.setattr(loop, "call_later", self._call_later)
 
     def _call_later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Any:
-        if seconds not in {delivery.STALL_LIMIT, delivery.FIRST_LIMIT}:
+        if seconds not in {delivery.SILENT_LIMIT, delivery.STALL_LIMIT - delivery.SILENT_LIMIT, delivery.FIRST_LIMIT}:
             return self._others(seconds, call, *arguments)
-        timer = _Timer(call)
+        timer = _Timer(seconds, lambda: call(*arguments))
         self.armed.append(timer)
         return timer
 
@@ -263,16 +263,23 @@ class Timers:
 
 
 class _Timer:
-    def __init__(self, call: Callable[..., None]) -> None:
-        self.call = call
+    def __init__(self, seconds: float, call: Callable[[], None]) -> None:
+        self.seconds = seconds
+        self._call = call
         self.is_cancelled = False
+
+    def go_off(self) -> None:
+        self.is_cancelled = True
+        self._call()
 
     def cancel(self) -> None:
         self.is_cancelled = True
 
 
-def test_a_place_whose_request_is_not_made_stalls_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is handed out then, and one timer at most is pending at any time."""
+def test_a_place_whose_request_is_not_made_stalls_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything is handed out then, and one timer at most is pending. A warning comes after 10 s."""
 
     async def main() -> None:
         timers = Timers(monkeypatch)
@@ -282,15 +289,21 @@ def test_a_place_whose_request_is_not_made_stalls_once(monkeypatch: pytest.Monke
         order.turn(2)
         await quiet()
         [timer] = timers.pending
-        timer.call()
+        timer.go_off()
+        await quiet()
+        assert (order.seen, order.stalls, len(caplog.records)) == ([], 0, 1)
+        [last] = timers.pending
+        assert timer.seconds + last.seconds == delivery.STALL_LIMIT
+        last.go_off()
         await quiet()
         assert (order.seen, order.stalls) == ([1, 2], 1)
-        assert timers.pending in ([], [timer])
+        assert timers.pending == []
         order.turn(0)
         await quiet()
         assert (order.seen, order.stalls) == ([1, 2, 0], 1)
 
     run(main)
+    assert "has waited 10 s for its request" in caplog.text
 
 
 @pytest.mark.parametrize("count", [0, 1])

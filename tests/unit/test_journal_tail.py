@@ -541,3 +541,14 @@ def test_a_hint_ends_the_wait_for_the_next_poll(made: Tail) -> None:
     assert made.records == []
     reader.wake()
     made.has("a")
+
+
+def test_a_follower_that_finds_no_journal_says_so_once(made: Tail, caplog: pytest.LogCaptureFixture) -> None:
+    """Its leader may run with journal=False. It waits on, because the leader may be slow."""
+    made.start()
+    soon(lambda: caplog.records)
+    made.look()
+    [record] = caplog.records
+    assert "has been found in 30 s" in record.getMessage()
+    made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.has("a")
