@@ -10,7 +10,7 @@ none: a follower that becomes leader, or a leader that has given its segment up.
 when a notice commits that boundary. Under a new term, they begin the new segment.
 
 When the lease has run out, another worker may lead and have read this segment. So nothing is appended until the next
-heartbeat has found out, at most `_DOUBT_LIMIT` seconds.
+heartbeat has found out, at most 5 seconds (`_DOUBT_LOOKS`), and no longer than a close may take.
 
 The limit: `_MAX_WAITING` bytes wait for a storage. With more, the segment is given up.
 """
@@ -47,9 +47,9 @@ logger = logging.getLogger(__name__)
 _RETRY_PERIOD: Final = 0.5
 # Bytes that wait for the storage, and bytes of one stage that are kept for a notice.
 _MAX_WAITING: Final = 64 * 2**20
-# Seconds between two looks at a lease that has run out, and seconds for which it holds an append up.
+# Seconds between two looks at a lease that has run out, and how many hold an append up: 5 s without suspensions.
 _DOUBT_PERIOD: Final = 0.02
-_DOUBT_LIMIT: Final = 5.0
+_DOUBT_LOOKS: Final = 250
 # With more steps waiting, the storage hangs, and the state of a boundary is not kept for its digests.
 _MANY_STEPS: Final = 64
 
@@ -344,8 +344,9 @@ class JournalWriter:
 
     def _may_append(self) -> bool:
         """Wait while it is in doubt who leads. Return False if another worker does: followers read what it has read."""
-        until = self._clock.now() + _DOUBT_LIMIT
-        while self.is_in_doubt() and self._clock.now() < until:
+        for _ in range(_DOUBT_LOOKS):
+            if not self.is_in_doubt() or self._clock.now() + _DOUBT_PERIOD > self._deadline:
+                break
             self._clock.wait(threading.Event(), _DOUBT_PERIOD)
         return not self._is_deposed
 

@@ -13,6 +13,7 @@ is out of reach. Two workers may then ask for the same.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -42,10 +43,11 @@ class Doubt:
     def call_after(self, call: Callable[[], object]) -> None:
         """Call `call` from the running event loop when there is no doubt."""
         loop = asyncio.get_running_loop()
-        self._look(loop, call, loop.time() + LIMIT)
+        # Looks are counted, so that a suspension does not use the time up.
+        self._look(loop, call, math.ceil(LIMIT / _PERIOD))
 
-    def _look(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object], deadline: float) -> None:
-        if self._exists() and loop.time() < deadline:
-            loop.call_later(_PERIOD, self._look, loop, call, deadline)
+    def _look(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object], left: int) -> None:
+        if self._exists() and left > 0:
+            loop.call_later(_PERIOD, self._look, loop, call, left - 1)
         else:
             call()

@@ -71,6 +71,23 @@ def test_a_doubt_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     run(main)
 
 
+def test_a_suspension_does_not_count_as_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The elector was suspended, too, and another worker may lead by now."""
+
+    async def main() -> None:
+        lead = Lead()
+        lead.doubt.call_after(lambda: lead.called.append("a"))
+        loop = asyncio.get_running_loop()
+        time = loop.time
+        monkeypatch.setattr(loop, "time", lambda: time() + 10 * doubt.LIMIT)
+        await until(lambda: lead.looks > 3 or bool(lead.called))
+        assert lead.called == []
+        lead.is_in_doubt = False
+        await until(lambda: lead.called == ["a"])
+
+    run(main)
+
+
 def test_a_loop_that_is_closed_in_doubt_ends_the_wait() -> None:
     lead = Lead()
 

@@ -28,6 +28,7 @@ from tests.support.journals import (
     Bench,
     DictStorage,
     Failures,
+    Gate,
     answer,
     answers,
     at,
@@ -377,3 +378,37 @@ def test_two_leaders_in_overlap_on_real_files(tmp_path: Path) -> None:
     assert replayed(found(storage, 0)) == [0, 1, at(1), 2, at(2), 3, at(3), 4]
     assert replayed(found(storage, 2, "new 2")) == [3, at(3), 4]
     assert replayed(found(storage, 2, "old 2")) == [102, at(3), 103]
+
+
+# -------------------------------------------------------------------- followers
+
+
+def test_a_follower_writes_nothing_although_it_was_deposed_before_it_had_begun(bench: Bench) -> None:
+    """It was to continue a log, and the storage was slow."""
+    gate = Gate()
+    bench.writer._add(lambda: gate("", b""))
+    bench.writer.continue_log(Link(name=name(1, 0), end=9), boundary(0), mark=None)
+    bench.term = None
+    bench.writer.step_down()
+    gate.opened.set()
+    bench.settle()
+    bench.term = 3
+    assert not bench.wants()
+    bench.come_to(1, due=True)
+    bench.settle()
+    bench.ask(0)
+    bench.settle()
+    assert bench.files() == {}
+
+
+def test_a_follower_that_begins_to_lead_without_a_log_writes_as_any_leader(bench: Bench) -> None:
+    bench.writer.replay_begins()
+    bench.begin()
+    bench.ask(0)
+    bench.come_to(1, due=True)
+    bench.ask(1)
+    bench.settle()
+    bench.term = 3
+    bench.ask(2)
+    bench.settle()
+    assert [*bench.files()] == [name(1, 0), name(1, 1), name(3, 1)]

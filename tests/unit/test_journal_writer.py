@@ -194,37 +194,6 @@ def test_nothing_is_appended_if_another_worker_leads(bench: Bench, is_known: boo
     assert bench.files()[name(3, 0)][1:] == answers(3, 4)
 
 
-def test_a_follower_writes_nothing_although_it_was_deposed_before_it_had_begun(bench: Bench) -> None:
-    """It was to continue a log, and the storage was slow."""
-    gate = Gate()
-    bench.writer._add(lambda: gate("", b""))
-    bench.writer.continue_log(Link(name=name(1, 0), end=9), boundary(0), mark=None)
-    bench.term = None
-    bench.writer.step_down()
-    gate.opened.set()
-    bench.settle()
-    bench.term = 3
-    assert not bench.wants()
-    bench.come_to(1, due=True)
-    bench.settle()
-    bench.ask(0)
-    bench.settle()
-    assert bench.files() == {}
-
-
-def test_a_follower_that_begins_to_lead_without_a_log_writes_as_any_leader(bench: Bench) -> None:
-    bench.writer.replay_begins()
-    bench.begin()
-    bench.ask(0)
-    bench.come_to(1, due=True)
-    bench.ask(1)
-    bench.settle()
-    bench.term = 3
-    bench.ask(2)
-    bench.settle()
-    assert [*bench.files()] == [name(1, 0), name(1, 1), name(3, 1)]
-
-
 def test_a_coordinator_that_hangs_does_not_hold_up_the_journal_for_ever(bench: Bench, clock: Clocked) -> None:
     bench.begin()
     bench.writer.is_in_doubt = lambda: True
@@ -232,6 +201,40 @@ def test_a_coordinator_that_hangs_does_not_hold_up_the_journal_for_ever(bench: B
     bench.settle()
     assert bench.called == [0]
     assert 4.9 < sum(clock.waits) < 5.1
+
+
+def test_a_suspension_does_not_count_as_a_wait_for_the_end_of_a_doubt(bench: Bench, clock: Clocked) -> None:
+    """Another worker may lead by then."""
+    bench.begin()
+
+    def exists() -> bool:
+        clock.advance(60.0)
+        return len(clock.waits) < 3
+
+    bench.writer.is_in_doubt = exists
+    bench.ask(0)
+    bench.settle()
+    assert len(clock.waits) == 3
+
+
+def test_a_doubt_ends_with_the_time_of_a_close(bench: Bench, clock: Clocked) -> None:
+    """The elector has stopped by then, so no heartbeat would end the doubt. The answer is paid for."""
+    closing = threading.Event()
+
+    def exists() -> bool:
+        assert closing.wait(PATIENCE)
+        return True
+
+    bench.begin()
+    bench.writer.is_in_doubt = exists
+    bench.ask(0)
+    bench.writer.close(timeout=0.0)
+    bench.writer._deadline = clock.now() + 1.0
+    closing.set()
+    assert bench.writer._thread is not None
+    bench.writer._thread.join(PATIENCE)
+    assert sum(clock.waits) < 1.1
+    assert bench.files()[name(1, 0)][1:] == [answer(0), Left()]
 
 
 # -------------------------------------------------------------------- failures
