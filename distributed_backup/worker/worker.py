@@ -189,7 +189,8 @@ class Worker:
             Preempted: A notice came. This boundary was saved if the grace period allowed it.
             StoreError: An earlier commit failed and `on_save_error` is "raise".
         """
-        self._elector.position = snapshot.position
+        if not self._state.is_lost:
+            self._elector.position = snapshot.position
         self._saver.submit(snapshot, due=due)
         if wait > 0:
             self._saver.drain(wait)

@@ -182,6 +182,16 @@ def test_a_lost_follower_stops_and_returns_with_the_final_state(team: Team) -> N
     team.until(finishing.done)
 
 
+def test_no_other_worker_gives_way_to_a_lost_follower_that_comes_to_a_boundary(team: Team) -> None:
+    """Its digests may be compared right before the boundary is handed over, and it trains until it is cancelled."""
+    leader, follower = two(team)
+    follower.standby.stand_down("the state differs in trainable")
+    follower.boundary(snapshot(7), due=True)
+    assert elector_of(follower).position is None
+    team.steps(3.0)
+    assert leader.leads
+
+
 def test_a_lost_follower_that_leads_exits_to_be_started_again(team: Team) -> None:
     leader, follower = two(team)
     follower.standby.stand_down("lost")
