@@ -48,7 +48,7 @@ _LISTING_PERIOD: Final = 0.5
 # Seconds for which the newest segment may not continue what was read.
 _PATIENCE: Final = 2.0
 # Seconds without any log to follow, after which a warning says so.
-_SILENT_LIMIT: Final = 30.0
+_WARN_LIMIT: Final = 30.0
 # Records that are handed over at once.
 _MOST_RECORDS: Final = 1000
 
@@ -140,12 +140,12 @@ class LogTail:
         began, has_warned = self._clock.now(), False
         while not self._stopped:
             finishes = self._finishes
-            if self._reader is None and not has_warned and self._clock.now() - began > _SILENT_LIMIT:
+            if self._reader is None and not has_warned and self._clock.now() - began > _WARN_LIMIT:
                 has_warned = True
                 logger.warning(
                     "no journal of the leader has been found in %g s, so this worker waits. If the leader runs with "
                     "another journal= or save_freq= than this worker, give all workers the same",
-                    _SILENT_LIMIT,
+                    _WARN_LIMIT,
                 )
             self._wake.clear()
             try:
@@ -191,8 +191,6 @@ class LogTail:
     def _note(self, record: Record) -> None:
         if isinstance(record, Boundary):
             self._last, self._seen = record, []
-            # A new segment begins at a boundary.
-            self._listed_at = None
         elif isinstance(record, Answer | Unanswered):
             self._seen.append(hash(record))
 

@@ -10,7 +10,7 @@ none: a follower that becomes leader, or a leader that has given its segment up.
 when a notice commits that boundary. Under a new term, they begin the new segment.
 
 When the lease has run out, another worker may lead and have read this segment. So nothing is appended until the next
-heartbeat has found out, at most 5 seconds (`_DOUBT_LOOKS`), and no longer than a close may take.
+heartbeat has found out, at most 5 seconds (`DOUBT_LOOKS`), and no longer than a close may take.
 
 The limit: `_MAX_WAITING` bytes wait for a storage. With more, the segment is given up.
 """
@@ -47,9 +47,10 @@ logger = logging.getLogger(__name__)
 _RETRY_PERIOD: Final = 0.5
 # Bytes that wait for the storage, and bytes of one stage that are kept for a notice.
 _MAX_WAITING: Final = 64 * 2**20
-# Seconds between two looks at a lease that has run out, and how many hold an append up: 5 s without suspensions.
-_DOUBT_PERIOD: Final = 0.02
-_DOUBT_LOOKS: Final = 250
+# Seconds between two looks at a lease that has run out, and the most looks. They are counted, because a suspension must
+# not use the time up.
+DOUBT_PERIOD: Final = 0.02
+DOUBT_LOOKS: Final = 250
 # With more steps waiting, the storage hangs, and the state of a boundary is not kept for its digests.
 _MANY_STEPS: Final = 64
 
@@ -60,8 +61,7 @@ class JournalWriter:
     """The journal of one worker.
 
     `term` returns the term to write under, None while this worker may not write. `run_id` returns the id of the run.
-    `on_append` is called after each append, in the thread, and must not block.
-    The thread is started by the first record, so a worker without a journal has none.
+    `on_append` is called after each append, in the thread, which the first record starts. It must not block.
     """
 
     def __init__(
@@ -344,10 +344,10 @@ class JournalWriter:
 
     def _may_append(self) -> bool:
         """Wait while it is in doubt who leads. Return False if another worker does: followers read what it has read."""
-        for _ in range(_DOUBT_LOOKS):
-            if not self.is_in_doubt() or self._clock.now() + _DOUBT_PERIOD > self._deadline:
+        for _ in range(DOUBT_LOOKS):
+            if not self.is_in_doubt() or self._clock.now() + DOUBT_PERIOD > self._deadline:
                 break
-            self._clock.wait(threading.Event(), _DOUBT_PERIOD)
+            self._clock.wait(threading.Event(), DOUBT_PERIOD)
         return not self._is_deposed
 
     def _must_give_up(self, error: StoreError) -> bool:

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds without a request or an answer, after which a place is passed over whose request has not been made.
 STALL_LIMIT: Final = 300.0
-# Seconds of it that pass without a word.
-SILENT_LIMIT: Final = 10.0
+# Seconds of it after which a warning is logged.
+WARN_LIMIT: Final = 10.0
 # The same at the first place of a stage if a new answer waits: the first request depends on no answer before it.
 FIRST_LIMIT: Final = 5.0
 # Seconds that a new answer waits for the journal.
@@ -205,9 +205,9 @@ class Delivery:
         is_waiting = bool(self._places or self._new) and self._next < self._count
         if is_waiting and self._loop is not None and not self._loop.is_closed():
             limit = FIRST_LIMIT if self._new and self._next == 0 else STALL_LIMIT
-            self._timer = self._loop.call_later(min(limit, SILENT_LIMIT), self._waits, limit - SILENT_LIMIT)
+            self._timer = self._loop.call_later(min(limit, WARN_LIMIT), self._warn, limit - WARN_LIMIT)
 
-    def _waits(self, left: float) -> None:
+    def _warn(self, left: float) -> None:
         if left <= 0 or self._loop is None:
             self._stalled()
             return
@@ -216,7 +216,7 @@ class Delivery:
             logger.warning(
                 "a recorded answer has waited %g s for its request, as for a tool that is slow. In %g s the fit is "
                 "taken to be another one, and asks for the answers that follow",
-                SILENT_LIMIT,
+                WARN_LIMIT,
                 left,
             )
         self._timer = self._loop.call_later(left, self._stalled)

@@ -6,20 +6,16 @@ no request, and its training sees no new answer. The successor asks for the same
 A successor reads the journal after the lease of its predecessor has expired. So it has read each record that was
 durable while its predecessor led for certain.
 
-The limit: the fit goes on after `LIMIT` seconds, because a coordinator may hang. It also goes on while the coordinator
-is out of reach. Two workers may then ask for the same.
+The limit: the fit goes on after `DOUBT_LOOKS` looks, which take 5 s, because a coordinator may hang. It also goes on
+while the coordinator is out of reach. Two workers may then ask for the same.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
-from typing import Final
 
-# Seconds that a request or an answer waits at most. With the default lease, a heartbeat fails after 2 s.
-LIMIT: Final = 5.0
-_PERIOD: Final = 0.02
+from distributed_backup.checkpoints.journal_writer import DOUBT_LOOKS, DOUBT_PERIOD
 
 
 class Doubt:
@@ -43,11 +39,10 @@ class Doubt:
     def call_after(self, call: Callable[[], object]) -> None:
         """Call `call` from the running event loop when there is no doubt."""
         loop = asyncio.get_running_loop()
-        # Looks are counted, so that a suspension does not use the time up.
-        self._look(loop, call, math.ceil(LIMIT / _PERIOD))
+        self._look(loop, call, DOUBT_LOOKS)
 
     def _look(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object], left: int) -> None:
         if self._exists() and left > 0:
-            loop.call_later(_PERIOD, self._look, loop, call, left - 1)
+            loop.call_later(DOUBT_PERIOD, self._look, loop, call, left - 1)
         else:
             call()

@@ -22,35 +22,39 @@ class AppendHints:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
-        self._lock = threading.Lock()
-        self._is_due = threading.Event()
-        self._is_closed = False
+        self._condition = threading.Condition()
+        self._is_due = self._is_closed = False
         self._thread: threading.Thread | None = None
 
     def note(self) -> None:
         """Give a hint from the thread."""
-        self._is_due.set()
-        if self._thread is None and self._coordinator.has_hints:
-            with self._lock:
-                if not self._is_closed:
-                    self._thread = threading.Thread(
-                        target=self._run, name="distributed-backup-append-hints", daemon=True
-                    )
-                    self._thread.start()
+        if not self._coordinator.has_hints:
+            return
+        with self._condition:
+            self._is_due = True
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="distributed-backup-append-hints", daemon=True)
+                self._thread.start()
+            self._condition.notify_all()
 
     def close(self, *, timeout: float) -> None:
-        """Give what is due and end the thread, within `timeout` seconds. May be called again."""
-        with self._lock:
+        """Give the hint that is due and end the thread, within `timeout` seconds. May be called again."""
+        with self._condition:
             self._is_closed = True
-        self._is_due.set()
+            self._condition.notify_all()
         if self._thread is not None:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        while not self._is_closed:
-            self._is_due.wait()
-            self._is_due.clear()
+        while self._next():
             try:
                 self._coordinator.give_hint("appended")
             except BackupError as error:
                 logger.debug("can't give a hint: %s", error)
+
+    def _next(self) -> bool:
+        """Wait for a hint that is due. Return False at the end."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._is_due or self._is_closed)
+            is_due, self._is_due = self._is_due, False
+            return is_due

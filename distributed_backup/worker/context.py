@@ -126,8 +126,9 @@ class WorkerContext:
 
     def close_journal(self, timeout: float) -> None:
         """Append what waits within `timeout` seconds, and write nothing more."""
+        deadline = self.clock.now() + timeout
         self.journal.close(timeout=timeout)
-        self.append_hints.close(timeout=timeout)
+        self.append_hints.close(timeout=max(deadline - self.clock.now(), 0.0))
 
     def request_save(self) -> int:
         """Request a commit of the last boundary, and of the answers since then. Return the saver's ticket."""

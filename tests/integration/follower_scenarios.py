@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distributed_backup.storage.local import LocalStorage
 from tests.integration.preemption_scenarios import Report, fit
 from tests.integration.redis_fit_scenarios import Batches, Gates, HeldModel, train
 from tests.support.jobs import Job
@@ -20,6 +21,12 @@ def train_in_a_loop(report: Report, job: Job, directory: Path, held: Batches) ->
     """Run two fits in one process, as a loop of a notebook does. Only the second one is held."""
     second = replace(job, backup_dir=job.backup_dir.with_name("second"))
     return [train(report, job, directory, ()), train(report, second, directory, held)]
+
+
+def train_without_polls(report: Report, job: Job, directory: Path, held: Batches) -> dict[str, Any]:
+    """Run a fit that would look an hour later for what the leader has appended."""
+    LocalStorage.poll_interval = 3600.0
+    return train(report, job, directory, held)
 
 
 class Forking(Gates):

@@ -6,7 +6,9 @@ import asyncio
 import functools
 import gc
 import logging
+import os
 import threading
+import warnings
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,9 +18,9 @@ import litellm
 import synalinks
 from synalinks.src.modules.language_models.language_model import LanguageModel
 
-from distributed_backup.errors import ConfigError
+from distributed_backup.errors import ConfigError, RecordedFailureError
 from distributed_backup.training.model_calls import ModelCalls
-from tests.integration.model_calls_scenarios import messages, provider
+from tests.integration.model_calls_scenarios import Verdict, messages, provider
 from tests.integration.resume_scenarios import strict
 from tests.support.recorders import MemoryRecorder, response
 
@@ -104,6 +106,30 @@ def once(report: Report) -> dict[str, list[int]]:
             return {kind.__name__: await count(kind) for kind in (LanguageModel, Deferring, Mixed, PlainStream)}
 
     return asyncio.run(main())
+
+
+def recorded_failures(report: Report, status: int | None) -> tuple[int, float]:
+    """Return the attempts of a decision model whose requests fail in a replay, and its longest pause in seconds."""
+    os.environ["TYPESAFE_API_KEY"] = "none"
+    attempts, pauses = 0, [0.0]
+
+    async def fail(**_: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        raise RecordedFailureError(error="Error", status_code=status)
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def main() -> None:
+        model = synalinks.DecisionModel(model="typesafe/jev-latest", retry=3)
+        model._systemone = fail
+        with patch("asyncio.sleep", pause), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # all attempts have failed
+            assert await model(messages("one"), schema=Verdict.get_schema()) is None
+
+    asyncio.run(main())
+    return attempts, max(pauses)
 
 
 def failures(report: Report) -> dict[str, Any]:

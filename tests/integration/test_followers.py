@@ -182,6 +182,21 @@ def test_workers_that_are_all_preempted_go_on_where_they_were(
     assert sorted(result["calls"] for result in results) == [0, calls_after(saved, uninterrupted)]
 
 
+def test_a_hint_of_the_leader_spares_a_follower_its_poll(
+    start: Start, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """The follower would look again after an hour."""
+    with RedisServer(tmp_path / "server") as server:
+        run = Cluster(tmp_path / "run", server.url)
+        leader = start(run, run.url, held=[(1, 1)])
+        leader.wait_held(1, 1)
+        follower = start(run, run.url, how=f"{OWN_SCENARIOS}:train_without_polls")
+        run.wait_followers(HELD)
+        leader.go_on()
+        assert_ends(follower, uninterrupted, calls=0)
+        assert_ends(leader, uninterrupted, calls=uninterrupted["calls"])
+
+
 def test_a_worker_that_starts_late_joins_and_asks_for_nothing(
     start: Start, run: Cluster, uninterrupted: dict[str, Any]
 ) -> None:

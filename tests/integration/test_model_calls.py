@@ -54,12 +54,20 @@ def test_an_override_that_calls_the_inherited_method_is_recorded_once(tmp_path: 
     assert found == {"LanguageModel": [1, 2], "Deferring": [1, 2], "Mixed": [1], "PlainStream": [1, 2]}
 
 
-def test_each_attempt_is_a_request_and_a_failed_one_is_not_recorded(tmp_path: Path) -> None:
-    """Two attempts fail, and the fallback's answer is recorded."""
+def test_each_attempt_and_each_fallback_is_a_request(tmp_path: Path) -> None:
+    """Two attempts fail, and the fallback answers."""
     found = result(tmp_path, "failures", of=SEAM)
     assert found["content"].startswith("answer")
     assert found["sent"] == found["asked"] == 3
     assert found["recorded"] == 1
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(429, 3), (400, 1), (None, 1)])
+def test_a_decision_model_retries_a_recorded_failure_as_it_did_the_original(
+    tmp_path: Path, status: int | None, attempts: int
+) -> None:
+    """It decides by the HTTP status. It does not pause, because nothing is sent."""
+    assert result(tmp_path, "recorded_failures", status, of=SEAM) == (attempts, 0.0)
 
 
 # ---------------------------------------------------------------- whose request it is

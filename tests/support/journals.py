@@ -208,11 +208,7 @@ class Bench:
         self.term = term
         self.called: list[int] = []
         self.writer = JournalWriter(
-            storage=storage,
-            worker_id=worker,
-            clock=clock,
-            term=lambda: self.term,
-            run_id=lambda: RUN,
+            storage=storage, worker_id=worker, clock=clock, term=lambda: self.term, run_id=lambda: RUN
         )
 
     def ask(self, *numbers: int) -> None:

@@ -251,7 +251,7 @@ class Timers:
         patch.setattr(loop, "call_later", self._call_later)
 
     def _call_later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Any:
-        if seconds not in {delivery.SILENT_LIMIT, delivery.STALL_LIMIT - delivery.SILENT_LIMIT, delivery.FIRST_LIMIT}:
+        if seconds not in {delivery.WARN_LIMIT, delivery.STALL_LIMIT - delivery.WARN_LIMIT, delivery.FIRST_LIMIT}:
             return self._others(seconds, call, *arguments)
         timer = _Timer(seconds, lambda: call(*arguments))
         self.armed.append(timer)

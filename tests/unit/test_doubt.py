@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distributed_backup.checkpoints.journal_writer import DOUBT_LOOKS, DOUBT_PERIOD
 from distributed_backup.training import doubt
 from distributed_backup.training.doubt import Doubt
 from tests.support.answering import quiet, until
@@ -59,14 +60,14 @@ def test_everything_waits_for_the_end_of_a_doubt() -> None:
 
 def test_a_doubt_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coordinator may hang."""
-    monkeypatch.setattr(doubt, "LIMIT", 0.05)
+    monkeypatch.setattr(doubt, "DOUBT_LOOKS", 3)
 
     async def main() -> None:
         lead = Lead()
         began = asyncio.get_running_loop().time()
         await lead.doubt.end()
         assert lead.is_in_doubt
-        assert asyncio.get_running_loop().time() - began >= 0.05
+        assert asyncio.get_running_loop().time() - began >= 2 * DOUBT_PERIOD
 
     run(main)
 
@@ -79,7 +80,7 @@ def test_a_suspension_does_not_count_as_a_wait(monkeypatch: pytest.MonkeyPatch) 
         lead.doubt.call_after(lambda: lead.called.append("a"))
         loop = asyncio.get_running_loop()
         time = loop.time
-        monkeypatch.setattr(loop, "time", lambda: time() + 10 * doubt.LIMIT)
+        monkeypatch.setattr(loop, "time", lambda: time() + 10 * DOUBT_LOOKS * DOUBT_PERIOD)
         await until(lambda: lead.looks > 3 or bool(lead.called))
         assert lead.called == []
         lead.is_in_doubt = False

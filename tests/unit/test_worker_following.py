@@ -225,3 +225,12 @@ def test_a_worker_that_is_leaving_is_not_stopped(team: Team) -> None:
     follower.standby.stand_down("lost")
     assert (follower.stands_by, team.cut_offs["b"]) == (False, [])
     assert not saver_of(follower).unsaved
+
+
+def test_hints_get_the_time_that_the_journal_has_left_at_the_end(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs must not take the time in which the worker leaves."""
+    context, given = context_of(started(team, "a")), []
+    monkeypatch.setattr(context.journal, "close", lambda *, timeout: team.clock.advance(0.4 * timeout))
+    monkeypatch.setattr(context.append_hints, "close", lambda *, timeout: given.append(timeout))
+    context.close_journal(5.0)
+    assert given == [pytest.approx(3.0)]
