@@ -185,13 +185,16 @@ def test_workers_that_are_all_preempted_go_on_where_they_were(
 def test_a_hint_of_the_leader_spares_a_follower_its_poll(
     start: Start, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    """The follower would look again after an hour."""
+    """The follower would look again after an hour, or when it leads. So it must come further while the leader lives."""
     with RedisServer(tmp_path / "server") as server:
         run = Cluster(tmp_path / "run", server.url)
-        leader = start(run, run.url, held=[(1, 1)])
+        leader = start(run, run.url, held=[(1, 1), (2, 1)])
         leader.wait_held(1, 1)
         follower = start(run, run.url, how=f"{OWN_SCENARIOS}:train_without_polls")
         run.wait_followers(HELD)
+        leader.go_on()
+        leader.wait_held(2, 1)
+        run.wait_followers(Position(2, 1))
         leader.go_on()
         assert_ends(follower, uninterrupted, calls=0)
         assert_ends(leader, uninterrupted, calls=uninterrupted["calls"])
