@@ -12,16 +12,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.position import Position
-from tests.support.processes import Child
-
-SCENARIOS = "tests.integration.resume_scenarios"
-CASES = "tests.integration.resume_case_scenarios"
-ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
-
-
-def result(tmp_path: Path, name: str, *arguments: Any, module: str = SCENARIOS) -> Any:
-    with Child(f"{module}:{name}", *arguments, log=tmp_path / "log") as child:
-        return child.result()
+from tests.support.resumed_fits import CASES, ENDS, result
 
 
 def test_a_fit_that_is_interrupted_at_any_hook_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
 from tests.support.jobs import Job
-from tests.support.processes import PATIENCE, Child
-from tests.support.redis_fits import SCENARIOS, ProxiedHosts, Run, Worker, calls_after
+from tests.support.processes import PATIENCE
+from tests.support.redis_fits import SCENARIOS, ProxiedHosts, Run, Worker, calls_after, start_worker
 from tests.support.servers import RedisServer, wait_for
 
 OWN_SCENARIOS = "tests.integration.follower_scenarios"
@@ -78,12 +78,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
             steps_per_execution: int = 1,
             **arguments: Any,
         ) -> Worker:
-            gates = tmp_path / f"gates-{next(numbers)}"
-            gates.mkdir()
             defaults = {"coordinator": url, "timings": QUICK, "delete_checkpoint": False}
             job = Job(backup_dir=run.directory, steps_per_execution=steps_per_execution, arguments=defaults | arguments)
-            child = Child(how, job, gates, held, log=gates.with_suffix(".log"))
-            return Worker(stack.enter_context(child), gates)
+            return start_worker(stack, tmp_path / f"gates-{next(numbers)}", job, how=how, held=held)
 
         yield start
 

@@ -15,17 +15,7 @@ import pytest
 from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
 from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
-from tests.support.processes import Child
-
-SCENARIOS = "tests.integration.resume_scenarios"
-CASES = "tests.integration.resume_case_scenarios"
-ENDS = ("on_train_batch_end", "on_test_batch_end", "on_epoch_end")
-
-
-def result(tmp_path: Path, name: str, *arguments: Any, module: str = SCENARIOS) -> Any:
-    with Child(f"{module}:{name}", *arguments, log=tmp_path / "log") as child:
-        return child.result()
-
+from tests.support.resumed_fits import CASES, ENDS, result
 
 # ---------------------------------------------------------------- every form of interruption
 

@@ -21,9 +21,9 @@ from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.observability.events import is_event_log
 from distributed_backup.position import Position
 from tests.support.jobs import Job
-from tests.support.processes import PATIENCE, Child
+from tests.support.processes import PATIENCE
 from tests.support.proxy import Proxy
-from tests.support.redis_fits import HOSTS, PASSWORD, SCENARIOS, Run, Start, Worker, calls_after
+from tests.support.redis_fits import HOSTS, PASSWORD, SCENARIOS, Run, Start, Worker, calls_after, start_worker
 from tests.support.servers import RedisServer, free_port, wait_for
 
 # STEADY leases outlast any delay of a process. QUICK leases run out within 3 s.
@@ -63,14 +63,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
             how: str = "train",
             **arguments: Any,
         ) -> Worker:
-            gates = tmp_path / f"gates-{next(numbers)}"
-            gates.mkdir()
             # Without a journal, so that each worker asks for itself.
             defaults = {"coordinator": url, "timings": STEADY, "restore_timeout": PATIENCE}
             defaults |= {"delete_checkpoint": False, "journal": False}
             job = Job(backup_dir=run.directory, arguments=defaults | arguments)
-            child = Child(f"{SCENARIOS}:{how}", job, gates, held, *more, log=gates.with_suffix(".log"))
-            return Worker(stack.enter_context(child), gates)
+            gates = tmp_path / f"gates-{next(numbers)}"
+            return start_worker(stack, gates, job, *more, how=f"{SCENARIOS}:{how}", held=held)
 
         yield start
 

@@ -123,6 +123,14 @@ class Fit:
     def ask(self, key: str | None) -> asyncio.Task[Any]:
         return asyncio.ensure_future(self._ask(key))
 
+    async def answered(self, key: str, response: Any) -> asyncio.Task[Any]:
+        """Send a request, answer it, or let it fail, and let the fit go on as far as it can."""
+        request = self.ask(key)
+        await quiet()
+        self.respond(key, response)
+        await quiet()
+        return request
+
     async def _ask(self, key: str | None) -> Any:
         response = await self.answers.ask(key, lambda: self._request(str(key)), JSON)
         self.got.append(response)

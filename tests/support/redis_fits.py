@@ -7,7 +7,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from distributed_backup.coordination.base import ClusterView
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
+from tests.support.jobs import Job
 from tests.support.processes import PATIENCE, Child
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer, wait_for
@@ -38,6 +39,15 @@ def calls_after(position: Position, uninterrupted: dict[str, Any]) -> int:
     """
     before = 14 * position.epoch + 4 * min(position.batch, 3) + max(position.batch - 3, 0)
     return int(uninterrupted["calls"]) - before
+
+
+def start_worker(
+    stack: ExitStack, gates: Path, job: Job, *more: Any, how: str, held: Sequence[tuple[int, int]]
+) -> Worker:
+    """Start a worker that is held at the batches `held`. `how` is the scenario, `gates` a directory of its own."""
+    gates.mkdir()
+    child = Child(how, job, gates, held, *more, log=gates.with_suffix(".log"))
+    return Worker(stack.enter_context(child), gates)
 
 
 class Worker:

@@ -72,10 +72,7 @@ def test_a_request_that_fails_is_noted_and_its_retry_recorded() -> None:
         await quiet()
         with pytest.raises(ValueError, match="xxx"):
             attempt.result()
-        fit.ask("a")
-        await quiet()
-        fit.respond("a", 1)
-        await quiet()
+        await fit.answered("a", 1)
         assert fit.writer.records == [Unanswered(key="a", number=0, error="ValueError"), answer("a", 1)]
 
     run(main)
@@ -104,10 +101,7 @@ def test_training_sees_an_answer_after_the_journal_has_it() -> None:
     async def main() -> None:
         fit = led()
         fit.writer.is_durable = False
-        fit.ask("a")
-        await quiet()
-        fit.respond("a", 1)
-        await quiet()
+        await fit.answered("a", 1)
         assert (fit.got, keys(fit.writer.records)) == ([], ["a"])
         fit.writer.flush()
         await quiet()
@@ -120,10 +114,7 @@ def test_training_waits_for_no_journal_whose_appends_are_expensive() -> None:
     async def main() -> None:
         fit = led()
         fit.writer.is_durable = fit.writer.is_waited_for = False
-        fit.ask("a")
-        await quiet()
-        fit.respond("a", 1)
-        await quiet()
+        await fit.answered("a", 1)
         assert fit.got == [1]
 
     run(main)
@@ -144,10 +135,7 @@ def test_the_wait_of_a_durable_answer_leaves_no_timer(monkeypatch: pytest.Monkey
         monkeypatch.setattr(loop, "call_later", later)
         fit = led()
         fit.writer.is_durable = False
-        fit.ask("a")
-        await quiet()
-        fit.respond("a", 1)
-        await quiet()
+        await fit.answered("a", 1)
         assert [timer.cancelled() for timer in timers] == [False]
         fit.writer.flush()
         await quiet()
@@ -176,26 +164,17 @@ def test_training_goes_on_while_the_journal_is_slow_and_waits_again_when_it_is_n
         fit = led()
         fit.writer.is_durable = False
         for key in ("a", "b"):
-            fit.ask(key)
-            await quiet()
-            fit.respond(key, key)
-            await quiet()
+            await fit.answered(key, key)
             assert fit.got == []
         due[0]()
         await quiet()
         assert fit.got == ["a"]
         due[1]()
-        fit.ask("c")
-        await quiet()
-        fit.respond("c", "c")
-        await quiet()
+        await fit.answered("c", "c")
         assert fit.got == ["a", "b", "c"]
         fit.writer.flush()
         await quiet()
-        fit.ask("d")
-        await quiet()
-        fit.respond("d", "d")
-        await quiet()
+        await fit.answered("d", "d")
         assert fit.got == ["a", "b", "c"]
         fit.writer.flush()
         await quiet()
@@ -245,10 +224,7 @@ def test_memory_is_flat_in_the_number_of_answers() -> None:
     async def main() -> None:
         fit = led()
         for batch in range(1, 4):
-            fit.ask("a")
-            await quiet()
-            fit.respond("a", batch)
-            await quiet()
+            await fit.answered("a", batch)
             fit.boundary(batch)
             assert (fit.answers._since, fit.replay.outcomes, fit.replay._places) == ([], [], {})
             assert (fit.replay.delivery._places, list(fit.replay.delivery._new)) == ({}, [])
@@ -438,10 +414,7 @@ def test_a_worker_that_leads_again_records_an_answer_again_that_it_took_back() -
     async def main() -> None:
         fit = led()
         fit.writer.is_durable = False
-        fit.ask("a")
-        await quiet()
-        fit.respond("a", 1)
-        await quiet()
+        await fit.answered("a", 1)
         fit.step_down()
         await quiet()
         fit.writer.is_durable = True
@@ -458,10 +431,7 @@ def test_a_retry_of_a_request_whose_answer_was_taken_back_follows_the_log() -> N
     async def main() -> None:
         fit = led()
         fit.writer.is_durable = False
-        cancelled = fit.ask("a")
-        await quiet()
-        fit.respond("a", "of this worker")
-        await quiet()
+        cancelled = await fit.answered("a", "of this worker")
         cancelled.cancel()
         await quiet()
         fit.step_down()
@@ -519,10 +489,7 @@ def test_what_was_answered_since_the_last_boundary_is_known_in_its_order() -> No
         assert fit.answers.since_boundary() is None
         fit.begin(stage(answer("a", 1)))
         fit.ask("a")
-        fit.ask("b")
-        await quiet()
-        fit.respond("b", 2)
-        await quiet()
+        await fit.answered("b", 2)
         assert fit.answers.since_boundary() == (boundary(0), [answer("a", 1), answer("b", 2)])
         fit.boundary(1)
         assert fit.answers.since_boundary() == (boundary(1), [])

@@ -96,10 +96,7 @@ def test_a_request_whose_failure_was_replayed_to_the_end_of_the_log_is_sent_agai
         fit.begin(stage(Unanswered(key="a", number=0, error="E")))
         with pytest.raises(RecordedFailureError):
             await fit.ask("a")
-        fit.ask("a")
-        await quiet()
-        fit.respond("a", 1)
-        await quiet()
+        await fit.answered("a", 1)
         assert (fit.got, fit.writer.records) == ([1], [answer("a", 1)])
 
     run(main)
@@ -111,10 +108,7 @@ def test_a_failure_that_is_cancelled_before_its_turn_is_that_of_the_retry() -> N
     async def main() -> None:
         fit = led()
         fit.writer.is_durable = False
-        attempt = fit.ask("a")
-        await quiet()
-        fit.respond("a", BusyError())
-        await quiet()
+        attempt = await fit.answered("a", BusyError())
         attempt.cancel()
         await quiet()
         retry = fit.ask("a")
@@ -149,10 +143,7 @@ def test_a_batch_that_is_undone_fails_again_where_it_failed() -> None:
     async def main() -> None:
         fit = led()
         fit.answers.mark()
-        attempt = fit.ask("a")
-        await quiet()
-        fit.respond("a", BusyError())
-        await quiet()
+        attempt = await fit.answered("a", BusyError())
         assert type(attempt.exception()) is BusyError
         fit.answers.rewind()
         with pytest.raises(RecordedFailureError, match="BusyError"):

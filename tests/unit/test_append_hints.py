@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.coordination.base import Hint
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError
 from distributed_backup.worker.append_hints import AppendHints
 from tests.support.clocks import FakeClock
+from tests.support.journals import RUN, DictStorage, Failures, answer, boundary, error
 from tests.support.team import PATIENCE, soon
 
 
@@ -111,3 +113,22 @@ def test_a_coordinator_without_hints_needs_no_thread() -> None:
     hints.note()
     hints.close(timeout=PATIENCE)
     assert coordinator.tried == []
+
+
+def test_the_journal_notes_each_append_that_is_durable() -> None:
+    """An append that fails is noted when a retry has succeeded."""
+    storage = DictStorage()
+    seen: list[int] = []
+    writer = JournalWriter(
+        storage=storage,
+        worker_id="w",
+        clock=FakeClock(),
+        term=lambda: 1,
+        run_id=lambda: RUN,
+        on_append=lambda: seen.append(len(storage.appends)),
+    )
+    storage.before_append = Failures(error("busy", retryable=True))
+    writer.begin_at(boundary(0))
+    writer.append(answer(0), lambda: None)
+    writer.close(timeout=PATIENCE)
+    assert seen == [*range(1, len(storage.appends) + 1)]

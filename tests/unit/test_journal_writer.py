@@ -15,12 +15,10 @@ from distributed_backup.checkpoints.journal_format import (
     Left,
     Link,
 )
-from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.clock import SystemClock
 from tests.support.clocks import FakeClock
 from tests.support.journals import (
     PATIENCE,
-    RUN,
     Bench,
     DictStorage,
     Failures,
@@ -166,24 +164,6 @@ def test_an_append_waits_while_it_is_in_doubt_who_leads(bench: Bench, clock: Clo
     bench.settle()
     assert (bench.files(), bench.called) == ({name(1, 0): [begins(), answer(0)]}, [0])
     assert clock.waits == [journal_writer.DOUBT_PERIOD] * 3
-
-
-def test_each_append_is_told_when_it_is_durable(storage: DictStorage, clock: Clocked) -> None:
-    """One that fails is told when a retry has succeeded."""
-    seen: list[int] = []
-    writer = JournalWriter(
-        storage=storage,
-        worker_id="w",
-        clock=clock,
-        term=lambda: 1,
-        run_id=lambda: RUN,
-        on_append=lambda: seen.append(len(storage.appends)),
-    )
-    storage.before_append = Failures(error("busy", retryable=True))
-    writer.begin_at(boundary(0))
-    writer.append(answer(0), lambda: None)
-    writer.close(timeout=PATIENCE)
-    assert seen == [*range(1, len(storage.appends) + 1)]
 
 
 @pytest.mark.parametrize("is_known", [False, True])

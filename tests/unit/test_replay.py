@@ -502,10 +502,7 @@ def test_the_end_of_a_fit_lets_every_request_go_on() -> None:
         fit.respond("c", 3)
         await quiet()
         assert waits_for_leader.done()
-        later = fit.ask("d")
-        await quiet()
-        fit.respond("d", 4)
-        await quiet()
+        later = await fit.answered("d", 4)
         assert (later.done(), fit.got, fit.writer.records) == (True, [2, 3, 4], [])
 
     run(main)
