@@ -147,6 +147,11 @@ def parse_name(name: str) -> tuple[int, Position] | None:
     return int(match[1]), Position(int(match[2]), int(match[3]))
 
 
+def is_final(name: str) -> bool:
+    """Return whether this is the name of a final state."""
+    return parse_name(name) is not None and name.endswith(_FINAL + SUFFIX)
+
+
 def term_of(name: str) -> int:
     """Return the term in the name of a checkpoint, 0 for any other name."""
     parsed = parse_name(name)

@@ -3,8 +3,11 @@
 A run that has finished is deleted by its last worker, and never by a worker that is being preempted. `flush_step` and
 `deletion_step` decide, from what is known and without I/O. `Shutdown` takes the steps.
 
-The limit: a member that died silently counts until its membership expires. Until then no worker is the last one out. A
-worker that is away when the run is deleted finds nothing when it comes back.
+If the final state is kept, no worker finishes before it is durable. So the first one that succeeds may end the job.
+
+The limits: a member that died silently counts until its membership expires. Until then no worker is the last one out. A
+worker that is away when the run is deleted finds nothing when it comes back. A worker whose leader has far to go waits
+for it.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from distributed_backup.checkpoints.format import Snapshot
+from distributed_backup.checkpoints.format import Snapshot, is_final, parse_name
 from distributed_backup.checkpoints.synalinks_backup import remove_synalinks_backup
 from distributed_backup.errors import BackupError, CoordinatorError, StoreError
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.context import WAIT_SLICE, WorkerContext, errors_logged, position_fields
+from distributed_backup.worker.notices import covers
 from distributed_backup.worker.preemption import OwnPreemption
 
 logger = logging.getLogger(__name__)
@@ -36,14 +40,19 @@ JOURNAL_FLUSH_TIMEOUT: Final = 5.0
 # -------------------------------------------------------------------- the decisions
 
 
-def flush_step(*, is_pending: bool, gives_up: bool, seconds_left: float) -> Literal["done", "failed", "drain"]:
-    """Return what a finished worker does about its pending commits.
+def flush_step(
+    *, is_pending: bool, awaits_final: bool, gives_up: bool, seconds_left: float
+) -> Literal["done", "failed", "drain", "wait"]:
+    """Return what a finished worker does about its pending commits, and about those of its leader.
 
-    `is_pending`: a commit is due that no other worker will make. `gives_up`: the result no longer matters.
+    `is_pending`: a commit is due that no other worker will make. `awaits_final`: the final state is kept, and another
+    worker must commit it. `gives_up`: the result no longer matters.
     """
-    if not is_pending or gives_up:
+    if gives_up:
         return "done"
-    return "failed" if seconds_left < 0 else "drain"
+    if is_pending:
+        return "failed" if seconds_left < 0 else "drain"
+    return "wait" if awaits_final else "done"
 
 
 def deletion_step(
@@ -173,12 +182,22 @@ class Shutdown:
             context.saver.request_save()
         state.phase = "finishing"
         context.saver.wake()
+        if not self._commits_last() and self._awaits_final():
+            logger.info("training is complete, waiting until the final state is saved worker=%s", context.worker_id)
         while True:
+            seen = state.changes
+            is_ours = self._commits_last()
             step = flush_step(
-                is_pending=self._has_pending_commit(),
+                is_pending=is_ours and context.saver.unsaved,
+                awaits_final=not is_ours and self._awaits_final(),
                 gives_up=self._preemption.is_noticed or state.commit_error is not None,
                 seconds_left=deadline - context.clock.now(),
             )
+            if step == "wait":
+                state.wait(context.elector.period, since=seen)
+                # Should this worker lead next, it has all of the time.
+                deadline = context.clock.now() + _FINISH_LIMIT
+                continue
             if step != "drain":
                 break
             is_saved = context.saver.drain(WAIT_SLICE) and not context.saver.unsaved
@@ -191,12 +210,28 @@ class Shutdown:
         if state.commit_error is not None:
             raise state.commit_error
 
-    def _has_pending_commit(self) -> bool:
-        """Whether a commit is due that no other worker will make: this worker leads, or led last and no other does."""
+    def _commits_last(self) -> bool:
+        """Whether this worker makes the last commits: it leads, or led last and no other does."""
         context = self._context
         holder = None if context.state.view is None else context.state.view.holder
         led_last = context.elector.last_term is not None and holder in {None, context.worker_id}
-        return (context.elector.is_leader or led_last) and context.saver.unsaved
+        return context.elector.is_leader or led_last
+
+    def _awaits_final(self) -> bool:
+        """Whether the final state is to be kept, is not durable, and is not given up by a leader that has finished."""
+        context = self._context
+        if not context.options.keeps_final_state:
+            return False
+        view = context.state.view
+        announced = None if view is None else view.announcement
+        newest = context.newest_known()[1] or ""
+        if context.elector.coordinator_error is not None:
+            # Then the leader commits under its last term, and can't announce it.
+            with errors_logged("looking for the final state"):
+                newest = next(iter(context.store.names()), newest)
+        is_over = is_final(newest) or (announced is not None and announced.finished)
+        parsed = parse_name(newest) if is_over else None
+        return parsed is None or not covers(parsed[1], context.elector.position)
 
     def _final_state_failed(self) -> None:
         location = self._context.store.location

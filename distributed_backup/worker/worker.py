@@ -318,7 +318,8 @@ class Worker:
         """Do between two ticks what the hint asks for, if it matters to this worker."""
         if hint == "appended":
             self.standby.on_appended()
-        is_announcement = hint in {"announced", "finished"} and (self.notice_given or self.standby.awaits(hint))
+        is_awaited = self.notice_given or self._state.phase == "finishing" or self.standby.awaits(hint)
+        is_announcement = hint in {"announced", "finished"} and is_awaited
         if is_announcement or (hint == "noticed" and self._elector.is_leader):
             self._elector.wake()
         elif hint == "free":

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, checkpoint_name
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
-from tests.support.internals import elector_of
+from distributed_backup.preemption.exit import Preempted
+from tests.support.internals import context_of, elector_of
 from tests.support.team import FaultyStore, Gone, Team, snapshot, soon
 
 
@@ -97,3 +99,84 @@ def test_a_final_state_that_can_not_be_saved_is_an_error_if_asked_for(
     worker.boundary(snapshot(4), due=True)
     with pytest.raises(StoreError, match=r"the final state could not be saved in .* within 5 s. Make room"):
         team.result(team.begin(worker.finish))
+
+
+def store_names(team: Team) -> list[str]:
+    return CheckpointStore(team.root).names()
+
+
+def final(epoch: int) -> Snapshot:
+    return replace(snapshot(epoch), final=True)
+
+
+def test_no_worker_finishes_before_the_final_state_is_durable(team: Team) -> None:
+    """A job may end with its first worker that succeeds, and then kills the others, the leader among them."""
+    leader, follower = (team.started(name, delete_checkpoint=False) for name in "ab")
+    follower.boundary(snapshot(4), due=True)
+    finished = team.begin(lambda: follower.finish(final(4)))
+    team.until(lambda: context_of(follower).state.phase == "finishing")
+    # The leader commits the last boundary, which is not yet the final state.
+    leader.boundary(snapshot(4), due=True)
+    team.until(lambda: team.announcement.position == Position(4))
+    team.steps(60.0)
+    assert not finished.done()
+    team.result(team.begin(lambda: leader.finish(final(4))))
+    team.result(finished)
+    assert store_names(team)[0] == checkpoint_name(1, Position(4), final=True)
+
+
+def test_a_finished_follower_commits_the_final_state_if_its_leader_dies(team: Team) -> None:
+    """The time for its commits, in which it tries again, begins then."""
+    store = FaultyStore(team.root, keep=10)
+    leader = team.started("a", delete_checkpoint=False)
+    follower = team.started("b", store=store, delete_checkpoint=False)
+    follower.boundary(snapshot(4), due=True)
+    finished = team.begin(lambda: follower.finish(final(4)))
+    team.steps(60.0)
+    store.broken = True
+    elector_of(leader).stop()
+    team.coordinator.resign("a")
+    team.until(lambda: follower._commits_fail)
+    store.broken = False
+    team.result(finished)
+    assert store_names(team) == [checkpoint_name(2, Position(4), final=True)]
+
+
+def test_a_finished_follower_that_waits_is_preempted_like_one_that_trains(team: Team) -> None:
+    """The leader commits its own boundary for the notice, and this worker leaves."""
+    leader, follower = (team.started(name, delete_checkpoint=False) for name in "ab")
+    follower.boundary(snapshot(4), due=True)
+    finished = team.begin(lambda: follower.finish(final(4)))
+    team.steps(10.0)
+    leader.boundary(snapshot(4), due=False)
+    follower.give_notice("SIGTERM")
+    with pytest.raises(Preempted):
+        team.result(finished)
+    assert team.positions() == [Position(4)]
+
+
+def test_an_older_final_state_does_not_count(team: Team) -> None:
+    """The fit of an earlier start had two epochs, this one has four."""
+    CheckpointStore(team.root, keep=10).commit(final(2), term=1, worker_id="earlier")
+    team.started("a", delete_checkpoint=False)
+    follower = team.started("b", delete_checkpoint=False)
+    follower.boundary(snapshot(4), due=True)
+    finished = team.begin(lambda: follower.finish(final(4)))
+    team.steps(60.0)
+    assert not finished.done()
+
+
+def test_a_finished_follower_finds_the_final_state_without_the_coordinator(team: Team) -> None:
+    """Its leader has committed under the last term, and can't announce it."""
+    coordinator = team.coordinator = Gone(team.clock)
+    coordinator.gone = False
+    leader, follower = (team.started(name, delete_checkpoint=False) for name in "ab")
+    coordinator.gone = True
+    team.until(lambda: not elector_of(leader).is_leader)
+    for worker in (leader, follower):
+        worker.boundary(snapshot(4), due=True)
+    finished = team.begin(lambda: follower.finish(final(4)))
+    team.steps(60.0)
+    assert not finished.done()
+    team.result(team.begin(lambda: leader.finish(final(4))))
+    team.result(finished)

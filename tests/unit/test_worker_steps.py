@@ -94,19 +94,22 @@ def test_a_preempted_worker_leaves(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_pending", "gives_up", "seconds_left", "step"),
+    ("is_pending", "awaits_final", "gives_up", "seconds_left", "step"),
     [
-        (True, False, 1.0, "drain"),
-        (True, False, -0.1, "failed"),
-        (True, True, -0.1, "done"),
-        (False, False, -0.1, "done"),
+        (True, False, False, 1.0, "drain"),
+        (True, False, False, -0.1, "failed"),
+        (True, False, True, -0.1, "done"),
+        (False, False, False, -0.1, "done"),
+        (False, True, False, -0.1, "wait"),
+        (False, True, True, 1.0, "done"),
     ],
 )
 def test_a_finished_worker_flushes_what_is_due(
-    is_pending: bool, gives_up: bool, seconds_left: float, step: str
+    is_pending: bool, awaits_final: bool, gives_up: bool, seconds_left: float, step: str
 ) -> None:
-    """A notice, or a commit error that ends the fit, is not a failure of the flush."""
-    assert flush_step(is_pending=is_pending, gives_up=gives_up, seconds_left=seconds_left) == step
+    """It waits for another's commit without a limit. A notice, or a commit error, is not a failure of the flush."""
+    found = flush_step(is_pending=is_pending, awaits_final=awaits_final, gives_up=gives_up, seconds_left=seconds_left)
+    assert found == step
 
 
 @pytest.mark.parametrize(
