@@ -56,7 +56,7 @@ def kustomized(directory: Path) -> str:
 
 def render(name: str) -> list[Manifest]:
     """Return the objects of an overlay or of a combination, and the server's. The caller may change them."""
-    return with_server(parsed(_overlay(name) if name in OVERLAYS else _combination(name)))
+    return with_server(parsed(_built(name)))
 
 
 def parsed(text: str) -> list[Manifest]:
@@ -80,15 +80,11 @@ def server(password: str | None, name: str = "server") -> str:
         return kustomized(Path(made) / name)
 
 
-@functools.cache
-def _overlay(name: str) -> str:
-    return kustomized(DEPLOY / "overlays" / name)
-
-
-@functools.cache
-def _combination(name: str) -> str:
+def build(name: str) -> str:
+    """Return the output for an overlay or for a combination, which is built outside the tree like a user's overlay."""
+    if name in OVERLAYS:
+        return kustomized(DEPLOY / "overlays" / name)
     overlay, *components = COMBINATIONS[name]
-    # Outside the tree, like an overlay of a user.
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made).resolve()
         kustomization: dict[str, Any] = {
@@ -102,6 +98,9 @@ def _combination(name: str) -> str:
             kustomization["configMapGenerator"] = [{"name": "train", "behavior": "merge", "literals": literals}]
         (directory / "kustomization.yaml").write_text(json.dumps(kustomization))
         return kustomized(directory)
+
+
+_built = functools.cache(build)
 
 
 def without_suffix(text: str) -> str:

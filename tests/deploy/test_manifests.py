@@ -19,12 +19,14 @@ from tests.deploy.renderings import (
     OVERLAYS,
     PASSWORD,
     at,
+    build,
     get,
     kinds,
     parsed,
     put,
     render,
     server,
+    with_server,
 )
 from tests.deploy.schemas import NEWEST, OLDEST, schema_problems
 
@@ -37,8 +39,9 @@ def test_no_overlay_and_no_component_is_left_out() -> None:
 
 @pytest.mark.parametrize("name", [*OVERLAYS, *COMBINATIONS])
 def test_every_overlay_and_component_builds_and_keeps_the_contract(name: str) -> None:
-    """It builds with kubectl, and it fits the schemas of the oldest and the newest Kubernetes."""
+    """It fits the schemas of the oldest and the newest Kubernetes. A second build has the same names and values."""
     manifests = render(name)
+    assert with_server(parsed(build(name))) == manifests
     assert [schema_problems(manifests, version) for version in (OLDEST, NEWEST)] == [[], []]
     assert problems(manifests) == []
 
