@@ -16,6 +16,7 @@ class Pods(NamedTuple):
     where: str
     labels: dict[str, str]
     spec: dict[str, Any]
+    replicas: int
 
     @property
     def is_worker(self) -> bool:
@@ -48,7 +49,10 @@ def jobs(manifests: list[Manifest]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def pods(manifests: list[Manifest]) -> list[Pods]:
     specs = [*jobs(manifests), *((name_of(item), item["spec"]) for item in manifests if item["kind"] == "StatefulSet")]
-    return [Pods(where, spec["template"]["metadata"]["labels"], spec["template"]["spec"]) for where, spec in specs]
+    return [
+        Pods(where, spec["template"]["metadata"]["labels"], spec["template"]["spec"], spec.get("completions", 1))
+        for where, spec in specs
+    ]
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:

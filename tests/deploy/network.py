@@ -126,5 +126,6 @@ def _open_to_strangers(name: str, spec: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: lets pods of others in"
     for rule in (*spec.get("ingress", []), *spec.get("egress", [])):
         for peer in (*rule.get("from", []), *rule.get("to", [])):
-            if "ipBlock" not in peer and selects(peer.get("podSelector", {}), STRANGER):
+            named = "ipBlock" in peer or peer.get("namespaceSelector", {}).get("matchLabels")
+            if not named and selects(peer.get("podSelector", {}), STRANGER):
                 yield f"{name}: names pods of others"

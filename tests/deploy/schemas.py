@@ -11,8 +11,8 @@ import kubernetes_validate  # type: ignore[import-untyped]
 
 from tests.deploy.model import Manifest, name_of
 
-# From the oldest on, all fields of the Job exist and are on by default.
-OLDEST, NEWEST = "1.29", "1.37"
+# From the oldest on, all fields of the Job are on by default, and `successPolicy` is stable.
+OLDEST, NEWEST = "1.33", kubernetes_validate.latest_version()
 
 # Without the cache, it reads megabytes for each object.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
@@ -34,22 +34,14 @@ _EXTENSIONS = {
             "items": _closed(port={"type": "string"}, interval={"type": "string", "pattern": "^[0-9]+s$"}),
         },
     ),
-    "jobset.x-k8s.io/v1alpha2/JobSet": {
-        "type": "object",
-        "properties": {
-            "suspend": {"type": "boolean"},
-            "replicatedJobs": {
-                "type": "array",
-                "items": _closed(
-                    name={"type": "string"},
-                    replicas={"type": "integer"},
-                    template=_closed(spec={"type": "object"}),
-                ),
-            },
-        },
-        "required": ["replicatedJobs"],
-        "additionalProperties": False,
-    },
+    "jobset.x-k8s.io/v1alpha2/JobSet": _closed(
+        replicatedJobs={
+            "type": "array",
+            "items": _closed(
+                name={"type": "string"}, replicas={"type": "integer"}, template=_closed(spec={"type": "object"})
+            ),
+        }
+    ),
 }
 
 

@@ -26,7 +26,7 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
 from tests.deploy.facts import DEPLOY
-from tests.deploy.renderings import kustomized
+from tests.deploy.renderings import kustomized, parsed, with_server
 from tests.support.job_controller import ContainerProcess, JobController, Pod
 from tests.support.job_manifest import Container, PodFields, Rendering, localiser
 from tests.support.servers import RedisServer, wait_for
@@ -62,7 +62,7 @@ def render(overlay: str, directory: Path) -> Rendering:
         "configMapGenerator": [{"name": "train", "behavior": "merge", "literals": literals}],
     }
     (directory / "kustomization.yaml").write_text(json.dumps(kustomization))
-    return Rendering.parse(kustomized(directory))
+    return Rendering(with_server(parsed(kustomized(directory))))
 
 
 class Cluster:

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
-import yaml
-
 type Action = Literal["Ignore", "Count"]
 
-# Every field of a Job's spec that is read.
+# Every field of a Job's spec that is read. `successPolicy` is not imitated: all workers run to their own end.
 _SPEC = {
     "backoffLimitPerIndex",
     "completionMode",
@@ -25,6 +23,7 @@ _SPEC = {
     "parallelism",
     "podFailurePolicy",
     "podReplacementPolicy",
+    "successPolicy",
     "template",
 }
 
@@ -162,14 +161,10 @@ class Container:
 
 
 class Rendering:
-    """The objects that `kubectl kustomize` printed, parsed."""
+    """The objects that `kubectl kustomize` printed."""
 
     def __init__(self, objects: Iterable[Mapping[str, Any]]) -> None:
         self.objects = {(item["kind"], item["metadata"]["name"]): item for item in objects}
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        return cls(item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item)
 
     @cached_property
     def job(self) -> JobSpec:
