@@ -133,7 +133,7 @@ def read_journal(storage: Storage) -> list[Segment]:
     continued_at: dict[str, set[int]] = {}
     segments = []
     # Links lead to older segments, so the newest is read first.
-    for name in segments_among(storage.names()):
+    for name in segments_among([*storage.names(), *storage.irregular()]):
         try:
             segment = read_segment(storage, name, continued_at.get(name, ()))
         except StoreError as error:
