@@ -33,6 +33,7 @@ from distributed_backup.checkpoints.journal_format import (
     Record,
     Unanswered,
     Void,
+    apply,
     decode_record,
     parse_segment_name,
 )
@@ -318,23 +319,19 @@ class LogReader:
         failures = deaths = 0
         for record in self._records:
             match record:
-                case Answer() | Unanswered():
-                    outcomes.append(record)
+                case Answer() | Unanswered() | Left():
                     deaths = 0
                 case Header():
                     deaths += record.digests is None
                 case Failed():
                     is_request = bool(outcomes) and isinstance(outcomes[-1], Unanswered)
                     failures, deaths = failures + (not is_request), 0
-                    while outcomes and isinstance(outcomes[-1], Unanswered):
-                        outcomes.pop()
-                case Left():
-                    deaths = 0
                 case Void():
-                    outcomes, failures, deaths = [], 0, 0
+                    failures = deaths = 0
                 case Boundary() if record.position != self._position:
                     self._position = record.position
                     return Stage(outcomes=tuple(outcomes), end=record)
+            apply(record, outcomes)
         return Stage(outcomes=tuple(outcomes), end=None, failures=failures, deaths=deaths)
 
     def more(self) -> Iterator[Record]:

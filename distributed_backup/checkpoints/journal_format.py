@@ -135,7 +135,7 @@ class Unrecorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An exception of this class has left the fit."""
+    """An exception of this class has left the fit. Requests that have failed right before are sent again."""
 
     error: str
 
@@ -212,6 +212,18 @@ def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each k
                 "after": None if after is None else [after.name, after.end],
                 "digests": None if digests is None else dict(digests),
             }
+
+
+def apply(record: Record, outcomes: list[Outcome]) -> None:
+    """Change the outcomes of a stage as a record of it does. See `Failed` and `Void`."""
+    match record:
+        case Answer() | Unanswered():
+            outcomes.append(record)
+        case Failed():
+            while outcomes and isinstance(outcomes[-1], Unanswered):
+                outcomes.pop()
+        case Void():
+            outcomes.clear()
 
 
 def is_answer(line: bytes) -> bool:

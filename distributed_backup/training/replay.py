@@ -71,6 +71,8 @@ class Replay:
         self._end: Boundary | None = None
         # Failures of the leader that may be about to end its fit: see `Stage`.
         self._failures: list[Unanswered] = []
+        # This worker has led in the stage that it follows.
+        self._has_used = False
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
@@ -129,6 +131,7 @@ class Replay:
     def set_stage(self, outcomes: Iterable[Outcome], *, end: Boundary | None) -> None:
         """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
         self.outcomes, self._end, self._places, self._failures = list(outcomes), end, {}, []
+        self._has_used = False
         self.delivery.begin(len(self.outcomes), is_open=end is None and not self.is_following)
         for place, outcome in enumerate(self.outcomes):
             self._put((outcome.key, outcome.number), place)
@@ -156,10 +159,11 @@ class Replay:
 
     # ---------------------------------------------------------------- a log that grows
 
-    def follow(self, start: Boundary) -> None:
+    def follow(self, start: Boundary, *, has_used: bool = False) -> None:
         """Take the records of another worker from `extend`, beginning with those after `start`.
 
-        What was not handed out of another log comes again in this one. Requests wait for it.
+        What was not handed out of another log comes again in this one. Requests wait for it. `has_used`: this worker
+        has used outcomes after `start`, and the records after them follow.
         """
         self._follows += 1
         self._log = None
@@ -168,6 +172,7 @@ class Replay:
         self._last, self.is_following = start, True
         self._writer.replay_begins()
         self.set_stage((), end=None)
+        self._has_used = has_used
 
     def extend(self, records: Iterable[Record]) -> None:
         """Take records that the leader has appended."""
@@ -202,7 +207,7 @@ class Replay:
                 self._add(record)
             case Unrecorded() if not self._ahead:
                 self.diverged("an answer of the leader can't be recorded")
-            case Void() if sum(map(len, self._places.values())) < len(self.outcomes):
+            case Void() if self._has_used or sum(map(len, self._places.values())) < len(self.outcomes):
                 self.diverged("the leader asks again for answers that this worker has used")
             case Void():
                 self.set_stage((), end=None)

@@ -154,7 +154,8 @@ class Fit:
         """Follow another worker, as `FitJournal` does. There is no doubt any more."""
         self.is_in_doubt = False
         self.answers.withdraw()
-        self.replay.follow(boundary(0))
+        last, seen = self.answers.since_boundary() or (boundary(0), [])
+        self.replay.follow(last, has_used=bool(seen))
 
     @property
     def since(self) -> tuple[Boundary, list[Outcome]] | None:

@@ -13,9 +13,14 @@ from distributed_backup.checkpoints import journal
 from distributed_backup.checkpoints.journal_format import (
     Answer,
     Boundary,
+    Failed,
     Header,
     Link,
+    Outcome,
     Record,
+    Unanswered,
+    Unrecorded,
+    Void,
     encode_record,
     segment_name,
 )
@@ -127,7 +132,7 @@ class Tail:
     def start(
         self,
         start: Boundary | None = None,
-        seen: tuple[Answer, ...] = (),
+        seen: tuple[Outcome, ...] = (),
         *,
         finishes: bool = False,
         led_by: str | None = None,
@@ -287,6 +292,45 @@ def test_a_new_leader_that_has_read_less_loses_the_tail(made: Tail, start: tuple
     if start:
         made.start(seen=start)
     assert "has not recorded all answers" in made.lost()
+
+
+FAILURE = Unanswered(key="u", number=0, error="E")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "seen"),
+    [
+        ((answer("a", 1), FAILURE, Failed(error="E"), answer("b", 2)), (answer("a", 1), answer("b", 2))),
+        ((answer("a", 1), Failed(error="E"), Failed(error="E"), Void(), answer("a", 2)), (answer("a", 2),)),
+        ((answer("a", 1), Void()), ()),
+        ((FAILURE, answer("a", 1), Failed(error="E")), (FAILURE, answer("a", 1))),
+    ],
+)
+def test_a_leader_that_was_started_again_in_a_stage_follows_its_successor(
+    made: Tail, earlier: tuple[Record, ...], seen: tuple[Outcome, ...]
+) -> None:
+    """It has not used what an exception or a void mark has taken out of the log."""
+    old = made.segment(1, state=boundary(0)).add(*earlier)
+    made.segment(2, after=old.link).add(answer("c", 3))
+    made.start(seen=seen)
+    soon(lambda: made.reports or "c" in keys(made.records))
+    assert (keys(made.records), made.reports) == (["c"], [])
+
+
+def test_a_leader_whose_answers_are_void_can_not_follow(made: Tail) -> None:
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1), Void())
+    made.segment(2, after=old.link).add(answer("a", 2))
+    made.start(seen=(answer("a", 1),))
+    assert "has not recorded all answers" in made.lost()
+
+
+def test_a_change_of_the_leader_takes_no_record_from_a_follower(made: Tail) -> None:
+    """It would wait for ever for the answer that can't be recorded."""
+    unrecorded = Unrecorded(key="x", number=0)
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1), unrecorded, FAILURE, Failed(error="E"))
+    made.segment(2, after=old.link)
+    made.start(seen=(answer("a", 1),))
+    soon(lambda: unrecorded in made.records)
 
 
 def test_many_answers_since_a_boundary_are_read_once(made: Tail) -> None:
