@@ -324,7 +324,8 @@ class LogReader:
                 case Header():
                     deaths += record.digests is None
                 case Failed():
-                    is_request = bool(outcomes) and isinstance(outcomes[-1], Unanswered)
+                    seen = record.seen(outcomes)
+                    is_request = bool(seen) and isinstance(seen[-1], Unanswered)
                     failures, deaths = failures + (not is_request), 0
                 case Void():
                     failures = deaths = 0

@@ -361,7 +361,7 @@ class Answers:
     def failed(self, error: BaseException) -> None:
         """Note that an exception has left the fit."""
         if self.is_open:
-            self._writer.append(Failed(error=type(error).__name__), lambda: None)
+            self._writer.append(Failed(error=type(error).__name__, unseen=self._delivery.unseen), lambda: None)
 
     def close(self) -> None:
         """Ask without the journal from now on, from any thread. May be called again."""
