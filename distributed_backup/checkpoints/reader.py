@@ -217,7 +217,7 @@ class CheckpointReader:
         Raises:
             StoreError: The directory can't be read.
         """
-        names = checkpoints_among([*self._storage.names(), *self._storage.irregular()])
+        names = checkpoints_among([*self.names(), *self._storage.irregular()])
         rows = (self._info(name) for name in names)
         return [row for row in rows if row is not None]
 
