@@ -33,6 +33,7 @@ from distributed_backup.checkpoints.journal_format import (
     Record,
     Unanswered,
     Void,
+    apply,
     decode_record,
     parse_segment_name,
 )
@@ -40,6 +41,7 @@ from distributed_backup.checkpoints.journal_scan import SegmentScan
 from distributed_backup.errors import StoreError
 from distributed_backup.once import OnceLogger
 from distributed_backup.position import Position
+from distributed_backup.regular_file import IrregularFileError
 from distributed_backup.storage.base import Names, Storage
 
 logger = logging.getLogger(__name__)
@@ -156,10 +158,15 @@ class SegmentReader:
 
     def header(self) -> Header | None:
         """Return the first record. None if the segment does not begin with a sound header of its own name."""
-        line, newline, _ = self._storage.read_from(self.name, 0, _MAX_HEADER).partition(b"\n")
         try:
+            line, newline, _ = self._storage.read_from(self.name, 0, _MAX_HEADER).partition(b"\n")
             first = decode_record(line) if newline else None
         except BadRecordError:
+            return None
+        except StoreError as error:
+            if not isinstance(error.__cause__, IrregularFileError):
+                raise
+            self.problem = str(error)
             return None
         return first if isinstance(first, Header) and first.name == self.name else None
 
@@ -209,14 +216,15 @@ def find_log(storage: Storage, *, run_id: str, position: Position, digests: Dige
 
 
 def _header(storage: Storage, name: str, run_id: str) -> Header | None:
+    reader = SegmentReader(storage, name)
     try:
-        header = SegmentReader(storage, name).header()
+        header = reader.header()
     except StoreError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None  # pruned since the listing, or before its successor
         raise
     if header is None or header.run_id != run_id:
-        reason = "its first record does not verify" if header is None else f"it is of the run {header.run_id}"
+        reason = f"it is of the run {header.run_id}" if header else reader.problem or "its first record does not verify"
         logger.warning("journal segment skipped name=%s reason=%s", name, reason)
         return None
     return header
@@ -311,23 +319,20 @@ class LogReader:
         failures = deaths = 0
         for record in self._records:
             match record:
-                case Answer() | Unanswered():
-                    outcomes.append(record)
+                case Answer() | Unanswered() | Left():
                     deaths = 0
                 case Header():
                     deaths += record.digests is None
                 case Failed():
-                    is_request = bool(outcomes) and isinstance(outcomes[-1], Unanswered)
+                    seen = record.seen(outcomes)
+                    is_request = bool(seen) and isinstance(seen[-1], Unanswered)
                     failures, deaths = failures + (not is_request), 0
-                    while outcomes and isinstance(outcomes[-1], Unanswered):
-                        outcomes.pop()
-                case Left():
-                    deaths = 0
                 case Void():
-                    outcomes, failures, deaths = [], 0, 0
+                    failures = deaths = 0
                 case Boundary() if record.position != self._position:
                     self._position = record.position
                     return Stage(outcomes=tuple(outcomes), end=record)
+            apply(record, outcomes)
         return Stage(outcomes=tuple(outcomes), end=None, failures=failures, deaths=deaths)
 
     def more(self) -> Iterator[Record]:

@@ -9,7 +9,7 @@ proves nothing about who wrote the line. Nothing here does I/O.
     …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
     …        {"unanswered":"KEY","number":0,"error":"…","status":429}  the request failed
     …        {"unrecorded":"KEY","number":0}          the request was answered, and its response can't be written
-    …        {"failed":"ValueError"}                      an exception has left the fit
+    …        {"failed":"ValueError","unseen":0}           an exception has left the fit
     …        {"left":true}                                the writer has left in order
     …        {"void":true}                                the answers since the last boundary do not count
 
@@ -135,9 +135,17 @@ class Unrecorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An exception of this class has left the fit."""
+    """An exception of this class has left the fit. Requests that have failed right before are sent again.
+
+    `unseen` counts the last outcomes before it that training had not seen, so they are not its cause.
+    """
 
     error: str
+    unseen: int = 0
+
+    def seen(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Return the outcomes among those of the stage that training had seen."""
+        return outcomes[: max(0, len(outcomes) - self.unseen)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +203,8 @@ def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each k
             return {"unanswered": key, "number": number, "error": error, "status": status}
         case Unrecorded(key=key, number=number):
             return {"unrecorded": key, "number": number}
-        case Failed(error=error):
-            return {"failed": error}
+        case Failed(error=error, unseen=unseen):
+            return {"failed": error, "unseen": unseen}
         case Left():
             return {"left": True}
         case Void():
@@ -212,6 +220,21 @@ def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each k
                 "after": None if after is None else [after.name, after.end],
                 "digests": None if digests is None else dict(digests),
             }
+
+
+def apply(record: Record, outcomes: list[Outcome]) -> None:
+    """Change the outcomes of a stage as a record of it does. See `Failed` and `Void`."""
+    match record:
+        case Answer() | Unanswered():
+            outcomes.append(record)
+        case Failed():
+            seen = record.seen(outcomes)
+            unseen = outcomes[len(seen) :]
+            while seen and isinstance(seen[-1], Unanswered):
+                seen.pop()
+            outcomes[:] = [*seen, *(outcome for outcome in unseen if isinstance(outcome, Answer))]
+        case Void():
+            outcomes.clear()
 
 
 def is_answer(line: bytes) -> bool:
@@ -252,7 +275,7 @@ def _record(fields: Any) -> Record:  # noqa: PLR0911 - one for each kind
         case {"unrecorded": str(key), "number": number}:
             return Unrecorded(key=key, number=_count(number))
         case {"failed": str(error)}:
-            return Failed(error=error)
+            return Failed(error=error, unseen=_count(fields.get("unseen", 0)))
         case {"left": True}:
             return Left()
         case {"void": True}:

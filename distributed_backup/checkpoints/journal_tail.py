@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
@@ -32,7 +33,8 @@ from distributed_backup.checkpoints.journal_format import (
     Link,
     Outcome,
     Record,
-    Unanswered,
+    Void,
+    apply,
     parse_segment_name,
 )
 from distributed_backup.clock import Clock
@@ -74,7 +76,7 @@ class TailStart:
     """
 
     boundary: Boundary
-    seen: Iterable[Outcome] = ()
+    seen: Sequence[Outcome] = ()
     led_by: str | None = None
 
 
@@ -103,8 +105,8 @@ class LogTail:
         self._reader: LogReader | None = None
         self._newest = ""
         self._strange_since: float | None = None
-        # Outcomes since the last boundary. Hashes, because an answer may be large.
-        self._seen = [hash(outcome) for outcome in start.seen]
+        # Outcomes since the last boundary.
+        self._seen = [_short(outcome) for outcome in start.seen]
         self._warnings = OnceLogger(logger)
         self._thread = threading.Thread(target=self._run, name="distributed-backup-tail", daemon=True)
 
@@ -191,8 +193,8 @@ class LogTail:
     def _note(self, record: Record) -> None:
         if isinstance(record, Boundary):
             self._last, self._seen = record, []
-        elif isinstance(record, Answer | Unanswered):
-            self._seen.append(hash(record))
+        else:
+            apply(_short(record), self._seen)
 
     def _locate(self, *, now: bool) -> str | None:
         """Find the log again if the segments have changed. Return why it can't be followed, or None."""
@@ -277,10 +279,28 @@ class LogTail:
 
     def _change_to(self, log: Log) -> str | None:
         """Read this log from now on. Return why it can't be followed, or None."""
-        reader = LogReader(self._storage, log)
-        outcomes = (record for record in reader.more() if isinstance(record, Answer | Unanswered))
-        for expected in self._seen:
-            if hash(next(outcomes, None)) != expected:
-                return "the new leader has not recorded all answers that this worker has used"
-        self._reader, self._newest = reader, log.parts[-1].name
+        count = self._count_seen(LogReader(self._storage, log).more())
+        if count is None:
+            return "the new leader has not recorded all answers that this worker has used"
+        self._reader, self._newest = LogReader(self._storage, log), log.parts[-1].name
+        deque(islice(self._reader.more(), count), maxlen=0)
         return None
+
+    def _count_seen(self, records: Iterable[Record]) -> int | None:
+        """Return how many of these records lead to what this worker has seen. None if they do not."""
+        outcomes: list[Outcome] = []
+        count = None if self._seen else 0
+        for index, record in enumerate(records, start=1):
+            if isinstance(record, Boundary) and record.position != self._last.position:
+                break
+            apply(_short(record), outcomes)
+            if isinstance(record, Void):
+                count = None
+            if count is None and outcomes == self._seen:
+                count = index
+        return count
+
+
+def _short[R: Record](record: R) -> R:
+    """Return a record without the value of its answer, which may be large."""
+    return replace(record, value=b"%d" % hash(record.value)) if isinstance(record, Answer) else record

@@ -20,6 +20,7 @@ from distributed_backup.checkpoints.journal_format import Digests
 from distributed_backup.checkpoints.run_identity import RunIdentity
 from distributed_backup.errors import CorruptCheckpointError, NoUsableCheckpointError, RunMismatchError, StoreError
 from distributed_backup.position import Position
+from distributed_backup.regular_file import IrregularFileError
 from distributed_backup.storage.base import Names, Storage
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class CheckpointReader:
         """Return what `read` gives for the newest checkpoint it accepts, and the problems of those above it.
 
         If a checkpoint was removed since the listing, a newer one has been committed: list again. If the listing is
-        unchanged, the name can't be opened (a dangling link, a stale directory cache). That is a problem like others.
+        unchanged, a stale directory cache shows a name that can't be opened. That is a problem like others.
         """
         names = self.names() if among is None else checkpoints_among(among)
         while True:
@@ -199,7 +200,8 @@ class CheckpointReader:
         """Whether a retry is useless: the bytes are wrong or removed, or the medium reports that they are lost."""
         cause = error.__cause__
         lost = isinstance(cause, OSError) and cause.errno in self._storage.permanent_errnos
-        return lost or isinstance(error, CorruptCheckpointError) or isinstance(cause, FileNotFoundError)
+        no_bytes = isinstance(cause, FileNotFoundError | IrregularFileError)
+        return lost or no_bytes or isinstance(error, CorruptCheckpointError)
 
     def _header(self, name: str) -> CheckpointHeader:
         header = self._verified.get(name)
@@ -215,7 +217,8 @@ class CheckpointReader:
         Raises:
             StoreError: The directory can't be read.
         """
-        rows = (self._info(name) for name in self.names())
+        names = checkpoints_among([*self.names(), *self._storage.irregular()])
+        rows = (self._info(name) for name in names)
         return [row for row in rows if row is not None]
 
     def verify(self) -> Rows:

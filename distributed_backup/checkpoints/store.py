@@ -106,11 +106,18 @@ class CheckpointStore(CheckpointReader):
         if mine is not None:
             return mine if self.check_run() else self._make_again(mine)
         self._storage.prepare()
+        self._warn_of_irregular()
         run_id = self._identity.read()
         if run_id is None:
             newest = self.latest()
             run_id = self._identity.claim(None if newest is None else newest.header.run_id)
         return self._identity.adopt(run_id)
+
+    def _warn_of_irregular(self) -> None:
+        for name in self._storage.irregular():
+            if parse_name(name) is not None or term_of_segment(name):
+                path = self._storage.path_of(name)
+                logger.warning("%s is no regular file, so nothing in it is used: move it away", path)
 
     def check_run(self) -> bool:
         """Return whether `run.json` is there. What is cached about checkpoints is forgotten if it is missing.

@@ -80,11 +80,13 @@ def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
 
     Each segment that does not verify is listed with the byte and the reason. An incomplete record at the end of a
     segment is normal: its writer was killed, or is about to complete it. No log is normal before the first answer.
+    Answers are named whose checkpoint is missing.
 
     Example: distributed-backup journal verify /mnt/run-42
 
     Exit codes: 0 all valid, 1 a segment does not verify, 2 wrong usage.
     """
+    from distributed_backup.checkpoints.abandoned import AbandonedAnswers
     from distributed_backup.cli.journal_report import damage_in, newest_log, read_journal, totals
 
     with opened_store(place, run) as store:
@@ -95,6 +97,8 @@ def verify(place: Place, run: RunId = None, as_json: AsJson = False) -> None:
         lines = [printable(f"bad  {row['name']} at byte {row['offset']}: {row['reason']}") for row in bad]
         lines.append(f"{len(segments)} segments, {recorded} answers, {len(bad)} bad")
         lines.append(printable(_log_line(log)))
+        if log["abandoned"] is not None:
+            lines.append(str(AbandonedAnswers(name=log["abandoned"]["name"], count=log["abandoned"]["answers"])))
         document = {"segments": len(segments), "answers": recorded, "bad": bad, **log}
         print_result(document, "\n".join(lines), as_json=as_json)
         if bad:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from distributed_backup.checkpoints.abandoned import find_abandoned
 from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.checkpoints.journal import Log, find_log, segments_among, unneeded_segments
 from distributed_backup.checkpoints.journal_format import (
@@ -133,7 +134,7 @@ def read_journal(storage: Storage) -> list[Segment]:
     continued_at: dict[str, set[int]] = {}
     segments = []
     # Links lead to older segments, so the newest is read first.
-    for name in segments_among(storage.names()):
+    for name in segments_among([*storage.names(), *storage.irregular()]):
         try:
             segment = read_segment(storage, name, continued_at.get(name, ()))
         except StoreError as error:
@@ -266,15 +267,26 @@ def answers_since(store: CheckpointReader, name: str) -> int | None:
 
 
 def newest_log(store: CheckpointReader) -> dict[str, Any]:
-    """Return the name of the newest usable checkpoint, and where its log begins, for `journal verify --json`."""
+    """Return the name of the newest usable checkpoint, and where its log begins, for `journal verify --json`.
+
+    Also the answers that can't follow it.
+    """
     try:
         checkpoint = store.latest()
         log = None if checkpoint is None else log_of(store, checkpoint)
         answers = 0 if log is None else count_answers(store.storage, log)
+        lost = find_abandoned(
+            store.storage, run_id=store.find_run_id(), newest=None if checkpoint is None else checkpoint.header
+        )
     except BackupError as error:
-        return {"checkpoint": None, "log": None, "log_problem": str(error)}
+        return {"checkpoint": None, "log": None, "log_problem": str(error), "abandoned": None}
     found = None if log is None else {"name": log.parts[0].name, "offset": log.parts[0].start, "answers": answers}
-    return {"checkpoint": None if checkpoint is None else checkpoint.name, "log": found, "log_problem": None}
+    return {
+        "checkpoint": None if checkpoint is None else checkpoint.name,
+        "log": found,
+        "log_problem": None,
+        "abandoned": None if lost is None else {"name": lost.name, "answers": lost.count},
+    }
 
 
 # -------------------------------------------------------------------- rows

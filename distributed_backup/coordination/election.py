@@ -100,15 +100,15 @@ class Elector:
         self._worker_id, self.idle_role = candidate.worker_id, candidate.idle_role
         self._timings, self._clock = candidate.timings, clock
         self._listener, self._report = listener, report
-        retry_period = candidate.timings.retry_period
-        self.period = min(retry_period, coordinator.heartbeat_interval or retry_period)
+        self.period = min(candidate.timings.retry_period, coordinator.heartbeat_interval or math.inf)
         """Seconds between two ticks, before jitter."""
         # One tick or resignation at a time. The fields below are written under it and read without it.
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self.last_term: int | None = None
         """The last term that this worker led under, lost or not. None if it never led."""
-        self._highest_seen, self._known_until = 0, math.inf
+        # Until when it is known who leads: the end of the lease, as it was when the last tick ended.
+        self._highest_seen, self.known_until = 0, math.inf
         # Whether the coordinator may name this worker as holder. The reply that said so may have been lost.
         self._possibly_holder = False
         # The highest term of the record. None: read it before the next campaign.
@@ -146,7 +146,7 @@ class Elector:
     @property
     def is_in_doubt(self) -> bool:
         """Whether the lease has run out since the last tick ended. The next tick finds out who leads."""
-        return self._clock.now() >= self._known_until
+        return self._clock.now() >= self.known_until
 
     @property
     def lease_left(self) -> float:
@@ -189,7 +189,7 @@ class Elector:
             if not self._resigned:
                 self._tick()
                 # After the listener was called.
-                self._known_until = math.inf if self._lease is None else self._lease.deadline
+                self.known_until = math.inf if self._lease is None else self._lease.deadline
 
     def resign(self) -> None:
         """Stop to campaign and give the lease back. Another worker takes it at its next tick.
@@ -199,7 +199,7 @@ class Elector:
         """
         with self._lock:
             self._resigned = True
-            lease, self._lease, self._known_until = self._lease, None, math.inf
+            lease, self._lease, self.known_until = self._lease, None, math.inf
             if self._possibly_holder:
                 self._coordinator.resign(self._worker_id)
                 self._possibly_holder = False
@@ -364,7 +364,6 @@ class Elector:
 
     def _lose(self, reason: str, kind: Literal["lost", "resigned"] = "lost") -> None:
         assert self._lease is not None
-        loss = LeaseLoss(term=self._lease.term, reason=reason)
-        self._lease = None
-        self._report(kind, term=loss.term, reason=reason)
-        self._listener.lost(loss)
+        term, self._lease = self._lease.term, None
+        self._report(kind, term=term, reason=reason)
+        self._listener.lost(LeaseLoss(term=term, reason=reason))

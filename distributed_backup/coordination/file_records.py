@@ -65,7 +65,7 @@ class FileRecords:
         for folder in (self._terms, self._members, self._notices):
             # A killed writer leaves the second kind, see `atomic.replace_file`.
             for path in (*folder.glob("*.json"), *folder.glob(".*.json-????????")):
-                path.unlink(missing_ok=True)
+                _remove(path)
             with suppress(OSError):
                 folder.rmdir()
 
@@ -145,7 +145,7 @@ class FileRecords:
         newest = self.newest_announcement(terms)
         for term in terms[:-_TERMS_KEPT]:
             if newest is None or term != newest.term:
-                self._term_path(term).unlink(missing_ok=True)
+                _remove(self._term_path(term))
         for path in self._members.glob("*.json"):
             try:
                 fields = self._files.read(path, _MEMBER) or {"seen": 0.0, "duration": 0.0}
@@ -154,11 +154,11 @@ class FileRecords:
             else:
                 is_over = not 0 <= self._clock.now() - fields["seen"] < _EXPIRIES_KEPT * fields["duration"]
             if is_over:
-                path.unlink(missing_ok=True)
+                _remove(path)
         for path in self._notices.glob("*.json"):
             notice = self._files.read_or_skip(path, _NOTICE) or {"since": 0.0, "until": 0.0}
             if not notice["since"] <= self._clock.now() < notice["until"]:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def _term_path(self, term: int) -> Path:
         return self._terms / f"{term:010d}.json"
@@ -208,10 +208,10 @@ class FileRecords:
 
     def remove_member(self, worker_id: str) -> None:
         """Remove a member and its notices."""
-        self._member_path(worker_id).unlink(missing_ok=True)
+        _remove(self._member_path(worker_id))
         for path in self._notices.glob("*.json"):
             if (self._files.read_or_skip(path, _NOTICE) or {}).get("worker_id") == worker_id:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def _member_path(self, worker_id: str) -> Path:
         return self._members / f"{worker_id}.json"
@@ -255,6 +255,12 @@ def _notice(notice_id: str, fields: dict[str, Any], now: float) -> Notice:
         action=action,
         position=position,
     )
+
+
+def _remove(path: Path) -> None:
+    """Remove a record. A directory of its name stays, because no writer of ours has made it."""
+    with suppress(IsADirectoryError):
+        path.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:

@@ -18,6 +18,7 @@ import orjson
 
 from distributed_backup.atomic import make_directory, replace_file
 from distributed_backup.checks import shown
+from distributed_backup.regular_file import IrregularFileError, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class RecordFiles:
             UnreadableRecordError: It can't be read, or has another form.
         """
         try:
-            if not (data := path.read_bytes()):
+            if not (data := read_file(path)):
                 return None
             if isinstance(fields := orjson.loads(data), dict):
                 return {name: convert(fields[name]) for name, convert in shape.items()}
@@ -62,7 +63,7 @@ class RecordFiles:
             pass
         except orjson.JSONDecodeError as error:
             self.skip(UnreadableRecordError(path, error))
-        except (PermissionError, IsADirectoryError, KeyError, TypeError, ValueError) as error:
+        except (PermissionError, IrregularFileError, KeyError, TypeError, ValueError) as error:
             raise UnreadableRecordError(path, error) from error
         return None
 

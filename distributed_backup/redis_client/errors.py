@@ -95,6 +95,11 @@ _MEANINGS: Final = (
     ),
     _Meaning("{where} is busy with another client's script: {text}", texts=("BUSY ", "SCRIPT KILL")),
     _Meaning("{where} can't serve the run's keys at the moment: {text}", (ClusterError, RedisClusterException)),
+    # Another thread has closed the client, as at the end of a fit.
+    _Meaning(
+        "this process has closed its connection to {where}, during a call",
+        texts=("operation on closed file", "Bad file descriptor"),
+    ),
     _Meaning("{where} did not answer within {limit:g} s", (redis.TimeoutError, TimeoutError)),
     _Meaning("can't reach {where}: {text}", (redis.ConnectionError, OSError)),
     _Meaning("{where} answered with an error: {text}", (Exception,)),

@@ -43,7 +43,7 @@ class Storage(ABC):
 
     All methods raise `StoreError` with a one-line message where the storage can't be read or written. Its cause is a
     `FileNotFoundError` if the file or the storage is missing, and a `FileExistsError` if a write was refused because
-    the file exists.
+    the file exists. It is an `IrregularFileError` if the name is that of a directory, a pipe or the like.
     """
 
     write_interval: ClassVar[float]
@@ -92,6 +92,10 @@ class Storage(ABC):
     @abstractmethod
     def names(self) -> Names:
         """Return the names of all files, in any order. Empty if the directory is missing."""
+
+    def irregular(self) -> Names:
+        """Return the names that `names` leaves out, because they are no files but directories, pipes or the like."""
+        return []
 
     @abstractmethod
     def read(self, name: str) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from distributed_backup.atomic import follow, make_directories, temporary
 from distributed_backup.checks import checked_path
 from distributed_backup.errors import ConfigError, StoreError
+from distributed_backup.regular_file import opened, read_file
 from distributed_backup.storage.base import PARTIAL, Chunks, Names, Storage
 from distributed_backup.urls import without_credentials
 
@@ -44,8 +44,8 @@ class LocalStorage(Storage):
 
     write_interval = 0.2
     poll_interval = 0.01
-    # EIO: the disk reports that the bytes are lost.
-    permanent_errnos = frozenset({errno.EIO, errno.ELOOP, errno.EISDIR})
+    # The disk reports that the bytes are lost.
+    permanent_errnos = frozenset({errno.EIO})
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self._root = checked_path("the backup directory", root)
@@ -82,10 +82,17 @@ class LocalStorage(Storage):
 
     @override
     def names(self) -> Names:
+        return [name for name, is_file in self._entries() if is_file]
+
+    @override
+    def irregular(self) -> Names:
+        return [name for name, is_file in self._entries() if not is_file]
+
+    def _entries(self) -> list[tuple[str, bool]]:
         with self._translated("list", self._root):
             try:
                 with os.scandir(self._root) as entries:
-                    return [entry.name for entry in entries if _is_file_or_was(entry)]
+                    return [(entry.name, _is_file_or_was(entry)) for entry in entries]
             except FileNotFoundError:
                 return []
 
@@ -93,7 +100,7 @@ class LocalStorage(Storage):
     def read(self, name: str) -> bytes:
         path = self._root / name
         with self._translated("read", path):
-            return path.read_bytes()
+            return read_file(path)
 
     @override
     def size(self, name: str) -> int | None:
@@ -144,7 +151,7 @@ class LocalStorage(Storage):
             return
         path = self._root / name
         # Like a rename, writing must not follow a link that another user has planted.
-        with self._translated("append to", path), _opened(path, os.O_WRONLY | os.O_NOFOLLOW) as descriptor:
+        with self._translated("append to", path), opened(path, os.O_WRONLY | os.O_NOFOLLOW) as descriptor:
             size = os.fstat(descriptor).st_size
             if size < at:
                 raise OSError(f"it has {size} bytes, and {at} were written before")
@@ -158,7 +165,7 @@ class LocalStorage(Storage):
     @override
     def read_from(self, name: str, offset: int, limit: int) -> bytes:
         path = self._root / name
-        with self._translated("read", path), _opened(path, os.O_RDONLY) as descriptor:
+        with self._translated("read", path), opened(path) as descriptor:
             # A read allocates all that it is asked for.
             rest = max(0, os.fstat(descriptor).st_size - offset)
             with open(descriptor, "rb", closefd=False) as file:
@@ -218,7 +225,8 @@ class LocalStorage(Storage):
             _sync_names(made.parent)
 
     def _unlink(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
+        with suppress(IsADirectoryError):  # no writer of ours has made it
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def _translated(self, verb: str, path: Path) -> Iterator[None]:
@@ -229,26 +237,11 @@ class LocalStorage(Storage):
 
 
 def _is_file_or_was(entry: os.DirEntry[str]) -> bool:
-    """Return whether to list an entry: a regular file, or a broken link, which is reported as damage.
-
-    Other kinds are left out, because opening a pipe would hang.
-    """
+    """Return whether an entry counts as a file: a regular file, or a broken link, whose target may be away."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 - a DirEntry
     except OSError:
         return entry.is_symlink()
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """Yield a descriptor of an existing regular file. Opening a pipe must not hang."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("it is no regular file")
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _sync_names(directory: Path) -> None:

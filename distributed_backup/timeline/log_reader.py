@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.events import Event, is_event_log
+from distributed_backup.regular_file import IrregularFileError
 from distributed_backup.storage.base import Storage
 
 
@@ -53,7 +54,8 @@ def _lines(storage: Storage, run_id: str | None) -> Iterator[bytes]:
             lines = storage.read(name).splitlines()
             yield from lines if run_id is None or _run_of(lines) in {None, run_id} else ()
         except StoreError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):  # an old log was removed after the listing
+            # An old log was removed after the listing, or a link leads nowhere.
+            if not isinstance(error.__cause__, FileNotFoundError | IrregularFileError):
                 raise
 
 

@@ -39,6 +39,7 @@ from distributed_backup.training.delivery import NewAnswer
 from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.new_answers import NewAnswers
 from distributed_backup.training.replay import Replay
+from distributed_backup.training.seen_outcomes import SeenOutcomes
 from distributed_backup.training.tickets import Ticket, Tickets
 from distributed_backup.training.undisturbed import Undisturbed
 
@@ -83,8 +84,7 @@ class Answers:
         # A stage that was rewound is in the current segment already.
         self._is_rewound = False
         self._last: Callable[[], Boundary] | None = None
-        # Of the log since the last boundary.
-        self._since: list[Outcome] = []
+        self._since = SeenOutcomes()
         self.is_open = True
 
     def start(self, boundary: Boundary) -> None:
@@ -93,7 +93,7 @@ class Answers:
 
     def since_boundary(self) -> tuple[Boundary, list[Outcome]] | None:
         """Return the last boundary, and the outcomes of the log since then, in their order. None before the first."""
-        return None if self._last is None else (self._last(), self._since)
+        return None if self._last is None else (self._last(), self._since.in_order())
 
     def boundary(self, position: Position, digests: Callable[[], Digests], *, due: bool) -> None:
         """Note that the fit has come to `position`. `digests` returns those of its state, from any thread.
@@ -102,7 +102,7 @@ class Answers:
             StoreError: The rest of the log can't be read.
         """
         self._tickets, self._untaken, self._is_rewound, self._mark = Tickets(), {}, False, None
-        self._last, self._since = lambda: Boundary(position=position, digests=digests()), []
+        self._last, self._since = lambda: Boundary(position=position, digests=digests()), SeenOutcomes()
         # First, so that a log that ends here is continued after this boundary.
         self._writer.boundary(position, digests, due=due)
         if self._replay.is_active:
@@ -275,7 +275,7 @@ class Answers:
                 self._tickets.give_back(ticket)
             raise
         if is_handed_out and not self._is_rewound:
-            self._since.append(outcome)
+            self._since.replayed.append(outcome)
         return is_handed_out
 
     def _record(self, ticket: Ticket | None, outcome: Any, encode: Callable[[], bytes]) -> NewAnswer:
@@ -287,7 +287,7 @@ class Answers:
             return self._new.unrecorded()
         if self._mark is not None:
             self._mark.recorded.append(record)
-        self._since.append(record)
+        self._since.recorded.append(record)
         return self._new.record(record)
 
     async def _handed_out(self, ticket: Ticket | None, entry: NewAnswer, outcome: Any) -> bool:
@@ -353,15 +353,14 @@ class Answers:
 
     def withdraw(self) -> None:
         """Take back the answers that training has not seen: another worker leads, and may not have read them."""
-        withdrawn = self._delivery.withdraw()
-        self._since = [record for record in self._since if all(record is not entry.record for entry in withdrawn)]
+        self._since.end_recording(entry.record for entry in self._delivery.withdraw())
 
     # ---------------------------------------------------------------- the end
 
     def failed(self, error: BaseException) -> None:
         """Note that an exception has left the fit."""
         if self.is_open:
-            self._writer.append(Failed(error=type(error).__name__), lambda: None)
+            self._writer.append(Failed(error=type(error).__name__, unseen=self._delivery.unseen), lambda: None)
 
     def close(self) -> None:
         """Ask without the journal from now on, from any thread. May be called again."""

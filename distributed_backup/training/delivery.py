@@ -95,6 +95,11 @@ class Delivery:
         """Answers of the log that were not handed out."""
         return max(0, self._count - self._next)
 
+    @property
+    def unseen(self) -> int:
+        """New answers and failures that are recorded and were not handed out."""
+        return sum(answer.record is not None for answer in self._new)
+
     def touch(self) -> None:
         """Note that a request was made or answered."""
         self._loop = asyncio.get_running_loop()

@@ -6,8 +6,9 @@ no request, and its training sees no new answer. The successor asks for the same
 A successor reads the journal after the lease of its predecessor has expired. So it has read each record that was
 durable while its predecessor led for certain.
 
-The limit: the fit goes on after `DOUBT_LOOKS` looks, which take 5 s, because a coordinator may hang. It also goes on
-while the coordinator is out of reach. Two workers may then ask for the same.
+The limit: the fit goes on after `DOUBT_LOOKS` looks, which take 5 s, because a coordinator may hang. Then nothing waits
+until the next heartbeat has ended. The fit also goes on while the coordinator is out of reach. Two workers may then ask
+for the same.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from distributed_backup.checkpoints.journal_writer import DOUBT_LOOKS, DOUBT_PER
 
 
 class Doubt:
-    """What a fit knows of its lead. Both functions may be called from any thread, and do no I/O.
+    """What a fit knows of its lead. The functions may be called from any thread, and do no I/O.
 
     `is_certain`: no other worker can have led since this one began to. `exists`: the lease has run out since the last
-    heartbeat.
+    heartbeat. `give_up`: let there be no doubt before the next heartbeat has ended.
     """
 
-    def __init__(self, *, is_certain: Callable[[], bool], exists: Callable[[], bool]) -> None:
+    def __init__(
+        self, *, is_certain: Callable[[], bool], exists: Callable[[], bool], give_up: Callable[[], None]
+    ) -> None:
         self.is_certain = is_certain
         self._exists = exists
+        self._give_up = give_up
 
     async def end(self) -> None:
         """Wait until there is no doubt."""
@@ -42,7 +46,9 @@ class Doubt:
         self._look(loop, call, DOUBT_LOOKS)
 
     def _look(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object], left: int) -> None:
-        if self._exists() and left > 0:
-            loop.call_later(DOUBT_PERIOD, self._look, loop, call, left - 1)
-        else:
-            call()
+        if self._exists():
+            if left > 0:
+                loop.call_later(DOUBT_PERIOD, self._look, loop, call, left - 1)
+                return
+            self._give_up()
+        call()

@@ -46,9 +46,10 @@ class FitJournal:
         self._may_commit = options.save_freq is not False
         self._may_follow = options.worker.follows_journal
         self._replay = Replay(self._writer, worker.report, self._on_lost)
-        self._answers = Answers(
-            self._writer, self._replay, Doubt(is_certain=self._leads_for_certain, exists=self._is_in_doubt)
+        doubt = Doubt(
+            is_certain=self._leads_for_certain, exists=self._is_in_doubt, give_up=worker.standby.give_up_doubt
         )
+        self._answers = Answers(self._writer, self._replay, doubt)
         # Set while `_step_down` waits for its turn in the event loop.
         self._is_deposed = False
         self._calls = ModelCalls(self._answers, options.journal_of)
@@ -166,7 +167,7 @@ class FitJournal:
             # What an earlier tail has read is not of this log.
             self._replay.delivery.call_from_thread(lambda: call(value) if self._tail is tail else None)
 
-        self._replay.follow(start.boundary)
+        self._replay.follow(start.boundary, has_used=bool(start.seen))
         self._tail = tail = LogTail(
             self._store.storage,
             run_id=run_id,

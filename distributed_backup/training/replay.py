@@ -36,6 +36,7 @@ from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Report
 from distributed_backup.training.delivery import Delivery
 from distributed_backup.training.tickets import Ticket
+from distributed_backup.worker.context import position_fields
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +72,13 @@ class Replay:
         self._end: Boundary | None = None
         # Failures of the leader that may be about to end its fit: see `Stage`.
         self._failures: list[Unanswered] = []
+        # This worker has led in the stage that it follows.
+        self._has_used = False
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
-        self._waiting: dict[Ticket, asyncio.Future[int | None]] = {}
+        # A request that outlives its batch may have the ticket of a later one.
+        self._waiting: list[tuple[Ticket, asyncio.Future[int | None]]] = []
         self._follows = 0
         self.is_following = False
         self.is_lost = False
@@ -123,12 +127,12 @@ class Replay:
             start.position,
             cause,
         )
-        epoch, batch = start.position.as_tuple
-        self._report("voided", answers=answers, epoch=epoch, batch=batch)
+        self._report("voided", answers=answers, **position_fields(start.position))
 
     def set_stage(self, outcomes: Iterable[Outcome], *, end: Boundary | None) -> None:
         """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
         self.outcomes, self._end, self._places, self._failures = list(outcomes), end, {}, []
+        self._has_used = False
         self.delivery.begin(len(self.outcomes), is_open=end is None and not self.is_following)
         for place, outcome in enumerate(self.outcomes):
             self._put((outcome.key, outcome.number), place)
@@ -151,15 +155,15 @@ class Replay:
         was_active, self._log = self.is_active, None
         self.is_following = False
         if was_active and self.replayed and self._last is not None:
-            epoch, batch = self._last.position.as_tuple
-            self._report("replayed", answers=self.replayed, epoch=epoch, batch=batch)
+            self._report("replayed", answers=self.replayed, **position_fields(self._last.position))
 
     # ---------------------------------------------------------------- a log that grows
 
-    def follow(self, start: Boundary) -> None:
+    def follow(self, start: Boundary, *, has_used: bool = False) -> None:
         """Take the records of another worker from `extend`, beginning with those after `start`.
 
-        What was not handed out of another log comes again in this one. Requests wait for it.
+        What was not handed out of another log comes again in this one. Requests wait for it. `has_used`: this worker
+        has used outcomes after `start`, and the records after them follow.
         """
         self._follows += 1
         self._log = None
@@ -168,6 +172,7 @@ class Replay:
         self._last, self.is_following = start, True
         self._writer.replay_begins()
         self.set_stage((), end=None)
+        self._has_used = has_used
 
     def extend(self, records: Iterable[Record]) -> None:
         """Take records that the leader has appended."""
@@ -202,7 +207,7 @@ class Replay:
                 self._add(record)
             case Unrecorded() if not self._ahead:
                 self.diverged("an answer of the leader can't be recorded")
-            case Void() if sum(map(len, self._places.values())) < len(self.outcomes):
+            case Void() if self._has_used or sum(map(len, self._places.values())) < len(self.outcomes):
                 self.diverged("the leader asks again for answers that this worker has used")
             case Void():
                 self.set_stage((), end=None)
@@ -218,11 +223,12 @@ class Replay:
         place, ticket = len(self.outcomes), (outcome.key, outcome.number)
         self.outcomes.append(outcome)
         self.delivery.grow()
-        waiting = self._waiting.pop(ticket, None)
-        if waiting is None or waiting.done():
+        waiting = next((each for each in self._waiting if each[0] == ticket and not each[1].done()), None)
+        if waiting is None:
             self._put(ticket, place)
         else:
-            waiting.set_result(place)
+            self._waiting.remove(waiting)
+            waiting[1].set_result(place)
 
     def _lead(self, link: Link | None) -> None:
         last = self._last
@@ -240,8 +246,8 @@ class Replay:
 
     def _stop_waiting(self) -> None:
         """Let the requests that wait for a record be sent."""
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
+        waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
             if not future.done():
                 future.set_result(None)
 
@@ -261,7 +267,7 @@ class Replay:
         if self._end is not None and not self.is_lost:
             self.diverged("this worker asks for what the leader has not asked for")
         future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._waiting[ticket] = future
+        self._waiting.append((ticket, future))
         try:
             return await future
         except asyncio.CancelledError:
@@ -270,8 +276,8 @@ class Replay:
                 self.put_back(ticket, place)
             raise
         finally:
-            if self._waiting.get(ticket) is future:
-                del self._waiting[ticket]
+            if (ticket, future) in self._waiting:
+                self._waiting.remove((ticket, future))
 
     async def turn(self, place: int) -> bool:
         """Wait until it is the turn of the outcome at `place`. Return False if it comes again, see `follow`."""
@@ -350,8 +356,7 @@ class Replay:
             asks = "It goes on, and asks for the answers that follow"
         reason, *causes = reasons
         logger.error("%s, after %s: %s", what, position, ". ".join([reason, asks, *causes]))
-        epoch, batch = (None, None) if position is None else position.as_tuple
-        self._report("diverged", reason=reason, epoch=epoch, batch=batch)
+        self._report("diverged", reason=reason, **position_fields(position))
         self._writer.give_up()
         if self.is_following:
             # Requests wait until the fit is cancelled: see `Worker.stand_down`.

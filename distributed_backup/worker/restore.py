@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from distributed_backup.checkpoints.format import parse_name
+from distributed_backup.checkpoints.abandoned import find_abandoned
+from distributed_backup.checkpoints.format import Checkpoint, parse_name
 from distributed_backup.checkpoints.synalinks_backup import find_synalinks_backup
 from distributed_backup.coordination.base import Announcement, ClusterView
 from distributed_backup.errors import (
@@ -152,6 +154,7 @@ class Restore:
         self._live_terms = live_terms
         self._deadline = context.clock.now() + context.options.restore_timeout
         self._warnings = OnceLogger(logger)
+        self._abandoned_warnings = OnceLogger(logger)
         self._missing_since: float | None = None
         self._load_error: StoreError | None = None
 
@@ -236,7 +239,17 @@ class Restore:
                 "starting from the beginning",
                 store.location,
             )
+        self._warn_of_abandoned(checkpoint)
         return StartPoint(checkpoint=checkpoint, synalinks_backup=backup, finished=step.finished, term=step.term)
+
+    def _warn_of_abandoned(self, newest: Checkpoint | None) -> None:
+        store = self._context.store
+        # If the journal can't be read, the fit says so where it needs it.
+        with suppress(StoreError):
+            header = None if newest is None else newest.header
+            found = find_abandoned(store.storage, run_id=store.run_id, newest=header)
+            if found is not None:
+                self._abandoned_warnings.warning("%s", found)
 
     def _is_ahead(self, announced: Announcement) -> bool:
         """Whether the run has come further than this directory. Starting from here would pay again for the rest."""

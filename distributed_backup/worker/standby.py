@@ -12,6 +12,7 @@ The limit: a worker that can't reach the coordinator does not learn that another
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -93,6 +94,11 @@ class Standby:
         if is_in_doubt:
             self._context.elector.wake()
         return is_in_doubt
+
+    def give_up_doubt(self) -> None:
+        """Let there be no doubt before the next tick ends: the coordinator hangs."""
+        if self.is_in_doubt:
+            self._context.elector.known_until = math.inf
 
     @property
     def _position(self) -> Position:

@@ -39,7 +39,7 @@ async def _run(directory: Path, count: int, stage: int, replays: bool) -> None:
         storage=storage, worker_id="bench", clock=SystemClock(), term=lambda: 1 + replays, run_id=lambda: "bench"
     )
     replay = Replay(writer, no_report, lambda reason: None)
-    answers = Answers(writer, replay, Doubt(is_certain=lambda: True, exists=lambda: False))
+    answers = Answers(writer, replay, Doubt(is_certain=lambda: True, exists=lambda: False, give_up=lambda: None))
     answers.start(START)
     replay.delivery.touch()
     if replays:

@@ -76,6 +76,7 @@ class Made:
             on_appended=lambda: None,
             leads_for_certain=True,
             is_in_doubt=False,
+            give_up_doubt=lambda: None,
         )
         self.worker = SimpleNamespace(
             journal=self.writer,

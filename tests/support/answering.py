@@ -97,11 +97,14 @@ class Fit:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.replay = Replay(cast("JournalWriter", self.writer), self._report, self.lost.append)
         self.is_certain, self.is_in_doubt = True, False
-        doubt = Doubt(is_certain=lambda: self.is_certain, exists=lambda: self.is_in_doubt)
+        doubt = Doubt(is_certain=lambda: self.is_certain, exists=lambda: self.is_in_doubt, give_up=self._give_up_doubt)
         self.answers = Answers(cast("JournalWriter", self.writer), self.replay, doubt)
         self.got: list[Any] = []
         self.asked: list[str] = []
         self.requests: dict[str, list[asyncio.Future[Any]]] = {}
+
+    def _give_up_doubt(self) -> None:
+        self.is_in_doubt = False
 
     def _report(self, kind: Kind, /, **fields: Any) -> None:
         self.events.append((kind, fields))
@@ -154,7 +157,8 @@ class Fit:
         """Follow another worker, as `FitJournal` does. There is no doubt any more."""
         self.is_in_doubt = False
         self.answers.withdraw()
-        self.replay.follow(boundary(0))
+        last, seen = self.answers.since_boundary() or (boundary(0), [])
+        self.replay.follow(last, has_used=bool(seen))
 
     @property
     def since(self) -> tuple[Boundary, list[Outcome]] | None:

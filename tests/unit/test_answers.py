@@ -226,7 +226,7 @@ def test_memory_is_flat_in_the_number_of_answers() -> None:
         for batch in range(1, 4):
             await fit.answered("a", batch)
             fit.boundary(batch)
-            assert (fit.answers._since, fit.replay.outcomes, fit.replay._places) == ([], [], {})
+            assert (fit.answers._since.in_order(), fit.replay.outcomes, fit.replay._places) == ([], [], {})
             assert (fit.replay.delivery._places, list(fit.replay.delivery._new)) == ({}, [])
 
     run(main)
@@ -477,6 +477,27 @@ def test_a_stream_that_was_drained_in_doubt_loses_the_worker() -> None:
         await quiet()
         assert len(fit.lost) == 1
         reading.cancel()
+
+    run(main)
+
+
+def test_a_new_answer_is_known_behind_those_of_the_log() -> None:
+    """It stands there in the journal, although it came while they waited for their requests."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.begin(stage(answer("a", 1), answer("b", 2)))
+        await fit.ask("a")
+        new = await fit.answered("c", 3)
+        assert fit.since == (boundary(0), [answer("a", 1), answer("c", 3)])
+        await fit.ask("b")
+        assert await new == 3
+        assert fit.since == (boundary(0), [answer("a", 1), answer("b", 2), answer("c", 3)])
+        # Another worker leads meanwhile, and its answer comes behind them.
+        fit.step_down()
+        fit.replay.extend([answer("d", 4)])
+        await fit.ask("d")
+        assert fit.since == (boundary(0), [answer(key, number) for number, key in enumerate("abcd", 1)])
 
     run(main)
 

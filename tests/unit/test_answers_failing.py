@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_format import Answer, Outcome, Unanswered
+from distributed_backup.checkpoints.journal_format import Answer, Failed, Outcome, Unanswered
 from distributed_backup.errors import RecordedFailureError
 from tests.support.answering import JSON, Fit, answer, boundary, led, quiet, stage
 
@@ -149,6 +149,40 @@ def test_a_batch_that_is_undone_fails_again_where_it_failed() -> None:
         with pytest.raises(RecordedFailureError, match="BusyError"):
             await fit.ask("a")
         assert (fit.asked, len(fit.writer.records)) == (["a"], 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_an_exception_is_recorded_with_the_outcomes_that_training_had_not_seen(is_seen: bool) -> None:
+    """The answer of a parallel request is written while the failure leaves the fit."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+
+        async def train() -> None:
+            try:
+                await fit.ask("a")
+            except BusyError as error:
+                if is_seen:
+                    await fit.ask("b")
+                fit.answers.failed(error)
+
+        trains, parallel = asyncio.ensure_future(train()), fit.ask("b")
+        await quiet()
+        fit.respond("a", BusyError())
+        await quiet()
+        fit.respond("b", 1)
+        await quiet()
+        fit.writer.flush()
+        await quiet()
+        if is_seen:
+            await fit.answered("b", 2)
+            fit.writer.flush()
+        await trains
+        assert await parallel == 1
+        assert fit.writer.records[-1] == Failed(error="BusyError", unseen=0 if is_seen else 1)
 
     run(main)
 

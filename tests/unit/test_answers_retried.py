@@ -30,7 +30,7 @@ class Fit:
         self.bench = journals.Bench(storage, SystemClock(), term=2 if is_resumed else 1)
         self.events: list[str] = []
         self.replay = Replay(self.bench.writer, self._report, lambda reason: self.events.append("lost"))
-        doubt = Doubt(is_certain=lambda: True, exists=lambda: False)
+        doubt = Doubt(is_certain=lambda: True, exists=lambda: False, give_up=lambda: None)
         self.answers = Answers(self.bench.writer, self.replay, doubt)
         self.answers.start(boundary(1))
         self.sent = 0

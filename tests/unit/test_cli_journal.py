@@ -209,6 +209,7 @@ def test_verify_says_how_much_there_is_and_where_the_newest_log_begins(run: Path
         "checkpoint": NEWEST,
         "log_problem": None,
         "log": {"name": SECOND, "offset": begin, "answers": 2},
+        "abandoned": None,
     }
     assert links[1].end > begin
 
@@ -239,6 +240,18 @@ def test_a_checkpoint_of_another_state_has_no_log(run: Path, store: CheckpointSt
         "no log can be looked for: 0000000004-00000001-00000003.ckpt verifies, but"
         in call("journal", "verify", run).stdout
     )
+
+
+@pytest.mark.usefixtures("links")
+def test_answers_whose_checkpoint_was_removed_are_named(run: Path) -> None:
+    """An older checkpoint leads to them as well, as long as it is there."""
+    (run / NEWEST).unlink()
+    assert call_json("journal", "verify", run)["abandoned"] is None
+    (run / OLDER).unlink()
+    assert call_json("journal", "verify", run)["abandoned"] == {"name": FIRST, "answers": 5}
+    last = call("journal", "verify", run).stdout.splitlines()[-1]
+    assert last.startswith(f"5 recorded answers from {FIRST} on are not used")
+    assert call("journal", "verify", run).stdout.splitlines()[-2] == "no checkpoint yet"
 
 
 @pytest.mark.usefixtures("links")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoints.journal_writer import DOUBT_LOOKS, DOUBT_PERIOD
-from distributed_backup.training import doubt
 from distributed_backup.training.doubt import Doubt
 from tests.support.answering import quiet, until
 
@@ -24,12 +23,17 @@ class Lead:
     def __init__(self) -> None:
         self.is_in_doubt = True
         self.looks = 0
-        self.doubt = Doubt(is_certain=lambda: False, exists=self._exists)
+        self.given_up = 0
+        self.doubt = Doubt(is_certain=lambda: False, exists=self._exists, give_up=self._give_up)
         self.called: list[str] = []
 
     def _exists(self) -> bool:
         self.looks += 1
         return self.is_in_doubt
+
+    def _give_up(self) -> None:
+        self.given_up += 1
+        self.is_in_doubt = False
 
 
 def test_nothing_waits_without_a_doubt() -> None:
@@ -59,15 +63,26 @@ def test_everything_waits_for_the_end_of_a_doubt() -> None:
 
 
 def test_a_doubt_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coordinator may hang."""
-    monkeypatch.setattr(doubt, "DOUBT_LOOKS", 3)
+    """A coordinator may hang. All requests of a batch wait for one bound together, and for one more after a tick."""
 
     async def main() -> None:
-        lead = Lead()
-        began = asyncio.get_running_loop().time()
+        lead, loop = Lead(), asyncio.get_running_loop()
+        waited = 0.0
+
+        def call_later(delay: float, call: Callable[..., object], *arguments: Any) -> asyncio.Handle:
+            nonlocal waited
+            waited += delay
+            return loop.call_soon(call, *arguments)
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        for _ in range(10):
+            await lead.doubt.end()
+            lead.doubt.call_after(lambda: lead.called.append("a"))
+        assert waited == pytest.approx(DOUBT_LOOKS * DOUBT_PERIOD)
+        assert (lead.called, lead.given_up) == (["a"] * 10, 1)
+        lead.is_in_doubt = True
         await lead.doubt.end()
-        assert lead.is_in_doubt
-        assert asyncio.get_running_loop().time() - began >= 2 * DOUBT_PERIOD
+        assert waited == pytest.approx(2 * DOUBT_LOOKS * DOUBT_PERIOD)
 
     run(main)
 

@@ -61,7 +61,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
         Unanswered, key=TEXTS, number=st.integers(0, 2**63), error=TEXTS, status=st.none() | st.integers(0, 2**31)
     ),
     st.builds(Unrecorded, key=TEXTS, number=st.integers(0, 2**63)),
-    st.builds(Failed, error=TEXTS),
+    st.builds(Failed, error=TEXTS, unseen=st.integers(0, 2**31)),
     st.just(Left()),
     st.just(Void()),
 )
@@ -90,6 +90,13 @@ def test_a_record_comes_back_from_its_line(record: Record) -> None:
     assert encoded.count(b"\n") == 1
     assert decode_record(encoded[:-1]) == record
     assert is_answer(encoded) == isinstance(record, Answer)
+
+
+def test_an_exception_of_an_earlier_version_is_read() -> None:
+    """It counted no outcomes."""
+    assert decode_record(line(b'{"failed":"E"}')) == Failed(error="E")
+    with pytest.raises(BadRecordError):
+        decode_record(line(b'{"failed":"E","unseen":-1}'))
 
 
 def test_digests_of_a_group_called_value_come_back() -> None:

@@ -427,6 +427,26 @@ def test_requests_that_failed_right_before_an_exception_are_sent_again(storage: 
     assert found_log.next_stage().outcomes == (refused[0], answer(0), refused[1])
 
 
+def test_answers_that_training_had_not_seen_hide_no_request_that_failed(storage: DictStorage) -> None:
+    """Of parallel requests, one fails and ends the fit while the answer of another one is written."""
+    refused = Unanswered(key="k", number=0, error="E")
+    link = first(storage, answer(0), refused, refused, answer(1), refused, answer(2), Failed(error="E", unseen=3))
+    assert stage_of(storage) == ([0, 1, 2], 0, 0)
+    link = start(storage, link, 2, refused, answer(3), Failed(error="E", unseen=1))
+    assert stage_of(storage) == ([0, 1, 2, 3], 0, 0)
+    found_log = found(storage, 0)
+    assert found_log is not None
+    assert all(isinstance(outcome, Answer) for outcome in found_log.next_stage().outcomes)
+    # What training has not seen is not the cause, so this one counts.
+    start(storage, link, 3, refused, Failed(error="E", unseen=1))
+    assert stage_of(storage) == ([0, 1, 2, 3], 1, 0)
+
+
+def test_a_mark_that_counts_more_than_there_is_takes_nothing_else(storage: DictStorage) -> None:
+    first(storage, answer(0), Void(), answer(1), Failed(error="E", unseen=9))
+    assert stage_of(storage) == ([1], 1, 0)
+
+
 def test_a_void_takes_what_came_before_it(storage: DictStorage) -> None:
     """Answers, failures and deaths of this stage, and not those of others."""
     link = first(storage, answer(0), boundary(1), answer(1), Failed(error="E"), Void(), answer(2), Failed(error="E"))

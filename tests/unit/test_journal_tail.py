@@ -2,177 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints import journal
 from distributed_backup.checkpoints.journal_format import (
     Answer,
     Boundary,
-    Header,
+    Failed,
     Link,
+    Outcome,
     Record,
+    Unanswered,
+    Unrecorded,
+    Void,
     encode_record,
     segment_name,
 )
-from distributed_backup.checkpoints.journal_tail import LogTail, TailListener, TailStart
-from distributed_backup.clock import SystemClock
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Names
-from distributed_backup.storage.local import LocalStorage
 from tests.support.answering import answer, boundary, keys
-from tests.support.clocks import FakeClock
+from tests.support.tails import Patient, Tail
 from tests.support.team import PATIENCE, soon
-
-RUN = "run"
-
-
-class Files(LocalStorage):
-    """Fails while it has `errors`, and once for each segment in `busy`. Lists `listed` while that is set."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.errors: list[Exception] = []
-        self.busy: list[str] = []
-        self.reads = self.listings = 0
-        self.listed: Names | None = None
-
-    def names(self) -> Names:
-        self.listings += 1
-        if self.errors:
-            raise self.errors.pop(0)
-        return super().names() if self.listed is None else self.listed
-
-    def read_from(self, name: str, offset: int, limit: int) -> bytes:
-        self.reads += 1
-        # Headers are read in another size.
-        if name in self.busy and limit == journal._CHUNK:
-            self.busy.remove(name)
-            raise StoreError("busy", path="p")
-        return super().read_from(name, offset, limit)
-
-
-class Patient(SystemClock):
-    """Waits in real time, and says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_waiting = threading.Event()
-
-    def wait(self, event: threading.Event, timeout: float) -> bool:
-        self.is_waiting.set()
-        return super().wait(event, timeout)
-
-
-class Clock(FakeClock):
-    """A step of time at each wait, and each wait lets a test look between."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits = 0
-
-    def wait(self, event: threading.Event, timeout: float) -> bool:
-        self.waits += 1
-        event.wait(0.001)
-        return super().wait(event, timeout)
-
-
-class Segment:
-    """A segment that grows."""
-
-    def __init__(self, storage: LocalStorage, header: Header) -> None:
-        self.storage, self.name, self.size = storage, header.name, 0
-        self.add(header)
-
-    def add(self, *records: Record) -> Segment:
-        data = b"".join(map(encode_record, records))
-        self.storage.append(self.name, data, at=self.size)
-        self.size += len(data)
-        return self
-
-    @property
-    def link(self) -> Link:
-        return Link(name=self.name, end=self.size)
-
-
-class Tail:
-    """A tail and what it has reported."""
-
-    def __init__(self, root: Path) -> None:
-        self.storage = Files(root)
-        self.storage.prepare()
-        self.clock = Clock()
-        self.records: list[Record] = []
-        self.reports: list[Any] = []
-        self.tail: LogTail | None = None
-
-    def segment(
-        self, term: int, batch: int = 0, *, after: Link | None = None, state: Boundary | None = None, worker: str = "w"
-    ) -> Segment:
-        header = Header(
-            run_id=RUN,
-            term=term,
-            worker_id=worker,
-            position=Position(0, batch),
-            after=after,
-            digests=None if state is None else state.digests,
-        )
-        return Segment(self.storage, header)
-
-    def start(
-        self,
-        start: Boundary | None = None,
-        seen: tuple[Answer, ...] = (),
-        *,
-        finishes: bool = False,
-        led_by: str | None = None,
-    ) -> LogTail:
-        self.tail = LogTail(
-            self.storage,
-            run_id=RUN,
-            start=TailStart(boundary=start or boundary(0), seen=seen, led_by=led_by),
-            clock=self.clock,
-            listener=TailListener(
-                deliver=self.records.extend,
-                ended=lambda link: self.reports.append(("ended", link)),
-                lost=lambda reason: self.reports.append(("lost", reason)),
-            ),
-        )
-        if finishes:
-            self.tail.finish()
-        self.tail.start()
-        return self.tail
-
-    def has(self, *names: str) -> None:
-        soon(lambda: keys(self.records) == list(names))
-
-    def lost(self) -> str:
-        soon(lambda: self.reports)
-        [(kind, reason)] = self.reports
-        assert kind == "lost"
-        return str(reason)
-
-    def look(self, times: int = 30) -> None:
-        """Let it look around some times."""
-        before = self.clock.waits
-        soon(lambda: self.clock.waits >= before + times)
-
-    def listings_in(self, looks: int) -> int:
-        """Let it look around, and return how often it has read the list."""
-        before = self.storage.listings
-        self.look(looks)
-        return self.storage.listings - before
-
-    def end(self) -> None:
-        if self.tail is not None:
-            self.tail.stop()
-            self.tail._thread.join(PATIENCE)
-            assert not self.tail._thread.is_alive()
 
 
 @pytest.fixture
@@ -287,6 +140,45 @@ def test_a_new_leader_that_has_read_less_loses_the_tail(made: Tail, start: tuple
     if start:
         made.start(seen=start)
     assert "has not recorded all answers" in made.lost()
+
+
+FAILURE = Unanswered(key="u", number=0, error="E")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "seen"),
+    [
+        ((answer("a", 1), FAILURE, Failed(error="E"), answer("b", 2)), (answer("a", 1), answer("b", 2))),
+        ((answer("a", 1), Failed(error="E"), Failed(error="E"), Void(), answer("a", 2)), (answer("a", 2),)),
+        ((answer("a", 1), Void()), ()),
+        ((FAILURE, answer("a", 1), Failed(error="E")), (FAILURE, answer("a", 1))),
+    ],
+)
+def test_a_leader_that_was_started_again_in_a_stage_follows_its_successor(
+    made: Tail, earlier: tuple[Record, ...], seen: tuple[Outcome, ...]
+) -> None:
+    """It has not used what an exception or a void mark has taken out of the log."""
+    old = made.segment(1, state=boundary(0)).add(*earlier)
+    made.segment(2, after=old.link).add(answer("c", 3))
+    made.start(seen=seen)
+    soon(lambda: made.reports or "c" in keys(made.records))
+    assert (keys(made.records), made.reports) == (["c"], [])
+
+
+def test_a_leader_whose_answers_are_void_can_not_follow(made: Tail) -> None:
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1), Void())
+    made.segment(2, after=old.link).add(answer("a", 2))
+    made.start(seen=(answer("a", 1),))
+    assert "has not recorded all answers" in made.lost()
+
+
+def test_a_change_of_the_leader_takes_no_record_from_a_follower(made: Tail) -> None:
+    """It would wait for ever for the answer that can't be recorded."""
+    unrecorded = Unrecorded(key="x", number=0)
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1), unrecorded, FAILURE, Failed(error="E"))
+    made.segment(2, after=old.link)
+    made.start(seen=(answer("a", 1),))
+    soon(lambda: unrecorded in made.records)
 
 
 def test_many_answers_since_a_boundary_are_read_once(made: Tail) -> None:
@@ -509,6 +401,17 @@ def test_records_that_were_read_before_a_failure_are_handed_over_once(made: Tail
     made.start()
     made.has("a", "b")
     assert made.storage.busy == []
+
+
+def test_a_link_to_no_file_in_the_place_of_a_segment_holds_up_no_follower(made: Tail) -> None:
+    """Its term is higher than that of the segment which continues the log."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    (made.storage.root / segment_name(9, Position(0, 0))).symlink_to("gone")
+    made.start()
+    made.has("a")
+    made.segment(2, after=old.link).add(answer("b", 2))
+    made.has("a", "b")
+    assert made.reports == []
 
 
 def test_a_bug_loses_the_tail_and_no_follower_waits_for_ever(made: Tail) -> None:

@@ -16,7 +16,7 @@ from distributed_backup.checkpoints.journal_format import (
 )
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
-from tests.support.answering import END, Fit, answer, boundary, keys, quiet, stage
+from tests.support.answering import END, Fit, answer, boundary, keys, led, quiet, stage
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -325,6 +325,23 @@ def test_a_void_mark_loses_a_follower_only_if_it_has_used_the_answers() -> None:
         await old.ask("a")
         old.replay.extend([Void(), answer("a", 1)])
         assert old.lost == ["the leader asks again for answers that this worker has used"]
+
+    run(main)
+
+
+def test_a_void_mark_loses_a_worker_that_has_used_the_answers_as_a_leader() -> None:
+    """It can't use the answers that come in their place."""
+
+    async def main() -> None:
+        fit = led()
+        await fit.answered("a", 1)
+        fit.step_down()
+        fit.replay.extend([Void()])
+        assert fit.lost == ["the leader asks again for answers that this worker has used"]
+        unused = led()
+        unused.step_down()
+        unused.replay.extend([Void(), answer("a", 1)])
+        assert await unused.ask("a") == 1
 
     run(main)
 

@@ -83,6 +83,31 @@ def test_an_answer_that_the_leader_can_not_record_loses_the_follower() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("leads", [False, True])
+def test_a_request_that_outlives_its_batch_is_not_lost_by_an_equal_one(leads: bool) -> None:
+    """The follower is ahead of its leader. Both requests wait, and the first answer is that of the first one."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        first = fit.ask("a")
+        await quiet()
+        fit.boundary(1)
+        second = fit.ask("a")
+        await quiet()
+        if leads:
+            fit.replay.end_of_log(END)
+            await quiet()
+            assert fit.asked == ["a", "a"]
+            for response in (1, 2):
+                fit.respond("a", response)
+        else:
+            fit.replay.extend([boundary(1), answer("a", 1), answer("a", 2)])
+        assert (await asyncio.wait_for(first, 5.0), await asyncio.wait_for(second, 5.0)) == (1, 2)
+
+    run(main)
+
+
 def test_a_new_leader_goes_on_behind_the_failures_of_the_old_one() -> None:
     """They come in their turn, and only the retry is sent."""
 

@@ -18,6 +18,8 @@ from distributed_backup.errors import (
     StoreError,
 )
 from distributed_backup.position import Position
+from distributed_backup.regular_file import read_file
+from distributed_backup.storage import local
 from distributed_backup.storage.local import LocalStorage
 from tests.support.stores import checkpoints, commit, damage, files, newest, write
 
@@ -205,14 +207,13 @@ def test_a_file_that_cannot_be_read_is_listed_with_its_problem(tmp_path: Path, m
     """One unreadable checkpoint is an error for `latest` and `commit`, because it may be the newest state."""
     secret = write(tmp_path, 2)
     write(tmp_path, 1)
-    real = Path.read_bytes
 
     def denied(path: Path) -> bytes:
         if path == secret:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return real(path)
+        return read_file(path)
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(local, "read_file", denied)
     store = CheckpointStore(tmp_path, run_id="run")
     (row,) = store.verify()
     assert row.name == secret.name

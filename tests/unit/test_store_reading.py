@@ -43,7 +43,10 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_foreign_files_and_directories_are_passed_over(tmp_path: Path) -> None:
-    """Other files, and directories named like checkpoints, are ignored by reads, prunes and deletes."""
+    """Other files, and directories named like checkpoints, are ignored by reads, prunes and deletes.
+
+    `verify` names such directories.
+    """
     ours = checkpoint_name(9, Position(1))
     other_digits = ours.translate({ord(digit): 0x660 + int(digit) for digit in "0123456789"})
     for name in ("notes.txt", ".hidden", ours + "~", other_digits):
@@ -55,7 +58,8 @@ def test_foreign_files_and_directories_are_passed_over(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for epoch in (1, 3, 4):
         commit(store, epoch)
-    assert (checkpoints(store), newest(store), store.highest_term()) == ([(1, 4)], (1, 4), 1)
+    assert (store.names(), newest(store), store.highest_term()) == ([checkpoint_name(1, Position(4))], (1, 4), 1)
+    assert [row.name for row in store.verify()] == [checkpoint_name(9, Position(1)), checkpoint_name(1, Position(2))]
     store.delete()
     assert files(tmp_path) == foreign
 

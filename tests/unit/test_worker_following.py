@@ -147,12 +147,21 @@ def test_a_leader_that_slept_does_not_lead_for_certain_until_it_knows(team: Team
     woken: list[bool] = []
     elector_of(leader).wake = lambda: woken.append(True)  # type: ignore[method-assign]
     assert (standby.leads_for_certain, standby.is_in_doubt, woken) == (False, True, [True])
+    # If the coordinator hangs, the fit goes on. This worker does not lead for certain then.
+    known_until = elector_of(leader).known_until
+    standby.give_up_doubt()
+    assert (standby.leads_for_certain, standby.is_in_doubt) == (False, False)
+    elector_of(leader).known_until = known_until
     team.kill(follower)
     team.coordinator.resign("b")
     seen: list[tuple[bool, bool]] = []
     standby.on_deposed = lambda: seen.append((standby.leads_for_certain, standby.is_in_doubt))
     elector_of(leader).tick()
     assert (leader.leads, seen, standby.is_in_doubt) == (True, [(False, True)], False)
+    # Without a doubt there is nothing to give up, and the next doubt counts.
+    standby.give_up_doubt()
+    team.clock.advance(1000.0)
+    assert standby.is_in_doubt
 
 
 # ---------------------------------------------------------------- a follower that is lost

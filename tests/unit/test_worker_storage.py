@@ -21,6 +21,7 @@ from distributed_backup.storage.local import LocalStorage
 from distributed_backup.worker import preemption
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of
+from tests.support.segments import answers, boundary, write_segment
 from tests.support.stores import remove_at_once
 from tests.support.team import PATIENCE, FaultyStore, Team, snapshot, soon
 
@@ -161,6 +162,44 @@ def test_a_run_that_was_led_and_has_no_checkpoint_is_told_of(team: Team, caplog:
     first.close(timeout=0.0)
     team.started("b")
     assert f"{team.root} was led before and has no checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("left", ["none", "older", "older without its segment", "newest"])
+def test_answers_whose_checkpoint_was_removed_are_told_of_once(
+    team: Team, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    """An older checkpoint leads to them as well, through its own segment."""
+    store = CheckpointStore(team.root, keep=2)
+    names = [store.commit(snapshot(epoch), term=1, worker_id="old").name for epoch in (1, 2)]
+    run_id = store.read_run_id() or ""
+    first = write_segment(store.storage, (1, Position(1)), [*answers(3), boundary(2)], run_id=run_id)
+    second = write_segment(store.storage, (1, Position(2)), answers(2), after=first, run_id=run_id)
+    if left != "newest":
+        (team.root / names[1]).unlink()
+    if left == "none":
+        (team.root / names[0]).unlink()
+    if left == "older without its segment":
+        (team.root / first.name).unlink()
+    team.started("a")
+    told = [record.getMessage() for record in caplog.records if "recorded answers from" in record.getMessage()]
+    expected = {"none": (5, first.name), "older without its segment": (2, second.name)}.get(left)
+    assert len(told) == (expected is not None)
+    if expected is not None:
+        assert told[0].startswith(f"{expected[0]} recorded answers from {expected[1]} on are not used")
+        assert "put it back" in told[0]
+
+
+def test_a_journal_that_can_not_be_read_does_not_stop_a_start_that_needs_none(team: Team) -> None:
+    """The fit says what is wrong with it, if it keeps a journal."""
+    CheckpointStore(team.root).open_run()
+    (team.root / "0000000001-00000001-00000000.journal").write_bytes(b"x")
+
+    def refuse(*_: object) -> bytes:
+        raise StoreError("can't read it", path="")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "read_from", refuse)
+        team.started("a")
 
 
 # ---------------------------------------------------------------- a coordinator that is away at the end
