@@ -154,6 +154,10 @@ class LogTail:
                 reason = self._locate(now=finishes)
                 records = [] if reason is not None else self._read()
             except StoreError as error:
+                if finishes and isinstance(error.__cause__, FileNotFoundError):
+                    # The others have finished and deleted the run while this worker was suspended.
+                    self._listener.lost("its journal was removed")
+                    return
                 self._warn(error)
                 self._clock.wait(self._wake, _LISTING_PERIOD)
                 continue

@@ -312,6 +312,18 @@ def test_finish_while_the_tail_is_behind_sees_a_segment_that_it_has_not_listed(m
     assert (made.reports, keys(made.records)) == ([("ended", second.link)], ["a", "b"])
 
 
+def test_finish_after_the_run_was_deleted_loses_the_tail(made: Tail) -> None:
+    """The worker was suspended while the others finished. It leads alone, and would wait for ever."""
+    segment = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    tail = made.start()
+    made.has("a")
+    made.clock.wait = lambda event, timeout: event.wait(PATIENCE)  # type: ignore[method-assign]
+    made.storage.remove(segment.name)
+    tail.finish()
+    soon(lambda: made.reports)
+    assert made.reports == [("lost", "its journal was removed")]
+
+
 @pytest.mark.parametrize("has_read", [False, True])
 def test_finish_behind_a_log_that_others_have_brought_further_loses_the_tail(made: Tail, has_read: bool) -> None:
     """A worker that was suspended, and leads. It would ask for all that the others have asked for."""
