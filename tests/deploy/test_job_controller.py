@@ -73,7 +73,7 @@ class Cluster:
 
     def __init__(self, rendering: Rendering, root: Path) -> None:
         self.rendering = rendering
-        self.controller = JobController(rendering, self._launch, clock=SystemClock(), first_delay=0.0)
+        self.controller = JobController(rendering, self._launch, clock=SystemClock(), first_delay=0.0, orphan_delay=0.0)
         self._root = root
         self.places = {"/app": str(DEPLOY), "/backup": str(root / "backup"), "/data": str(root / "data")}
         self._stack = ExitStack()
@@ -225,7 +225,7 @@ def lose_the_leaders_node(cluster: Cluster) -> Pod:
     cluster.wait(lambda: cluster.leader() is not None, "a pod leads")
     leader = cluster.leader()
     assert leader is not None
-    cluster.controller.lose_node(leader)
+    cluster.controller.lose_node(leader.node)
     return leader
 
 
