@@ -2,7 +2,7 @@
 
 The manifests rely on two things in `main`. The run's directory and the callback's other settings (DISTRIBUTED_BACKUP_*)
 come from the environment. And the checkpoints are kept at the end: a pod that starts after the run is complete restores
-the final state, prints it and succeeds without training again.
+the final state, saves the program, prints the state and succeeds without training again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ import os
 import random
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import synalinks
 
 from distributed_backup import BackupAndRestore
+from distributed_backup.storage import storage_from_url
+from distributed_backup.urls import is_redis_url
+
+logger = logging.getLogger("train")
 
 
 class Question(synalinks.DataModel):  # type: ignore[misc]  # synalinks has no types
@@ -80,8 +85,33 @@ def digest(program: Any) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def save(program: Any, backup_dir: str) -> None:
+    """Save the program and its variables beside the backup: RUN.program.json and RUN.variables.json.
+
+    A reader finds the old file or the new one. All workers may save at once, because their programs are equal.
+    """
+    if is_redis_url(backup_dir):
+        logger.warning(
+            "the program is not saved, because Redis has no files: use distributed-backup checkpoints export"
+        )
+        return
+    directory, run = os.path.split(backup_dir)
+    beside = storage_from_url(directory or ".")
+    with TemporaryDirectory() as here:
+        for write, suffix in ((program.save_variables, "variables.json"), (program.save, "program.json")):
+            file = Path(here, f"{run}.{suffix}")
+            try:
+                write(file)
+            except Exception:  # of any class in the program. Another try would fail too, and the training is done
+                logger.exception("not saved: %s", file.name)
+                continue
+            beside.put(file.name, [file.read_bytes()])
+            logger.info("saved %s", beside.path_of(file.name))
+
+
 async def main() -> None:
     """Train from the newest checkpoint to the end. A preemption raises SystemExit with the callback's exit code."""
+    backup_dir = os.environ["BACKUP_DIR"]
     epochs = int(os.environ.get("TRAIN_EPOCHS", "10"))
     batch_size = int(os.environ.get("TRAIN_BATCH_SIZE", "4"))
     program = await build()
@@ -94,11 +124,15 @@ async def main() -> None:
         batch_size=batch_size,
         validation_batch_size=batch_size,
         verbose=0,
-        callbacks=[BackupAndRestore(os.environ["BACKUP_DIR"], delete_checkpoint=False)],
+        callbacks=[BackupAndRestore(backup_dir, delete_checkpoint=False)],
     )
+    # Before the success of this pod, which may complete the Job. A pod that fails here is replaced, and saves again.
+    save(program, backup_dir)
     print(f"final state: epoch={epochs} batch=0 sha256={digest(program)}", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # A notice leaves `fit` as `Preempted`, a SystemExit. Let it pass, and end nothing by hand: synalinks' last garbage
+    # collections take CPU-seconds, which the package leaves out, and it forces the exit with 143 if anything hangs.
     asyncio.run(main())

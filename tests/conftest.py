@@ -47,6 +47,7 @@ SLOWEST = (
     "contract/test_storages.py",
     "contract/test_journals.py",
     "deploy/test_job_controller.py",
+    "deploy/test_train.py",
     "integration/test_store_crash.py",
     "integration/test_storage_appends.py",
     "integration/test_responses.py",

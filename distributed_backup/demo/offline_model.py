@@ -26,6 +26,10 @@ class OfflineLanguageModel(synalinks.LanguageModel):  # type: ignore[misc]  # sy
         self.latency = latency
         self.calls = 0
 
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal model, for `Program.load`."""
+        return {"latency": self.latency}
+
     async def _acompletion(self, formatted_messages: Any, **kwargs: Any) -> dict[str, Any]:
         """Answer in OpenAI's response format. `LanguageModel` sends each request through this method."""
         self.calls += 1

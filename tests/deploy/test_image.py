@@ -28,13 +28,20 @@ def problems(dockerfile: str) -> list[str]:
     return [*_of_the_build(instructions(dockerfile)), *_of_the_last_stage(instructions(dockerfile))]
 
 
+def _stages(lines: list[tuple[str, str]]) -> dict[str, str]:
+    """Return what each stage with a name is built from."""
+    return {text.split()[2]: text.split()[0] for name, text in lines if name == "FROM" and " AS " in text}
+
+
 def _of_the_build(lines: list[tuple[str, str]]) -> Iterator[str]:
-    stages = {text.split()[-1] for name, text in lines if name == "FROM"}
+    stages = _stages(lines)
     for name, text in lines:
-        if name == "FROM" and not PINNED.fullmatch(text.split()[0]):
+        if name == "FROM" and text.split()[0] not in stages and not PINNED.fullmatch(text.split()[0]):
             yield f"{text.split()[0]} is not pinned"
         if name == "RUN" and "uv sync" in text and not {"--locked", "--no-dev"} <= set(text.split()):
             yield "uv sync must be --locked and --no-dev"
+        if name == "ENV" and "UV_COMPILE_BYTECODE=1" in text and "PYC_INVALIDATION_MODE=UNCHECKED_HASH" not in text:
+            yield "bytecode must be unchecked: builders change the times of files"
         if name == "COPY" and text.startswith("--from="):
             if text.split()[0].removeprefix("--from=") not in stages:
                 yield f"there is no stage {text.split()[0]}"
@@ -55,7 +62,7 @@ def _sources(paths: list[str]) -> Iterator[str]:
 def _of_the_last_stage(lines: list[tuple[str, str]]) -> Iterator[str]:
     start = max(number for number, (name, _) in enumerate(lines) if name == "FROM")
     last = dict(lines[start:])
-    version = re.search(r"python:(\d+\.\d+)", last["FROM"])
+    version = re.search(r"python:(\d+\.\d+)", _stages(lines).get(last["FROM"], last["FROM"]))
     if version is None or f">={version[1]}" != PROJECT["project"]["requires-python"]:
         yield f"the package wants Python {PROJECT['project']['requires-python']}"
     context, [container] = JOB["securityContext"], JOB["containers"]
@@ -100,10 +107,10 @@ def test_the_dockerfile_has_no_mistake() -> None:
     ("old", "new", "wanted"),
     [
         ("uv:0.13.9", "uv:latest", "ghcr.io/astral-sh/uv:latest is not pinned"),
-        ("python:3.12.12-slim-bookworm AS build", "python AS build", "python is not pinned"),
-        ("FROM python:3.12.12-slim-bookworm\n", "FROM python:3.11.9-slim\n", "the package wants Python >=3.12"),
+        ("python:3.12.12-slim-bookworm", "python:3.11.9-slim", "the package wants Python >=3.12"),
         ("--locked --no-dev --no-install-project", "--no-dev", "uv sync must be --locked and --no-dev"),
         ("--locked --no-dev --no-editable", "--locked", "uv sync must be --locked and --no-dev"),
+        (" PYC_INVALIDATION_MODE=UNCHECKED_HASH", "", "bytecode must be unchecked: builders change the times of files"),
         ("--from=build", "--from=builder", "there is no stage --from=builder"),
         ("README.md LICENSE", "README.md LICENCE", "there is no LICENCE"),
         ("COPY --chmod=0644 deploy/train.py ./\n", "", "deploy/train.py is not in the image"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.clocks import FakeClock
-from tests.support.job_controller import JobController, Pod
+from tests.support.job_controller import PRESSURE_GRACE, JobController, Pod
 from tests.support.job_manifest import ManifestError, PodFields, Rendering, localiser
 
 SIGTERM, SIGKILL = signal.SIGTERM, signal.SIGKILL
@@ -46,16 +46,12 @@ class Bench(JobController):
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.clock = FakeClock()
-        self.launched: list[FakeProcess] = []
-        super().__init__(Rendering([job]), self._fake, clock=self.clock)
+        super().__init__(Rendering([job]), lambda fields: FakeProcess(), clock=self.clock)
         self.sync()
 
-    def _fake(self, fields: PodFields) -> FakeProcess:
-        self.launched.append(FakeProcess())
-        return self.launched[-1]
-
     def process(self, pod: Pod) -> FakeProcess:
-        return self.launched[self.pods.index(pod)]
+        assert isinstance(pod.process, FakeProcess)
+        return pod.process
 
     def pod(self, index: int) -> Pod:
         """Return the running pod of `index`."""
@@ -141,6 +137,45 @@ def test_the_controller_names_and_labels_its_pods_after_job_and_index() -> None:
     }
 
 
+FIRST_SUCCESS = {"successPolicy": {"rules": [{"succeededCount": 1}]}}
+
+
+def test_a_success_policy_ends_the_other_pods_and_the_job_is_complete_when_they_have_ended() -> None:
+    controller = bench(**FIRST_SUCCESS)
+    controller.end_repeatedly(2, 1)
+    controller.end(1, 0)
+    assert [controller.process(controller.pod(index)).received for index in (0, 2)] == [[SIGTERM], [SIGTERM]]
+    results = []
+    for index, code in ((0, 143), (2, 1)):
+        controller.end(index, code)
+        results.append(controller.result)
+    assert results == [None, "Complete"]
+    assert (controller.succeeded, controller.failed, len(controller.pods)) == ({1}, 1, 4)
+
+
+def test_a_success_policy_does_not_wait_for_an_index_without_a_node() -> None:
+    controller = bench(IGNORE_143, completions=2, parallelism=2, **FIRST_SUCCESS)
+    for node in controller.nodes:
+        node.schedulable = False
+    controller.end_repeatedly(0, 143)
+    controller.end(1, 0)
+    controller.sync()
+    assert (controller.pods[-1].exit_code, controller.result) == (None, "Complete")
+
+
+def test_a_suspension_counts_nothing_and_forgets_the_failures_of_running_indexes() -> None:
+    controller = bench()
+    controller.end_repeatedly(0, 1, 1)
+    controller.suspend()
+    for index, code in ((0, 143), (1, 0), (2, 1)):
+        controller.end(index, code)
+    controller.pass_time(3600.0)
+    assert (controller.busy, controller.failed, controller.succeeded) == ([], 2, set())
+    controller.resume()
+    controller.sync()
+    assert (controller.busy, controller.pod(0).failures) == ([0, 1, 2], 0)
+
+
 # ---------------------------------------------------------------- how a pod ends
 
 
@@ -167,13 +202,77 @@ def test_a_second_eviction_does_not_extend_the_grace_period() -> None:
     assert pod.conditions == {"DisruptionTarget"}
 
 
-def test_a_lost_node_kills_the_pod_and_loses_its_exit_code() -> None:
+def test_the_pressure_on_a_node_leaves_a_pod_one_second() -> None:
+    controller = bench(IGNORE_DISRUPTIONS)
+    pod = controller.pod(0)
+    controller.evict(pod, grace=PRESSURE_GRACE)
+    controller.pass_time(1.0)
+    assert controller.process(pod).received == [SIGTERM, SIGKILL]
+    controller.sync()
+    assert pod.action == "Ignore"
+
+
+def test_a_pod_whose_node_is_gone_fails_40_s_later_without_an_exit_code() -> None:
     controller = bench(IGNORE_DISRUPTIONS)
     pod = controller.pod(1)
-    controller.lose_node(pod)
+    controller.lose_node(pod.node)
     assert controller.process(pod).received == [SIGKILL]
-    controller.sync()
+    controller.pass_time(39.5)
+    assert pod.phase == "Running"
+    controller.pass_time(0.5)
     assert (pod.phase, pod.exit_code, pod.conditions, pod.action) == ("Failed", None, {"DisruptionTarget"}, "Ignore")
+    controller.pass_time(10.0)
+    assert controller.pod(1).node is not pod.node
+
+
+def test_a_pod_on_a_node_that_comes_back_within_5_minutes_goes_on() -> None:
+    controller = bench(IGNORE_DISRUPTIONS)
+    pod = controller.pod(0)
+    assert pod.node is not None
+    controller.disconnect(pod.node)
+    controller.pass_time(299.0)
+    controller.reconnect(pod.node)
+    controller.pass_time(600.0)
+    assert (controller.pod(0), controller.process(pod).received) == (pod, [])
+
+
+def test_a_pod_on_a_node_that_comes_back_later_is_replaced_after_it_has_ended_there() -> None:
+    controller = bench(IGNORE_DISRUPTIONS)
+    pod = controller.pod(0)
+    assert pod.node is not None
+    controller.disconnect(pod.node)
+    controller.pass_time(3600.0)
+    assert (controller.pod(0), controller.process(pod).received) == (pod, [])
+    controller.reconnect(pod.node)
+    assert controller.process(pod).received == [SIGTERM]
+    assert controller.end(0, 143).action == "Ignore"
+    controller.pass_time(10.0)
+    assert controller.pod(0) is not pod
+
+
+def test_a_pod_that_waits_for_a_node_is_pending_and_its_deletion_counts_as_a_failure() -> None:
+    controller = bench(IGNORE_DISRUPTIONS, IGNORE_143)
+    for node in controller.nodes:
+        node.schedulable = False
+    controller.end_repeatedly(0, 143)
+    [pending] = [pod for pod in controller.pods if pod.phase == "Pending"]
+    controller.delete(pending)
+    controller.sync()
+    assert (pending.phase, pending.action, controller.failed) == ("Failed", "Count", 1)
+
+
+def test_a_pod_that_must_run_beside_the_others_waits_while_their_node_takes_none() -> None:
+    affinity: dict[str, Any] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}
+    controller = bench(IGNORE_143, pod={"affinity": affinity})
+    node = controller.pod(0).node
+    assert node is not None
+    assert {pod.name for pod in controller.pods if pod.node is node} == {pod.name for pod in controller.pods}
+    node.schedulable = False
+    controller.end_repeatedly(0, 143)
+    assert (controller.busy, controller.pods[-1].phase) == ([1, 2], "Pending")
+    node.schedulable = True
+    controller.sync()
+    assert controller.busy == [0, 1, 2]
 
 
 # ---------------------------------------------------------------- replacements
@@ -238,8 +337,8 @@ def test_a_rule_on_a_condition_matches_only_pods_with_it() -> None:
 def test_a_rule_on_exit_codes_does_not_match_a_pod_whose_node_was_lost() -> None:
     controller = bench(IGNORE_143)
     pod = controller.pod(1)
-    controller.lose_node(pod)
-    controller.sync()
+    controller.lose_node(pod.node)
+    controller.pass_time(40.0)
     assert (pod.action, controller.failed) == ("Count", 1)
 
 
@@ -272,6 +371,7 @@ def test_the_job_fails_when_the_other_indexes_have_ended() -> None:
         (job(pod={"restartPolicy": "OnFailure"}), "restartPolicy: Never"),
         (job(pod={"shareProcessNamespace": False}), "shareProcessNamespace: true"),
         (job({**IGNORE_143, "action": "FailJob"}), "only action: Ignore"),
+        (job(successPolicy={"rules": [{"succeededIndexes": "0"}]}), "success policy with succeededCount"),
         (job({"action": "Ignore", "onExitCodes": {"operator": "NotIn", "values": [1]}}), "only operator: In"),
         (job({**IGNORE_143, **IGNORE_DISRUPTIONS}), "on exit codes or on conditions"),
     ],

@@ -101,9 +101,11 @@ class JobSpec:
     """The part of a Job's spec that its controller reads."""
 
     completions: int
+    succeeded_count: int
     backoff_limit_per_index: int
     rules: tuple[Rule, ...]
     grace: float
+    one_node: bool
 
     @classmethod
     def read(cls, spec: Mapping[str, Any]) -> Self:
@@ -124,11 +126,16 @@ class JobSpec:
         _demand(pod.get("restartPolicy") == "Never", "backoffLimitPerIndex needs restartPolicy: Never")
         # Otherwise the process is PID 1 and the kernel withholds a SIGTERM that it has no handler for.
         _demand(pod.get("shareProcessNamespace") is True, "only shareProcessNamespace: true is modelled")
+        [success] = spec.get("successPolicy", {"rules": [{"succeededCount": spec["completions"]}]})["rules"]
+        _demand(success.keys() == {"succeededCount"}, "only a success policy with succeededCount is modelled")
         return cls(
             completions=spec["completions"],
+            succeeded_count=success["succeededCount"],
             backoff_limit_per_index=spec["backoffLimitPerIndex"],
             rules=tuple(Rule.read(rule, container["name"]) for rule in spec["podFailurePolicy"]["rules"]),
             grace=float(pod["terminationGracePeriodSeconds"]),
+            # The only required affinity in the manifests is that of the pods to each other.
+            one_node="podAffinity" in pod.get("affinity", {}),
         )
 
     def action(self, exit_code: int | None, conditions: Set[str]) -> Action:
