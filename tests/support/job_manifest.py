@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 type Action = Literal["Ignore", "Count"]
 
-# Every field of a Job's spec that is read. `successPolicy` is not imitated: all workers run to their own end.
+# Every field of a Job's spec that is read.
 _SPEC = {
     "backoffLimitPerIndex",
     "completionMode",
