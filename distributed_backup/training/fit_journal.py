@@ -73,7 +73,7 @@ class FitJournal:
             self._worker.standby.on_appended = self._on_appended
             self._worker.standby.on_deposed = self._on_deposed
         if checkpoint is None:
-            if self._may_follow and not self._worker.leads:
+            if self._may_follow and not self._worker.trains_as_leader:
                 logger.warning(
                     "this worker follows no journal, so it asks the models itself and pays a bill of its own. Give all "
                     "workers the same program, data, journal= and save_freq="
@@ -81,7 +81,7 @@ class FitJournal:
             return
         start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
         self._answers.start(start)
-        if self._may_follow and not self._worker.leads:
+        if self._may_follow and not self._worker.trains_as_leader:
             self._follow(TailStart(boundary=start))
         elif not self._replay_from(start):
             self._writer.begin_at(start)
@@ -181,7 +181,7 @@ class FitJournal:
         )
         tail.start()
         # It may have been elected meanwhile.
-        if self._worker.leads:
+        if self._worker.trains_as_leader:
             tail.finish()
 
     def _on_elected(self) -> None:

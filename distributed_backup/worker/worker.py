@@ -124,9 +124,9 @@ class Worker:
         return self._elector.lease_left
 
     @property
-    def leads(self) -> bool:
-        """Whether this worker leads now."""
-        return self._elector.is_leader
+    def trains_as_leader(self) -> bool:
+        """Whether this worker trains as the leader: it has led, and no other since. Its lease may have run out."""
+        return self._state.led is not None
 
     @property
     def journal(self) -> JournalWriter:

@@ -80,7 +80,7 @@ class Made:
         )
         self.worker = SimpleNamespace(
             journal=self.writer,
-            leads=leads,
+            trains_as_leader=leads,
             standby=self.standby,
             worker_id="w",
             report=lambda kind, **_: self.events.append(kind),
@@ -177,7 +177,7 @@ async def _deposed_while_it_begins(root: Path) -> Any:
 
     def deposed() -> None:
         made.store.before = lambda: None
-        made.worker.leads = False
+        made.worker.trains_as_leader = False
         thread = threading.Thread(target=made.standby.on_deposed)
         thread.start()
         thread.join()
@@ -244,7 +244,7 @@ async def _elected_behind_a_successor(root: Path) -> Any:
 async def _deposed_before_its_first_boundary(root: Path) -> Any:
     made = Made(root)
     made.journal.begin(None)
-    made.worker.leads = False
+    made.worker.trains_as_leader = False
     made.standby.on_deposed()
     await quiet()
     made.journal.end()

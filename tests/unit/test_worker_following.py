@@ -95,13 +95,13 @@ def test_a_follower_that_is_elected_and_the_leader_that_is_deposed_are_told_once
     team.steps(3.0)
     assert [each.seen for each in changes] == [[], []]
     elector_of(leader).pause_campaign(30.0)
-    team.until(lambda: follower.leads)
+    team.until(lambda: elector_of(follower).is_leader)
     team.steps(3.0)
     assert [each.seen for each in changes] == [["deposed"], ["elected"]]
     assert (leader.stands_by, team.cut_offs) == (False, {"a": [], "b": []})
     elector_of(leader).resume_campaign()
     elector_of(follower).pause_campaign(30.0)
-    team.until(lambda: leader.leads)
+    team.until(lambda: elector_of(leader).is_leader)
     team.steps(3.0)
     assert [each.seen for each in changes] == [["deposed", "elected"], ["elected", "deposed"]]
 
@@ -111,10 +111,22 @@ def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(team: Te
     leader = started(team, "a")
     changes = Changes(leader)
     elector_of(leader).pause_campaign(2.0)
-    team.until(lambda: not leader.leads)
-    team.until(lambda: leader.leads)
+    team.until(lambda: not elector_of(leader).is_leader)
+    team.until(lambda: elector_of(leader).is_leader)
     team.steps(3.0)
     assert changes.seen == []
+
+
+def test_a_worker_trains_as_the_leader_until_another_leads(team: Team) -> None:
+    """Also if its lease has run out as its fit begins: no event follows if it holds the same term again."""
+    leader, follower = two(team)
+    elector_of(leader).pause_campaign(1e6)
+    elector_of(follower).pause_campaign(1e6)
+    team.until(lambda: not elector_of(leader).is_leader)
+    assert (leader.trains_as_leader, follower.trains_as_leader) == (True, False)
+    elector_of(follower).resume_campaign()
+    team.until(lambda: follower.trains_as_leader)
+    team.until(lambda: not leader.trains_as_leader)
 
 
 def test_a_leader_that_slept_through_the_term_of_another_is_deposed_and_elected(team: Team) -> None:
@@ -122,14 +134,14 @@ def test_a_leader_that_slept_through_the_term_of_another_is_deposed_and_elected(
     leader, follower = two(team)
     changes = Changes(leader)
     elector_of(leader).stop()
-    team.until(lambda: follower.leads)
+    team.until(lambda: elector_of(follower).is_leader)
     team.kill(follower)
     team.coordinator.resign("b")
     terms, steps = [], []
     leader.standby.on_deposed = lambda: terms.append(context_of(leader).journal_term())
     leader.journal.step_down = lambda: steps.append(context_of(leader).journal_term())  # type: ignore[method-assign]
     elector_of(leader).tick()
-    assert (leader.leads, elector_of(leader).term) == (True, 4)
+    assert (elector_of(leader).is_leader, elector_of(leader).term) == (True, 4)
     # Its journal must not continue its own segment before it has read that of the other.
     assert (steps, len(terms)) == ([None], 1)
     elector_of(leader).tick()
@@ -143,7 +155,7 @@ def test_a_leader_that_slept_does_not_lead_for_certain_until_it_knows(team: Team
     assert (standby.leads_for_certain, standby.is_in_doubt) == (True, False)
     assert not follower.standby.leads_for_certain
     elector_of(leader).stop()
-    team.until(lambda: follower.leads)
+    team.until(lambda: elector_of(follower).is_leader)
     woken: list[bool] = []
     elector_of(leader).wake = lambda: woken.append(True)  # type: ignore[method-assign]
     assert (standby.leads_for_certain, standby.is_in_doubt, woken) == (False, True, [True])
@@ -157,7 +169,7 @@ def test_a_leader_that_slept_does_not_lead_for_certain_until_it_knows(team: Team
     seen: list[tuple[bool, bool]] = []
     standby.on_deposed = lambda: seen.append((standby.leads_for_certain, standby.is_in_doubt))
     elector_of(leader).tick()
-    assert (leader.leads, seen, standby.is_in_doubt) == (True, [(False, True)], False)
+    assert (elector_of(leader).is_leader, seen, standby.is_in_doubt) == (True, [(False, True)], False)
     # Without a doubt there is nothing to give up, and the next doubt counts.
     standby.give_up_doubt()
     team.clock.advance(1000.0)
@@ -198,7 +210,7 @@ def test_no_other_worker_gives_way_to_a_lost_follower_that_comes_to_a_boundary(t
     follower.boundary(snapshot(7), due=True)
     assert elector_of(follower).position is None
     team.steps(3.0)
-    assert leader.leads
+    assert elector_of(leader).is_leader
 
 
 def test_a_lost_follower_that_leads_exits_to_be_started_again(team: Team) -> None:
@@ -218,7 +230,7 @@ def test_a_lost_follower_that_leads_saves_nothing_of_its_own_at_a_notice(team: T
     follower.boundary(snapshot(7, 1), due=True)
     follower.standby.stand_down("lost")
     leader.close(timeout=0.0)
-    team.until(lambda: follower.leads)
+    team.until(lambda: elector_of(follower).is_leader)
     before, began = team.positions(), team.clock.now()
     follower.give_notice("SIGTERM")
     preempted = team.result(team.begin(follower.preempt))
