@@ -13,7 +13,7 @@ from distributed_backup.worker.start_point import StartPoint
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of, elector_of, saver_of
 from tests.support.sinks import RecordingSink
-from tests.support.team import FaultyStore, Team, snapshot
+from tests.support.team import FaultyStore, Gone, Team, snapshot
 
 
 def started(team: Team, worker_id: str, **options: Any) -> Worker:
@@ -119,12 +119,14 @@ def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(team: Te
 
 def test_a_worker_trains_as_the_leader_until_another_leads(team: Team) -> None:
     """Also if its lease has run out as its fit begins: no event follows if it holds the same term again."""
+    coordinator = team.coordinator = Gone(team.clock)
+    coordinator.gone = False
     leader, follower = two(team)
-    elector_of(leader).pause_campaign(1e6)
-    elector_of(follower).pause_campaign(1e6)
+    coordinator.gone = True
     team.until(lambda: not elector_of(leader).is_leader)
     assert (leader.trains_as_leader, follower.trains_as_leader) == (True, False)
-    elector_of(follower).resume_campaign()
+    coordinator.gone = False
+    elector_of(leader).pause_campaign(30.0)
     team.until(lambda: follower.trains_as_leader)
     team.until(lambda: not leader.trains_as_leader)
 
