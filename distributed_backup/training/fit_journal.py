@@ -99,7 +99,8 @@ class FitJournal:
                 if log is not None:
                     self._replay.begin(log, start)
             except StoreError as error:
-                if not error.retryable:
+                # A successor may have removed a segment since it was listed. Then another look finds the rest.
+                if not error.retryable and not isinstance(error.__cause__, FileNotFoundError):
                     raise StoreError(
                         f"{error}. It may hold answers that were paid for. Make it readable, or remove it to ask for "
                         "them again",

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.checkpoints.journal import LogReader
+from distributed_backup.checkpoints.journal import LogReader, segments_among
 from distributed_backup.checkpoints.journal_format import Digests, Header, encode_record
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
@@ -28,7 +28,10 @@ Report = Callable[..., None]
 
 
 class Store(CheckpointStore):
-    """Fails as often as `failures` says, or for good with a `refusal`. Calls `before` before each look for a log."""
+    """Fails as often as `failures` says, or for good with a `refusal`.
+
+    Calls `before` before each look for a log, and `between` before it is read.
+    """
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, run_id="run")
@@ -36,6 +39,7 @@ class Store(CheckpointStore):
         self.failures = 0
         self.refusal = ""
         self.before: Callable[[], None] = lambda: None
+        self.between: Callable[[], object] = lambda: None
 
     def find_log(self, position: Position, digests: Digests) -> LogReader | None:
         self.before()
@@ -46,6 +50,7 @@ class Store(CheckpointStore):
 
             def next_stage() -> Any:
                 self._fail()
+                self.between()
                 return read()
 
             stages.next_stage = next_stage  # type: ignore[method-assign]
@@ -146,6 +151,17 @@ async def _storage_that_stays_away(root: Path) -> Any:
     await made.ask("b")
     made.journal.end()
     return made.got, made.events, made.writer.names[-1], 10**6 - made.store.failures
+
+
+async def _log_that_is_removed(root: Path) -> Any:
+    made = Made(root)
+    made.log(answer("a", 1))
+    made.store.between = lambda: [made.storage.remove(name) for name in segments_among(made.storage.names())]
+    made.begin()
+    made.boundary(0)
+    await made.ask("a")
+    made.journal.end()
+    return made.got, made.asked
 
 
 async def _log_that_can_not_be_read(root: Path) -> Any:

@@ -26,6 +26,11 @@ def test_a_storage_that_stays_away_ends_the_replay(tmp_path: Path) -> None:
     assert 50 < looks < 80
 
 
+def test_a_log_that_is_removed_while_it_is_read_is_looked_for_again(tmp_path: Path) -> None:
+    """Its worker was suspended, and a successor has committed meanwhile."""
+    assert result(tmp_path, "log_that_is_removed") == (["new a"], ["a"])
+
+
 def test_a_log_that_no_retry_makes_readable_refuses_the_start(tmp_path: Path) -> None:
     """It holds what was paid for. The error says what to do, and nothing is asked."""
     message, asked = result(tmp_path, "log_that_can_not_be_read")
