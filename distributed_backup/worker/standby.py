@@ -4,7 +4,8 @@ A worker that follows the leader's journal trains on when another one leads, as 
 
 With `standby=True` only the leader trains. A leader that loses or resigns its lease trains on while no worker leads.
 When another worker leads, it stops asking and waits as a standby again, see `restore`. After the wait, `next_step`
-decides what becomes of its `fit`.
+decides what becomes of its `fit`. If another leader has recorded answers meanwhile, the worker exits to be started
+again, and replays them.
 
 The limit: a worker that can't reach the coordinator does not learn that another one leads. Until it does, both train.
 """
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.journal import SegmentReader
+from distributed_backup.checkpoints.journal_format import Answer, parse_segment_name
 from distributed_backup.coordination.base import Hint, has_another_led
+from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.context import WorkerContext, position_fields
@@ -33,11 +37,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far the `fit` of one worker has come: the checkpoint it started from, and its last boundary since."""
+    """How far the `fit` of one worker has come: the checkpoint it started from, and its last boundary since.
+
+    `is_passed`: another worker has recorded answers that this one has not used.
+    """
 
     worker_id: str
     restored: CheckpointHeader | None
     last: Position | None
+    is_passed: bool = False
 
 
 def next_step(start: StartPoint, own: Progress) -> Literal["return", "train", "restart"]:
@@ -48,6 +56,8 @@ def next_step(start: StartPoint, own: Progress) -> Literal["return", "train", "r
     """
     if start.finished:
         return "return"
+    if own.is_passed:
+        return "restart"
     newest = None if start.checkpoint is None else start.checkpoint.header
     if newest is None or newest.worker_id == own.worker_id:
         return "train"
@@ -195,6 +205,7 @@ class Standby:
             worker_id=context.worker_id,
             restored=None if self.began_at.checkpoint is None else self.began_at.checkpoint.header,
             last=context.last_boundary,
+            is_passed=not start.finished and self._is_passed(start),
         )
         match "restart" if context.state.is_lost and not start.finished else next_step(start, own):
             case "return":
@@ -209,6 +220,17 @@ class Standby:
             context.elector.position = self._position
             context.state.phase = "training"
         return None
+
+    def _is_passed(self, start: StartPoint) -> bool:
+        """Whether a leader between the two terms of this worker has recorded answers. In doubt, it has."""
+        led, storage = self._context.state.led or 0, self._context.store.storage
+        try:
+            segments = [(parse_segment_name(name), name) for name in storage.names()]
+            between = [name for parsed, name in segments if parsed is not None and led < parsed[0] < (start.term or 0)]
+            return any(isinstance(record, Answer) for name in between for record in SegmentReader(storage, name))
+        except StoreError as error:
+            logger.warning("the journal of another leader can't be read worker=%s: %s", self._context.worker_id, error)
+            return True
 
     def _take_over_final(self, start: StartPoint) -> None:
         """Replace the last boundary by the final state: nothing that this worker trained may be committed any more."""

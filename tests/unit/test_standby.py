@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader
+from distributed_backup.checkpoints.journal_format import Answer, Header, encode_record
 from distributed_backup.coordination.base import has_another_led
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
@@ -87,6 +88,12 @@ def test_a_worker_that_another_has_passed_is_started_again() -> None:
     assert after_wait(header(3, Position(1, 2)), restored=restored, last=Position(1, 2)) == "restart"
     assert after_wait(header(3, Position(1, 1)), restored=restored) == "restart"
     assert after_wait(header(3, Position(1, 1))) == "restart"
+
+
+def test_a_worker_that_has_not_used_the_answers_of_another_is_started_again() -> None:
+    """Then it replays them. If it trained on, it would pay for them once more."""
+    assert after_wait(None, is_passed=True) == "restart"
+    assert after_wait(None, is_passed=True, finished=True) == "return"
 
 
 # -------------------------------------------------------------------- taking the steps
@@ -279,6 +286,24 @@ def test_a_former_leader_that_was_passed_exits_to_be_started_again(
     assert [fields["saved"] for fields in sink.of("preempted")] == [None]
     again = team.result(team.begin(team.worker("c", standby=True).await_start))
     assert again.position == Position(1)
+
+
+@pytest.mark.parametrize("has_answered", [True, False])
+def test_a_former_leader_uses_what_its_successor_has_recorded(team: Team, has_answered: bool) -> None:
+    """The successor was killed before its first checkpoint. A worker that starts again replays its answers."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    header = Header(run_id="r", term=2, worker_id="b", position=Position(0), after=None, digests=None)
+    data = encode_record(header)
+    if has_answered:
+        data += encode_record(Answer(key="0" * 32, number=0, value=b"1"))
+    context_of(second).store.storage.append(header.name, data, at=0)
+    team.kill(second)
+    if has_answered:
+        with pytest.raises(Preempted):
+            team.result(wait)
+    else:
+        assert team.result(wait) is None
 
 
 def position_of(team: Team, worker_id: str) -> Position | None:
