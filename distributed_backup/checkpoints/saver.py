@@ -180,6 +180,11 @@ class Saver:
             return waits or self._running or self._served < self._requested
 
     @property
+    def is_refused(self) -> bool:
+        """Whether another worker has committed under a later term than this one may write under."""
+        return self._stale_term is not None and self._stale_term == self._term()
+
+    @property
     def last(self) -> Snapshot | None:
         """The newest boundary that was handed over. None before the first."""
         return self._last

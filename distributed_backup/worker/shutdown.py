@@ -211,11 +211,11 @@ class Shutdown:
             raise state.commit_error
 
     def _commits_last(self) -> bool:
-        """Whether this worker makes the last commits: it leads, or led last and no other does."""
+        """Whether this worker makes the last commits: it leads, or led last and no other does, as far as it knows."""
         context = self._context
         holder = None if context.state.view is None else context.state.view.holder
         led_last = context.elector.last_term is not None and holder in {None, context.worker_id}
-        return context.elector.is_leader or led_last
+        return (context.elector.is_leader or led_last) and not context.saver.is_refused
 
     def _awaits_final(self) -> bool:
         """Whether the final state is to be kept, is not durable, and is not given up by a leader that has finished."""

@@ -166,6 +166,25 @@ def test_an_older_final_state_does_not_count(team: Team) -> None:
     assert not finished.done()
 
 
+def test_a_leader_that_was_cut_off_leaves_the_final_state_to_its_successor(team: Team) -> None:
+    """It does not know of the successor, but its commit was refused. It would finish without a final state."""
+    cut_off = Gone(team.clock)
+    cut_off.gone = False
+    first = team.started("a", coordinator=cut_off, delete_checkpoint=False)
+    cut_off.gone = True
+    second = team.started("b", delete_checkpoint=False)
+    second.boundary(snapshot(3), due=True)
+    team.until(lambda: team.positions() == [Position(3)])
+    first.boundary(snapshot(4), due=True)
+    finished = team.begin(lambda: first.finish(final(4)))
+    team.steps(60.0)
+    assert not finished.done()
+    second.boundary(snapshot(4), due=True)
+    team.result(team.begin(lambda: second.finish(final(4))))
+    team.result(finished)
+    assert store_names(team)[0] == checkpoint_name(2, Position(4), final=True)
+
+
 def test_a_finished_follower_finds_the_final_state_without_the_coordinator(team: Team) -> None:
     """Its leader has committed under the last term, and can't announce it."""
     coordinator = team.coordinator = Gone(team.clock)
