@@ -1,4 +1,4 @@
-"""Train an example program: copy this job, and replace `build` by your program and `samples` by your data.
+"""Train an example program: replace `build` by your program and `samples` by your data, in this file.
 
 The manifests rely on two things in `main`. The run's directory and the callback's other settings (DISTRIBUTED_BACKUP_*)
 come from the environment. And the checkpoints are kept at the end: a pod that starts after the run is complete restores
