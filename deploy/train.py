@@ -1,4 +1,4 @@
-"""Train an example program: copy this job, and replace `build` by your program and `samples` by your data.
+"""Train an example program: replace `build` by your program and `samples` by your data, in this file.
 
 The manifests rely on two things in `main`. The run's directory and the callback's other settings (DISTRIBUTED_BACKUP_*)
 come from the environment. And the checkpoints are kept at the end: a pod that starts after the run is complete restores
@@ -22,6 +22,7 @@ import numpy as np
 import synalinks
 
 from distributed_backup import BackupAndRestore
+from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.storage import storage_from_url
 from distributed_backup.urls import is_redis_url
 
@@ -91,6 +92,10 @@ def save(program: Any, backup_dir: str) -> None:
     A reader finds the old file or the new one. All workers may save at once, because their programs are equal.
     """
     if is_redis_url(backup_dir):
+        # The final state is the only result here, and `fit` has only logged it if a full server refuses that.
+        newest = CheckpointStore(backup_dir, run_id=os.environ["DISTRIBUTED_BACKUP_RUN_ID"]).latest()
+        if newest is None or not newest.header.final:
+            raise SystemExit("the final state is not in Redis, so this pod must be replaced")
         logger.warning(
             "the program is not saved, because Redis has no files: use distributed-backup checkpoints export"
         )

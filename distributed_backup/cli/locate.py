@@ -99,7 +99,9 @@ def _run_in_place(place: str, wanted: str | None, url: str) -> Run:
     _check_same_run(store, found=run_id, wanted=wanted)
     run_id = run_id or wanted
     if url.startswith("memory:"):
-        raise ConfigError("the coordinator memory: exists inside one process only, so this command can't reach it")
+        raise ConfigError(
+            "the coordinator memory: exists inside one process, so this command can't reach it. `events` needs none"
+        )
     coordinator = coordinator_from_url(url, backup_dir=place)
     if run_id is not None:
         coordinator.open(run_id, LeaseTimings())

@@ -7,7 +7,7 @@ If the final state is kept, no worker finishes before it is durable. So the firs
 
 The limits: a member that died silently counts until its membership expires. Until then no worker is the last one out. A
 worker that is away when the run is deleted finds nothing when it comes back. A worker whose leader has far to go waits
-for it.
+for it, and for ever if both run in one event loop. No worker waits for a storage that refuses the final state for 30 s.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from distributed_backup.checkpoints.synalinks_backup import remove_synalinks_bac
 from distributed_backup.errors import BackupError, CoordinatorError, StoreError
 from distributed_backup.preemption.exit import Preempted
 from distributed_backup.worker.context import WAIT_SLICE, WorkerContext, errors_logged, position_fields
+from distributed_backup.worker.fit_task import FitTask
 from distributed_backup.worker.notices import covers
 from distributed_backup.worker.preemption import OwnPreemption
 
@@ -31,9 +32,8 @@ logger = logging.getLogger(__name__)
 QUIET_TICKS_BEFORE_DELETE: Final = 1.5
 # Seconds for which a finished worker retries a commit that the storage refuses.
 _FINISH_LIMIT: Final = 30.0
-# Seconds that a leaving worker waits for its last events to be written.
+# Seconds that a leaving worker waits for its last events, and for the last answers, to be written.
 EVENT_LOG_FLUSH_TIMEOUT: Final = 2.0
-# Seconds that a leaving worker waits for the last answers to be written.
 JOURNAL_FLUSH_TIMEOUT: Final = 5.0
 
 
@@ -77,9 +77,8 @@ def deletion_step(
 class Shutdown:
     """The end of one worker's part in a run. `stop_listening` ends its subscription to hints."""
 
-    def __init__(self, context: WorkerContext, preemption: OwnPreemption) -> None:
-        self._context = context
-        self._preemption = preemption
+    def __init__(self, context: WorkerContext, preemption: OwnPreemption, fit_task: FitTask) -> None:
+        self._context, self._preemption, self._fit_task = context, preemption, fit_task
         self._closing = threading.Lock()
         self.stop_listening: Callable[[], None] = lambda: None
 
@@ -134,6 +133,7 @@ class Shutdown:
 
         Raises:
             Preempted: A notice came before anything was deleted. Then nothing is.
+            CancelledError: The fit was cancelled while this worker waited for its leader.
             StoreError: A commit failed and `on_save_error` is "raise".
         """
         context, state = self._context, self._context.state
@@ -194,6 +194,7 @@ class Shutdown:
                 seconds_left=deadline - context.clock.now(),
             )
             if step == "wait":
+                self._fit_task.raise_if_cancelled()
                 state.wait(context.elector.period, since=seen)
                 # Should this worker lead next, it has all of the time.
                 deadline = context.clock.now() + _FINISH_LIMIT
@@ -211,19 +212,18 @@ class Shutdown:
             raise state.commit_error
 
     def _commits_last(self) -> bool:
-        """Whether this worker makes the last commits: it leads, or led last and no other does, as far as it knows."""
-        context = self._context
-        holder = None if context.state.view is None else context.state.view.holder
-        led_last = context.elector.last_term is not None and holder in {None, context.worker_id}
-        return (context.elector.is_leader or led_last) and not context.saver.is_refused
+        """Whether this worker makes the last commits: it leads, or no other does, and it led last or can't lead."""
+        elector, view = self._context.elector, self._context.state.view
+        is_free = view is None or view.holder in {None, self._context.worker_id}
+        is_last = is_free and (elector.last_term or elector.campaign_error) is not None
+        return (elector.is_leader or is_last) and not self._context.saver.is_refused
 
     def _awaits_final(self) -> bool:
         """Whether the final state is to be kept, is not durable, and is not given up by a leader that has finished."""
         context = self._context
         if not context.options.keeps_final_state:
             return False
-        view = context.state.view
-        announced = None if view is None else view.announcement
+        announced = None if context.state.view is None else context.state.view.announcement
         newest = context.newest_known()[1] or ""
         if context.elector.coordinator_error is not None:
             # Then the leader commits under its last term, and can't announce it.

@@ -89,9 +89,9 @@ class Worker:
         )
         self._preemption = OwnPreemption(self._context, stop_training_at)
         self.standby = Standby(self._context, stop_training_at)
-        self._shutdown = Shutdown(self._context, self._preemption)
-        self._live_terms = LiveTerms(report.worker_id)
         self._fit_task = FitTask()
+        self._shutdown = Shutdown(self._context, self._preemption, self._fit_task)
+        self._live_terms = LiveTerms(report.worker_id)
         self._joined_at = self._progress_due = 0.0
         self._announced_term = 0
         self._announce_warnings = OnceLogger(logger)

@@ -209,8 +209,12 @@ def _of_the_directories(each: Pods, values: Mapping[str, str]) -> Problems:
 
 
 def _of_references(manifests: list[Manifest]) -> Problems:
-    """Selectors, ports, claims and accounts: the API server accepts names that lead nowhere."""
+    """Volumes, selectors, ports, claims and accounts: no schema knows whether a name leads anywhere."""
     found = pods(manifests)
+    for each in found:
+        volumes = {volume["name"] for volume in each.spec.get("volumes", [])}
+        for name in sorted({mount["name"] for mount in each.container["volumeMounts"]} - volumes):
+            yield f"{each.where}: no volume {name}"
     named = [("ServiceAccount", each.where, each.spec["serviceAccountName"]) for each in found]
     for each in found:
         for volume in each.spec.get("volumes", []):

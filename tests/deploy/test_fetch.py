@@ -10,6 +10,8 @@ import yaml
 
 from tests.deploy.contract import ANY_POD, CONTAINER_SECURITY, POD_SECURITY, WORKER_USER
 from tests.deploy.facts import DEPLOY, PINNED
+from tests.deploy.model import selects
+from tests.deploy.renderings import at, render
 from tests.deploy.schemas import NEWEST, OLDEST, schema_problems
 
 FETCH = yaml.safe_load((DEPLOY / "fetch.yaml").read_text())
@@ -25,6 +27,11 @@ def test_the_pod_mounts_the_claim_of_the_job_read_only_with_the_job_s_security()
     assert pod["securityContext"] == POD_SECURITY | WORKER_USER
     assert container["securityContext"] == CONTAINER_SECURITY
     assert PINNED.fullmatch(container["image"])
+
+
+def test_the_policy_that_denies_all_traffic_is_for_this_pod_too() -> None:
+    selector = at(render("one-worker"), "NetworkPolicy/train-default-deny", "spec.podSelector")
+    assert selects(selector, FETCH["metadata"]["labels"])
 
 
 def test_the_command_copies_the_saved_programs_and_no_checkpoint(tmp_path: Path) -> None:

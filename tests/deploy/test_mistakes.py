@@ -94,6 +94,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ),
     # References to other objects.
     ({f"{POD}.volumes.0.persistentVolumeClaim.claimName": "b"}, ["no PersistentVolumeClaim b"]),
+    ({f"{POD}.volumes.1.name": "temporary"}, ["Job/train: no volume tmp"]),
     ({"ServiceAccount/train metadata.name": "trainer"}, ["no ServiceAccount train"]),
     ({"Service/valkey spec.selector": {"app": "valkey"}}, ["Service/valkey: the selector"]),
     ({"Service/valkey spec.ports.0.targetPort": "redis"}, ["Service/valkey: no port redis"]),

@@ -173,6 +173,18 @@ def test_a_run_in_redis_succeeds_and_says_that_its_program_is_not_saved(tmp_path
     assert any("the program is not saved" in line for line in lines)
 
 
+def test_a_run_in_redis_without_its_final_state_does_not_succeed(tmp_path: Path) -> None:
+    """A full server refuses it, and `fit` only logs that. A success would complete the Job without a result."""
+    (tmp_path / "save.py").write_text(
+        "import os, runpy; runpy.run_path('train.py')['save'](None, os.environ['BACKUP_DIR'])"
+    )
+    with RedisServer(tmp_path / "server", port=0) as server:
+        environment = {"BACKUP_DIR": f"redis://127.0.0.1:{server.port}/0", "DISTRIBUTED_BACKUP_RUN_ID": "run"}
+        with started(tmp_path, "log", str(tmp_path / "save.py"), **environment) as process:
+            assert ended(process) == 1
+    assert (tmp_path / "log").read_text().endswith("the final state is not in Redis, so this pod must be replaced\n")
+
+
 # ---------------------------------------------------------------- a preemption
 
 

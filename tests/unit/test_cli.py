@@ -433,8 +433,12 @@ def test_a_wrong_url_is_wrong_usage_and_shown_without_its_password(run: Path, co
 
 
 @pytest.mark.parametrize("command", ASKING)
-def test_a_coordinator_within_another_process_can_not_be_asked(run: Path, command: str) -> None:
-    assert_refused(call(command, run, "--coordinator", "memory:"), 2, "inside one process")
+def test_a_coordinator_within_another_process_can_not_be_asked(
+    run: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker with a bucket has it in its environment."""
+    monkeypatch.setenv("DISTRIBUTED_BACKUP_COORDINATOR", "memory:")
+    assert_refused(call(command, run), 2, "inside one process", "`events` needs none")
 
 
 @pytest.mark.parametrize("command", ASKING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from dataclasses import replace
 
 import pytest
@@ -199,3 +201,38 @@ def test_a_finished_follower_finds_the_final_state_without_the_coordinator(team:
     assert not finished.done()
     team.result(team.begin(lambda: leader.finish(final(4))))
     team.result(finished)
+
+
+def test_a_finished_follower_that_can_not_lead_tries_until_a_limit(
+    team: Team, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk takes no term either, so no worker will ever commit the final state."""
+    monkeypatch.setattr("distributed_backup.worker.shutdown._FINISH_LIMIT", 5.0)
+    store = FaultyStore(team.root, keep=10)
+    leader = team.started("a", delete_checkpoint=False)
+    follower = team.started("b", store=store, delete_checkpoint=False)
+    monkeypatch.setattr(store.terms, "claim_term", full)
+    follower.boundary(snapshot(4), due=True)
+    finished = team.begin(lambda: follower.finish(final(4)))
+    elector_of(leader).stop()
+    team.coordinator.resign("a")
+    team.result(finished)
+    assert "the final state could not be saved" in caplog.text
+
+
+def full(_: int) -> bool:
+    raise StoreError("No space left on device", path="")
+
+
+def test_ctrl_c_ends_the_wait_of_a_finished_follower(team: Team) -> None:
+    """The first Ctrl-C cancels the task, which the wait would not see: it blocks the event loop."""
+
+    async def fit() -> None:
+        follower = team.started("b", delete_checkpoint=False)
+        follower.boundary(snapshot(4), due=True)
+        signal.raise_signal(signal.SIGINT)
+        follower.finish(final(4))
+
+    team.started("a", delete_checkpoint=False)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(fit())
