@@ -37,6 +37,8 @@ GRACE = 5.0
 
 # Generous for what takes 3 s, and less than a driver's own retries would take (10 of 5 s each).
 SOON = 30.0
+# Said by a worker whose leader has yet to save the final state.
+COMPLETE = "training is complete, waiting"
 
 
 @pytest.fixture
@@ -78,6 +80,14 @@ def assert_ends_exactly(worker: Worker, uninterrupted: dict[str, Any]) -> None:
     result = worker.child.result()
     assert result["state"] == uninterrupted["state"]
     assert result["calls"] == calls_after(worker.start or Position(0), uninterrupted)
+
+
+def assert_all_end_exactly(held: Sequence[Worker], uninterrupted: dict[str, Any], *others: Worker) -> None:
+    """Let all go on that are held, and then see that each ends exactly. A follower ends after its leader."""
+    for worker in held:
+        worker.go_on()
+    for worker in (*held, *others):
+        assert_ends_exactly(worker, uninterrupted)
 
 
 def start_held(start: Start, run: Run, url: str, count: int, **arguments: Any) -> list[Worker]:
@@ -137,12 +147,9 @@ def test_a_preempted_leader_hands_over_and_comes_back_where_it_left(
     wait_elected(others, 2)
     again = start(run, server.url, save_freq=False)
     assert again.restored == name
-    assert_ends_exactly(again, uninterrupted)
+    again.wait_logged(COMPLETE)
     assert (run.newest, run.terms) == (Position(1, 2), {1}), "no schedule and no further notice: no further checkpoint"
-    for worker in others:
-        worker.go_on()
-    for worker in others:
-        assert_ends_exactly(worker, uninterrupted)
+    assert_all_end_exactly(others, uninterrupted, again)
     assert (run.newest, run.terms) == (Position(3), {2}), "but the final state"
 
 
@@ -165,9 +172,7 @@ def test_a_run_whose_workers_are_all_preempted_at_once_goes_on_where_it_was(
     for worker in workers:
         worker.wait_held(2, 1)
         assert worker.start == Position(1, 2)
-    for worker in workers:
-        worker.go_on()
-        assert_ends_exactly(worker, uninterrupted)
+    assert_all_end_exactly(workers, uninterrupted)
 
 
 def test_a_killed_leader_is_replaced_when_its_lease_is_over(
@@ -210,10 +215,10 @@ def test_a_restarted_worker_leaves_the_lead_to_replicas_that_are_epochs_ahead(
     for replica in replicas:
         replica.child.kill(signal.SIGCONT)
     wait_elected(replicas, 2)
-    for worker in (restarted, *replicas):
-        worker.go_on()
-        assert_ends_exactly(worker, uninterrupted)
+    restarted.go_on()
+    restarted.wait_logged(COMPLETE)
     assert (restarted.start, restarted.terms) == (Position(1), [])
+    assert_all_end_exactly(replicas, uninterrupted, restarted)
 
 
 def test_a_preempted_follower_that_is_epochs_ahead_saves_its_own_boundary(
@@ -231,9 +236,8 @@ def test_a_preempted_follower_that_is_epochs_ahead_saves_its_own_boundary(
     wait_elected([leader], 3)
     again = start(run, server.url)
     assert again.restored == name
-    assert_ends_exactly(again, uninterrupted)
-    leader.go_on()
-    assert_ends_exactly(leader, uninterrupted)
+    again.wait_logged(COMPLETE)
+    assert_all_end_exactly([leader], uninterrupted, again)
     assert [(info.term, info.position) for info in run.store.list()] == [(3, Position(3))]
 
 
@@ -284,10 +288,8 @@ def test_a_restarted_job_never_follows_what_its_earlier_incarnation_announced(
     announced = run.wait_announced(Position(2, 1))
     late = start(run, server.url, **options)
     assert late.restored == announced
-    assert_ends_exactly(late, uninterrupted)
-    for worker in workers:
-        worker.go_on()
-        assert_ends_exactly(worker, uninterrupted)
+    late.wait_logged(COMPLETE)
+    assert_all_end_exactly(workers, uninterrupted, late)
 
 
 def test_two_jobs_on_one_server_do_not_see_each_other(
@@ -322,9 +324,7 @@ def test_an_existing_client_and_the_environment_name_the_server_too(
     for worker in workers:
         worker.wait_held(1, 1)
     run.wait_members("follower", "leader")
-    for worker in workers:
-        worker.go_on()
-        assert_ends_exactly(worker, uninterrupted)
+    assert_all_end_exactly(workers, uninterrupted)
 
 
 # ---------------------------------------------------------------- no server at the start
@@ -419,10 +419,7 @@ def test_training_goes_on_without_the_server_and_saving_when_it_is_back(
     server.start()
     wait_elected(workers, 2)
     run.wait_saved(Position(2, 1))
-    for worker in workers:
-        worker.go_on()
-    for worker in workers:
-        assert_ends_exactly(worker, uninterrupted)
+    assert_all_end_exactly(workers, uninterrupted)
     assert run.terms == {2}
     between = (
         workers[0].child.output().split(" lost worker=")[1].split(" elected worker=")[0].split(" reachable worker=")[0]
@@ -441,10 +438,8 @@ def test_an_emptied_server_costs_an_election_and_nothing_else(
     assert run.wait_announced(Position(1, 1)) == announced
     late = start(run, server.url, save_freq=1)
     assert late.restored == announced
-    assert_ends_exactly(late, uninterrupted)
-    for worker in workers:
-        worker.go_on()
-        assert_ends_exactly(worker, uninterrupted)
+    late.wait_logged(COMPLETE)
+    assert_all_end_exactly(workers, uninterrupted, late)
     assert run.terms == {2}
 
 
@@ -480,9 +475,9 @@ def test_a_leader_whose_host_is_cut_off_stands_down_and_another_leads(
         assert run.terms == {2}
         network.heal(cut_off)
         cut_off.wait_logged(" reachable worker=")
-        for worker in workers:  # the one that was cut off ends before the other lets go of the lease
-            worker.go_on()
-            assert_ends_exactly(worker, uninterrupted)
+        cut_off.go_on()
+        cut_off.wait_logged(COMPLETE)
+        assert_all_end_exactly([other], uninterrupted, cut_off)
         assert (cut_off.terms, other.terms) == ([1], [2])
         assert run.terms == {2}
         assert " committed " not in cut_off.child.output().split(" lost worker=")[1]
