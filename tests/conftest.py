@@ -26,6 +26,7 @@ SLOWEST = (
     "integration/test_demo.py",
     "integration/test_preemption.py",
     "integration/test_redis_fit.py",
+    "integration/test_simulation.py",
     "integration/test_resumed_data.py",
     "integration/test_followers.py",
     "integration/test_interruptions.py",

@@ -1,0 +1,129 @@
+"""Run simulated worlds: `python -m tests.simulation --runs N --seed S`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+# Before litellm is imported, which tries to download a list otherwise.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+from tests.simulation.bugs import BUGS, planted
+from tests.simulation.world import World, simulated
+
+# A run leaves threads that were killed. They can't be freed, because that would run their `finally`.
+RUNS_PER_PROCESS: Final = 50
+
+_kept: list[World] = []
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of some runs. `failure` is the story of the first one that has broken a promise."""
+
+    runs: int
+    faults: Counter[str]
+    steps: int
+    simulated: float
+    failure: str | None = None
+    seed: int | None = None
+    digest: int = 0
+    """Of all choices."""
+
+
+def run_seeds(seeds: range, bug: str | None = None) -> Result:
+    """Run the worlds of these seeds, up to the first failure. `bug`: with this error planted."""
+    logging.getLogger("distributed_backup").setLevel(logging.CRITICAL)
+    faults: Counter[str] = Counter()
+    steps, simulated_seconds, digest = 0, 0.0, 0
+    with ExitStack() if bug is None else planted(bug):
+        for count, seed in enumerate(seeds, 1):
+            world = World(seed)
+            _kept.append(world)
+            failure = None
+            try:
+                with simulated(world):
+                    world.run()
+            except BaseException:  # noqa: BLE001 - a simulated thread may raise what it likes
+                failure = "\n".join([*world.check.log[-50:], f"{world.plan}", traceback.format_exc()])
+            faults += world.faults
+            steps += world.scheduler.steps
+            digest ^= world.scheduler.digest
+            simulated_seconds += world.scheduler.now
+            if failure is not None:
+                return Result(count, faults, steps, simulated_seconds, failure, seed, digest)
+    return Result(len(seeds), faults, steps, simulated_seconds, digest=digest)
+
+
+def run_all(first: int, runs: int, bug: str | None, *, keeps_going: bool) -> Result:
+    """Run the worlds of many seeds in two processes. Print each failure, and return the sums."""
+    last = first + runs
+    chunks = [(range(each, min(each + RUNS_PER_PROCESS, last)), bug) for each in range(first, last, RUNS_PER_PROCESS)]
+    total = Result(0, Counter(), 0, 0.0)
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        for result in pool.imap(_run_chunk, chunks):
+            total = Result(
+                total.runs + result.runs,
+                total.faults + result.faults,
+                total.steps + result.steps,
+                total.simulated + result.simulated,
+                total.failure or result.failure,
+                result.seed if total.seed is None else total.seed,
+                total.digest ^ result.digest,
+            )
+            if result.failure is not None:
+                print(f"{result.failure}\nseed {result.seed} again: --runs 1 --seed {result.seed}\n")
+                if not keeps_going:
+                    break
+    return total
+
+
+def plant_all(first: int, runs: int) -> dict[str, int | None]:
+    """Plant each error in turn. Return after how many runs it is found, None if it is not."""
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        results = pool.map(_run_chunk, [(range(first, first + runs), bug) for bug in BUGS], chunksize=1)
+    return {bug: None if result.failure is None else result.runs for bug, result in zip(BUGS, results, strict=True)}
+
+
+def _run_chunk(chunk: tuple[range, str | None]) -> Result:
+    return run_seeds(*chunk)
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1, help="of the first run, the next ones count up")
+    parser.add_argument("--bug", choices=sorted(BUGS), help="plant an error")
+    parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
+    parser.add_argument("--digest", action="store_true", help="print a digest of all steps first")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
+    options = parser.parse_args()
+    if options.plant_all:
+        found = plant_all(options.seed, options.runs)
+        print("\n".join(f"| {bug} | {count or '-'} |" for bug, count in found.items()))
+        return 0 if all(found.values()) else 1
+    began = time.perf_counter()
+    total = run_all(options.seed, options.runs, options.bug, keeps_going=options.keep_going)
+    if options.digest:
+        print(f"digest {total.digest:08x}")
+    print(
+        f"{total.runs} runs, {total.faults.total()} faults, {total.simulated / 3600:.1f} hours simulated in "
+        f"{time.perf_counter() - began:.0f} s, {'no promise broken' if total.failure is None else 'PROMISE BROKEN'}"
+    )
+    for name, count in total.faults.most_common():
+        print(f"{count:8}  {name}")
+    return 0 if total.failure is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Errors that are planted on purpose, to see that they are found. Each is what a slip in the code would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Final
+from unittest.mock import patch
+
+from distributed_backup.checkpoints import saver
+from distributed_backup.checkpoints.fencing import TermClaims
+from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.training import new_answers
+from distributed_backup.training.delivery import Delivery
+from distributed_backup.worker import preemption, standby
+from distributed_backup.worker.shutdown import Shutdown
+from distributed_backup.worker.standby import Standby
+
+type Change = tuple[Any, str, Any]
+
+
+def _no_fencing() -> list[Change]:
+    """A leader that is behind the newest checkpoint commits, and no writer is refused."""
+    return [
+        (saver, "is_superseded", lambda *_, **__: False),
+        (CheckpointStore, "_check_writer", lambda *_: None),
+    ]
+
+
+def _delete_at_preemption() -> list[Change]:
+    preempt = Shutdown.preempt
+
+    def delete(self: Any) -> Any:
+        self._context.store.delete()
+        return preempt(self)
+
+    return [(Shutdown, "preempt", delete)]
+
+
+def _used_term_granted() -> list[Change]:
+    return [
+        (TermClaims, "claim_term", lambda *_: True),
+        (TermClaims, "highest_term", lambda _: 0),
+    ]
+
+
+def _seen_before_durable() -> list[Change]:
+    record = new_answers.NewAnswers.record
+
+    def at_once(self: Any, outcome: Any) -> Any:
+        entry = record(self, outcome)
+        self._delivery.ready(entry)
+        return entry
+
+    return [(new_answers.NewAnswers, "record", at_once)]
+
+
+def _answers_without_order() -> list[Change]:
+    async def turn(self: Any, place: int) -> None:
+        self._next = max(self._next, place + 1)
+
+    return [(Delivery, "turn", turn)]
+
+
+def _two_trainers_with_standby() -> list[Change]:
+    return [(Standby, "observe", lambda *_: None)]
+
+
+def _notice_answered_by_an_older_position() -> list[Change]:
+    return [
+        (preemption, "covers", lambda *_: True),
+        (preemption, "is_superseded", lambda *_, **__: True),
+    ]
+
+
+def _notice_forgotten() -> list[Change]:
+    return [(preemption.OwnPreemption, "wait_until_saved", lambda _: True)]
+
+
+def _final_state_not_awaited() -> list[Change]:
+    return [(Shutdown, "_awaits_final", lambda _: False)]
+
+
+def _progress_goes_back_with_standby() -> list[Change]:
+    return [(standby, "next_step", lambda *_: "train")]
+
+
+BUGS: Final[dict[str, Callable[[], list[Change]]]] = {
+    "no fencing": _no_fencing,
+    "delete at preemption": _delete_at_preemption,
+    "used term granted": _used_term_granted,
+    "seen before durable": _seen_before_durable,
+    "answers without order": _answers_without_order,
+    "two trainers with standby": _two_trainers_with_standby,
+    "notice answered by an older position": _notice_answered_by_an_older_position,
+    "notice forgotten": _notice_forgotten,
+    "final state not awaited": _final_state_not_awaited,
+    "progress goes back with standby": _progress_goes_back_with_standby,
+}
+
+
+def planted(name: str) -> ExitStack:
+    """Plant an error until the returned stack is closed."""
+    stack = ExitStack()
+    for target, attribute, replacement in BUGS[name]():
+        stack.enter_context(patch.object(target, attribute, replacement))
+    return stack
