@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -24,7 +26,7 @@ import trustme
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support import servers
+from tests.support import buckets, servers
 from tests.support.proxy import Proxy
 from tests.support.servers import PATIENCE, Cluster, RedisServer, Replicated, binaries, wait_for
 
@@ -401,3 +403,26 @@ def _replicate(server: RedisServer, *, replicas: int) -> None:
 def _refuses(port: int | None) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_conditional_writes_are_served_one_at_a_time() -> None:
+    """As S3 does. With moto alone, two clients may both make the same object."""
+    server, inside, most = buckets.S3Server(), [0], [0]
+    together = threading.Barrier(2)
+
+    def application(environ: dict[str, Any], start: Any) -> list[bytes]:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.2)
+        inside[0] -= 1
+        return []
+
+    server._app = application
+    request = {"REQUEST_METHOD": "PUT", "PATH_INFO": "/bucket/name", "HTTP_IF_NONE_MATCH": "*"}
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: server._serve(request, None), range(2)))  # type: ignore[arg-type]
+    finally:
+        server.close()
+    assert most == [1]

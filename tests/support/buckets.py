@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +53,7 @@ class S3Server:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._faults: list[tuple[str, Fault]] = []
         self._lock = threading.Lock()
+        self._condition = threading.Lock()
         self.requests: list[tuple[str, str]] = []
         self.injected = 0
         self._thread.start()
@@ -99,7 +100,11 @@ class S3Server:
             at = next((index for index, (wanted, _) in enumerate(self._faults) if wanted == method), None)
             fault = None if at is None else self._faults.pop(at)[1]
             self.injected += fault is not None
-        return self._app(environ, start) if fault is None else fault(self._app, environ, start)
+        if fault is not None:
+            return fault(self._app, environ, start)
+        # moto looks for the object and then writes it. S3 does both in one step.
+        with self._condition if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+            return self._app(environ, start)
 
     def close(self) -> None:
         self._server.shutdown()
