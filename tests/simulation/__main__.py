@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import os
 import sys
 import time
 import traceback
@@ -13,9 +12,6 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
-
-# Before litellm is imported, which tries to download a list otherwise.
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 from tests.simulation.bugs import BUGS, planted
 from tests.simulation.world import World, simulated

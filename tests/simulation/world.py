@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -243,13 +243,4 @@ def simulated(world: World) -> Iterator[None]:
         stack.enter_context(patch.object(_ROOM.coordination.election, "random", numbers))
         for module in (_ROOM.checkpoints.run_identity, _ROOM.worker.notices):
             stack.enter_context(patch.object(module, "secrets", secrets))
-        stack.enter_context(patch.object(_ROOM.training.fit_journal, "ModelCalls", _NoCalls))
         yield
-
-
-class _NoCalls:
-    """Stands for `ModelCalls`, which wraps the models of synalinks."""
-
-    def __init__(self, *_: Any) -> None:
-        self.install: Callable[[], None] = lambda: None
-        self.remove: Callable[[], None] = lambda: None
