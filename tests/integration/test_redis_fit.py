@@ -477,7 +477,7 @@ def test_a_leader_whose_host_is_cut_off_stands_down_and_another_leads(
         cut_off.wait_logged(" reachable worker=")
         cut_off.go_on()
         cut_off.wait_logged(COMPLETE)
-        assert_all_end_exactly([other], uninterrupted, cut_off)
         assert (cut_off.terms, other.terms) == ([1], [2])
+        assert_all_end_exactly([other], uninterrupted, cut_off)
         assert run.terms == {2}
         assert " committed " not in cut_off.child.output().split(" lost worker=")[1]
