@@ -98,7 +98,7 @@ _MEANINGS: Final = (
     # Another thread has closed the client, as at the end of a fit.
     _Meaning(
         "this process has closed its connection to {where}, during a call",
-        texts=("operation on closed file", "Bad file descriptor"),
+        texts=("operation on closed file", "Bad file descriptor", "'NoneType' object has no attribute"),
     ),
     _Meaning("{where} did not answer within {limit:g} s", (redis.TimeoutError, TimeoutError)),
     _Meaning("can't reach {where}: {text}", (redis.ConnectionError, OSError)),

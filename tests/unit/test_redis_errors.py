@@ -66,7 +66,14 @@ def test_a_call_whose_connection_this_process_closes_does_not_blame_the_server(s
     assert str(caught.value) == f"this process has closed its connection to {server.url}, during a call"
 
 
-@pytest.mark.parametrize("error", [ValueError("I/O operation on closed file."), OSError(9, "Bad file descriptor")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("I/O operation on closed file."),
+        OSError(9, "Bad file descriptor"),
+        AttributeError("'NoneType' object has no attribute 'readline'"),
+    ],
+)
 @pytest.mark.parametrize("reached", [False, True])
 def test_the_errors_of_a_connection_that_was_closed_here_are_known(error: Exception, reached: bool) -> None:
     translated = translate(error, where="redis://r", limit=1.0, reached=reached)
