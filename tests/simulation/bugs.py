@@ -9,9 +9,11 @@ from unittest.mock import patch
 
 from distributed_backup.checkpoints import saver
 from distributed_backup.checkpoints.fencing import TermClaims
+from distributed_backup.checkpoints.journal_tail import LogTail
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.training import new_answers
 from distributed_backup.training.delivery import Delivery
+from distributed_backup.training.fit_journal import FitJournal
 from distributed_backup.worker import preemption, standby
 from distributed_backup.worker.shutdown import Shutdown
 from distributed_backup.worker.standby import Standby
@@ -62,6 +64,15 @@ def _answers_without_order() -> list[Change]:
     return [(Delivery, "turn", turn)]
 
 
+def _journal_not_replayed() -> list[Change]:
+    return [(FitJournal, "_replay_from", lambda *_: False)]
+
+
+def _election_not_seen_by_the_tail() -> list[Change]:
+    """A follower that is elected waits for a leader that is itself."""
+    return [(LogTail, "finish", lambda _: None)]
+
+
 def _two_trainers_with_standby() -> list[Change]:
     return [(Standby, "observe", lambda *_: None)]
 
@@ -91,6 +102,8 @@ BUGS: Final[dict[str, Callable[[], list[Change]]]] = {
     "used term granted": _used_term_granted,
     "seen before durable": _seen_before_durable,
     "answers without order": _answers_without_order,
+    "journal not replayed": _journal_not_replayed,
+    "election not seen by the tail": _election_not_seen_by_the_tail,
     "two trainers with standby": _two_trainers_with_standby,
     "notice answered by an older position": _notice_answered_by_an_older_position,
     "notice forgotten": _notice_forgotten,

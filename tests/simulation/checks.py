@@ -131,7 +131,7 @@ class Checks:
             self._violated(f"{writer} and {header.worker_id} have both written under term {header.term}")
 
     def _deleted(self) -> None:
-        """Check that only a finished run is deleted, and not under a worker that trains or is being preempted."""
+        """Check that the run is one that its last worker deletes."""
         self.deletions += 1
         self.note("the run is deleted")
         world = self._world

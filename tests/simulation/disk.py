@@ -11,7 +11,7 @@ from typing import ClassVar, Self, override
 
 from distributed_backup.errors import StoreError
 from distributed_backup.storage.base import Chunks, Names, Storage
-from tests.simulation.scheduler import Process, Scheduler
+from tests.simulation.scheduler import Scheduler
 
 NAME = "disk"
 
@@ -38,14 +38,13 @@ class Disk:
 
 
 class SimulatedStorage(Storage):
-    """The disk as one process sees it."""
+    """The disk as the package sees it."""
 
     write_interval: ClassVar[float] = 1.0
     poll_interval: ClassVar[float] = 0.05
 
-    def __init__(self, disk: Disk, process: Process) -> None:
+    def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._process = process
 
     @classmethod
     @override
@@ -136,6 +135,6 @@ class SimulatedStorage(Storage):
 
     @override
     def remove(self, name: str) -> None:
-        self._begin(writes=False)
+        self._begin()
         self._disk.remove(name)
         self._end()

@@ -67,7 +67,7 @@ class Fit:
         self.program = Program()
         self.position = Position(0)
         options = world.options
-        self.store = CheckpointStore(SimulatedStorage(world.disk, process), keep=world.plan.keep)
+        self.store = CheckpointStore(SimulatedStorage(world.disk), keep=world.plan.keep)
         self.scope = CancelScope(self.clock)
         self.worker = Worker(
             store=self.store,

@@ -32,7 +32,6 @@ class Network:
         self.cut_off: set[Process] = set()
         self.chance = 0.0
         self.latency = 0.003
-        self.faults = 0
         self._subscribers: dict[Callable[[Hint], None], Process] = {}
 
     def run(self, run_id: str) -> MemoryCoordinator:
@@ -51,7 +50,6 @@ class Network:
             fate = "lost"
         elif choose.random() < self.chance:
             fate = choose.choice(["lost", "late", "doubled", "reply lost"])
-            self.faults += 1
         scheduler.pause(choose.expovariate(1 / self.latency))
         if fate in {"lost", "late"}:
             if fate == "late":
