@@ -309,14 +309,14 @@ class Shutdown:
         limit = self._preemption.time_left(keep=1 / 4) if self._preemption.is_noticed else None
         self._context.report("left")
         if not run_with_timeout(lambda: self._leave(limit), limit):
-            logger.warning(
-                "could not leave cleanly: within %.1f s the coordinator or the disk did not respond worker=%s",
-                max(limit or 0.0, 0.0),
-                self._context.worker_id,
-            )
+            what = "could not leave cleanly: within %.1f s the coordinator or the disk did not respond worker=%s"
+            logger.warning(what, max(limit or 0.0, 0.0), self._context.worker_id)
 
     def _leave(self, limit: float | None) -> None:
-        context = self._context
+        context, began = self._context, self._context.clock.now()
+        # First: the next leader reads the journal when the lease is free. Heartbeats keep the lease meanwhile.
+        context.close_journal(JOURNAL_FLUSH_TIMEOUT if limit is None else min(JOURNAL_FLUSH_TIMEOUT, limit / 2))
+        limit = None if limit is None else limit - (context.clock.now() - began)
         context.elector.stop()
         # A worker that never opened the coordinator is no member and leads nothing.
         is_member = context.state.phase != "new"
@@ -328,7 +328,6 @@ class Shutdown:
         may_leave = is_member and answers and (self._resign() or not may_skip)
         # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
         context.report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
-        context.close_journal(JOURNAL_FLUSH_TIMEOUT if limit is None else min(JOURNAL_FLUSH_TIMEOUT, limit / 2))
         if may_leave:
             with errors_logged("leaving"):
                 context.coordinator.leave(context.worker_id)
