@@ -55,7 +55,7 @@ class Checks:
     @property
     def _is_intact(self) -> bool:
         """Whether the disk has kept all that was written: else the journal may have gaps, which are announced."""
-        return not self._world.faults["disk full"] and not self._world.faults["disk away"]
+        return not any(self._world.faults[name] for name in ("disk full", "disk away", "file damaged"))
 
     @property
     def _is_recorded(self) -> bool:
