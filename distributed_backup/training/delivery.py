@@ -32,8 +32,9 @@ WARN_LIMIT: Final = 10.0
 # The same at the first place of a stage if a new answer waits and no request is under way: the first request depends on
 # no answer before it.
 FIRST_LIMIT: Final = 5.0
-# Seconds that a new answer waits for the journal.
+# Seconds that a new answer waits for the journal. They are counted in looks: a suspension uses up one of them.
 WRITE_LIMIT: Final = 5.0
+WRITE_LOOKS: Final = 10
 # Cycles of the event loop in which the consequences of one answer may run. A task that polls would take all of them.
 _MAX_CYCLES: Final = 200
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distributed_backup.checkpoints.format import CheckpointHeader, checkpoints_among, decode, is_final, parse_name
-from distributed_backup.errors import NotSharedError, RestoreTimeoutError, StoreError
+from distributed_backup.errors import NotSharedError, RestoreTimeoutError, RunMismatchError, StoreError
 from distributed_backup.observability.events import Event
 from distributed_backup.position import Position
 from distributed_backup.worker.notices import covers
@@ -127,7 +127,12 @@ class Checks:
                 self._late.add(name)
         names = checkpoints_among(files)
         newest = parse_name(names[0]) if names else None
-        if newest is not None and self._newest is not None and newest[1] < self._newest and not self._is_late:
+        if (
+            newest is not None
+            and self._newest is not None
+            and newest[1] < self._newest
+            and not (self._is_late or self._world.faults["file damaged"])
+        ):
             self._violated(f"the newest checkpoint went from {self._newest} back to {newest[1]}")
         if not names:
             self._deleted()
@@ -192,7 +197,7 @@ class Checks:
         faults = self._world.faults
         is_excused = isinstance(error, StoreError) and not self._is_intact
         # It was away while the others completed and deleted the run.
-        is_excused = is_excused or (isinstance(error, NotSharedError) and self.deletions > 0)
+        is_excused = is_excused or (isinstance(error, NotSharedError | RunMismatchError) and self.deletions > 0)
         is_excused = is_excused or (isinstance(error, RestoreTimeoutError) and faults.total() > 0)
         if not is_excused:
             raise error
