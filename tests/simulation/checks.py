@@ -38,6 +38,7 @@ class Checks:
         # How far each worker has saved.
         self._saved: dict[str, Position] = {}
         self._notices: dict[Fit, float] = {}
+        self._oldest_starts: dict[Fit, str] = {}
         self.deletions = 0
         self._is_void = False
         self.broken: PromiseBrokenError | None = None
@@ -100,8 +101,18 @@ class Checks:
 
     # ---------------------------------------------------------------- states
 
+    def joins(self, fit: Fit) -> None:
+        """Note what is saved when no worker leads: then a new leader restores that, and all others with it."""
+        leads = any(each and each.worker._context.elector.is_leader for each in self._world.live.values())
+        names = checkpoints_among(self._world.disk.files)
+        if names and not leads:
+            self._oldest_starts[fit] = names[0]
+
     def started(self, fit: Fit, start: StartPoint) -> None:
-        """Note where a worker starts."""
+        """Check that a worker starts from no older checkpoint than the others."""
+        oldest = self._oldest_starts.get(fit, "")
+        if (start.name or "") < oldest and not self.deletions and self._is_intact:
+            self._violated(f"{fit.process.name} starts from {start.name}, and {oldest} was saved before it had joined")
         self.note(f"{fit.process.name} starts at {fit.position} from {start.name} leading={start.term}")
 
     def reached(self, fit: Fit) -> None:

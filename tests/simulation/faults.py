@@ -24,6 +24,7 @@ class Faults:
             ("kill", self._kill),
             ("sigterm", self._sigterm),
             ("sigterm to all", self._sigterm_to_all),
+            ("kill all", self._kill_all),
             ("kill in a write", self._kill_in_write),
             ("pause", self._pause),
             ("pause in a write", self._pause_in_write),
@@ -72,10 +73,16 @@ class Faults:
         if victims := self._victims():
             self._world.kill(self._choose.choice(victims)[0])
 
+    def _kill_all(self) -> None:
+        for slot, _ in self._victims():
+            self._world.kill(slot)
+
     def _kill_in_write(self) -> None:
+        kills_all = self._choose.random() < 0.3
+
         def kill(process: Process) -> None:
             for slot, fit in self._victims():
-                if fit.process is process:
+                if kills_all or fit.process is process:
                     self._world.kill(slot)
 
         self._world.disk.in_next_write = kill
