@@ -60,7 +60,7 @@ class TermClaims:
         Raises:
             StoreError: The directory can't be read.
         """
-        return _highest_term(self._storage.names())
+        return highest_term_among(self._storage.names())
 
     def claim_term(self, term: int) -> bool:
         """Claim `term` for one worker, which may then lead under it.
@@ -82,7 +82,7 @@ class TermClaims:
             return False
         found = self._storage.names()
         # With a newer term here, ours may have been claimed and tidied away since the first listing.
-        if _highest_term(found) > term:
+        if highest_term_among(found) > term:
             return False
         for name in sorted(filter(is_claim, found))[:-_CLAIMS_KEPT]:
             with suppress(StoreError):  # an old claim that stays does no harm
@@ -142,7 +142,8 @@ def is_superseded(snapshot: Snapshot, *, by: CheckpointHeader | None, term: int)
     return not began_anew
 
 
-def _highest_term(names: list[str]) -> int:
+def highest_term_among(names: list[str]) -> int:
+    """Return the highest term that was claimed or committed under, by these file names. 0 if there is none."""
     claimed = max((int(name[:10]) for name in filter(is_claim, names)), default=0)
     return max(claimed, _highest_committed(names))
 

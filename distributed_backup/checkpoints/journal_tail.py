@@ -5,6 +5,10 @@ again when the list of segments changes, from the last boundary that was read. W
 beginning. Otherwise the new leader has not read all that this worker has, and the tail is lost. The list is read each
 `_LISTING_PERIOD`. After a boundary each poll reads it, because the next answer may be in a new segment.
 
+A leader that was suspended in an append may end it when its successor has read the log. So a record counts if no newer
+term was claimed before it was read: each leader claims its term, and then reads the log. Otherwise the tail waits for
+the segment of the new leader, which says what that leader has read.
+
 The limit: what a slow follower has not come to waits in its memory.
 """
 
@@ -18,6 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from distributed_backup.checkpoints.fencing import highest_term_among
 from distributed_backup.checkpoints.journal import (
     Log,
     LogReader,
@@ -25,6 +30,7 @@ from distributed_backup.checkpoints.journal import (
     SegmentReader,
     find_log,
     segments_among,
+    term_of_segment,
 )
 from distributed_backup.checkpoints.journal_format import (
     Answer,
@@ -142,7 +148,8 @@ class LogTail:
         began, has_warned = self._clock.now(), False
         while not self._stopped:
             finishes = self._finishes
-            if self._reader is None and not has_warned and self._clock.now() - began > _WARN_LIMIT:
+            has_warned = has_warned or self._reader is not None
+            if not has_warned and self._clock.now() - began > _WARN_LIMIT:
                 has_warned = True
                 logger.warning(
                     "no journal of the leader has been found in %g s, so this worker waits. If the leader runs with "
@@ -152,7 +159,7 @@ class LogTail:
             self._wake.clear()
             try:
                 reason = self._locate(now=finishes)
-                records = [] if reason is not None else self._read()
+                records = [] if reason is not None else self._read(finishes=finishes)
             except StoreError as error:
                 if finishes and isinstance(error.__cause__, FileNotFoundError):
                     # The others have finished and deleted the run while this worker was suspended.
@@ -165,6 +172,8 @@ class LogTail:
                 self._listener.lost(reason)
                 return
             if records:
+                for record in records:
+                    self._note(record)
                 self._listener.deliver(records)
             elif finishes:
                 self._listener.ended(None if self._reader is None else self._reader.end)
@@ -180,19 +189,28 @@ class LogTail:
         if not self._stopped:
             self._warnings.warning("the journal can't be read, retrying: %s", error)
 
-    def _read(self) -> list[Record]:
+    def _read(self, *, finishes: bool) -> list[Record]:
         if self._reader is None:
             return []
         records: list[Record] = []
         try:
-            for record in islice(self._reader.more(), _MOST_RECORDS):
-                self._note(record)
-                records.append(record)
+            # Those before an error stay.
+            records.extend(islice(self._reader.more(), _MOST_RECORDS))
         except StoreError:
             # The reader is behind these records. The next call raises the error again.
             if not records:
                 raise
-        return records
+        counts = False
+        try:
+            counts = not records or finishes or self._is_newest_term()
+        finally:
+            if not counts:
+                # The next listing finds the log again, after what was delivered.
+                self._reader, self._newest, self._names = None, "", []
+        return records if counts else []
+
+    def _is_newest_term(self) -> bool:
+        return highest_term_among(self._storage.names()) <= term_of_segment(self._newest)
 
     def _note(self, record: Record) -> None:
         if isinstance(record, Boundary):

@@ -74,11 +74,8 @@ class JournalWriter:
         run_id: Callable[[], str | None],
         on_append: Callable[[], None] = lambda: None,
     ) -> None:
-        self._storage = storage
-        self._worker_id = worker_id
-        self._clock = clock
-        self._term = term
-        self._run_id = run_id
+        self._storage, self._worker_id, self._clock = storage, worker_id, clock
+        self._term, self._run_id = term, run_id
         self._on_append = on_append
         self._warnings = OnceLogger(logger)
         self._condition = threading.Condition()
@@ -265,8 +262,8 @@ class JournalWriter:
         self._stage_size += sum(map(len, lines))
         if self._stage_size > _MAX_WAITING:
             self._stage = None
-        elif self._stage is not None:
-            self._stage.extend(lines)
+        if self._stage is not None:
+            self._stage += lines
 
     def _follow_term(self) -> None:
         """Write the stage to another segment if this worker leads under another term. Older ones count less.
@@ -281,6 +278,8 @@ class JournalWriter:
 
     def _begin(self) -> bool:
         """Begin a segment if this worker may write. Else one that is open goes on, because all in it is true."""
+        if self._term() is None:
+            self._may_append()  # a leader in doubt has none at the moment
         term, run_id, start = self._term(), self._run_id(), self._start
         if term is None or run_id is None or start is None:
             return False

@@ -188,8 +188,9 @@ class Elector:
         with self._lock:
             if not self._resigned:
                 self._tick()
-                # After the listener was called.
-                self.known_until = math.inf if self._lease is None else self._lease.deadline
+                # After the listener was called. Without a floor, a claim was refused: another worker may lead.
+                if self._lease is not None or self._floor is not None:
+                    self.known_until = math.inf if self._lease is None else self._lease.deadline
 
     def resign(self) -> None:
         """Stop to campaign and give the lease back. Another worker takes it at its next tick.

@@ -131,8 +131,7 @@ class Answers:
                 return self._seen(ticket, recorded[0])
             outcome = await self._outcome(ticket, request)
         while True:
-            if self._replay.is_following:
-                # Another worker leads by now, and asks for this, too. Its answer is the one that counts.
+            if self._replay.is_answered_elsewhere(ticket):
                 recorded = await self._in_turn(ticket, codec.decode)
                 if recorded is not None:
                     return self._seen(ticket, recorded[0])
@@ -165,7 +164,8 @@ class Answers:
             stream = await self._outcome(ticket, request)
             if not isinstance(stream, _Failure):
                 return self._recorded_stream(ticket, stream, codec)
-            if await self._handed_out(ticket, self._record(ticket, stream, bytes), stream):
+            is_ours = not self._replay.is_answered_elsewhere(ticket)
+            if is_ours and await self._handed_out(ticket, self._record(ticket, stream, bytes), stream):
                 return self._seen(ticket, stream)
 
     async def _kept_stream(self, ticket: Ticket, entry: NewAnswer, chunks: Any) -> AsyncIterator[Any]:
@@ -195,7 +195,7 @@ class Answers:
                 if isinstance(error, Exception):
                     self._unrecorded(ticket)
             raise
-        if self._replay.is_following:
+        if self._replay.is_answered_elsewhere(ticket):
             self._replay.diverged(_STREAM_LOST)
         entry = self._record(ticket, chunks, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
         await self._end_of_stream(ticket, entry, chunks)
@@ -206,6 +206,7 @@ class Answers:
 
     async def _outcome(self, ticket: Ticket | None, request: Callable[[], Awaitable[Any]]) -> Any:
         """Send a request, and return the response or the failure."""
+        self._delivery.under_way += 1
         try:
             return await Undisturbed(request())
         except Exception as error:  # noqa: BLE001 - raised again in its turn
@@ -215,6 +216,7 @@ class Answers:
                 self._tickets.give_back(ticket)
             raise
         finally:
+            self._delivery.under_way -= 1
             self._delivery.touch()
 
     def _seen(self, ticket: Ticket | None, outcome: Any) -> Any:

@@ -29,10 +29,12 @@ logger = logging.getLogger(__name__)
 STALL_LIMIT: Final = 300.0
 # Seconds of it after which a warning is logged.
 WARN_LIMIT: Final = 10.0
-# The same at the first place of a stage if a new answer waits: the first request depends on no answer before it.
+# The same at the first place of a stage if a new answer waits and no request is under way: the first request depends on
+# no answer before it.
 FIRST_LIMIT: Final = 5.0
-# Seconds that a new answer waits for the journal.
+# Seconds that a new answer waits for the journal. They are counted in looks: a suspension uses up one of them.
 WRITE_LIMIT: Final = 5.0
+WRITE_LOOKS: Final = 10
 # Cycles of the event loop in which the consequences of one answer may run. A task that polls would take all of them.
 _MAX_CYCLES: Final = 200
 
@@ -60,6 +62,8 @@ class Delivery:
         self._new: deque[NewAnswer] = deque()
         self._is_settling = self._is_open = self._has_warned = False
         self._timer: asyncio.TimerHandle | None = None
+        self.under_way = 0
+        """Requests that were sent and are not answered. The log may have an answer to one, see `follow` of a replay."""
 
     def begin(self, count: int, *, is_open: bool) -> None:
         """Expect `count` answers of a log. `is_open`: new answers come after them. Else they need not wait."""
@@ -209,7 +213,8 @@ class Delivery:
             self._timer = None
         is_waiting = bool(self._places or self._new) and self._next < self._count
         if is_waiting and self._loop is not None and not self._loop.is_closed():
-            limit = FIRST_LIMIT if self._new and self._next == 0 else STALL_LIMIT
+            is_first = self._next == 0 and self.under_way == 0
+            limit = FIRST_LIMIT if self._new and is_first else STALL_LIMIT
             self._timer = self._loop.call_later(min(limit, WARN_LIMIT), self._warn, limit - WARN_LIMIT)
 
     def _warn(self, left: float) -> None:

@@ -9,7 +9,7 @@ import logging
 
 from distributed_backup.checkpoints.journal_format import Outcome
 from distributed_backup.checkpoints.journal_writer import JournalWriter
-from distributed_backup.training.delivery import WRITE_LIMIT, Delivery, NewAnswer
+from distributed_backup.training.delivery import WRITE_LIMIT, WRITE_LOOKS, Delivery, NewAnswer
 from distributed_backup.training.doubt import Doubt
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class NewAnswers:
         if self._is_behind or not self._writer.is_waited_for:
             self._may_be_seen(entry, is_certain=self._doubt.is_certain())
         else:
-            entry.timer = entry.future.get_loop().call_later(WRITE_LIMIT, self._waited_enough, entry)
+            self._wait(entry, WRITE_LOOKS)
         return entry
 
     def unrecorded(self, *, is_certain: bool = False) -> NewAnswer:
@@ -57,8 +57,14 @@ class NewAnswers:
         else:
             self._doubt.call_after(lambda: self._delivery.ready(entry))
 
+    def _wait(self, entry: NewAnswer, looks: int) -> None:
+        loop = entry.future.get_loop()
+        if looks > 0:
+            entry.timer = loop.call_later(WRITE_LIMIT / WRITE_LOOKS, self._wait, entry, looks - 1)
+        else:
+            self._waited_enough(entry)
+
     def _waited_enough(self, entry: NewAnswer) -> None:
-        # After a suspension, the time is up of an answer that is being written.
         self._doubt.call_after(lambda: self._do_not_wait(entry))
 
     def _do_not_wait(self, entry: NewAnswer) -> None:

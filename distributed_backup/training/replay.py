@@ -53,10 +53,7 @@ class _LogEnd:
 
 
 class Replay:
-    """The log of one fit. Used in the thread of its event loop.
-
-    `lost` is called when a follower can't follow its leader any more. From then on it asks nothing.
-    """
+    """The log of one fit, in the thread of its event loop. `lost`: a follower can't follow, and asks nothing more."""
 
     def __init__(self, writer: JournalWriter, report: Report, lost: Callable[[str], None]) -> None:
         self._writer = writer
@@ -258,6 +255,10 @@ class Replay:
         places = self._places.get(ticket)
         return places.popleft() if places else None
 
+    def is_answered_elsewhere(self, ticket: Ticket | None) -> bool:
+        """Whether another worker has led since a request was sent, and asks for it or has recorded how it ended."""
+        return self.is_following or bool(ticket and self._places.get(ticket))
+
     def put_back(self, ticket: Ticket, place: int) -> None:
         """Let a retry take an outcome whose request was cancelled."""
         self._places.setdefault(ticket, deque()).appendleft(place)
@@ -348,14 +349,12 @@ class Replay:
         self._leave("the fit can't follow the journal any further", reason)
 
     def _leave(self, what: str, *reasons: str) -> None:
-        if not self.is_active or self.is_lost:
+        if self.is_lost:
             return
         position = self._last.position if self._last is not None else None
-        asks = "It asks for nothing any more"
-        if not self.is_following:
-            asks = "It goes on, and asks for the answers that follow"
+        asks = "asks for nothing any more" if self.is_following else "goes on, and asks for the answers that follow"
         reason, *causes = reasons
-        logger.error("%s, after %s: %s", what, position, ". ".join([reason, asks, *causes]))
+        logger.error("%s, after %s: %s", what, position, ". ".join([reason, f"It {asks}", *causes]))
         self._report("diverged", reason=reason, **position_fields(position))
         self._writer.give_up()
         if self.is_following:

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _VISIBILITY_LIMIT: Final = 5.0
 
 _NOT_SHARED: Final = "which is not in {location} here: is the directory shared by all workers?"
+_DELETED: Final = "If it is, the run was complete and was deleted while this worker was away: start again for a new run"
 
 
 def open_run(context: WorkerContext, check: Callable[[], None]) -> str:
@@ -232,7 +233,8 @@ class Restore:
         backup = None if checkpoint is not None else find_synalinks_backup(store.storage)
         if step.announced is not None and self._is_ahead(step.announced):
             announced = f"{step.announced.worker_id} announced {step.announced.checkpoint}"
-            raise NotSharedError(f"{announced}, {_NOT_SHARED.format(location=store.location)}")
+            text = f"{announced}, {_NOT_SHARED.format(location=store.location)}"
+            raise NotSharedError(f"{text} {_DELETED}" if step.announced.finished else text)
         if checkpoint is None and backup is None and store.terms.was_led_before(step.term):
             logger.warning(
                 "%s was led before and has no checkpoint: nothing was saved, or it was removed; "

@@ -116,12 +116,8 @@ class Shutdown:
     def preempted_at_the_end(self, seconds: float) -> Preempted:
         """Return the exit for a notice that came `seconds` ago, after this worker had finished."""
         preempted = self.preempted(seconds)
-        logger.info(
-            "the notice came after the fit had finished worker=%s checkpoint=%s seconds=%.3f",
-            self._context.worker_id,
-            preempted.checkpoint,
-            seconds,
-        )
+        what = "the notice came after the fit had finished worker=%s checkpoint=%s seconds=%.3f"
+        logger.info(what, self._context.worker_id, preempted.checkpoint, seconds)
         return preempted
 
     # ---------------------------------------------------------------- after the fit
@@ -171,9 +167,9 @@ class Shutdown:
 
     def _commit_boundaries(self, deadline: float) -> None:
         """Commit what is due before the final state, which is larger: the storage may have no room for that."""
-        while not (self._preemption.is_noticed or self._context.clock.now() > deadline):
-            if self._context.saver.drain(WAIT_SLICE):
-                return
+        is_over = is_saved = False
+        while not (is_over or is_saved or self._preemption.is_noticed):
+            is_over, is_saved = self._context.clock.now() > deadline, self._context.saver.drain(WAIT_SLICE)
 
     def _flush(self, deadline: float) -> None:
         context, state = self._context, self._context.state
@@ -184,6 +180,8 @@ class Shutdown:
         context.saver.wake()
         if not self._commits_last() and self._awaits_final():
             logger.info("training is complete, waiting until the final state is saved worker=%s", context.worker_id)
+        # Of the last try. The time is up after one that began too late: a suspension must not use it up.
+        began = 0.0
         while True:
             seen = state.changes
             is_ours = self._commits_last()
@@ -191,7 +189,7 @@ class Shutdown:
                 is_pending=is_ours and context.saver.unsaved,
                 awaits_final=not is_ours and self._awaits_final(),
                 gives_up=self._preemption.is_noticed or state.commit_error is not None,
-                seconds_left=deadline - context.clock.now(),
+                seconds_left=deadline - began,
             )
             if step == "wait":
                 self._fit_task.raise_if_cancelled()
@@ -201,6 +199,7 @@ class Shutdown:
                 continue
             if step != "drain":
                 break
+            began = context.clock.now()
             is_saved = context.saver.drain(WAIT_SLICE) and not context.saver.unsaved
             # After `drain`: commits that failed in it must not end the wait, or the next ones follow at full speed.
             seen = state.changes
@@ -309,14 +308,14 @@ class Shutdown:
         limit = self._preemption.time_left(keep=1 / 4) if self._preemption.is_noticed else None
         self._context.report("left")
         if not run_with_timeout(lambda: self._leave(limit), limit):
-            logger.warning(
-                "could not leave cleanly: within %.1f s the coordinator or the disk did not respond worker=%s",
-                max(limit or 0.0, 0.0),
-                self._context.worker_id,
-            )
+            what = "could not leave cleanly: within %.1f s the coordinator or the disk did not respond worker=%s"
+            logger.warning(what, max(limit or 0.0, 0.0), self._context.worker_id)
 
     def _leave(self, limit: float | None) -> None:
-        context = self._context
+        context, began = self._context, self._context.clock.now()
+        # First: the next leader reads the journal when the lease is free. Heartbeats keep the lease meanwhile.
+        context.close_journal(JOURNAL_FLUSH_TIMEOUT if limit is None else min(JOURNAL_FLUSH_TIMEOUT, limit / 2))
+        limit = None if limit is None else limit - (context.clock.now() - began)
         context.elector.stop()
         # A worker that never opened the coordinator is no member and leads nothing.
         is_member = context.state.phase != "new"
@@ -328,7 +327,6 @@ class Shutdown:
         may_leave = is_member and answers and (self._resign() or not may_skip)
         # After what other workers wait for, and as a member still: then no other worker deletes the run meanwhile.
         context.report.close(EVENT_LOG_FLUSH_TIMEOUT if limit is None else min(EVENT_LOG_FLUSH_TIMEOUT, limit / 2))
-        context.close_journal(JOURNAL_FLUSH_TIMEOUT if limit is None else min(JOURNAL_FLUSH_TIMEOUT, limit / 2))
         if may_leave:
             with errors_logged("leaving"):
                 context.coordinator.leave(context.worker_id)

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.support.processes import Child
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "tests" / "simulation" / "README.md").read_text()
 TABLE = README.partition("| error | broken promise |\n|---|---|\n")[2].partition("\n\n")[0]
@@ -40,4 +44,22 @@ def test_each_planted_error_is_found() -> None:
     assert found.returncode == 0, found.stdout + found.stderr
     names = [line.split("|")[1].strip() for line in TABLE.splitlines()]
     assert [line.split("|")[1].strip() for line in found.stdout.splitlines()] == names
-    assert len(names) == 12
+    assert len(names) >= 15
+
+
+@pytest.mark.parametrize("end", ["complete", "SIGTERM", "exception"])
+def test_a_simulated_session_makes_the_calls_of_a_real_one(tmp_path: Path, end: str) -> None:
+    """In the same order. How many boundaries come before a notice is served depends on the machine."""
+    with Child("tests.integration.session_calls_scenarios:calls_of_a_fit", tmp_path / "run", end) as child:
+        real = child.result()
+    command = [sys.executable, "-m", "tests.simulation.calls", end]
+    simulated = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
+    expected, found = (without_repeats(calls) for calls in (real, simulated.split()))
+    assert found == expected
+    assert found.count("Worker.boundary") == 1
+
+
+def without_repeats(calls: list[str]) -> list[str]:
+    """Leave out the boundaries that follow a boundary."""
+    pair = ["FitJournal.boundary", "Worker.boundary"]
+    return [call for place, call in enumerate(calls) if call not in pair or calls[place - 2] != call]

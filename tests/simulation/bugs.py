@@ -9,16 +9,22 @@ from unittest.mock import patch
 
 from distributed_backup.checkpoints import saver
 from distributed_backup.checkpoints.fencing import TermClaims
+from distributed_backup.checkpoints.format import checkpoints_among
+from distributed_backup.checkpoints.journal import LogReader, SegmentReader
 from distributed_backup.checkpoints.journal_tail import LogTail
 from distributed_backup.checkpoints.store import CheckpointStore
+from distributed_backup.coordination.election import Elector
 from distributed_backup.training import new_answers
 from distributed_backup.training.delivery import Delivery
 from distributed_backup.training.fit_journal import FitJournal
-from distributed_backup.worker import preemption, standby
+from distributed_backup.worker import preemption, restore, shutdown, standby
+from distributed_backup.worker.restore import LiveTerms
 from distributed_backup.worker.shutdown import Shutdown
 from distributed_backup.worker.standby import Standby
 
 type Change = tuple[Any, str, Any]
+
+_next_step = restore.next_step
 
 
 def _no_fencing() -> list[Change]:
@@ -96,6 +102,51 @@ def _progress_goes_back_with_standby() -> list[Change]:
     return [(standby, "next_step", lambda *_: "train")]
 
 
+def _prune_before_durable() -> list[Change]:
+    put = CheckpointStore._put
+
+    def late(self: Any, header: Any, chunks: Any, found: Any) -> None:
+        self._remove_all(checkpoints_among(found))
+        put(self, header, chunks, found)
+
+    return [(CheckpointStore, "_put", late)]
+
+
+def _answer_of_the_old_term_read() -> list[Change]:
+    """What a deposed leader has appended late is read, and a follower does not look for a newer term."""
+
+    def all_of_it(self: Any) -> Any:
+        part = self._parts.pop(0)
+        return SegmentReader(self._storage, part.name, start=part.start)
+
+    return [(LogReader, "_next_reader", all_of_it), (LogTail, "_is_newest_term", lambda _: True)]
+
+
+def _announcement_of_the_old_incarnation() -> list[Change]:
+    """A worker starts from what was announced before it joined, and before the leader of today began to lead."""
+    return [(LiveTerms, "__contains__", lambda *_: True), (restore, "next_step", _any_announcement)]
+
+
+def _any_announcement(status: Any) -> Any:
+    view = status.view
+    if view is None or view.announcement is None or status.term is not None or status.standby:
+        return _next_step(status)
+    return restore.RestoreAnnounced(view.announcement, finished=False)
+
+
+def _doubt_ignored() -> list[Change]:
+    return [(Elector, "is_in_doubt", property(lambda _: False))]
+
+
+def _last_commit_given_up_after_a_suspension() -> list[Change]:
+    step = shutdown.flush_step
+
+    def early(**status: Any) -> Any:
+        return step(**status | {"seconds_left": -1.0})
+
+    return [(shutdown, "flush_step", early)]
+
+
 BUGS: Final[dict[str, Callable[[], list[Change]]]] = {
     "no fencing": _no_fencing,
     "delete at preemption": _delete_at_preemption,
@@ -109,6 +160,11 @@ BUGS: Final[dict[str, Callable[[], list[Change]]]] = {
     "notice forgotten": _notice_forgotten,
     "final state not awaited": _final_state_not_awaited,
     "progress goes back with standby": _progress_goes_back_with_standby,
+    "prune before durable": _prune_before_durable,
+    "answer of the old term read": _answer_of_the_old_term_read,
+    "announcement of the old incarnation": _announcement_of_the_old_incarnation,
+    "doubt ignored": _doubt_ignored,
+    "last commit given up": _last_commit_given_up_after_a_suspension,
 }
 
 

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distributed_backup.checkpoints.format import CheckpointHeader, checkpoints_among, decode, is_final, parse_name
-from distributed_backup.errors import RestoreTimeoutError, StoreError
+from distributed_backup.errors import NotSharedError, RestoreTimeoutError, RunMismatchError, StoreError
 from distributed_backup.observability.events import Event
 from distributed_backup.position import Position
+from distributed_backup.worker.notices import covers
 from distributed_backup.worker.start_point import StartPoint
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ class Checks:
         self._states: dict[Position, str] = {}
         self._writers: dict[int, str] = {}
         self._newest: Position | None = None
+        # Checkpoints that were committed when a newer term had begun. They count less than any of that term.
+        self._late: set[str] = set()
+        self._is_late = False
+        # How far each worker has saved.
+        self._saved: dict[str, Position] = {}
         self._notices: dict[Fit, float] = {}
+        self._oldest_starts: dict[Fit, str] = {}
         self.deletions = 0
         self._is_void = False
         self.broken: PromiseBrokenError | None = None
@@ -49,7 +56,7 @@ class Checks:
     @property
     def _is_intact(self) -> bool:
         """Whether the disk has kept all that was written: else the journal may have gaps, which are announced."""
-        return not self._world.faults["disk full"] and not self._world.faults["disk away"]
+        return not any(self._world.faults[name] for name in ("disk full", "disk away", "file damaged"))
 
     @property
     def _is_recorded(self) -> bool:
@@ -94,8 +101,18 @@ class Checks:
 
     # ---------------------------------------------------------------- states
 
+    def joins(self, fit: Fit) -> None:
+        """Note what is saved when no worker leads: then a new leader restores that, and all others with it."""
+        leads = any(each and each.worker._context.elector.is_leader for each in self._world.live.values())
+        names = checkpoints_among(self._world.disk.files)
+        if names and not leads:
+            self._oldest_starts[fit] = names[0]
+
     def started(self, fit: Fit, start: StartPoint) -> None:
-        """Note where a worker starts."""
+        """Check that a worker starts from no older checkpoint than the others."""
+        oldest = self._oldest_starts.get(fit, "")
+        if (start.name or "") < oldest and not self.deletions and self._is_intact:
+            self._violated(f"{fit.process.name} starts from {start.name}, and {oldest} was saved before it had joined")
         self.note(f"{fit.process.name} starts at {fit.position} from {start.name} leading={start.term}")
 
     def reached(self, fit: Fit) -> None:
@@ -117,18 +134,27 @@ class Checks:
             header = decode(files[name], path=name).header
             self.note(f"{header.worker_id} commits {name}")
             self._written(header)
+            if any(int(other[:-5]) > header.term for other in files if other.endswith(".term")):
+                self._late.add(name)
         names = checkpoints_among(files)
         newest = parse_name(names[0]) if names else None
-        if newest is not None and self._newest is not None and newest[1] < self._newest:
+        if (
+            newest is not None
+            and self._newest is not None
+            and newest[1] < self._newest
+            and not (self._is_late or self._world.faults["file damaged"])
+        ):
             self._violated(f"the newest checkpoint went from {self._newest} back to {newest[1]}")
-        if newest is None and name not in files:
+        if not names:
             self._deleted()
         self._newest = None if newest is None else newest[1]
+        self._is_late = bool(names) and names[0] in self._late
 
     def _written(self, header: CheckpointHeader) -> None:
         writer = self._writers.setdefault(header.term, header.worker_id)
         if writer != header.worker_id:
             self._violated(f"{writer} and {header.worker_id} have both written under term {header.term}")
+        self._saved[writer] = max(header.position, self._saved.get(writer, header.position))
 
     def _deleted(self) -> None:
         """Check that the run is one that its last worker deletes."""
@@ -167,7 +193,8 @@ class Checks:
         has_time = fit.clock.now() < self._notices[fit] - fit.worker._preemption.reserve
         # A worker whose fit is complete has left the training to the others, unless the final state is kept.
         is_done = fit.position.epoch == self._world.plan.epochs and self._world.plan.deletes
-        is_saved = last is None or is_done or (self._newest is not None and self._newest >= last)
+        # A leader that was cut off, and has a successor, saves under its own term.
+        is_saved = is_done or covers(self._newest, last) or covers(self._saved.get(fit.worker.worker_id), last)
         if has_time and not is_saved and not self.deletions:
             self._violated(f"{fit.process.name} left early at {last}, and the newest checkpoint is at {self._newest}")
 
@@ -180,6 +207,8 @@ class Checks:
         self.note(f"{fit.process.name} fails: {error!r}")
         faults = self._world.faults
         is_excused = isinstance(error, StoreError) and not self._is_intact
+        # It was away while the others completed and deleted the run.
+        is_excused = is_excused or (isinstance(error, NotSharedError | RunMismatchError) and self.deletions > 0)
         is_excused = is_excused or (isinstance(error, RestoreTimeoutError) and faults.total() > 0)
         if not is_excused:
             raise error

@@ -11,7 +11,7 @@ from typing import ClassVar, Self, override
 
 from distributed_backup.errors import StoreError
 from distributed_backup.storage.base import Chunks, Names, Storage
-from tests.simulation.scheduler import Scheduler
+from tests.simulation.scheduler import Process, Scheduler
 
 NAME = "disk"
 
@@ -25,6 +25,8 @@ class Disk:
         self.is_full = self.is_away = False
         self.latency = 0.002
         """Seconds that an operation takes on average."""
+        self.in_next_write: Callable[[Process], None] | None = None
+        """Called once, with the process that is in the midst of a write."""
         self.on_change: Callable[[str], None] = lambda _: None
         """Called with the name of each file that has changed."""
 
@@ -68,6 +70,12 @@ class SimulatedStorage(Storage):
         if self._disk.scheduler.random.random() < 0.5:
             self._disk.scheduler.pause()
 
+    def _midway(self) -> None:
+        happen, self._disk.in_next_write = self._disk.in_next_write, None
+        if happen is not None:
+            happen(self._disk.scheduler.current.process)
+            self._disk.scheduler.pause()
+
     def _found(self, name: str) -> bytes:
         data = self._disk.files.get(name)
         if data is None:
@@ -104,6 +112,7 @@ class SimulatedStorage(Storage):
         if name in self._disk.files:
             return False
         self._disk.put(name, data)
+        self._midway()
         self._end()
         return True
 
@@ -112,7 +121,9 @@ class SimulatedStorage(Storage):
         self._begin(writes=True)
         if new and name in self._disk.files:
             raise StoreError(f"can't write {NAME}/{name}: it exists", path=name) from FileExistsError(name)
+        self._midway()
         self._disk.put(name, b"".join(chunks))
+        self._midway()
         self._end()
 
     @override
@@ -124,6 +135,7 @@ class SimulatedStorage(Storage):
         # What a crash or a full disk leaves of it.
         part = self._disk.scheduler.random.randrange(len(data) + 1)
         self._disk.put(name, before[:at] + data[:part])
+        self._midway()
         self._begin(writes=True)
         self._disk.put(name, before[:at] + data)
         self._end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from distributed_backup.checkpoints.format import checkpoints_among
 from tests.simulation.scheduler import Process
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ class Faults:
             ("kill", self._kill),
             ("sigterm", self._sigterm),
             ("sigterm to all", self._sigterm_to_all),
+            ("kill all", self._kill_all),
+            ("kill in a write", self._kill_in_write),
             ("pause", self._pause),
+            ("pause in a write", self._pause_in_write),
             ("clock jump", self._jump),
             ("disk slow", self._slow_disk),
         ]
@@ -34,7 +38,7 @@ class Faults:
                 ("server emptied", self._empty_server),
             ]
         if self._choose.random() < 0.25:
-            kinds += [("disk full", self._full_disk), ("disk away", self._disk_away)]
+            kinds += [("disk full", self._full_disk), ("disk away", self._disk_away), ("file damaged", self._damage)]
         # Each run has its own mixture.
         self._kinds = self._choose.sample(kinds, self._choose.randint(1, len(kinds)))
         self._mean = self._choose.choice([0.7, 2.0, 8.0])
@@ -69,6 +73,23 @@ class Faults:
         if victims := self._victims():
             self._world.kill(self._choose.choice(victims)[0])
 
+    def _kill_all(self) -> None:
+        for slot, _ in self._victims():
+            self._world.kill(slot)
+
+    def _kill_in_write(self) -> None:
+        kills_all = self._choose.random() < 0.3
+
+        def kill(process: Process) -> None:
+            for slot, fit in self._victims():
+                if kills_all or fit.process is process:
+                    self._world.kill(slot)
+
+        self._world.disk.in_next_write = kill
+
+    def _pause_in_write(self) -> None:
+        self._world.disk.in_next_write = self._suspend
+
     def _sigterm(self) -> None:
         if victims := self._victims():
             self._notice(*self._choose.choice(victims))
@@ -92,10 +113,12 @@ class Faults:
 
     def _pause(self) -> None:
         if victims := self._victims():
-            process = self._choose.choice(victims)[1].process
-            process.is_paused = True
-            self._world.check.note(f"{process.name} is suspended")
-            self._later(self._choose.choice([1.0, 30.0]), lambda: self._resume(process))
+            self._suspend(self._choose.choice(victims)[1].process)
+
+    def _suspend(self, process: Process) -> None:
+        process.is_paused = True
+        self._world.check.note(f"{process.name} is suspended")
+        self._later(self._choose.choice([1.0, 30.0]), lambda: self._resume(process))
 
     def _resume(self, process: Process) -> None:
         self._world.check.note(f"{process.name} goes on")
@@ -137,6 +160,20 @@ class Faults:
 
     def _disk_away(self) -> None:
         self._set_disk(5.0, is_away=True)
+
+    def _damage(self) -> None:
+        """Cut a file off, or change a byte in it. Another checkpoint stays sound."""
+        files = self._world.disk.files
+        checkpoints = checkpoints_among(files)
+        names = [name for name in files if name.endswith(".journal")] + checkpoints[: len(checkpoints) - 1]
+        if names:
+            name = self._choose.choice(names)
+            place = self._choose.randrange(len(files[name]) + 1)
+            changed = files[name][:place]
+            if self._choose.random() < 0.5 and place < len(files[name]):
+                changed += bytes([files[name][place] ^ 64]) + files[name][place + 1 :]
+            files[name] = changed
+            self._world.check.note(f"{name} is damaged")
 
     def _set_disk(self, mean: float, **changes: object) -> None:
         disk = self._world.disk

@@ -21,6 +21,7 @@ from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
+from distributed_backup.preemption.exit import Preempted
 from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
 from distributed_backup.training.codec import Codec
 from distributed_backup.training.fit_journal import FitJournal
@@ -118,12 +119,17 @@ class Fit:
     def _fail(self, error: BaseException) -> None:
         if self.worker.notice_given and not self.worker.closed:
             raise self.worker.preempt() from error
-        self.journal.failed(error)
+        if not isinstance(error, Preempted):
+            self.journal.failed(error)
         self.worker.close(timeout=DRAIN_LIMIT, save_last=self.world.plan.save_freq is not False)
 
     async def _train(self) -> None:
         plan = self.world.plan
         while self.position.epoch < plan.epochs:
+            if self.position.batch == plan.batches:
+                self.position = Position(self.position.epoch + 1)
+                self._boundary(due=plan.save_freq == "epoch")
+                continue
             if self.standby.before_await():
                 return
             try:
@@ -132,10 +138,8 @@ class Fit:
                 if self.standby.undo_await():
                     continue
                 raise self.worker.preempt() from None
-            is_end = self.position.batch + 1 == plan.batches
-            epoch, batch = self.position.epoch, self.position.batch
-            self.position = Position(epoch + 1) if is_end else Position(epoch, batch + 1)
-            self._boundary(due=self._is_due(is_end=is_end))
+            self.position = Position(self.position.epoch, self.position.batch + 1)
+            self._boundary(due=self._is_due())
 
     async def _batch(self) -> None:
         plan, arrived = self.world.plan, list[str]()
@@ -155,13 +159,10 @@ class Fit:
         text = json.dumps([self.program.state, arrived])
         self.program.state = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def _is_due(self, *, is_end: bool) -> bool:
+    def _is_due(self) -> bool:
         save_freq = self.world.plan.save_freq
-        if save_freq == "epoch" or is_end:
-            self._since_due = 0
-            return is_end and save_freq is not False
         self._since_due += 1
-        if save_freq is False or self._since_due < save_freq:
+        if save_freq in {"epoch", False} or self._since_due < save_freq:
             return False
         self._since_due = 0
         return True
@@ -180,6 +181,7 @@ class Fit:
             self.program.apply(restored.body)
         self.journal.train_ends()
         self.worker.finish(self._final())
+        self.worker.close(timeout=DRAIN_LIMIT)
         self.world.check.finished(self)
 
     def _final(self) -> Snapshot | None:

@@ -165,6 +165,7 @@ class World:
 
         def main() -> None:
             fit = Fit(self, process)
+            self.check.joins(fit)
             self.live[slot] = fit
             loop = SimulatedLoop(self.scheduler, self.threading, fit.clock)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import override
 
 
 class FakeClock:
@@ -22,3 +23,18 @@ class FakeClock:
         if not event.is_set():
             self._now += timeout
         return event.is_set()
+
+
+class Clocked(FakeClock):
+    """A clock that records its waits. `waited` is set by the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+        self.waited = threading.Event()
+
+    @override
+    def wait(self, event: threading.Event, timeout: float) -> bool:
+        self.waits.append(timeout)
+        self.waited.set()
+        return super().wait(event, timeout)

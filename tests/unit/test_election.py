@@ -124,6 +124,17 @@ def test_a_doubt_ends_with_a_renewal_and_with_a_tick_that_fails(bench: Bench, is
     assert leads(bench) is not is_down
 
 
+def test_a_doubt_goes_on_while_the_term_of_a_leader_is_refused(bench: Bench) -> None:
+    """Another worker has led since, and may have left. The next tick shows whether this one leads."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.duration)
+    bench.terms.highest = 2
+    bench.elector.tick()
+    assert (leads(bench), in_doubt(bench)) == (False, True)
+    bench.elector.tick()
+    assert (leads(bench), in_doubt(bench)) == (True, False)
+
+
 def test_a_worker_that_does_not_lead_is_never_in_doubt(bench: Bench) -> None:
     """Neither before it leads, nor after it has resigned."""
     assert not in_doubt(bench)

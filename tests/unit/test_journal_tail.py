@@ -20,6 +20,7 @@ from distributed_backup.checkpoints.journal_format import (
     encode_record,
     segment_name,
 )
+from distributed_backup.checkpoints.journal_tail import LogTail
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.storage.base import Names
@@ -140,6 +141,50 @@ def test_a_new_leader_that_has_read_less_loses_the_tail(made: Tail, start: tuple
     if start:
         made.start(seen=start)
     assert "has not recorded all answers" in made.lost()
+
+
+@pytest.mark.parametrize("was_read", [False, True])
+def test_what_is_appended_after_a_newer_term_was_claimed_waits_for_its_leader(made: Tail, was_read: bool) -> None:
+    """A leader was suspended in the append. Its successor has read the log before, or after the append."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    link = old.link
+    made.storage.create("0000000002.term")
+    old.add(answer("late", 9))
+    made.look(100)
+    made.has("a")
+    made.segment(2, after=old.link if was_read else link, worker="v").add(answer("b", 2))
+    made.has(*("a", "late", "b") if was_read else ("a", "b"))
+    assert made.reports == []
+
+
+def test_a_follower_that_leads_under_the_newer_term_reads_what_waits_for_it(made: Tail) -> None:
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.storage.create("0000000002.term")
+    tail = made.start()
+    made.look(100)
+    made.has()
+    tail.finish()
+    made.has("a")
+    soon(lambda: made.reports == [("ended", old.link)])
+
+
+def test_a_list_that_can_not_be_read_after_the_records_takes_none_of_them(
+    made: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors, is_newest = [StoreError("busy", path="p")] * 3, LogTail._is_newest_term
+
+    def look(tail: LogTail) -> bool:
+        if errors:
+            raise errors.pop()
+        return is_newest(tail)
+
+    monkeypatch.setattr(LogTail, "_is_newest_term", look)
+    made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1), answer("b", 2))
+    made.start()
+    made.has("a", "b")
+    assert errors == []
 
 
 FAILURE = Unanswered(key="u", number=0, error="E")

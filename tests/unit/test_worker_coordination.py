@@ -532,6 +532,20 @@ def test_a_new_leader_without_what_the_last_one_announced_does_not_start_over(te
         team.result(waiting)
 
 
+def test_a_worker_that_was_away_until_the_run_was_deleted_learns_that(team: Team, tmp_path: Path) -> None:
+    """The announcement is still on record, because the last worker out died before it had erased it."""
+    leader = team.started("a", standby=True, delete_checkpoint=False)
+    waiting = team.begin(team.worker("b", root=tmp_path / "elsewhere", standby=True).await_start)
+    team.steps(1.0)
+    leader.boundary(snapshot(3), due=True)
+    team.until(lambda: team.announcement.position == Position(3))
+    team.steps(1.0)
+    team.result(team.begin(leader.finish))
+    assert team.announcement.finished
+    with pytest.raises(NotSharedError, match=r"If it is, the run was complete and was deleted while this worker"):
+        team.result(waiting)
+
+
 def test_a_run_that_was_started_over_on_purpose_is(team: Team) -> None:
     """The record of an earlier incarnation does not keep an emptied directory from a fresh start."""
     first = team.commit(3)

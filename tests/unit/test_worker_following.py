@@ -257,3 +257,20 @@ def test_hints_get_the_time_that_the_journal_has_left_at_the_end(team: Team, mon
     monkeypatch.setattr(context.append_hints, "close", lambda *, timeout: given.append(timeout))
     context.close_journal(5.0)
     assert given == [pytest.approx(3.0)]
+
+
+def test_a_leader_that_leaves_frees_its_lease_after_its_last_answer_is_recorded(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next leader reads the journal at once. Heartbeats keep the lease meanwhile, however long that takes."""
+    leader = started(team, "a", grace_period=600.0)
+    context, holders = context_of(leader), []
+
+    def close(*, timeout: float) -> None:
+        team.steps(context.options.timings.duration)
+        holders.append(team.coordinator.view().holder)
+
+    monkeypatch.setattr(context.journal, "close", close)
+    leader.give_notice("SIGTERM")
+    team.result(team.begin(leader.preempt))
+    assert (holders, team.coordinator.view().holder) == (["a"], None)

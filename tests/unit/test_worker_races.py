@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
+from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot, is_final
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import Clock
 from distributed_backup.coordination.base import Announcement, ClusterView, Heartbeat, Notice
@@ -218,6 +219,26 @@ class Gated(FaultyStore):
     def commit(self, snapshot: Snapshot, *, term: int, worker_id: str) -> CheckpointHeader:
         assert self.gate.wait(PATIENCE)
         return super().commit(snapshot, term=term, worker_id=worker_id)
+
+
+def test_a_worker_that_was_suspended_in_its_last_commit_tries_it_still(team: Team) -> None:
+    """The time limit of a storage that refuses it has passed meanwhile."""
+    store = Gated(team.root)
+    store.gate = threading.Event()
+    worker = team.started("a", store=store, delete_checkpoint=False)
+    worker.boundary(snapshot(3), due=False)
+    saver, drain = saver_of(worker), saver_of(worker).drain
+    finishing = team.begin(lambda: worker.finish(replace(snapshot(3), final=True)))
+    soon(lambda: saver._running)
+
+    def tried_again(timeout: float) -> bool:
+        store.gate.set()
+        return drain(timeout)
+
+    saver.drain = tried_again  # type: ignore[method-assign]
+    team.clock.advance(60.0)
+    finishing.result(PATIENCE)
+    assert is_final(store.names()[0])
 
 
 def test_a_save_between_the_decision_to_wait_and_the_wait_ends_it(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
