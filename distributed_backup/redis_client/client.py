@@ -204,6 +204,7 @@ def check_server(client: Any, address: RedisAddress) -> None:
 
 
 def _server_info(client: Any, address: RedisAddress) -> ServerInfo:
-    """Return the reply to INFO, from one node of a cluster."""
-    options = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
+    """Return the reply to INFO, from one primary of a cluster."""
+    # Before version 7, RANDOM of the driver may be a replica.
+    options = {"target_nodes": RedisCluster.DEFAULT_NODE} if isinstance(client, RedisCluster) else {}
     return ServerInfo(str(address), cast(dict[str, Any], client.info(**options)))
