@@ -11,12 +11,12 @@ import pytest
 from distributed_backup.inspection.finding import Finding
 from distributed_backup.inspection.pairs import checks_with_process
 from distributed_backup.storage.base import Storage
+from distributed_backup.storage.fsspec_client import make_client
 from tests.support.buckets import S3Server, Wsgi, denied
+from tests.support.check_names import OF_BUCKETS, OF_PAIRS
 from tests.support.cli_runs import assert_refused, call, call_json
 from tests.support.places import enter, gcs_server, s3_server
 
-ALONE = ["write and read", "exclusive create", "append", "delete", "durable write", "large write", "clock"]
-PAIR = ["append is seen", "exclusive create, two processes", "replace, seen by a reader", "names are seen"]
 FOR_EVER = 1000
 
 
@@ -48,10 +48,8 @@ def found_at(url: str, *, code: int = 0) -> dict[str, dict[str, Any]]:
 
 def stored(url: str) -> list[str]:
     """All objects of the bucket below the parent of a run's prefix."""
-    from fsspec.core import url_to_fs
-
-    fs, path = url_to_fs(url.rpartition("/")[0], skip_instance_cache=True)
-    return list(fs.find(path))
+    client = make_client(url.rpartition("/")[0])
+    return list(client.fs.find(client.path))
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
@@ -60,7 +58,7 @@ def test_a_sound_bucket_passes_all_checks_and_keeps_nothing(s3: S3Server, url: s
         enter(gcs_server().environment)
         url = url.replace("s3://", "gs://")
     found = found_at(url)
-    assert list(found) == [*ALONE, *PAIR]
+    assert list(found) == [*OF_BUCKETS, *OF_PAIRS]
     assert {each["status"] for each in found.values()} == {"ok"}
     assert stored(url) == []
 
@@ -79,10 +77,10 @@ def test_a_bucket_that_ignores_conditions_is_dangerous(s3: S3Server, url: str) -
     """As S3-compatible stores do that know no If-None-Match."""
     s3.next("PUT", with_request(lambda environ: environ.pop("HTTP_IF_NONE_MATCH", None)), FOR_EVER)
     found = found_at(url, code=1)
-    assert [name for name, each in found.items() if each["status"] == "danger"] == ["exclusive create", PAIR[1]]
+    assert [name for name, each in found.items() if each["status"] == "danger"] == ["exclusive create", OF_PAIRS[1]]
     assert "conditions are ignored" in found["exclusive create"]["found"]
     assert "set run_id" in found["exclusive create"]["advice"]
-    assert "of 5 names were created by both processes" in found[PAIR[1]]["found"]
+    assert "of 5 names were created by both processes" in found[OF_PAIRS[1]]["found"]
 
 
 def test_a_bucket_that_lists_late_is_dangerous(s3: S3Server, url: str) -> None:

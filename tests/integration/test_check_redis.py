@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,20 +15,16 @@ from distributed_backup.coordination.base import ClusterView, Heartbeat
 from distributed_backup.inspection import server as server_module
 from distributed_backup.inspection.server import _elected, _expires, _memory, _persistence, _round_trip
 from distributed_backup.redis_client.server_info import ServerInfo
+from tests.support.check_names import OF_BUCKETS, OF_DIRECTORIES, OF_PAIRS, OF_SERVERS
 from tests.support.cli_runs import call, call_json
 from tests.support.proxy import Proxy
 from tests.support.redis_checks import opened
 from tests.support.servers import HOST, RedisServer, Replicated, binaries, free_port, wait_for
 
+OPERATIONS = (Path(__file__).parents[2] / "deploy" / "OPERATIONS.md").read_text()
 SECRET = "open-sesame-7319"
 RIGHTS = ("~distributed-backup:*", "&distributed-backup:*", "+@read", "+@write", "+@scripting", "+@connection")
 MORE_RIGHTS = ("+@pubsub", "+info", "+time")
-NAMES = [
-    *("server", "memory", "persistence", "election", "lease expires", "round trip", "hints"),
-    *("write and read, as backup_dir", "exclusive create, as backup_dir", "append, as backup_dir"),
-    *("delete, as backup_dir", "durable write, as backup_dir", "durable append, as backup_dir"),
-    "large write, as backup_dir",
-]
 
 
 @pytest.fixture(scope="module", params=sorted(binaries()))
@@ -49,6 +46,7 @@ def lone(tmp_path: Path) -> Iterator[RedisServer]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy with other tests is no finding."""
     monkeypatch.setattr(server_module, "_PART_OF_TICK", 10.0)
+    monkeypatch.setattr(server_module, "_HINT_WITHIN", 10.0)
     monkeypatch.setattr("distributed_backup.inspection.files._SLOW_RATE", 0.0)
 
 
@@ -66,8 +64,8 @@ def with_status(found: dict[str, dict[str, Any]], status: str) -> list[str]:
 def test_a_sound_server_passes_all_checks_and_keeps_no_key(shared: RedisServer) -> None:
     before = shared.ask("DBSIZE")
     found = found_at(shared.url)
-    assert list(found) == NAMES
-    assert with_status(found, "ok") == NAMES
+    assert list(found) == OF_SERVERS
+    assert with_status(found, "ok") == OF_SERVERS
     assert shared.ask("DBSIZE") == before
     kind = "valkey" if "valkey" in shared.ask("INFO", "server") else "redis"
     assert found["server"]["found"].startswith(kind)
@@ -108,6 +106,36 @@ def test_a_server_that_may_evict_the_lease_is_dangerous(lone: RedisServer) -> No
     assert with_status(found, "danger") == ["memory"]
     assert "maxmemory-policy allkeys-lru" in found["memory"]["found"]
     assert "from allkeys-lru to noeviction" in found["memory"]["advice"]
+
+
+def masked(line: str) -> str:
+    """Replace what differs between two runs: numbers, units of time, and the server's address."""
+    return re.sub(r"[\d.]*\d( m?s)?", "N", re.sub(r"redis://\S*?/0", "URL", line))
+
+
+def test_the_output_in_the_documents_is_that_of_the_command(lone: RedisServer) -> None:
+    """OPERATIONS.md shows the first lines for a server that may evict keys and forgets."""
+    text = OPERATIONS.partition("\n## Checking a place")[2].partition("```text\n")[2].partition("```")[0]
+    for setting in (("maxmemory-policy", "allkeys-lru"), ("maxmemory", "100mb"), ("appendonly", "no")):
+        lone.ask("CONFIG", "SET", *setting)
+    printed = call("check", lone.url).stdout.splitlines()
+    shown = text.splitlines()
+    assert len(shown) > 5
+    assert [masked(line) for line in printed[: len(shown)]] == [masked(line) for line in shown]
+
+
+def test_the_table_of_checks_is_complete(lone: RedisServer) -> None:
+    """It has the checks of servers, and those of directories and buckets, whose tests know their names."""
+    section = OPERATIONS.partition("\n## Checking a place")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+    named = {name for cell in cells for name in re.findall(r"`(.*?)`", cell)}
+    assert {name.removesuffix(", as backup_dir") for name in found_at(lone.url)} <= named
+    assert named == {
+        *(name.removesuffix(", as backup_dir") for name in OF_SERVERS),
+        *OF_DIRECTORIES,
+        *OF_BUCKETS,
+        *OF_PAIRS,
+    }
 
 
 def test_a_server_that_is_out_of_memory_is_dangerous(lone: RedisServer) -> None:
@@ -194,7 +222,7 @@ def user_of(server: RedisServer, *rights: str) -> str:
 
 def test_the_rights_that_are_documented_suffice(shared: RedisServer) -> None:
     found = found_at(user_of(shared, *RIGHTS, *MORE_RIGHTS))
-    assert with_status(found, "ok") == NAMES
+    assert with_status(found, "ok") == OF_SERVERS
 
 
 @pytest.mark.parametrize(

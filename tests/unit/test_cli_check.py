@@ -15,17 +15,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from distributed_backup.inspection import files, mounts
+from distributed_backup.inspection import files, meeting, mounts
 from distributed_backup.inspection.directory import MEETING
+from tests.support.check_names import OF_DIRECTORIES, OF_PAIRS
 from tests.support.cli_runs import assert_refused, call, call_json
 from tests.support.servers import wait_for
-
-NAMES = [
-    *("file system", "directory", "space", "write and read", "exclusive create", "append", "delete"),
-    *("durable write", "durable append", "large write", "clock", "access", "file names"),
-    *("append is seen", "exclusive create, two processes", "replace, seen by a reader", "names are seen", "file lock"),
-    "lock of a killed process",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +29,7 @@ def on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_SLOW_COMMIT", 60.0)
     monkeypatch.setattr(files, "_SLOW_APPEND", 60.0)
     monkeypatch.setattr(files, "_SLOW_RATE", 0.0)
+    monkeypatch.setattr(meeting, "_SOON", 60.0)
 
 
 def tree(root: Path) -> list[tuple[str, int]]:
@@ -47,9 +42,9 @@ def test_a_line_for_each_check_and_a_verdict(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     *checks, verdict, rest = [line for line in lines if not line.startswith(" ")]
-    assert [line[9:].partition(":")[0] for line in checks] == NAMES
-    assert [line.split()[0] for line in checks] == ["unknown", *["ok"] * (len(NAMES) - 1)]
-    assert verdict == f"Nothing dangerous was found. {len(NAMES)} checks, 0 warning(s), 1 not checked"
+    assert [line[9:].partition(":")[0] for line in checks] == OF_DIRECTORIES
+    assert [line.split()[0] for line in checks] == ["unknown", *["ok"] * (len(OF_DIRECTORIES) - 1)]
+    assert verdict == f"Nothing dangerous was found. {len(OF_DIRECTORIES)} checks, 0 warning(s), 1 not checked"
     assert rest.startswith("Not shown: what another machine sees.")
     assert os.listdir(tmp_path) == []
 
@@ -167,14 +162,25 @@ PROGRAM = [sys.executable, "-m", "distributed_backup", "check"]
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_who_interrupts_it_finds_nothing_left(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """Neither files, nor the second process, which may still be at work."""
+    """Neither files, nor the second process, which is stopped here, so that the command waits for it."""
     program = subprocess.Popen([*PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(tmp_path.rglob("*.a.log")), "the two processes talk")
-    assert program.poll() is None
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    other = int(wait_for(children.read_text, "the second process"))
+    os.kill(other, signal.SIGSTOP)
     program.send_signal(number)
     _, stderr = program.communicate(timeout=60)
     assert program.returncode == code
     assert "Traceback" not in stderr
+    assert not Path(f"/proc/{other}").exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_who_interrupts_the_wait_for_a_second_machine_finds_nothing_left(tmp_path: Path) -> None:
+    program = subprocess.Popen([*PROGRAM, str(tmp_path), "--wait", "600"], stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: any(tmp_path.glob(f"{MEETING}/*.greeting")), "the greeting")
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=60)
+    assert program.returncode == 130
     assert os.listdir(tmp_path) == []
 
 
@@ -186,7 +192,7 @@ def test_two_machines_meet_by_the_same_command(tmp_path: Path) -> None:
     assert [program.returncode for program in programs] == [0, 0]
     reports = [json.loads(output)["checks"] for output in outputs]
     for report in reports:
-        assert [each["name"].partition(", with ")[0] for each in report] == [*NAMES, *NAMES[-6:-1]]
+        assert [each["name"].partition(", with ")[0] for each in report] == [*OF_DIRECTORIES, *OF_PAIRS, "file lock"]
     assert reports[0][-5:] == reports[1][-5:]
     assert os.listdir(tmp_path) == []
 

@@ -18,11 +18,7 @@ from distributed_backup.inspection.finding import Finding
 from distributed_backup.inspection.mounts import Mount, mount_of, outcome_of
 from distributed_backup.storage.base import Chunks, Names
 from distributed_backup.storage.local import LocalStorage
-
-NAMES = [
-    *("write and read", "exclusive create", "append", "delete", "durable write", "durable append", "large write"),
-    "clock",
-]
+from tests.support.check_names import OF_ONE_PROCESS
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +36,7 @@ def checked(storage: LocalStorage) -> dict[str, Finding]:
 
 def test_a_sound_directory_passes_all_checks(tmp_path: Path) -> None:
     found = checked(LocalStorage(tmp_path))
-    assert list(found) == NAMES
+    assert list(found) == OF_ONE_PROCESS
     assert {each.status for each in found.values()} == {"ok"}
     # `large write` has removed its own, and the place is removed as a whole.
     assert sorted(os.listdir(tmp_path)) == ["committed", "journal", "stamped"]
