@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from distributed_backup.errors import ConfigError
-from distributed_backup.inspection.files import file_checks
+from distributed_backup.inspection.files import file_checks, shows_no_use
 from distributed_backup.inspection.finding import Finding, Outcome, ok, perform
 from distributed_backup.inspection.mounts import mount_of, outcome_of
 from distributed_backup.inspection.pairs import checks_with_machine, checks_with_process
@@ -72,7 +72,7 @@ def _existing(directory: Path) -> Path:
 def _checks_in(folder: LocalStorage) -> Iterator[Finding]:
     for finding in file_checks(folder, large=_LARGE):
         yield finding
-        if finding.name == "write and read" and finding.status == "danger":
+        if shows_no_use(finding):
             return
     yield perform("access", lambda: _access(folder), advice="")
     yield perform("file names", lambda: _names(folder), advice="Event logs of workers with long names fail.")

@@ -24,6 +24,7 @@ _SLOW_RATE: Final = 10e6
 # Seconds by which two clocks may differ. Some storages tell whole seconds only.
 _CLOCK_SLACK: Final = 5.0
 
+_FIRST: Final = "write and read"
 _UNUSABLE: Final = "A run can't keep checkpoints here. Give this user the rights to read, write, list and delete."
 _CREATED_TWICE: Final = (
     "Two workers that start together could make two run ids, and a term could be granted twice. Use a disk, NFS, or a "
@@ -46,9 +47,9 @@ def file_checks(storage: Storage, *, large: int) -> Iterator[Finding]:
         storage: An empty storage of the test alone.
         large: Bytes of the file that is written to measure the rate.
     """
-    first = perform("write and read", lambda: _written(storage), advice=_UNUSABLE)
+    first = perform(_FIRST, lambda: _written(storage), advice=_UNUSABLE)
     yield first
-    if first.status == "danger":
+    if shows_no_use(first):
         return
     yield perform("exclusive create", lambda: _created_once(storage), advice=_NOT_CREATED)
     yield perform("append", lambda: _appended(storage), advice=_WRONG_APPEND)
@@ -62,6 +63,11 @@ def file_checks(storage: Storage, *, large: int) -> Iterator[Finding]:
         advice=f"A state of {large / 1e6:.0f} MB could not be saved. Make room, or raise the quota.",
     )
     yield perform("clock", lambda: _clock(storage), advice=_UNUSABLE)
+
+
+def shows_no_use(finding: Finding) -> bool:
+    """Return whether a finding of `file_checks` shows that nothing can be kept here. Other checks are in vain then."""
+    return finding.name == _FIRST and finding.status == "danger"
 
 
 def _written(storage: Storage) -> Outcome:

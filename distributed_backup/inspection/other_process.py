@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -34,7 +33,8 @@ class OtherProcess:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(  # noqa: S603 - this very module
-            [sys.executable, "-m", __name__],
+            # With this process's modules, and never with files of the working directory.
+            [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import run; run()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -42,9 +42,14 @@ class OtherProcess:
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, as the talk finds
+        try:
             self._process.stdin.write(self._task)
             self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, as the talk finds
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def lives(self) -> bool:
@@ -62,7 +67,8 @@ class OtherProcess:
         self.kill()
 
 
-def _run() -> None:
+def run() -> None:
+    """Run the program of the second process."""
     task = orjson.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     party = Party(storage_from_url(task["place"]), prefix=task["prefix"], first=False)
@@ -75,7 +81,3 @@ def _run() -> None:
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    _run()

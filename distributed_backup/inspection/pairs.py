@@ -89,11 +89,23 @@ def checks_with_machine(storage: Storage, *, wait: float) -> Iterator[Finding]:
         storage.remove_if_empty()
 
 
+def _of_two_machines(finding: Finding, host: str) -> Finding:
+    """Return a finding with the other's name. A lock that excludes no other machine is known, and is no danger."""
+    named = replace(finding, name=f"{finding.name}, with {host}")
+    if finding.name != Locks.name or finding.status != "danger":
+        return named
+    return replace(
+        named,
+        status="warning",
+        advice="The coordinator file: is for the workers of one machine. Use a Redis or Valkey server for several.",
+    )
+
+
 def _exchange(party: Party, host: str) -> Iterator[Finding]:
     ended = False
     try:
         for finding in exchange(party):
-            yield replace(finding, name=f"{finding.name}, with {host}")
+            yield _of_two_machines(finding, host)
         # The one that makes the changes also removes all files, when the other has read the last of them.
         if party.first:
             with suppress(BackupError):

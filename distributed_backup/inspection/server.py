@@ -45,6 +45,9 @@ _TICK: Final = LeaseTimings().retry_period
 _NO_LEASE: Final = (
     "Workers would wait for this server, and nothing is committed by schedule. Remedy what the text names."
 )
+_NO_AGREEMENT: Final = (
+    "Workers could not agree on the checkpoint to restore, and notices would be lost. Use another server."
+)
 _TWO_LEADERS: Final = "Two workers would believe that they lead, again and again. Use another server."
 
 
@@ -72,6 +75,7 @@ def server_checks(url: str) -> Iterator[Finding]:
         yield perform("lease expires", lambda: _expires(*coordinators), advice=_NO_LEASE)
         yield perform("round trip", lambda: _round_trip(coordinators[0]), advice=_NO_LEASE)
         yield perform("hints", lambda: _hints(*coordinators), advice=_NO_LEASE)
+        yield perform("list of runs", lambda: _listed(coordinators[0]), advice="")
         for finding in file_checks(storage, large=_LARGE):
             if finding.name != "clock":  # no key has a time
                 yield replace(finding, name=f"{finding.name}, as backup_dir")
@@ -163,7 +167,7 @@ def _elected(one: RedisCoordinator, other: RedisCoordinator) -> Outcome:
     other.notify(Notice(notice_id="notice", worker_id="other", reason="check", remaining=15.0))
     view = one.view()
     if not announced or other.view().announcement != made or len(view.notices) != 1 or len(one.members()) != 2:
-        return Outcome("danger", "a record was not read as it was written", _TWO_LEADERS)
+        return Outcome("danger", "a record was not read as it was written", _NO_AGREEMENT)
     one.resign("one")
     third = other.heartbeat(_beat("other"))
     if third.holder != "other" or third.term <= first.term:
@@ -173,8 +177,16 @@ def _elected(one: RedisCoordinator, other: RedisCoordinator) -> Outcome:
     other.resign("other")
     for worker_id in ("one", "other"):
         one.leave(worker_id)
-    one.runs()  # for `distributed-backup status URL`
     return ok("one of two workers led, and the other one after it, under a higher term")
+
+
+def _listed(coordinator: RedisCoordinator) -> Outcome:
+    """List the runs, as commands do that name the server."""
+    try:
+        coordinator.runs()
+    except BackupError as error:
+        return Outcome("warning", str(error), "Commands that name the server fail. Name the backup directory there.")
+    return ok("commands find the runs of this server")
 
 
 def _expires(one: RedisCoordinator, other: RedisCoordinator) -> Outcome:

@@ -15,5 +15,6 @@ OF_DIRECTORIES: Final = [
 ]
 OF_SERVERS: Final = [
     *("server", "memory", "persistence", "election", "lease expires", "round trip", "hints"),
+    "list of runs",
     *(f"{name}, as backup_dir" for name in OF_ONE_PROCESS if name != "clock"),
 ]

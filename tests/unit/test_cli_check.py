@@ -165,7 +165,8 @@ def test_who_interrupts_it_finds_nothing_left(tmp_path: Path, number: signal.Sig
     """Neither files, nor the second process, which is stopped here, so that the command waits for it."""
     program = subprocess.Popen([*PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
-    other = int(wait_for(children.read_text, "the second process"))
+    wait_for(lambda: any(tmp_path.rglob("*.b.log")), "the second process says something")
+    other = int(children.read_text())
     os.kill(other, signal.SIGSTOP)
     program.send_signal(number)
     _, stderr = program.communicate(timeout=60)

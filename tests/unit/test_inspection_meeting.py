@@ -135,7 +135,7 @@ class WritesInPlace(LocalStorage):
         super().put(name, chunks, durable=durable)
 
 
-@pytest.mark.parametrize(("removes", "said"), [(False, "had bytes of two versions"), (True, "failed (can't read")])
+@pytest.mark.parametrize(("removes", "said"), [(False, "had bytes of two versions"), (True, "found no file")])
 def test_a_replacement_in_two_steps_is_found(tmp_path: Path, removes: bool, said: str) -> None:
     reader = Reader(tmp_path)
     danger = only_danger(findings(WritesInPlace(tmp_path, reader, removes=removes), reader))
@@ -261,6 +261,24 @@ def test_an_error_of_one_ends_the_exercises_of_both(tmp_path: Path) -> None:
     assert only_danger(found).found == "can't write it: Operation not permitted"
 
 
+def test_a_read_that_fails_while_a_file_is_replaced_is_a_warning(tmp_path: Path) -> None:
+    """As on NFS, where another client may have a handle of the file that is gone."""
+
+    class Stale(LocalStorage):
+        _reads = 0
+
+        @override
+        def read(self, name: str) -> bytes:
+            self._reads += "replaced" in name
+            if self._reads == 2 and "replaced" in name:
+                raise StoreError("can't read it: Stale file handle", path=name)
+            return super().read(name)
+
+    [warning] = [each for each in findings(LocalStorage(tmp_path), Stale(tmp_path)).values() if each.status != "ok"]
+    assert (warning.status, warning.name) == ("warning", "replace, seen by a reader")
+    assert "failed (can't read it: Stale file handle)" in warning.found
+
+
 # -------------------------------------------------------------------- faults of locks
 
 
@@ -315,6 +333,14 @@ def test_a_second_process_that_ends_says_nothing_about_the_place(
     assert (finding.status, finding.found) == ("unknown", "the second process of this test has ended early")
 
 
+def test_the_second_process_takes_no_module_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "orjson.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    assert {each.status for each in checks_with_process(LocalStorage(tmp_path), str(tmp_path))} == {"ok"}
+
+
 @pytest.fixture
 def greeting(tmp_path: Path) -> Path:
     """A place where a killed process has left a greeting."""
@@ -333,6 +359,18 @@ def test_two_machines_meet_and_a_killed_one_is_not_met(greeting: Path) -> None:
     assert [each.name.partition(", with ")[0] for each in one] == OF_TWO
     assert {each.status for each in one} == {"ok"}
     assert [path.name for path in greeting.iterdir()] == ["0123.greeting"]
+
+
+def test_a_lock_that_excludes_no_other_machine_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is documented to exclude on one machine only, and most runs of several are led over a server."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    place = LocalStorage(tmp_path / "meeting")
+    with ThreadPoolExecutor(2) as pool:
+        sides = [pool.submit(lambda: list(checks_with_machine(place, wait=30.0))) for _ in range(2)]
+        one, other = (side.result() for side in sides)
+    assert one == other
+    assert [each.status for each in one] == ["ok"] * 4 + ["warning"]
+    assert "for the workers of one machine" in one[-1].advice
 
 
 def test_who_meets_no_other_is_told_what_to_do(greeting: Path) -> None:
