@@ -34,7 +34,7 @@ class OtherProcess:
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(  # noqa: S603 - this very module
             # With this process's modules, and never with files of the working directory.
-            [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import run; run()"],
+            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import run; run()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
