@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from distributed_backup.cli.check_command import check
 from distributed_backup.cli.checkpoints_commands import checkpoints
 from distributed_backup.cli.demo_command import demo
 from distributed_backup.cli.journal_commands import journal
@@ -233,6 +234,7 @@ def _open(target: str, run: str | None, coordinator: str | None) -> Iterator[Run
         yield found
 
 
+app.command(cls=RedactingCommand)(check)
 app.command(cls=RedactingCommand)(events)
 app.command(cls=RedactingCommand)(timeline)
 app.command(cls=RedactingCommand)(demo)

@@ -28,13 +28,13 @@ from distributed_backup.errors import BackupError, ConfigError
 from distributed_backup.randomness import isolate_rng
 from distributed_backup.redis_client.address import RedisAddress
 from distributed_backup.redis_client.errors import translate
+from distributed_backup.redis_client.server_info import ServerInfo
 
 if TYPE_CHECKING:
     from redis.client import PubSub
 
 logger = logging.getLogger(__name__)
 
-_OLDEST_VERSION: Final = (6, 2)
 # The driver's own errors, and those it raises on a reply that no Redis sends.
 _DRIVER_ERRORS: Final = (
     RedisError,
@@ -115,13 +115,13 @@ class RedisClient:
             self._reached = True
             return reply
 
-    def persists(self) -> bool:
-        """Return whether the server keeps an append-only file. True if it does not say. Raises as `run` does."""
+    def info(self) -> ServerInfo | None:
+        """Return what the server says of itself. None if its user may not ask. Raises as `run` does."""
         with self._translated():
             try:
-                return bool(_server_info(self._connected()).get("aof_enabled", True))
+                return _server_info(self._connected(), self._address)
             except NoPermissionError:
-                return True
+                return None
 
     def find(self, pattern: str) -> tuple[str, ...]:
         """Return the keys that match a pattern of SCAN, sorted. Raises as `run` does."""
@@ -192,30 +192,19 @@ def check_server(client: Any, address: RedisAddress) -> None:
         ConfigError: The server is too old.
     """
     try:
-        info = _server_info(client)
+        info = _server_info(client, address)
     except NoPermissionError:
         logger.warning("can't check the server at %s: its user may not run INFO", address)
         return
-    version = str(info.get("redis_version", ""))
-    if _numbers(version) < _OLDEST_VERSION:
-        raise ConfigError(f"the server at {address} is version {version or 'unknown'}: Redis 6.2 or Valkey is needed")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        logger.warning(
-            "the server at %s may evict the lease of a run when its memory is full: change its maxmemory-policy from "
-            "%s to noeviction",
-            address,
-            policy,
-        )
-    if info.get("role") == "slave":
-        logger.warning("the server at %s is a replica, which grants no lease: name the primary", address)
+    if problem := info.is_too_old:
+        raise ConfigError(problem)
+    for problem in (info.may_evict, info.is_replica):
+        if problem:
+            logger.warning("%s", problem)
 
 
-def _server_info(client: Any) -> dict[str, Any]:
-    """Return the reply to INFO, from one node of a cluster."""
-    options = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
-    return cast(dict[str, Any], client.info(**options))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+def _server_info(client: Any, address: RedisAddress) -> ServerInfo:
+    """Return the reply to INFO, from one primary of a cluster."""
+    # Before version 7, RANDOM of the driver may be a replica.
+    options = {"target_nodes": RedisCluster.DEFAULT_NODE} if isinstance(client, RedisCluster) else {}
+    return ServerInfo(str(address), cast(dict[str, Any], client.info(**options)))

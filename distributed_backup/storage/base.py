@@ -108,6 +108,10 @@ class Storage(ABC):
         For a file that `append` made, it is the number of bytes that `read` returns.
         """
 
+    def written_at(self, name: str) -> float | None:  # noqa: ARG002 - for those that tell
+        """Return when a file was last written, in seconds since 1970 by the storage's own clock. None if unknown."""
+        return None
+
     @abstractmethod
     def create(self, name: str, data: bytes = b"") -> bool:
         """Create a file unless it exists. One of several concurrent callers succeeds.

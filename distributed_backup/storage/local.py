@@ -112,6 +112,12 @@ class LocalStorage(Storage):
                 return None
 
     @override
+    def written_at(self, name: str) -> float | None:
+        path = self._root / name
+        with self._translated("read", path):
+            return path.lstat().st_mtime
+
+    @override
     def create(self, name: str, data: bytes = b"") -> bool:
         path = self._root / name
         with self._translated("write", path):

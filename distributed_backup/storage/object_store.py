@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Final, Self, override
 
 from distributed_backup.errors import BackupError, StoreError
@@ -154,6 +155,14 @@ class ObjectStorage(Storage):
             except FileNotFoundError:
                 pieces = self._pieces(name)
                 return None if pieces is None else length_of(pieces)
+
+    @override
+    def written_at(self, name: str) -> float | None:
+        client = self._client.get()
+        stamp = None
+        with self._translated("read", self.path_of(name)), suppress(NotImplementedError, KeyError):
+            stamp = client.fs.modified(f"{client.path}/{name}")
+        return stamp.replace(tzinfo=stamp.tzinfo or UTC).timestamp() if isinstance(stamp, datetime) else None
 
     @override
     def create(self, name: str, data: bytes = b"") -> bool:

@@ -105,11 +105,9 @@ class RedisStorage(Storage):
     @override
     def prepare(self) -> None:
         with self._translated("use", self.location):
-            if not self._client.get().persists():
-                logger.warning(
-                    "the server at %s keeps no append-only file, so a restart loses checkpoints: set appendonly yes",
-                    self._address,
-                )
+            info = self._client.get().info()
+            if info is not None and info.forgets:
+                logger.warning("%s", info.forgets)
 
     @override
     def exists(self) -> bool:

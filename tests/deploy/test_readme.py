@@ -36,7 +36,7 @@ def first_column(heading: str) -> list[str]:
 def test_every_command_names_files_and_commands_that_exist() -> None:
     """Paths below deploy/ and commands of the CLI are checked, arguments of kubectl and docker are not."""
     for line in COMMANDS:
-        assert line.split(maxsplit=1)[0] in {"docker", "echo", "kind", "kubectl", "until", "uv"}
+        assert line.split(maxsplit=1)[0] in {"docker", "echo", "for", "kind", "kubectl", "until", "uv"}
         for word in line.split():
             path = word.strip("'\"").split("=")[0]
             if path.startswith("deploy/") and path not in MADE:

@@ -20,7 +20,10 @@ from redis.sentinel import Sentinel
 
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.errors import ConfigError, CoordinatorUnavailableError
+from distributed_backup.redis_client.address import RedisAddress
+from distributed_backup.redis_client.client import RedisClient
 from tests.integration.redis_scenarios import Team, asking, beat, key
+from tests.support.cli_runs import call_json
 from tests.support.proxy import Proxy
 from tests.support.redis_checks import SECRET, check_serves, complaint, complaint_at, opened
 from tests.support.servers import HOST, Cluster, RedisServer, Replicated, binaries, free_port, wait_for
@@ -143,6 +146,23 @@ def test_a_cluster_keeps_a_run_on_one_master_and_survives_its_end(cluster: Clust
         newcomer.await_batches()
         team.check_beliefs(overlap=True)
         team.check_training()
+
+
+def test_a_cluster_is_not_taken_for_a_replica(cluster: Cluster) -> None:
+    """Half of its nodes are replicas. Version 6 of the driver asks any node, unless a primary is named."""
+    for _ in range(20):
+        client = RedisClient(RedisAddress.of_url(cluster.url), limit=5.0)
+        info = client.info()
+        client.close()
+        assert info is not None
+        assert info.is_replica == ""
+
+
+def test_check_passes_a_cluster(cluster: Cluster) -> None:
+    document = call_json("check", cluster.url)
+    found = {each["name"]: each for each in document["checks"]}
+    assert [name for name, each in found.items() if each["status"] in {"danger", "unknown"}] == []
+    assert found["server"]["found"].endswith("in a cluster")
 
 
 def test_a_plain_url_to_a_node_of_a_cluster_is_a_mistake(cluster: Cluster) -> None:

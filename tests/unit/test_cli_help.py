@@ -29,7 +29,7 @@ from tests.support.segments import answer, write_journal, write_segment
 from tests.support.stories import three_workers
 
 COMMANDS: Final = (
-    *("status", "preempt", "resign", "events", "timeline", "demo"),
+    *("status", "preempt", "resign", "check", "events", "timeline", "demo"),
     *(f"checkpoints {name}" for name in ("list", "verify", "show", "prune", "export", "copy")),
     *("journal show", "journal verify"),
 )
@@ -160,6 +160,10 @@ def test_the_json_of_requests_is_documented(run: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(operator_requests, "ask_to_resign", lambda *_, **__: handed_over)
     assert_documented("preempt", call_json("preempt", run))
     assert_documented("resign", call_json("resign", run))
+
+
+def test_the_json_of_check_is_documented(tmp_path: Path) -> None:
+    assert_documented("check", call_json("check", tmp_path / "run"))
 
 
 def test_the_json_of_checkpoints_is_documented(run: Path, tmp_path: Path) -> None:
