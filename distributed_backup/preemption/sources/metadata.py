@@ -61,7 +61,7 @@ class Answer:
         """
         try:
             return json.loads(self.text)
-        except ValueError:
+        except (RecursionError, ValueError):
             raise self.parse_error() from None
 
     def parse_error(self) -> BackupError:
@@ -119,7 +119,7 @@ def http_time(text: Any) -> datetime | None:
     """
     try:
         return _in_utc(parsedate_to_datetime(text))
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
 
 
