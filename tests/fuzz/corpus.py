@@ -7,15 +7,16 @@ from typing import Final
 import orjson
 
 from tests.fuzz.files import SEPARATOR, checkpoint_with, seal_checkpoint
+from tests.support.cli_runs import body
 
 
 def _nested(depth: int) -> bytes:
     return b"[" * depth + b"]" * depth
 
 
-def _header(**changes: bytes) -> bytes:
+def header_with(**changes: bytes) -> bytes:
     """Return a checkpoint with these fields of its header, as JSON. The header is canonical."""
-    head, _, content = checkpoint_with(b"{}").partition(b"\n")
+    head, _, content = checkpoint_with(body()).partition(b"\n")
     fields = {name: orjson.dumps(value) for name, value in orjson.loads(head).items()} | changes
     line = b"{" + b",".join(b'"%s":%s' % (name.encode(), fields[name]) for name in sorted(fields)) + b"}"
     return seal_checkpoint(line + b"\n" + content)
@@ -47,9 +48,9 @@ CORPUS: Final[tuple[tuple[str, bytes], ...]] = (
     ("packed values", b'{"$dict":"../../etc"}'),
     ("packed values", b'{"$Generator":{"$BitGenerator":{"bit_generator":"PCG64"}}}'),
     ("packed values", b'{"$RandomState":{"bit_generator":"MT19937","state":{"key":{"$bytes":"A"},"pos":0}}}'),
-    ("checkpoint", _header(data=_nested(300))),
-    ("checkpoint", _header(created_at=b"[1]")),
-    ("checkpoint", _header(digest=b"7")),
+    ("checkpoint", header_with(data=_nested(300))),
+    ("checkpoint", header_with(created_at=b"[1]")),
+    ("checkpoint", header_with(digest=b"7")),
     ("checkpoint", checkpoint_with(b"-1")),
     ("checkpoint", checkpoint_with(b'{"exact":' + _nested(5000) + b"}")),
     ("checkpoint", checkpoint_with(b'{"tagged":{"$variables":{"text":7}}}')),
