@@ -6,7 +6,7 @@ from typing import Final
 
 import orjson
 
-from tests.fuzz.files import SEPARATOR, checkpoint_with, seal_checkpoint
+from tests.fuzz.files import SEGMENT, SEPARATOR, checkpoint_with, seal_checkpoint, seal_segment
 from tests.support.cli_runs import body
 
 
@@ -20,6 +20,12 @@ def header_with(**changes: bytes) -> bytes:
     fields = {name: orjson.dumps(value) for name, value in orjson.loads(head).items()} | changes
     line = b"{" + b",".join(b'"%s":%s' % (name.encode(), fields[name]) for name in sorted(fields)) + b"}"
     return seal_checkpoint(line + b"\n" + content)
+
+
+def _long_header() -> bytes:
+    """Return a segment whose header names one field again and again."""
+    body = SEGMENT.partition(b"\n")[0][9:]
+    return seal_segment(b"00000000 " + body[:-1] + b',"epoch":1' * 10000 + b"}\n")
 
 
 def _answer(body: bytes, date: bytes = b"Mon, 19 Sep 2016 18:29:47 GMT") -> bytes:
@@ -57,6 +63,8 @@ CORPUS: Final[tuple[tuple[str, bytes], ...]] = (
     ("checkpoint", checkpoint_with(b'{"tagged":' + _nested(1000) + b"}")),
     ("event log", _EVENT % b'["x"]'),
     ("event log", _EVENT % (b'"job-42","more":' + _nested(300))),
+    # One reader took a long record, and the other one did not.
+    ("journal segment", _long_header()),
     ("parts of a file in a bucket", b"a.part-00000001-" + b"9" * 5000 + b" 1"),
     ("term record", _TERM % (_ANNOUNCED % (_nested(300).decode(), "[]")).encode()),
     ("term record", _TERM % (_ANNOUNCED % ("7", "[]")).encode()),
@@ -76,4 +84,8 @@ CORPUS: Final[tuple[tuple[str, bytes], ...]] = (
     ("metadata of EC2", _answer(b"token") + SEPARATOR + _answer(b'{"action":"terminate","time":"x"}', _LATE)),
     ("metadata of EC2", _answer(b"token") + SEPARATOR + _answer(_nested(10000))),
     ("metadata of Azure", _answer(b"vm-1") + SEPARATOR + _answer(b'{"Events":[]}', _LATE)),
+    (
+        "metadata of Azure",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-9223372036854775808\r\nx\r\n0\r\n\r\n",
+    ),
 )

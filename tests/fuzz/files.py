@@ -200,7 +200,7 @@ def _follow(storage: DictStorage) -> None:
     )
     for now in (False, True):
         if tail._locate(now=now) is None:
-            tail._read()
+            tail._read(finishes=now)
 
 
 # -------------------------------------------------------------------- names
@@ -290,6 +290,7 @@ _BODIES: Final = (
     b'{"exact":{"variables":{"trainable":[NaN]},"schema":{"trainable":[{"path":"a","schema":"0"}]}}}',
     b'{"tagged":{"$variables":{"$m":[{"float":"nan"},{"int":"18446744073709551617"},{"text":"eda080"}]}}}',
 )
+SEGMENT: Final = _segment(2, _RECORDS)
 _TWO_SEGMENTS: Final = (
     _segment(1, _RECORDS).replace(b'"epoch":1,"batch":3', b'"epoch":0,"batch":0', 1)
     + SEPARATOR
@@ -337,7 +338,7 @@ PARSERS: Final = (
     parser("run.json", (b'{"run_id":"job-42"}\n',), _read_run_json, memory=JSON_MEMORY),
     parser(
         "journal segment",
-        (_segment(2, _RECORDS), _segment(2, ())),
+        (SEGMENT, _segment(2, ())),
         _read_segment,
         ours=(),
         seal=seal_segment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -79,6 +80,19 @@ def test_every_module_that_parses_has_a_parser() -> None:
     assert found == READ | set(NOT_FROM_OUTSIDE)
 
 
+def calls_in(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+
+
+def test_nothing_from_outside_is_unpickled_or_executed() -> None:
+    """No module loads pickles or evaluates text. `client.eval` runs our scripts in Redis."""
+    called = set[str]().union(*map(calls_in, PACKAGE.rglob("*.py")))
+    unsafe = {name for name in called if name in EXECUTES or name.rpartition(".")[0] in {"pickle", "marshal", "shelve"}}
+    assert unsafe == {"pickle.PicklingError"}
+
+
+EXECUTES = {"eval", "exec", "compile", "__import__", "np.load", "np.fromfile", "yaml.load", "os.system", "os.popen"}
 # The parsers of tests/fuzz reach these.
 READ = {
     *("checkpoints/format.py", "checkpoints/journal_format.py", "checkpoints/run_identity.py"),

@@ -104,7 +104,7 @@ class MetadataService:
                 if response.length:
                     raise IncompleteRead(body, response.length)
                 text = body.decode()
-            except (OSError, HTTPException, UnicodeError) as error:
+            except (OSError, HTTPException, OverflowError, UnicodeError) as error:
                 raise BackupError(f"no answer from {url}: {str(error) or type(error).__name__}") from None
         found = {name.lower(): value for name, value in response.getheaders()}
         return Answer(url=url, status=response.status, headers=found, text=text)
