@@ -14,6 +14,8 @@ from distributed_backup.errors import ConfigError
 
 # The form of run ids and worker ids, which become parts of file names and of Redis keys.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Characters of a path or URL. Linux takes no longer path.
+MAX_PLACE: Final = 4096
 # The longest wait in seconds that Python can make.
 MAX_SECONDS: Final = threading.TIMEOUT_MAX
 _REPR: Final = reprlib.Repr(maxstring=200, maxother=200, maxlong=60)
@@ -75,6 +77,8 @@ def checked_path(name: str, value: str | os.PathLike[str]) -> Path:
     text = os.fspath(value)
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"{name} must be a path, got {shown(text)}")
+    if len(text) > MAX_PLACE:
+        raise ConfigError(f"{name} has {len(text)} characters, and a path has at most {MAX_PLACE}")
     expanded = os.path.expanduser(text)  # noqa: PTH111 - Path makes "./~" and "~" equal
     if expanded.startswith("~"):
         raise ConfigError(f"{name} {text!r} names a home directory that does not exist: use an absolute path")

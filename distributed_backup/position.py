@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from distributed_backup.checks import is_whole
+from distributed_backup.checks import is_whole, shown
 from distributed_backup.errors import ConfigError
 
 _MAX_COUNT: Final = 10**8 - 1
@@ -34,9 +34,8 @@ class Position:
     def __post_init__(self) -> None:
         for value in (self.epoch, self.batch):
             if not is_whole(value) or not 0 <= value <= _MAX_COUNT:
-                raise ConfigError(
-                    f"want whole numbers 0 <= epoch, batch <= {_MAX_COUNT}, got {self.epoch!r}, {self.batch!r}"
-                )
+                got = f"{shown(self.epoch)}, {shown(self.batch)}"
+                raise ConfigError(f"want whole numbers 0 <= epoch, batch <= {_MAX_COUNT}, got {got}")
 
     @property
     def as_tuple(self) -> tuple[int, int]:

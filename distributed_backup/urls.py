@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+_SCHEME: Final = re.compile(r"[A-Za-z0-9+._-]*")
 REDIS_SCHEMES: Final = (
     "redis",
     "rediss",
@@ -59,7 +60,7 @@ def without_credentials(url: str) -> str:
         'redis://redis:6379/0'
     """
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    if not _SCHEME.fullmatch(scheme) or not separator:
         # A path, or a mistyped URL.
         return url if "@" not in url else f"…@{url.rpartition('@')[2]}"
     before, mark, after = re.split(r"([?#]|$)", rest, maxsplit=1)

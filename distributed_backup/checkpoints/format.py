@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import orjson
 
-from distributed_backup.checks import checked_name, is_whole
+from distributed_backup.checks import checked_name, is_whole, shown
 from distributed_backup.errors import ConfigError, CorruptCheckpointError
 from distributed_backup.position import Position
 
@@ -81,9 +81,13 @@ class CheckpointHeader:
         checked_name("worker_id", self.worker_id)
         checkpoint_name(self.term, self.position)
         if not isinstance(self.final, bool):
-            raise ConfigError(f"want true or false for final, got {self.final!r}")
+            raise ConfigError(f"want true or false for final, got {shown(self.final)}")
         if not is_whole(self.length) or self.length < 0:
-            raise ConfigError(f"want a length >= 0, got {self.length!r}")
+            raise ConfigError(f"want a length >= 0, got {shown(self.length)}")
+        if not isinstance(self.created_at, str) or not isinstance(self.digest, str):
+            raise ConfigError(f"want text for created_at and digest, got {shown([self.created_at, self.digest])}")
+        if not isinstance(self.data, str | None):
+            raise ConfigError(f"want text or nothing for data, got {shown(self.data)}")
 
     @property
     def position(self) -> Position:
@@ -135,7 +139,7 @@ def checkpoint_name(term: int, position: Position, *, final: bool = False) -> st
         '0000000007-00000003-00000000.final.ckpt'
     """
     if not is_whole(term) or not 0 < term <= MAX_TERM:
-        raise ConfigError(f"want a whole number 0 < term <= {MAX_TERM}, got {term!r}")
+        raise ConfigError(f"want a whole number 0 < term <= {MAX_TERM}, got {shown(term)}")
     return f"{term:010d}-{position.epoch:08d}-{position.batch:08d}{_FINAL if final else ''}{SUFFIX}"
 
 
@@ -218,7 +222,7 @@ def _decode_header(line: bytes, *, path: str) -> CheckpointHeader:
         raise CorruptCheckpointError(path=path, reason="the header is not an object")
     if fields.get("format") != FORMAT:
         raise CorruptCheckpointError(
-            path=path, reason=f"format {fields.get('format')!r} is unknown, this version reads {FORMAT}"
+            path=path, reason=f"format {shown(fields.get('format'))} is unknown, this version reads {FORMAT}"
         )
     try:
         header = CheckpointHeader(**fields)

@@ -34,6 +34,8 @@ FORMAT: Final = 1
 # Larger answers are not recorded. A reader never needs more memory for one line.
 MAX_RECORD: Final = 256 * 2**20
 _NAME: Final = re.compile(r"([0-9]{10})-([0-9]{8})-([0-9]{8})\.journal")
+# All of a record but the value of an answer is in so many bytes of its line.
+MAX_HEAD: Final = 2**16
 # A checksum and a space come before the JSON of a line.
 _BODY: Final = 9
 _ANSWER: Final = b'{"answer":'
@@ -249,6 +251,8 @@ def decode_record(line: bytes) -> Record:
         BadRecordError: The line is not one that `encode_record` has made.
     """
     body = line[_BODY:]
+    if len(line) > MAX_HEAD and not is_answer(line):
+        raise BadRecordError(f"the record has {len(line)} bytes and is not an answer")
     if line[:_BODY] != b"%08x " % zlib.crc32(body):
         raise BadRecordError("the checksum does not match")
     try:
@@ -259,7 +263,7 @@ def decode_record(line: bytes) -> Record:
 
 def _answer(body: bytes) -> Answer:
     # The value is not parsed here: most answers are only counted or passed over.
-    end = body.index(_VALUE)
+    end = body.index(_VALUE, 0, MAX_HEAD - _BODY)
     fields = orjson.loads(body[:end] + b"}")
     if not isinstance(fields["answer"], str):
         raise BadRecordError("want a key as text")

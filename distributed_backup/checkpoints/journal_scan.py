@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from distributed_backup.checkpoints.journal_format import (
+    MAX_HEAD,
     MAX_RECORD,
     Answer,
     BadRecordError,
@@ -24,8 +25,6 @@ from distributed_backup.storage.base import Storage
 
 # Bytes that one read asks for. In a bucket, each read is a listing and a download.
 _CHUNK: Final = 4 * 2**20
-# Bytes of a line that are kept. All but values of answers are much shorter.
-_KEPT: Final = 2**16
 # The checksum and a space.
 _PREFIX: Final = 9
 _VALUE: Final = b',"value":'
@@ -108,7 +107,7 @@ class _Line:
         self._crc = 0
 
     def add(self, part: bytes) -> None:
-        self.head += part[: max(0, _KEPT - len(self.head))]
+        self.head += part[: max(0, MAX_HEAD - len(self.head))]
         self._crc = zlib.crc32(part[max(0, _PREFIX - self.size) :], self._crc)
         self.size += len(part)
 

@@ -14,6 +14,8 @@ import orjson
 
 from distributed_backup.checkpoints.journal_format import Digests
 from distributed_backup.checkpoints.state_json import decode_state, encode_variables
+from distributed_backup.checks import shown
+from distributed_backup.errors import StateError
 
 # Metrics may hold measured times, which differ in a replay.
 _WITHOUT_DIGEST: Final = frozenset({"metrics"})
@@ -33,8 +35,10 @@ def digests_in(body: bytes) -> Digests:
     """Return the digests of the state in the body of a checkpoint.
 
     Raises:
-        ValueError: The body is not JSON.
-        KeyError: The body holds no training state. Also `TypeError` and `AttributeError`.
+        StateError: The body holds no training state.
     """
     state = decode_state(body)
-    return digests_of(encode_variables(state["variables"]), (state["python_random"], state["numpy_random"]))
+    try:
+        return digests_of(encode_variables(state["variables"]), (state["python_random"], state["numpy_random"]))
+    except (AttributeError, LookupError, TypeError) as error:
+        raise StateError(f"the checkpoint holds no training state ({shown(error)})") from None

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import orjson
 
+from distributed_backup.checks import shown
 from distributed_backup.errors import StateError
 
 _EXACT: Final = b'{"exact":'
@@ -61,13 +62,17 @@ def decode_state(body: bytes) -> dict[str, Any]:
     """Return the state in the body of a checkpoint, as `encode_state` of this version or of 0.3 wrote it.
 
     Raises:
-        ValueError: The body is not JSON.
+        StateError: The body is not the JSON of a state.
     """
-    if body.startswith(_EXACT):
-        exact: dict[str, Any] = json.loads(body)["exact"]
-        return exact
-    state: dict[str, Any] = orjson.loads(body)
-    return _untag(state["tagged"]) if "tagged" in state else state
+    try:
+        state = json.loads(body)["exact"] if body.startswith(_EXACT) else orjson.loads(body)
+        if isinstance(state, dict) and "tagged" in state and not body.startswith(_EXACT):
+            state = _untag(state["tagged"])
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise StateError(f"the body of the checkpoint is not the JSON of a state: {shown(str(error))}") from None
+    if not isinstance(state, dict):
+        raise StateError(f"the body of the checkpoint is not a state, but a {type(state).__name__}")
+    return state
 
 
 def _strict_json(rest: dict[str, Any], trusted: dict[str, Any], variables: Mapping[str, bytes] | None) -> bytes | None:

@@ -29,6 +29,7 @@ from distributed_backup.cli.terminal import (
     exit_on_stop,
     print_json,
     print_result,
+    printable,
     progress,
 )
 from distributed_backup.cli.timeline_commands import events, timeline
@@ -150,7 +151,7 @@ def _watch(run: Run, *, as_json: bool) -> None:
         return
     for (seen, damaged), error in frames:
         if error is not None:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(printable(f"error: {error}"), err=True)
         elif as_json:
             typer.echo(json.dumps(seen))
         else:

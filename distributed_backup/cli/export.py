@@ -18,7 +18,7 @@ from distributed_backup.atomic import atomic_write
 from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.checkpoints.state_json import decode_state
 from distributed_backup.cli.locate import holds_run
-from distributed_backup.errors import BackupError, ConfigError
+from distributed_backup.errors import BackupError, ConfigError, StateError
 
 _SUFFIX: Final = ".variables.json"
 # Our groups of variables to those of `Program.get_state_tree` (synalinks 0.10).
@@ -78,7 +78,7 @@ def reading_state(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn the errors of a body of unknown form into a `BackupError`."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (StateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise BackupError(
             f"{checkpoint.name} verifies, but its body is not a training state that this version can read"
         ) from None

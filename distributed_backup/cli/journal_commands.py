@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _CHUNK: Final = 2**20
 # Hex digits of a digest that are shown to people.
 _SHOWN_DIGITS: Final = 8
+# JSON holds these between its values only. The values of a journal were not parsed.
+_WITHOUT_CONTROLS: Final = bytes(code if code >= 32 and code != 127 else 32 for code in range(256))
 
 journal = typer.Typer(
     help="Inspect the answers of models that a run has recorded.", rich_markup_mode=None, no_args_is_help=True
@@ -179,7 +181,7 @@ def _print_json_with_answers(storage: Storage, rows: list[dict[str, Any]], total
             head = json.dumps({"key": answer.key, "number": answer.number})
             typer.echo(f'{"," if count else ""}\n {head[:-1]}, "value": ', nl=False)
             for part in _value(storage, row["name"], scanned, answer):
-                typer.echo(part, nl=False)
+                typer.echo(part.translate(_WITHOUT_CONTROLS), nl=False)
             typer.echo("}", nl=False)
         typer.echo("]}", nl=False)
     typer.echo("\n]}")

@@ -1,7 +1,7 @@
 """Format values for people as lines, tables and trees of rich.
 
-The commands print them. Text from a file or a server is shown as it is, never as rich's markup. Import this module only
-to print for people: it imports rich.
+The commands print them. Text from a file or a server is shown as it is, without control characters, and never as
+rich's markup. Import this module only to print for people: it imports rich.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.tree import Tree
 
 from distributed_backup.checkpoints.reader import CheckpointInfo
 from distributed_backup.cli.locate import Run
-from distributed_backup.cli.terminal import progress
+from distributed_backup.cli.terminal import printable, progress
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError
 
@@ -38,11 +38,11 @@ def status_view(run: Run, found: dict[str, Any], *, damaged: int, error: BackupE
         *(f"Notice      {_notice(notice)}" for notice in found["notices"]),
         *([] if found["members"] else ["Workers     none"]),
     ]
-    parts: list[RenderableType] = [Text("\n".join(lines), no_wrap=True, overflow="ignore")]
+    parts: list[RenderableType] = [Text("\n".join(map(printable, lines)), no_wrap=True, overflow="ignore")]
     if found["members"]:
         parts.append(_workers_table(found))
     if error is not None:
-        parts.append(Text(f"error: {error}", style="red"))
+        parts.append(Text(printable(f"error: {error}"), style="red"))
     return Group(*parts)
 
 
@@ -127,10 +127,10 @@ def checkpoints_table(rows: Sequence[tuple[dict[str, Any], CheckpointInfo]]) -> 
 
 def checkpoint_tree(found: dict[str, Any]) -> Tree:
     """Return the tree of `checkpoints show`."""
-    tree = Tree(Text(f"{found['name']}  {decimal(found['bytes'])}"))
+    tree = Tree(Text(printable(f"{found['name']}  {decimal(found['bytes'])}")))
     header = tree.add("header")
     for key, value in found["header"].items():
-        header.add(Text(f"{key}: {text(value)}"))
+        header.add(Text(printable(f"{key}: {text(value)}")))
     _add_sizes(tree, "variables", found["variables"])
     _add_sizes(tree, "other state", found["other"])
     return tree
@@ -138,7 +138,7 @@ def checkpoint_tree(found: dict[str, Any]) -> Tree:
 
 def _add_sizes(parent: Tree, name: str, size: Any) -> None:
     """Add a branch with its size in bytes. `size` is a number, or the sizes of the parts by name."""
-    branch = parent.add(Text(f"{name}  {decimal(_total(size))}"))
+    branch = parent.add(Text(printable(f"{name}  {decimal(_total(size))}")))
     if isinstance(size, dict):
         for part, its_size in size.items():
             _add_sizes(branch, part, its_size)
@@ -155,7 +155,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Make a table without lines."""
     made = Table(*headings, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 

@@ -77,7 +77,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except BackupError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {error}"), err=True)
         raise typer.Exit(USAGE if isinstance(error, ConfigError) else PROBLEM) from None
 
 
@@ -136,7 +136,7 @@ def progress(epoch: int, batch: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace control characters and newlines, which the text of an error may hold."""
+    """Replace control characters and newlines, which text from a file or a server may hold."""
     if text.isprintable():  # the common case, much faster
         return text
     return "".join(letter if letter.isprintable() else " " for letter in text)

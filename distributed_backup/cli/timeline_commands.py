@@ -116,7 +116,8 @@ def _run_id(store: CheckpointStore, named: str | None) -> str | None:
         return store.find_run_id() or named
     except StoreError as error:
         # Events are needed most where a run is damaged.
-        typer.echo(f"warning: {error}" + ("" if named else " (events of other runs may be included)"), err=True)
+        text = f"warning: {error}" + ("" if named else " (events of other runs may be included)")
+        typer.echo(printable(text), err=True)
         return named
 
 

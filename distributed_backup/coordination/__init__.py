@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Final, cast
 
-from distributed_backup.checks import shown
+from distributed_backup.checks import MAX_PLACE, shown
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.errors import ConfigError
 from distributed_backup.urls import REDIS_SCHEMES, is_url, scheme_of, without_credentials
@@ -38,6 +38,8 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
         >>> coordinator_from_url("file:///tmp/run-42/coordinator").root
         PosixPath('/tmp/run-42/coordinator')
     """
+    if len(url) > MAX_PLACE:
+        raise ConfigError(f"coordinator has {len(url)} characters, and at most {MAX_PLACE} are read")
     if url == "file:" and backup_dir is not None and is_url(backup_dir):
         url = _beside(str(backup_dir))
     kind = _class_for(url)

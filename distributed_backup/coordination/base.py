@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, cast
 
+from distributed_backup.checks import is_whole, shown
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import ConfigError
 from distributed_backup.position import Position
@@ -95,15 +96,20 @@ class Announcement:
         Raises:
             KeyError: A field is missing.
             TypeError: A field has another type, or `fields` is no object.
-            ValueError: A number is malformed or out of range.
+            ValueError: A number is out of range.
         """
+        answers = fields["answers"]
+        texts = [fields["worker_id"], *(fields[name] for name in ("checkpoint", "digest") if fields[name] is not None)]
+        are_lists = isinstance(answers, list) and isinstance(fields["position"], list)
+        if not (is_whole(fields["term"]) and are_lists and all(isinstance(text, str) for text in [*texts, *answers])):
+            raise TypeError(f"want an announcement, got {shown(fields)}")
         return cls(
-            term=int(fields["term"]),
+            term=fields["term"],
             worker_id=fields["worker_id"],
             position=Position(*fields["position"]),
             checkpoint=fields["checkpoint"],
             digest=fields["digest"],
-            acknowledged=tuple(fields["answers"]),
+            acknowledged=tuple(answers),
             finished=fields["kind"] == "finished",
         )
 

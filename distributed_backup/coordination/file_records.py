@@ -112,17 +112,17 @@ class FileRecords:
             self._clean_up()
         return term
 
-    def write_term(self, term: int, worker_id: str, announcement: Announcement | None = None) -> None:
+    def write_term(
+        self, term: int, worker_id: str, announcement: Announcement | None = None, *, resigned: bool = False
+    ) -> None:
         """Write the record of a term that the caller holds."""
         fields = None if announcement is None else announcement.to_fields()
-        record = {"worker_id": worker_id, "resigned": False, "announcement": fields}
+        record = {"worker_id": worker_id, "resigned": resigned, "announcement": fields}
         self._files.replace(self._term_path(term), record)
 
     def resign_term(self, term: int, worker_id: str) -> None:
-        """Mark a term that the caller holds as resigned."""
-        path = self._term_path(term)
-        record = self._files.read_or_skip(path, _TERM) or {"worker_id": worker_id, "announcement": None}
-        self._files.replace(path, {**record, "resigned": True})
+        """Mark a term that the caller holds as resigned. Its announcement stays, if it can be read."""
+        self.write_term(term, worker_id, self.newest_announcement([term]), resigned=True)
 
     def newest_announcement(self, terms: list[int]) -> Announcement | None:
         """Return the announcement of the highest of `terms` that has one."""

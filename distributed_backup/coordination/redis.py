@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast, override
 
 import orjson
 
-from distributed_backup.checks import checked_name
+from distributed_backup.checks import checked_name, shown
 from distributed_backup.coordination.base import (
     Announcement,
     ClusterView,
@@ -177,19 +177,21 @@ class RedisCoordinator(Coordinator):
             f"{beat.role} {position}",
             _ms(beat.gives_way_to),
         )
-        with self._translated():
-            return _view(self._client.run(script("heartbeat", "view"), keys.all, arguments))
+        reply = self._client.run(script("heartbeat", "view"), keys.all, arguments)
+        with self._parsing():
+            return _view(reply)
 
     @override
     def view(self) -> ClusterView:
-        with self._translated():
-            return _view(self._client.run(script("view"), self._run_keys.all[:3], ("",)))
+        reply = self._client.run(script("view"), self._run_keys.all[:3], ("",))
+        with self._parsing():
+            return _view(reply)
 
     @override
     def members(self) -> tuple[Member, ...]:
         keys = self._run_keys
-        with self._translated():
-            reply = self._client.run(script("members"), (keys.members, keys.expiries), ())
+        reply = self._client.run(script("members"), (keys.members, keys.expiries), ())
+        with self._parsing():
             return tuple(sorted(map(_member, *_columns(reply, 3)), key=lambda member: member.worker_id))
 
     @override
@@ -263,15 +265,13 @@ class RedisCoordinator(Coordinator):
         return self._keys
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _parsing(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise CoordinatorUnavailableError(
                 f"{self._address} has a malformed record under {self._run_keys.lease} or the keys beside it "
-                f"({error!r}): stop the run's workers and delete these keys"
+                f"({shown(error)}): stop the run's workers and delete these keys"
             ) from None
 
 

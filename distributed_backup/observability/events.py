@@ -132,6 +132,7 @@ class Event:
         try:
             fields = orjson.loads(line)
             at, worker, kind = (fields.pop(name) for name in ("at", "worker", "event"))
+            orjson.dumps(fields)  # it reads values that are nested too deep for it to write
             return cls(at=datetime.fromisoformat(at), worker=worker, kind=_FORMER_NAMES.get(kind, kind), fields=fields)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no event: {line[:80]!r}") from error

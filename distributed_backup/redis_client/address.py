@@ -20,9 +20,10 @@ from urllib.parse import unquote, urlsplit
 import redis
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import parse_url
+from redis.exceptions import RedisError
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from distributed_backup.checks import checked_path, shown
+from distributed_backup.checks import MAX_PLACE, checked_path, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.urls import REDIS_SCHEMES, without_credentials
 
@@ -31,6 +32,8 @@ _SENTINEL_PREFIX: Final = "sentinel_"
 _FILES: Final = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_ca_path")
 _SENTINEL_PORT: Final = 26379
 _REDIS_PORT: Final = 6379
+# Each one takes a client.
+_MAX_HOSTS: Final = 16
 
 
 class _WrongUrlError(ValueError):
@@ -60,10 +63,12 @@ class RedisAddress:
         Raises:
             ConfigError: The URL is malformed. The message shows it without credentials.
         """
+        if len(url) > MAX_PLACE:
+            raise ConfigError(f"the URL of a Redis server has {len(url)} characters, and at most {MAX_PLACE} are read")
         shown, problem = without_credentials(url), ""
         try:
             connector = _connector(url)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (RedisError, ValueError, TypeError, AttributeError) as error:
             problem = _redacted_reason(error)
         if problem:
             # Raised outside of the handler: the error that quotes the URL must not become the context of ours.
@@ -201,6 +206,8 @@ def _to_primary(
 
 def _hosts(place: str, default_port: int, at_most: int | None = None) -> list[tuple[str, int]]:
     found = []
+    if place.count(",") >= _MAX_HOSTS:
+        raise _WrongUrlError(f"it has more than {_MAX_HOSTS} hosts")
     for item in place.split(","):
         parts = urlsplit(f"//{item}")
         try:

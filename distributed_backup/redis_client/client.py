@@ -44,6 +44,8 @@ _DRIVER_ERRORS: Final = (
     ValueError,
     AttributeError,
     LookupError,
+    OverflowError,
+    RecursionError,
 )
 
 

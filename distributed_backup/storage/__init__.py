@@ -7,7 +7,7 @@ import re
 from importlib import import_module
 from typing import Final, cast
 
-from distributed_backup.checks import checked_path, checked_seconds, shown
+from distributed_backup.checks import MAX_PLACE, checked_path, checked_seconds, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
@@ -66,6 +66,8 @@ def absolute_place(place: str | os.PathLike[str]) -> str:
     """
     if not isinstance(place, str | os.PathLike) or not isinstance(os.fspath(place), str):
         raise ConfigError(f"the backup directory must be a path or a URL, got {shown(place)}")
+    if len(str(place)) > MAX_PLACE:
+        raise ConfigError(f"the backup directory has {len(str(place))} characters, and at most {MAX_PLACE} are read")
     if is_url(place):
         return str(place)
     if _ONE_SLASH.match(str(place)):

@@ -53,7 +53,10 @@ class LocalStorage(Storage):
     @classmethod
     @override
     def from_url(cls, url: str, *, run_id: str | None, limit: float) -> Self:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # a bracket without its pair
+            parts = urlsplit("")
         path = unquote(parts.path)
         if parts.netloc or parts.query or parts.fragment or not path.startswith("/"):
             shown = without_credentials(url)

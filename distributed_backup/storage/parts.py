@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-_PART_NAME: Final = re.compile(r"(?s)(.+)\.part-(\d{8,})-(\d{18,})")
+# Python converts no more than 4300 digits, and no file has more than 30.
+_PART_NAME: Final = re.compile(r"(?s)(.+)\.part-([0-9]{8,30})-([0-9]{18,30})")
 
 
 class Part(NamedTuple):

@@ -116,7 +116,8 @@ class RedisStorage(Storage):
     @override
     def names(self) -> Names:
         with self._translated("list", self.location):
-            return [name.decode() for name in self._client.get().command("HKEYS", self._key)]
+            # A name that is no UTF-8 is none of ours.
+            return [name.decode(errors="replace") for name in self._client.get().command("HKEYS", self._key)]
 
     @override
     def read(self, name: str) -> bytes:

@@ -62,8 +62,8 @@ def _lines(storage: Storage, run_id: str | None) -> Iterator[bytes]:
 def _run_of(lines: Sequence[bytes]) -> str | None:
     """Return the run that the first line of a log names. None if that line is damaged."""
     with suppress(ValueError, IndexError):
-        run: str | None = Event.from_line(lines[0]).fields.get("run")
-        return run
+        run = Event.from_line(lines[0]).fields.get("run")
+        return run if isinstance(run, str) else None
     return None
 
 

@@ -17,8 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from distributed_backup.checkpoints.journal_format import (
     MAX_RECORD,
     Answer,
@@ -151,9 +149,7 @@ class Answers:
             if await self._handed_out(ticket, entry, outcome):
                 return self._seen(ticket, outcome)
         while True:
-            recorded = await self._recorded(
-                ticket, lambda value: [codec.decode(orjson.dumps(chunk)) for chunk in orjson.loads(value)]
-            )
+            recorded = await self._recorded(ticket, codec.decode_stream)
             if recorded is not None:
                 place, chunks = recorded
                 if not isinstance(chunks, _Failure):

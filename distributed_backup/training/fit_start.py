@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from distributed_backup.checkpoints.format import Checkpoint
+from distributed_backup.checks import is_whole
 from distributed_backup.position import Position
 from distributed_backup.training.description import differences
 from distributed_backup.worker.start_point import StartPoint
@@ -42,6 +43,26 @@ class FitStart:
             return f"Nothing is left to train: this run is complete ({name})."
         done = f"{self.position.epoch} epochs and {self.position.batch} batches"
         return f"Resuming after {done} ({name})."
+
+
+def check_loop(loop: Any) -> None:
+    """Check the form of a `FastForward.loop_state`, which came from a file. Parts may be missing.
+
+    Raises:
+        TypeError: A part has another form. Also `ValueError`.
+    """
+    streams = [loop.get(name, {}) for name in ("data", "next_data")]
+    description, logs = loop.get("description", {}), [loop.get(name) or {} for name in ("logs", "batch_logs")]
+    if not all(isinstance(part, dict) for part in (description, *streams, *logs)):
+        raise TypeError("want objects in the loop")
+    for stream in streams:
+        counts = [stream.get(name) or 0 for name in ("first_epoch", "batches_per_epoch")]
+        counts += [step for step, _ in stream.get("draws", ())]
+        if not all(is_whole(count) and count >= 0 for count in counts):
+            raise TypeError("want whole numbers in a stream of data")
+    for name, settings in description.get("parts", ()):
+        if not isinstance(name, str) or not isinstance(settings, dict):
+            raise TypeError("want a name and its settings in a description")
 
 
 def fit_start(

@@ -2,8 +2,8 @@
 
 JSON's own values are packed as themselves. A value of another type is packed as an object with one key, which begins
 with "$" and names the type: a set is `{"$set": [...]}`. A dict that looks like this, or has other keys than strings, is
-packed as `{"$dict": [[key, value], ...]}`. Unpacking builds the types of `FORMS` and no others. So reading a
-checkpoint never runs code that the checkpoint names.
+packed as `{"$dict": [[key, value], ...]}`. Unpacking builds the types of `FORMS` and no others, and takes no address
+from the bytes of an array. So reading a checkpoint never runs code that the checkpoint names or holds.
 
 Limits: two references to one object come back as two equal objects. A set may iterate in another order. A generator's
 `spawn` may give other children, because numpy's state does not contain its seed.
@@ -23,11 +23,14 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
+from distributed_backup.checks import shown
 from distributed_backup.errors import StateError
 
 _MARK: Final = "$"
 # A marked container takes two levels, and `encode_state` writes 250.
 _MAX_DEPTH: Final = 100
+# A marked dictionary takes three.
+_MAX_PACKED_DEPTH: Final = 3 * _MAX_DEPTH + 3
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 # synalinks replaces containers that are attributes by classes of this module, which refer to the owner.
 _TRACKING: Final = "synalinks.src.utils.tracking"
@@ -65,18 +68,33 @@ def unpack(packed: Any) -> Any:
     """Return the value that was packed.
 
     Raises:
-        StateError: The value has a type that this version does not know.
+        StateError: The value has a type that this version does not know, or is not one that `pack` has made.
     """
+    return _unpack(packed, 0)
+
+
+def _unpack(packed: Any, depth: int) -> Any:
+    if depth > _MAX_PACKED_DEPTH:
+        raise StateError(f"the checkpoint holds a value that is nested more than {_MAX_PACKED_DEPTH} levels deep")
     if isinstance(packed, list):
-        return [unpack(item) for item in packed]
+        return [_unpack(item, depth + 1) for item in packed]
     if not isinstance(packed, dict):
         return packed
     if not _looks_marked(packed):
-        return {key: unpack(item) for key, item in packed.items()}
+        return {key: _unpack(item, depth + 1) for key, item in packed.items()}
     ((mark, parts),) = packed.items()
     if mark not in _BUILDERS:
-        raise StateError(f"the checkpoint holds a value of type {mark}, which this version can't read")
-    return _BUILDERS[mark](unpack(parts))
+        raise StateError(f"the checkpoint holds a value of type {shown(mark)}, which this version can't read")
+    content = _unpack(parts, depth + 1)
+    try:
+        return _BUILDERS[mark](content)
+    except StateError:
+        raise
+    except Exception as error:
+        # The constructors of numpy raise errors of many kinds.
+        raise StateError(
+            f"the checkpoint holds a value of type {mark} that is damaged ({type(error).__name__})"
+        ) from error
 
 
 def text_of(packed: Any) -> bytes:
@@ -187,7 +205,7 @@ def _parts_of_array(value: Any) -> list[Any]:
     kind = value.dtype
     if kind == np.dtype(object):
         return [None, list(value.shape), value.ravel().tolist()]
-    if kind.hasobject or kind.metadata:
+    if kind.hasobject or kind.metadata or not kind.itemsize:
         raise UnsupportedValueError(value)
     return [np.lib.format.dtype_to_descr(kind), list(value.shape), value.tobytes()]
 
@@ -204,6 +222,9 @@ def _build_array(parts: list[Any]) -> Any:
             array[index] = item
         return array.reshape(shape)
     kind = np.lib.format.descr_to_dtype(description)
+    # numpy takes the bytes of an array of objects as their addresses: any access to it would end the process, or worse.
+    if kind.hasobject or not kind.itemsize or kind.itemsize * math.prod(shape) != len(content):
+        raise StateError(f"the checkpoint holds an array whose bytes are not {shown(description)}")
     # A copy, because an array over `bytes` can't be changed.
     return np.ndarray(shape, kind, buffer=content).copy()
 
@@ -241,15 +262,16 @@ def _build_random_state(parts: dict[str, Any]) -> np.random.RandomState:
 
 def _parts_of_function(value: np.ufunc) -> str:
     name = str(value.__name__)
-    if getattr(np, name, None) is not value:
+    if vars(np).get(name) is not value:
         raise UnsupportedValueError(value)
     return name
 
 
 def _build_function(name: str) -> np.ufunc:
-    found = getattr(np, name, None)
+    # Not `getattr`, which may import modules of numpy.
+    found = vars(np).get(name)
     if not isinstance(found, np.ufunc):
-        raise StateError(f"the checkpoint holds numpy.{name}, which is not a function of this numpy")
+        raise StateError(f"the checkpoint holds numpy.{shown(name)}, which is not a function of this numpy")
     return found
 
 
@@ -266,7 +288,7 @@ FORMS: Final[dict[type, _Form]] = {
     float: _Form("$float", repr, float),
     complex: _Form("$complex", lambda value: [value.real, value.imag], lambda parts: complex(*parts)),
     bytes: _Form("$bytes", _bytes_as_text, base64.b64decode),
-    bytearray: _Form("$bytearray", bytes, bytearray),
+    bytearray: _Form("$bytearray", bytes, lambda content: bytearray(memoryview(content))),
     tuple: _Form("$tuple", list, tuple),
     set: _Form("$set", _in_order, set),
     frozenset: _Form("$frozenset", _in_order, frozenset),

@@ -15,7 +15,8 @@ before their state can be applied.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ import numpy as np
 from distributed_backup.checkpoints.journal_format import Digests
 from distributed_backup.checkpoints.state_digests import digests_of
 from distributed_backup.checkpoints.state_json import decode_state, encode_state, encode_variables
+from distributed_backup.checks import shown
+from distributed_backup.errors import StateError
+from distributed_backup.training.fit_start import check_loop
 from distributed_backup.training.objects import FitObjects, packed_objects
 from distributed_backup.training.variables import Variables
 
@@ -81,9 +85,15 @@ class TrainingState:
         }
 
     def loop_state(self, body: bytes) -> dict[str, Any]:
-        """Return the `loop` that was given to `capture`. Empty if none was."""
+        """Return the `loop` that was given to `capture`. Empty if none was.
+
+        Raises:
+            StateError: The body holds no state that this version can read.
+        """
         self._decoded = body, decode_state(body)
         loop: dict[str, Any] = self._decoded[1].get("loop", {})
+        with _reading():
+            check_loop(loop)
         return loop
 
     def apply(self, body: bytes) -> None:
@@ -91,16 +101,18 @@ class TrainingState:
 
         Raises:
             ProgramMismatchError: The program does not fit the checkpoint. Nothing was changed.
+            StateError: The body holds no state that this version can read.
         """
         # Decoding is the slowest step, so `loop_state` shares its result. It is used once, because the program may
         # change the values that it was given.
         decoded, self._decoded = self._decoded, None
         state = decoded[1] if decoded is not None and decoded[0] is body else decode_state(body)
-        objects, variables = packed_objects(state), self._arranged(state)
-        self._objects.check(objects)
-        self._variables.assign(variables)
-        self._objects.restore(objects)
-        _set_random_states(state)
+        with _reading():
+            objects, variables = packed_objects(state), self._arranged(state)
+            self._objects.check(objects)
+            self._variables.assign(variables)
+            self._objects.restore(objects)
+            _set_random_states(state)
 
     def capture_final(self, boundary: bytes) -> bytes:
         """Return the body of the last checkpoint: that of the last `boundary`, and the final state beside it.
@@ -118,14 +130,25 @@ class TrainingState:
 
         Raises:
             ProgramMismatchError: The program does not fit the checkpoint. Nothing was changed.
+            StateError: The body holds no state that this version can read.
         """
         state = decode_state(body)
         final = state.get("final", state)
-        self._variables.assign(self._arranged(final))
-        _set_random_states(final)
+        with _reading():
+            self._variables.assign(self._arranged(final))
+            _set_random_states(final)
 
     def _arranged(self, state: Mapping[str, Any]) -> dict[str, list[Any]]:
         return self._variables.arrange(state["variables"], state["schema"])
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn the errors of a state of another form into a `StateError`. A checkpoint that verifies may hold any JSON."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StateError(f"the checkpoint holds no state that this version can restore: {shown(error)}") from error
 
 
 def _set_random_states(state: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ class Answer:
         """
         try:
             return json.loads(self.text)
-        except ValueError:
+        except (RecursionError, ValueError):
             raise self.parse_error() from None
 
     def parse_error(self) -> BackupError:
@@ -104,7 +104,7 @@ class MetadataService:
                 if response.length:
                     raise IncompleteRead(body, response.length)
                 text = body.decode()
-            except (OSError, HTTPException, UnicodeError) as error:
+            except (OSError, HTTPException, OverflowError, UnicodeError) as error:
                 raise BackupError(f"no answer from {url}: {str(error) or type(error).__name__}") from None
         found = {name.lower(): value for name, value in response.getheaders()}
         return Answer(url=url, status=response.status, headers=found, text=text)
@@ -119,7 +119,7 @@ def http_time(text: Any) -> datetime | None:
     """
     try:
         return _in_utc(parsedate_to_datetime(text))
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
 
 
