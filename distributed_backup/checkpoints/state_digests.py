@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import orjson
 
+from distributed_backup.checkpoints.format import Body
 from distributed_backup.checkpoints.journal_format import Digests
-from distributed_backup.checkpoints.state_json import decode_state, encode_variables
+from distributed_backup.checkpoints.state_body import decode_state, encode_variables
 
 # Metrics may hold measured times, which differ in a replay.
 _WITHOUT_DIGEST: Final = frozenset({"metrics"})
@@ -29,11 +30,11 @@ def digests_of(variables: Mapping[str, bytes] | None, random_states: tuple[Any, 
     return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in parts.items()}
 
 
-def digests_in(body: bytes) -> Digests:
+def digests_in(body: Body) -> Digests:
     """Return the digests of the state in the body of a checkpoint.
 
     Raises:
-        ValueError: The body is not JSON.
+        ValueError: The body is neither MessagePack nor JSON.
         KeyError: The body holds no training state. Also `TypeError` and `AttributeError`.
     """
     state = decode_state(body)

@@ -40,7 +40,7 @@ async def measure(directory: Path, size: int) -> Times:
     state = TrainingState(program)
     await state.build()
     inflate(program, size)
-    body = state.capture()
+    body = b"".join(state.capture())
     header = CheckpointStore(directory).commit(Snapshot(position=Position(1), body=body), term=1, worker_id="bench")
     times = Times()
     for index in range(1 + (ROUNDS if size < 10_000_000 else _ROUNDS_ABOVE_10_MB)):
@@ -53,7 +53,7 @@ async def measure(directory: Path, size: int) -> Times:
         if index:  # the first one warms up
             for values, value in zip((times.ours, times.loads, times.read_and_loads), taken, strict=True):
                 values.append(value)
-    assert state.capture() == body, "what was restored is not what was saved"
+    assert b"".join(state.capture()) == body, "what was restored is not what was saved"
     return times
 
 
