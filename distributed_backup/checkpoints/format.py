@@ -203,13 +203,14 @@ def decode(raw: bytes, *, path: str) -> Checkpoint:
     Raises:
         CorruptCheckpointError: Empty, cut off, changed, renamed, or of a format that this version does not read.
     """
-    head, _, body = raw.partition(b"\n")
-    header = _decode_header(head, path=path)
-    if len(body) != header.length + 1 or not body.endswith(b"\n"):
+    start = (raw.find(b"\n") + 1) or len(raw)
+    header = _decode_header(raw[:start].removesuffix(b"\n"), path=path)
+    if len(raw) - start != header.length + 1 or not raw.endswith(b"\n"):
         raise CorruptCheckpointError(
-            path=path, reason=f"cut off or too long: {len(body)} bytes of body, want {header.length + 1}"
+            path=path, reason=f"cut off or too long: {len(raw) - start} bytes of body, want {header.length + 1}"
         )
-    body = body[:-1]
+    # The only copy: one of 20 MB takes milliseconds.
+    body = raw[start:-1]
     fields = header.fields
     del fields["digest"]
     if _digest(fields, [body]) != header.digest:

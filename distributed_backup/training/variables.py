@@ -48,6 +48,8 @@ class Variables:
         Raises:
             ProgramMismatchError: The program does not fit the checkpoint.
         """
+        if layout == self.layout:
+            return {group: list(values[group]) for group in self._groups}
         found = match(
             self.layout,
             layout,
