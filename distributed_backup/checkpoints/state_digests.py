@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import orjson
 
+from distributed_backup.checkpoints.format import Body
 from distributed_backup.checkpoints.journal_format import Digests
-from distributed_backup.checkpoints.state_json import decode_state, encode_variables
+from distributed_backup.checkpoints.state_body import decode_state, encode_variables
 from distributed_backup.checks import shown
 from distributed_backup.errors import StateError
 
@@ -31,7 +32,7 @@ def digests_of(variables: Mapping[str, bytes] | None, random_states: tuple[Any, 
     return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in parts.items()}
 
 
-def digests_in(body: bytes) -> Digests:
+def digests_in(body: Body) -> Digests:
     """Return the digests of the state in the body of a checkpoint.
 
     Raises:

@@ -189,15 +189,16 @@ class CheckpointStore(CheckpointReader):
                 worker_id=worker_id,
                 created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
+            chunks = [line, *snapshot.chunks, b"\n"]
             litter = _partials(found, term)
             try:
-                self._put(header, [line, snapshot.body, b"\n"], found)
+                self._put(header, chunks, found)
             except StoreError as error:
                 if not litter or not _is_full(error):
                     raise
                 with self._quietly():
                     self._remove_all(litter)
-                self._put(header, [line, snapshot.body, b"\n"], found)
+                self._put(header, chunks, found)
             self._verified[header.name] = header
             with self._quietly():
                 self._remove_all([*litter, *self._unneeded([*found, header.name], term)])

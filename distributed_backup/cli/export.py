@@ -16,7 +16,7 @@ import orjson
 
 from distributed_backup.atomic import atomic_write
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.checkpoints.state_json import decode_state
+from distributed_backup.checkpoints.state_body import decode_state
 from distributed_backup.cli.locate import holds_run
 from distributed_backup.errors import BackupError, ConfigError, StateError
 

@@ -14,7 +14,7 @@ import orjson
 
 from distributed_backup.checkpoints.format import Checkpoint, parse_name
 from distributed_backup.checkpoints.reader import CheckpointInfo, CheckpointReader
-from distributed_backup.checkpoints.state_json import decode_state
+from distributed_backup.checkpoints.state_body import decode_state
 from distributed_backup.cli.export import reading_state
 from distributed_backup.cli.journal_report import answers_since
 from distributed_backup.cli.locate import Run

@@ -40,6 +40,9 @@ from distributed_backup.training.packing import GENERATORS, UnsupportedValueErro
 logger = logging.getLogger(__name__)
 
 VALUES: Final = (dict, list, set, deque, bytearray, np.ndarray, *GENERATORS)
+# What is in these may change, so that it is state, or is none any more.
+_CONTAINERS: Final = (*VALUES, tuple, frozenset)
+_UNKNOWN: Final = object()
 # These can't change. An attribute that holds one and is not assigned again is a setting.
 _CONSTANTS: Final = (
     PurePath,
@@ -91,9 +94,12 @@ class ObjectState:
         self._settings: dict[str, bytes] = {}
         self._restored: set[str] = set()
         self._warned: set[str] = set()
+        # Attributes that are not saved, with values that can't change in place. Most are, so `capture` skips them.
+        self._unsaved: dict[str, Any] = {}
 
     def begin(self) -> None:
         """Note the settings at the start of the fit. Call it before a state is restored."""
+        self._unsaved.clear()
         for name, value in _attributes(self._item):
             if self._rule(name) is Rule.SETTING:
                 with suppress(UnsupportedValueError):
@@ -105,9 +111,14 @@ class ObjectState:
             return self._packed({"value": self._item})
         if _has_own_state(self._item):
             return self._packed({"own": self._item.get_state()})
-        values = {name: value for name, value in _attributes(self._item) if self._rule(name) is not Rule.NOT_STATE}
-        packed = self._packed(values)
-        return {"attributes": {name: value for name, value in packed.items() if self._is_saved(name, value)}}
+        unsaved = self._unsaved
+        found = [(name, value) for name, value in _attributes(self._item) if unsaved.get(name, _UNKNOWN) is not value]
+        packed = self._packed({name: value for name, value in found if self._rule(name) is not Rule.NOT_STATE})
+        saved = {name: value for name, value in packed.items() if self._is_saved(name, value)}
+        for name, value in found:
+            if name not in saved and not isinstance(value, _CONTAINERS):
+                unsaved[name] = value
+        return {"attributes": saved}
 
     def fits(self, saved: dict[str, Any]) -> bool:
         """Whether `restore` can set the state. A container or generator can't take the state of another kind."""
@@ -115,6 +126,7 @@ class ObjectState:
 
     def restore(self, saved: dict[str, Any], in_place: InPlace) -> None:
         """Set the state that `capture` returned, here or in another process."""
+        self._unsaved.clear()
         if "value" in saved:
             in_place.restored(self._item, saved["value"])
         elif "own" in saved and _has_own_state(self._item):
@@ -181,15 +193,24 @@ def _has_own_state(item: Any) -> bool:
 
 def _attributes(item: Any) -> Iterator[tuple[str, Any]]:
     """Yield the attributes that an instance has of its own, in `__dict__` or in slots."""
-    for kind in type(item).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            mangled = (
-                f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
-            )
-            if name not in {"__dict__", "__weakref__"} and hasattr(item, mangled):
-                yield mangled, getattr(item, mangled)
+    kind: type = type(item)
+    for name in _slots(kind):
+        if hasattr(item, name):
+            yield name, getattr(item, name)
     yield from getattr(item, "__dict__", {}).items()
+
+
+@functools.lru_cache(maxsize=256)
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of the attributes in slots, with their mangling."""
+    found = []
+    for owner in kind.__mro__:
+        slots = vars(owner).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            if name not in {"__dict__", "__weakref__"}:
+                found.append(f"_{owner.__name__.lstrip('_')}{name}" if is_private else name)
+    return tuple(found)
 
 
 def _is_state(value: Any) -> bool:

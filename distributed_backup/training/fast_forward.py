@@ -151,7 +151,7 @@ class FastForward:
 
     def epoch_begins(self, epoch: int) -> None:
         """Note the epoch that begins."""
-        self._epoch, self._trained, self._validating = epoch, 0, False
+        self._epoch, self._trained, self._validating, self._training_logs = epoch, 0, False, {}
         if self._data is not None:
             self._data.epoch_begins(epoch)
 
@@ -164,12 +164,12 @@ class FastForward:
             self._program.stop_training = True
         position = self._reached(self._trained)
         self._note_stop()
-        # `fit` reports these metrics as the epoch's training logs.
-        self._training_logs = self._program.get_metrics_result()
         return position
 
     def test_begins(self) -> None:
         """Note that a validation begins."""
+        # `fit` reports these metrics as the epoch's training logs. The validation resets them.
+        self._training_logs = self._program.get_metrics_result()
         self._validating = True
 
     def test_batch_ended(self, step: int) -> Position | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,15 @@ type States = tuple[str, int, float, str, int, int, float]
 
 def get_states() -> States:
     """Return both states."""
-    _, words, gauss = random.getstate()
-    _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
-    python = _pack(np.array(words, dtype=np.uint32)), int(gauss is not None), gauss or 0.0
-    return (*python, _pack(key), int(position), int(has_gauss), float(cached))
+    return _states(random.getstate(), np.random.get_state(legacy=True))
+
+
+def saved_states(python: Sequence[Any], numpy: Sequence[Any]) -> States:
+    """Return the states in a checkpoint: the first three values of `States`, and the rest.
+
+    Version 0.3 wrote what `random.getstate` and `numpy.random.get_state` return.
+    """
+    return (*python, *numpy) if isinstance(python[0], str) else _states(python, numpy)
 
 
 def set_states(states: States) -> None:
@@ -39,8 +46,24 @@ def derived_seed() -> int:
     return int.from_bytes(hashlib.blake2b(repr(get_states()).encode(), digest_size=6).digest())
 
 
-def _pack(words: np.ndarray[Any, Any]) -> str:
-    return base64.b64encode(words.astype("<u4").tobytes()).decode()
+def _states(python: Sequence[Any], numpy: Sequence[Any]) -> States:
+    _, words, *gauss = python
+    found = gauss[0] if gauss else None
+    _, key, position, has_gauss, cached = numpy
+    return (
+        # Three times as fast as an array made of a tuple.
+        _text(struct.pack(f"<{len(words)}I", *words)),
+        int(found is not None),
+        found or 0.0,
+        _text(np.asarray(key, dtype="<u4").tobytes()),
+        int(position),
+        int(has_gauss),
+        float(cached),
+    )
+
+
+def _text(words: bytes) -> str:
+    return base64.b64encode(words).decode()
 
 
 def _unpack(text: str) -> np.ndarray[Any, Any]:

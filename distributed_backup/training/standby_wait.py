@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from distributed_backup.checkpoints.format import Body
 from distributed_backup.training.cancellation import CancelScope
 from distributed_backup.worker.options import WorkerOptions
 from distributed_backup.worker.worker import Worker
@@ -41,7 +42,7 @@ class StandbyWait:
         self._state = state
         self._snapshots = snapshots
         self._journal = journal
-        self._before: bytes | None = None
+        self._before: Body | None = None
 
     def wait(self) -> bool:
         """Wait while another worker leads. Return whether the run has finished, so that its final state is the result.

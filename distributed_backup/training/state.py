@@ -14,20 +14,20 @@ before their state can be applied.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
+from distributed_backup.checkpoints.format import Body
 from distributed_backup.checkpoints.journal_format import Digests
+from distributed_backup.checkpoints.state_body import decode_state, encode_state, encode_variables
 from distributed_backup.checkpoints.state_digests import digests_of
-from distributed_backup.checkpoints.state_json import decode_state, encode_state, encode_variables
 from distributed_backup.checks import shown
 from distributed_backup.errors import StateError
+from distributed_backup.storage.base import Chunks
 from distributed_backup.training.fit_start import check_loop
 from distributed_backup.training.objects import FitObjects, packed_objects
+from distributed_backup.training.random_states import get_states, saved_states, set_states
 from distributed_backup.training.variables import Variables
 
 
@@ -38,7 +38,7 @@ class TrainingState:
         self._program = program
         self._objects = FitObjects(program, state_of, callbacks)
         self._cached: Variables | None = None
-        self._decoded: tuple[bytes, dict[str, Any]] | None = None
+        self._decoded: tuple[Body, dict[str, Any]] | None = None
         self._captured: Callable[[], Digests] = dict
 
     @property
@@ -58,8 +58,8 @@ class TrainingState:
         self._cached = Variables(program)
         self._objects.begin()
 
-    def capture(self, loop: Mapping[str, Any] | None = None) -> bytes:
-        """Return the state as one line of JSON. `loop_state` returns `loop` again.
+    def capture(self, loop: Mapping[str, Any] | None = None) -> Chunks:
+        """Return the state as the body of a checkpoint. `loop_state` returns `loop` again.
 
         Raises:
             StateError: A value is not JSON. The message names it.
@@ -76,15 +76,15 @@ class TrainingState:
 
     def _program_state(self) -> dict[str, Any]:
         """Return the state without objects: variables and random generators."""
-        variables = self._variables
+        variables, states = self._variables, get_states()
         return {
             "variables": variables.values(),
-            "schema": variables.layout(),
-            "python_random": _without_none(random.getstate()),
-            "numpy_random": np.random.get_state(),
+            "schema": variables.layout,
+            "python_random": states[:3],
+            "numpy_random": states[3:],
         }
 
-    def loop_state(self, body: bytes) -> dict[str, Any]:
+    def loop_state(self, body: Body) -> dict[str, Any]:
         """Return the `loop` that was given to `capture`. Empty if none was.
 
         Raises:
@@ -96,7 +96,7 @@ class TrainingState:
             check_loop(loop)
         return loop
 
-    def apply(self, body: bytes) -> None:
+    def apply(self, body: Body) -> None:
         """Set the program and the random generators to the state in `body`.
 
         Raises:
@@ -114,7 +114,7 @@ class TrainingState:
             self._objects.restore(objects)
             _set_random_states(state)
 
-    def capture_final(self, boundary: bytes) -> bytes:
+    def capture_final(self, boundary: Body) -> Chunks:
         """Return the body of the last checkpoint: that of the last `boundary`, and the final state beside it.
 
         The final state has the variables and the random generators as `fit` returns with them. Objects are those of
@@ -125,7 +125,7 @@ class TrainingState:
         # Packed: version 0.3 did not, and its values may be such that JSON lacks.
         return encode_state({**last, "objects": packed_objects(last), "final": self._program_state()})
 
-    def apply_final(self, body: bytes) -> None:
+    def apply_final(self, body: Body) -> None:
         """Set the final state that `capture_final` has added to `body`. Without one, that of the boundary counts.
 
         Raises:
@@ -152,12 +152,4 @@ def _reading() -> Iterator[None]:
 
 
 def _set_random_states(state: Mapping[str, Any]) -> None:
-    version, words, *gauss = state["python_random"]
-    random.setstate((version, tuple(words), gauss[0] if gauss else None))
-    kind, key, *rest = state["numpy_random"]
-    np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
-
-
-def _without_none(state: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The state of `random` without the None it mostly ends in: a null in every body would tell nothing."""
-    return state[:-1] if state[-1] is None else state
+    set_states(saved_states(state["python_random"], state["numpy_random"]))

@@ -34,13 +34,9 @@ class Variables:
             "optimizer_non_trainable": optimizer.non_trainable_variables,
             "metrics": program.metrics_variables,
         }
-        self._layout = orjson.dumps({name: [_describe(item) for item in group] for name, group in self._groups.items()})
+        self.layout = {name: [_describe(item) for item in group] for name, group in self._groups.items()}
+        """The path and a digest of the schema of each variable, by group."""
         self._warnings = OnceLogger(logging.getLogger(__name__))
-
-    def layout(self) -> dict[str, list[dict[str, str]]]:
-        """Return the path and a digest of the schema of each variable, by group."""
-        layout: dict[str, list[dict[str, str]]] = orjson.loads(self._layout)
-        return layout
 
     def values(self) -> dict[str, list[Any]]:
         """Return the values by group, in the order of `layout`."""
@@ -52,8 +48,10 @@ class Variables:
         Raises:
             ProgramMismatchError: The program does not fit the checkpoint.
         """
+        if layout == self.layout:
+            return {group: list(values[group]) for group in self._groups}
         found = match(
-            self.layout(),
+            self.layout,
             layout,
             automatic=self._automatic_names(),
             schema_ids=[str(id(variable.get_schema())) for variable in self._groups["trainable"]],

@@ -1,6 +1,8 @@
-"""Run benchmarks and print one Markdown table each: `uv run python -m tests.bench [NAME ...]`, by default all of them.
+"""Run benchmarks and keep their results: `uv run python -m tests.bench [NAME ...]`, by default all of them.
 
-The figures are comparable only if nothing else runs on the machine. `TMPDIR` names the disk that is written to.
+Each table is printed as it is made. Then `results.json`, the tables of the README and the picture are written. Results
+of benchmarks that were not run stay. The figures are comparable only if nothing else runs on the machine. `TMPDIR`
+names the disk that is written to.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ import asyncio
 import os
 import sys
 import tempfile
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
 BENCHMARKS = (
     *("blocked", "durable", "restore"),
-    *("append", "overhead", "memory", "replay", "lag"),
+    *("append", "overhead", "memory", "idle_follower", "replay", "lag"),
     *("handover", "takeover", "fanout", "interruptions"),
 )
 
@@ -22,11 +25,16 @@ BENCHMARKS = (
 async def run(directory: Path, names: list[str]) -> None:
     # Set here because synalinks' import would otherwise request a price list from the network.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    from tests.bench import report
+    from tests.bench import report, results
 
-    print(report.machine(directory), end="\n\n", flush=True)
+    kept = results.read()
     for name in names:
-        print(await import_module(f"tests.bench.{name}").report(directory / name), flush=True)
+        machine, day = report.machine(directory), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        made = await import_module(f"tests.bench.{name}").report(directory / name)
+        print(made.markdown(), flush=True)
+        kept[name] = made.as_json(machine=machine, day=day)
+        # After each one, so that a failure loses none.
+        results.write(kept)
 
 
 # Contenders for a lease are spawned, and import this module again.

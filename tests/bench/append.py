@@ -27,6 +27,7 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
 from tests.bench.report import milliseconds, ratio, seconds, table
+from tests.bench.results import Report
 
 AT_ONCE: Final = (1, 8, 32)
 ROUNDS: Final = 1000
@@ -106,7 +107,7 @@ def p99(values: list[float]) -> str:
     return milliseconds([quantiles(values, n=100)[98]])
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> Report:
     rows = []
     for at_once in AT_ONCE:
         ours, bare = measure(directory / str(at_once), at_once)

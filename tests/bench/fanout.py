@@ -2,7 +2,8 @@
 
 Each follower is an elector with connections of its own, as in a worker. All followers share four light processes, so at
 1000 followers the clients use most of two cores. Announced: from just before the call until the last follower has the
-announcement from a heartbeat. Steady: the server's counters over some ticks without events.
+announcement from a heartbeat. The CPU of the server and of the followers in that time tells whose it is. Steady: the
+server's counters over some ticks without events.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from distributed_backup.coordination.election import Candidate, Elector, LeaseLo
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.position import Position
+from tests.bench import results
 from tests.bench.lease import Contender, Report, await_sigterm, contenders
-from tests.bench.report import table
+from tests.bench.report import series, table
 from tests.support.servers import RedisServer
 from tests.support.terms import Terms
 
 FOLLOWERS: Final = (1, 10, 100, 1000)
+GOALS: Final = {1000: {"ours": 250.0}}
 PROCESSES: Final = 4
 ANNOUNCEMENTS: Final = 11
 STEADY_SECONDS: Final = 10.0
@@ -91,7 +94,7 @@ def follow(report: Report, url: str, name: str, count: int) -> None:
     await_sigterm()
 
 
-def measure(server: RedisServer, count: int) -> list[str]:
+def measure(server: RedisServer, count: int) -> tuple[list[str], list[float]]:
     leader = RedisCoordinator(server.url)
     leader.open("bench", TIMINGS)
     beat = Heartbeat(worker_id="leader", campaign=True, floor=0, duration=3600.0)
@@ -101,7 +104,10 @@ def measure(server: RedisServer, count: int) -> list[str]:
         crowd += [Contender(follow, server.url, f"crowd-{index}", share) for index, share in enumerate(shares)]
         for contender in crowd:
             contender.expect("joined")
-        taken = [announced(leader, term, position, crowd) for position in range(ANNOUNCEMENTS)]
+        announced(leader, term, 0, crowd)
+        first, spent_by_crowd = used(server), sum(contender.cpu() for contender in crowd)
+        taken = [announced(leader, term, position, crowd) for position in range(1, ANNOUNCEMENTS)]
+        last, spent_by_crowd = used(server), sum(contender.cpu() for contender in crowd) - spent_by_crowd
         before, began = used(server), SystemClock().now()
         threading.Event().wait(STEADY_SECONDS)
         after, seconds = used(server), SystemClock().now() - began
@@ -110,16 +116,19 @@ def measure(server: RedisServer, count: int) -> list[str]:
     leader.close()
     spent = {key: after[key] - before[key] for key in before}
     scripts, commands, cpu = spent["scripts"] / seconds, spent["commands"] / seconds, spent["cpu"] / seconds
-    return [
+    row = [
         str(count),
-        f"{median(taken[1:]) * 1e3:.1f}",
-        f"{max(taken[1:]) * 1e3:.1f}",
+        f"{median(taken) * 1e3:.1f}",
+        f"{max(taken) * 1e3:.1f}",
+        f"{1e3 * (last['cpu'] - first['cpu']) / len(taken):.1f}",
+        f"{1e3 * spent_by_crowd / len(taken):.1f}",
         f"{scripts:.1f}",
         f"{scripts * TIMINGS.retry_period / count:.2f}",
         f"{commands / count:.2f}",
         f"{100 * cpu:.2f}",
         f"{1e6 * cpu / count:.0f}",
     ]
+    return row, taken
 
 
 def announced(leader: RedisCoordinator, term: int, number: int, crowd: list[Contender]) -> float:
@@ -142,17 +151,25 @@ def used(server: RedisServer) -> dict[str, Any]:
         }
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> results.Report:
     with RedisServer(directory / "server", port=0, config={"maxclients": "10000"}) as server:
-        rows = [measure(server, count) for count in FOLLOWERS]
+        found = {count: measure(server, count) for count in FOLLOWERS}
     head = [
         "followers",
         "announced, median, ms",
         "max, ms",
+        "server CPU each, ms",
+        "followers' CPU each, ms",
         "scripts/s",
         "scripts per worker and tick",
         "commands/s per worker, with those in scripts",
         "server CPU, %",
         "CPU per worker, µs/s",
     ]
-    return table("Announcement to the last follower, and the steady state (tick 2 s)", head, rows)
+    measured = [
+        each
+        for count, (_, taken) in found.items()
+        for each in series(("announcement", f"{count} followers"), {"ours": taken}, GOALS.get(count, {}))
+    ]
+    rows = [row for row, _ in found.values()]
+    return table("Announcement to the last follower, and the steady state (tick 2 s)", head, rows, measured)

@@ -71,15 +71,33 @@ def train(report: Callable[..., None], name: str, run: Run) -> dict[str, float]:
 
 
 async def _fit(report: Callable[..., None], name: str, run: Run) -> None:
+    backup = Reported(run.backup_dir, save_freq=run.save_freq, run_id=run.run_id, delete_checkpoint=False)
+    backup.report = report
+    await _trained(name, run, [backup])
+
+
+async def begin(report: Callable[..., None], name: str, run: Run, *, is_plain: bool) -> None:
+    """Run a fit that waits for the gate, and report when it has begun. `is_plain`: without our callback."""
+    backup = Reported(run.backup_dir, save_freq=run.save_freq, run_id=run.run_id, delete_checkpoint=False)
+    backup.report = report
+    if is_plain:
+        asyncio.get_running_loop().call_later(1.0, report, "begun")
+    await _trained(name, run, [] if is_plain else [backup])
+
+
+async def build_only() -> Any:
+    """Build the program of the fits, and return it."""
+    return await build("few-shot", SlowProvider("none", lambda *_: None), seed=7, is_shuffled=False, on_tool=print)
+
+
+async def _trained(name: str, run: Run, callbacks: list[Any]) -> None:
     provider = SlowProvider(name, lambda *_: None)
     provider.gate = run.gate
     provider.install()
     program = (await build("few-shot", provider, seed=7, is_shuffled=False, on_tool=print)).program
     x, y = samples(AT_ONCE * run.batches)
-    backup = Reported(run.backup_dir, save_freq=run.save_freq, run_id=run.run_id, delete_checkpoint=False)
-    backup.report = report
     validation = samples(AT_ONCE, offset=len(x))
     await program.fit(
         x, y, validation_data=validation, epochs=run.epochs, batch_size=AT_ONCE, minibatch_size=None, verbose=0,
-        callbacks=[backup],
+        callbacks=callbacks,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Measure SIGTERM of the leader to the next leader, beside two other locks.
+"""Measure SIGTERM of the leader to the next leader, beside three other locks.
 
 Measured: from just before the signal is sent until the next holder has the lock. It includes the delivery of the
 signal, the release, the wake-up and the acquisition, and for ours the claim of the term on the disk. Two light
@@ -15,11 +15,13 @@ from statistics import quantiles
 from typing import Final
 
 from distributed_backup.coordination.timings import LeaseTimings
-from tests.bench.lease import Contender, contenders, ours, python_redis_lock, redis_py
-from tests.bench.report import table
+from tests.bench.lease import Contender, contenders, file_lock, ours, ours_on_disk, python_redis_lock, redis_py
+from tests.bench.report import series, table
+from tests.bench.results import Report
 from tests.support.servers import RedisServer
 
-ROUNDS: Final = 200
+ROUNDS: Final = 100
+P50: Final = 20.0
 TIMINGS: Final = LeaseTimings()
 
 
@@ -41,14 +43,17 @@ def measure(body: Callable[..., None], url: str, directory: Path) -> list[float]
         return taken
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> Report:
     rows = []
     kinds = {"ours": ours, "python-redis-lock": python_redis_lock, "redis-py Lock": redis_py}
+    kinds |= {"ours with a file lock": ours_on_disk, "filelock": file_lock}
+    taken_by = {}
     with RedisServer(directory / "server", port=0) as server:
         for name, body in kinds.items():
-            taken = measure(body, server.url, directory / "run")
+            taken = taken_by[name] = measure(body, server.url, directory / name.replace(" ", "-"))
             p50, p99 = quantiles(taken, n=100)[49], quantiles(taken, n=100)[98]
             rows.append([name, f"{p50:.1f}", f"{p99:.1f}", f"{max(taken):.1f}"])
     head = ["lock", "p50, ms", "p99, ms", "max, ms"]
     title = f"SIGTERM of the leader to the next leader ({ROUNDS} rounds, loopback; goals: p50 20 ms, p99 100 ms)"
-    return table(title, head, rows)
+    measured = series(("SIGTERM of the leader to the next", "two processes"), taken_by, {"ours": P50}, scale=1.0)
+    return table(title, head, rows, measured)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.bench.report import table
+from tests.bench.results import Report
 from tests.support.processes import Child
 
 FIT: Final = "tests.bench.interrupted_fit:live"
@@ -60,7 +61,7 @@ def thrown_away(keeper: str, directory: Path) -> Iterator[str]:
         yield str(found[0]) if len(set(found)) == 1 else f"{min(found)} to {max(found)}"
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> Report:
     columns = [list(thrown_away(keeper, directory / str(number))) for number, keeper in enumerate(KEEPERS)]
     names = ["calls without an interruption", *(name for name, _, _ in INTERRUPTIONS)]
     rows = [list(row) for row in zip(names, *columns, strict=True)]

@@ -19,6 +19,7 @@ from statistics import quantiles
 from typing import Any, Final
 
 from tests.bench.report import table
+from tests.bench.results import Report
 from tests.support.processes import Child
 from tests.support.servers import RedisServer
 
@@ -75,7 +76,7 @@ def row(name: str, save_freq: Any, taken: list[float]) -> list[str]:
     ]
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> Report:
     rows = []
     with RedisServer(directory / "server", port=0) as server:
         for name in ("disk", "Redis"):

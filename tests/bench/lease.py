@@ -18,13 +18,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import filelock
 import redis
 import redis_lock  # type: ignore[import-untyped]
 
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
-from distributed_backup.coordination.base import ClusterView
+from distributed_backup.coordination.base import ClusterView, Coordinator
 from distributed_backup.coordination.election import Candidate, Elector, LeaseLoss
+from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.worker.options import new_worker_id
@@ -59,14 +61,24 @@ class Contender:
 
     def contend_again(self) -> None:
         """Send SIGUSR1."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGUSR1)
+        os.kill(self.pid, signal.SIGUSR1)
 
     def kill(self) -> float:
         """Send SIGKILL and return the instant."""
         now = SystemClock().now()
         self._process.kill()
         return now
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that the process has used, in steps of 0.01 s."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
 
     def end(self) -> None:
         self._process.kill()
@@ -132,8 +144,16 @@ class Told:
 
 def ours(report: Report, url: str, directory: Path, timings: LeaseTimings) -> None:
     """Contend with an elector of this package, which claims terms in a directory."""
+    _contend(report, RedisCoordinator(url), directory, timings)
+
+
+def ours_on_disk(report: Report, url: str, directory: Path, timings: LeaseTimings) -> None:
+    """Contend as `ours`, with a file lock."""
+    _contend(report, FileCoordinator(directory), directory, timings)
+
+
+def _contend(report: Report, coordinator: Coordinator, directory: Path, timings: LeaseTimings) -> None:
     store = CheckpointStore(directory)
-    coordinator = RedisCoordinator(url)
     coordinator.open(store.open_run(), timings)
     elector = Elector(
         candidate=Candidate(worker_id=new_worker_id(None), timings=timings),
@@ -155,6 +175,20 @@ def redis_py(report: Report, url: str, *_: Any) -> None:
     """Contend with `redis.lock.Lock` and its defaults: a waiting `acquire` polls every 0.1 s."""
     lock = redis.Redis.from_url(url).lock("bench-lock", timeout=15)
     if not lock.acquire(blocking=False):
+        report("waits")
+        lock.acquire()
+    report("leads", SystemClock().now())
+    await_sigterm()
+    lock.release()
+
+
+def file_lock(report: Report, url: str, directory: Path, timings: LeaseTimings) -> None:
+    """Contend with `filelock.FileLock` and its defaults: a waiting `acquire` polls every 0.05 s."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(directory / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
         report("waits")
         lock.acquire()
     report("leads", SystemClock().now())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.report import table
+from tests.bench.results import Report
 from tests.support.processes import Child
 
 RECORD: Final = "tests.bench.recorded_answers:peak"
@@ -33,7 +34,7 @@ def peaks(directory: Path, answers: int, stage: int) -> tuple[float, float]:
     return found[0], found[1]
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> Report:
     cases = [(answers, min(STAGE, answers)) for answers in ANSWERS]
     cases += [(answers, answers) for answers in ANSWERS if answers <= _LONGEST_STAGE]
     rows = []

@@ -23,6 +23,7 @@ from unittest import mock
 from distributed_backup import BackupAndRestore
 from distributed_backup.checkpoints.store import CheckpointStore
 from tests.bench.report import imports_frozen, milliseconds, ratio, table
+from tests.bench.results import Report
 from tests.support.programs import build_program, complete_state, samples
 
 ROUNDS: Final = 9
@@ -73,7 +74,7 @@ async def measure(directory: Path) -> tuple[list[float], list[float], int]:
     return replays, asking, calls
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> Report:
     replays, asking, calls = await measure(directory)
     head = ["answers", "asking, journal=False, ms", "replay, ms", "difference per answer, ms", "replay / asking"]
     each = (median(replays) - median(asking)) / calls

@@ -9,11 +9,13 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from tests.bench.results import Measured, Report, short
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -41,12 +43,12 @@ def imports_frozen() -> Iterator[None]:
 
 def milliseconds(values: Sequence[float]) -> str:
     """Return the median in milliseconds."""
-    return _short(median(values) * 1e3)
+    return short(median(values) * 1e3)
 
 
 def worst(values: Sequence[float]) -> str:
     """Return the maximum in milliseconds, which is the p99 of some twenty rounds."""
-    return _short(max(values) * 1e3)
+    return short(max(values) * 1e3)
 
 
 def ratio(values: Sequence[float], reference: Sequence[float], goal: float, *, digits: int = 2) -> str:
@@ -55,18 +57,42 @@ def ratio(values: Sequence[float], reference: Sequence[float], goal: float, *, d
     return f"{found:.{digits}f} {'✓' if found <= goal else '✗'}"
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table with its title."""
-    lines = [head, ["---:"] * len(head), *rows]
-    return "\n".join([f"**{title}**", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], measured: Sequence[Measured] = ()) -> Report:
+    """Return the report of a benchmark."""
+    return Report(title=title, head=head, rows=list(rows), measured=measured)
+
+
+def series(
+    what: tuple[str, str],
+    taken: Mapping[str, Sequence[float]],
+    goals: Mapping[str, float],
+    *,
+    scale: float = 1e3,
+    unit: str = "ms",
+) -> list[Measured]:
+    """Return what was measured in seconds, by who.
+
+    `what` is the figure and its case. `goals` are those of `Measured`. `scale` makes milliseconds.
+    """
+    return [
+        Measured(
+            figure=what[0],
+            case=what[1],
+            who=who,
+            values=[scale * value for value in values],
+            unit=unit,
+            goal=goals.get(who),
+        )
+        for who, values in taken.items()
+    ]
 
 
 def machine(directory: Path) -> str:
-    """Return one line on the CPUs, the Python and the file system."""
+    """Return one line on the CPUs, the kernel, the Python and the file system."""
     load = os.getloadavg()[0]
     return (
-        f"{os.cpu_count()} CPUs (load {load:.1f}), Python {platform.python_version()}, "
-        f"{file_system(directory)} at {directory}"
+        f"{os.cpu_count()} CPUs (load {load:.1f}), Linux {platform.release()}, Python {platform.python_version()}, "
+        f"{file_system(directory)}"
     )
 
 
@@ -78,7 +104,3 @@ def file_system(directory: Path) -> str:
         return "unknown file system"
     holding = [(len(at), kind) for at, kind in mounts if directory.resolve().is_relative_to(at)]
     return max(holding)[1] if holding else "unknown file system"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.1f}"

@@ -13,6 +13,7 @@ from typing import Final
 from distributed_backup.coordination.timings import LeaseTimings
 from tests.bench.lease import Contender, contenders, ours
 from tests.bench.report import table
+from tests.bench.results import Report
 from tests.support.servers import RedisServer
 
 ROUNDS: Final = {1.0: 12, 5.0: 5, 15.0: 3}
@@ -41,7 +42,7 @@ def measure(url: str, directory: Path, lease: float) -> list[float]:
     return taken
 
 
-async def report(directory: Path) -> str:
+async def report(directory: Path) -> Report:
     rows = []
     with RedisServer(directory / "server", port=0) as server:
         for lease, rounds in ROUNDS.items():

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pytest
 
 from distributed_backup.checkpoints.format import parse_name
-from distributed_backup.checkpoints.state_json import decode_state
+from distributed_backup.checkpoints.state_body import decode_state
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position

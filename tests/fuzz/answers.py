@@ -6,10 +6,12 @@ import asyncio
 import random
 from typing import Any, Final
 
+import orjson
 import synalinks
 from litellm.types.utils import EmbeddingResponse, ModelResponse
 
 from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader
+from distributed_backup.checkpoints.state_body import decode_state
 from distributed_backup.errors import BackupError
 from distributed_backup.training.codec import UnrecordableError
 from distributed_backup.training.data_stream import is_same_data
@@ -83,7 +85,8 @@ _LOOP: Final[dict[str, Any]] = {
 def _bodies() -> tuple[bytes, ...]:
     state = asyncio.run(_built())
     body = state.capture(_LOOP)
-    return body, state.capture_final(body)
+    # The third one is as version 0.3 wrote it.
+    return b"".join(body), b"".join(state.capture_final(body)), orjson.dumps(decode_state(body))
 
 
 def _answers() -> tuple[bytes, ...]:

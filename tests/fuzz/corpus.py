@@ -58,6 +58,13 @@ CORPUS: Final[tuple[tuple[str, bytes], ...]] = (
     ("checkpoint", header_with(created_at=b"[1]")),
     ("checkpoint", header_with(digest=b"7")),
     ("checkpoint", checkpoint_with(b"-1")),
+    # MessagePack: a list and a map with 4 billion entries, lists in lists, a key that is a number, bytes, an extension.
+    ("checkpoint", checkpoint_with(b"\xdd\xff\xff\xff\xff")),
+    ("checkpoint", checkpoint_with(b"\xdf\xff\xff\xff\xff")),
+    ("checkpoint", checkpoint_with(b"\x91" * 100_000 + b"\xc0")),
+    ("checkpoint", checkpoint_with(b"\x81\xa9variables\x81\x01\x02")),
+    ("checkpoint", checkpoint_with(b"\x81\xa9variables\xc4\x01\xff")),
+    ("checkpoint", checkpoint_with(b"\x81\xa9variables\xd4\x01\xff")),
     ("checkpoint", checkpoint_with(b'{"exact":' + _nested(5000) + b"}")),
     ("checkpoint", checkpoint_with(b'{"tagged":{"$variables":{"text":7}}}')),
     ("checkpoint", checkpoint_with(b'{"tagged":' + _nested(1000) + b"}")),

@@ -33,6 +33,7 @@ from distributed_backup.checkpoints.journal_scan import SegmentScan
 from distributed_backup.checkpoints.journal_tail import LogTail, TailListener, TailStart
 from distributed_backup.checkpoints.reader import CheckpointReader
 from distributed_backup.checkpoints.run_identity import RUN_FILE, RunIdentity
+from distributed_backup.checkpoints.state_body import encode_state
 from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.checkpoints.synalinks_backup import METADATA, VARIABLES, find_synalinks_backup
 from distributed_backup.cli.export import state_tree
@@ -287,6 +288,7 @@ def _read_events(data: bytes) -> None:
 _BODIES: Final = (
     body(),
     exportable(),
+    b"".join(encode_state(orjson.loads(exportable()))),
     b'{"exact":{"variables":{"trainable":[NaN]},"schema":{"trainable":[{"path":"a","schema":"0"}]}}}',
     b'{"tagged":{"$variables":{"$m":[{"float":"nan"},{"int":"18446744073709551617"},{"text":"eda080"}]}}}',
 )

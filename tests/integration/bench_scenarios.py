@@ -19,5 +19,5 @@ def figures(report: Callable[..., None], name: str) -> str:
     few: dict[str, Any] = {constant: value for constant, value in SMALL.items() if hasattr(module, constant)}
     with mock.patch.multiple(module, **few), directory() as root:
         root.mkdir()
-        table: str = asyncio.run(module.report(root))
+        table: str = asyncio.run(module.report(root)).markdown()
     return table

@@ -20,7 +20,7 @@ import numpy as np
 import synalinks
 from synalinks.src.backend.common.op_scope import read_phase_wall_clock_s
 
-from distributed_backup.checkpoints.state_json import decode_state, encode_state
+from distributed_backup.checkpoints.state_body import decode_state, encode_state
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.cli.export import state_tree
 from distributed_backup.demo.offline_model import OfflineLanguageModel

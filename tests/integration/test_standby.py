@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoints.format import Snapshot
-from distributed_backup.checkpoints.state_json import decode_state, encode_state
+from distributed_backup.checkpoints.state_body import decode_state, encode_state
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.cli.operator_requests import ask_to_resign
 from distributed_backup.clock import SystemClock

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_backup.checkpoints.state_json import decode_state, encode_state
+from distributed_backup.checkpoints.state_body import decode_state, encode_state
 from distributed_backup.errors import StateError
 from distributed_backup.training.fingerprint import data_parts, fingerprint
 from tests.support.processes import Child
@@ -45,7 +44,7 @@ def test_numbers_of_numpy_come_back_with_their_exact_value(tmp_path: Path) -> No
 def test_a_value_that_is_no_json_is_refused_and_its_place_named(tmp_path: Path) -> None:
     """The StateError names the place of the value and its type."""
     messages = result(tmp_path, "refusals")
-    assert set(messages) == {"datetime", "set", "bytes", "object", "key"}
+    assert set(messages) == {"datetime", "set", "object", "key"}
     for name, message in messages.items():
         assert message.startswith(
             "StateError: the training state is not JSON: state.variables.trainable[0].examples[1]"
@@ -80,7 +79,7 @@ VALUES = st.recursive(
 
 
 def state(value: Any) -> dict[str, Any]:
-    generators = {"python_random": (3, (1, 2), 0.5), "numpy_random": ("MT19937", np.array([1], dtype=np.uint32), 0)}
+    generators = {"python_random": ("AQAAAA==", 1, 0.5), "numpy_random": ("AQAAAA==", 0, 0, 0.0)}
     return {"variables": {"trainable": [value]}, **generators, "schema": {"trainable": []}}
 
 
@@ -91,14 +90,8 @@ def test_any_json_and_more_comes_back(value: Any) -> None:
     decoded = decode_state(encode_state(state(copy.deepcopy(value))))
     assert repr(decoded["variables"]["trainable"][0]) == repr(value)
     assert decoded["schema"] == {"trainable": []}
-    assert decoded["python_random"] == [3, [1, 2], 0.5]
-    assert decoded["numpy_random"] == ["MT19937", [1], 0]
-
-
-def test_a_state_without_oddities_is_plain_json() -> None:
-    """Other programs can read it, and it is written the fast way even where it holds a null."""
-    body = encode_state(state({"reward": None}))
-    assert orjson.loads(body)["variables"] == {"trainable": [{"reward": None}]}
+    assert decoded["python_random"] == ["AQAAAA==", 1, 0.5]
+    assert decoded["numpy_random"] == ["AQAAAA==", 0, 0, 0.0]
 
 
 def test_a_state_too_deep_for_json_is_refused() -> None:

@@ -32,7 +32,7 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 snapshots = st.builds(
     Snapshot,
     position=positions,
-    body=st.binary(max_size=200),
+    body=st.binary(max_size=200) | st.lists(st.binary(max_size=50), max_size=4),
     data=st.none() | st.text(max_size=20),
     final=st.booleans(),
 )
@@ -41,7 +41,7 @@ snapshots = st.builds(
 def raw_of(snapshot: Snapshot, *, run_id: str = "run", term: int = 3, worker_id: str = "w") -> tuple[str, bytes]:
     """Return path and bytes of the checkpoint of `snapshot`."""
     header, line = encode(snapshot, run_id=run_id, term=term, worker_id=worker_id, created_at="2026-01-01T00:00:00Z")
-    return f"/backup/{header.name}", line + snapshot.body + b"\n"
+    return f"/backup/{header.name}", line + b"".join(snapshot.chunks) + b"\n"
 
 
 SMALL = Snapshot(position=Position(2, 3), body=b'{"a":1}', data="d")
@@ -181,24 +181,36 @@ def test_what_was_encoded_is_decoded(snapshot: Snapshot, run_id: str, term: int,
     path, raw = raw_of(snapshot, run_id=run_id, term=term, worker_id=worker_id)
     checkpoint = decode(raw, path=path)
     header = checkpoint.header
-    assert (checkpoint.body, header.data, header.position) == (snapshot.body, snapshot.data, snapshot.position)
+    body = b"".join(snapshot.chunks)
+    assert (checkpoint.body, header.data, header.position) == (body, snapshot.data, snapshot.position)
     assert (header.run_id, header.term, header.worker_id) == (run_id, term, worker_id)
     assert checkpoint.name == checkpoint_name(term, snapshot.position, final=snapshot.final)
     assert header.final is snapshot.final
-    assert checkpoint == Checkpoint(header=header, body=snapshot.body)
+    assert checkpoint == Checkpoint(header=header, body=body)
     assert checkpoint.position == snapshot.position
 
 
-def test_the_file_is_two_lines_of_json() -> None:
-    """Other tools can read the file: the header is the first line, the body the second."""
+def test_the_first_line_is_json() -> None:
+    """Other tools can read the header. The body follows it, and a newline."""
     head, body, rest = RAW.split(b"\n")
     assert orjson.loads(head)["epoch"] == 2
-    assert orjson.loads(body) == {"a": 1}
+    assert body == SMALL.body
     assert rest == b""
 
 
-def test_a_boundary_is_written_as_before_there_were_final_states() -> None:
-    """An older version reads it: the header has no field that such a version does not know."""
+def test_a_checkpoint_of_version_0_3_is_read() -> None:
+    """Its format is 1. This version writes 2, so that version 0.3 says that it does not read the body."""
+    line = (
+        b'{"batch":3,"created_at":"2026-01-01T00:00:00Z","data":"d",'
+        b'"digest":"636ef7c038f328a6e01848cae24d33265170ac62bb0229fef2f9c7df9e752df2",'
+        b'"epoch":2,"format":1,"length":7,"run_id":"run","term":3,"worker_id":"w"}'
+    )
+    assert decode(line + RAW[HEAD:], path=PATH).header.format == 1
+    assert orjson.loads(RAW[:HEAD])["format"] == 2
+
+
+def test_only_the_header_of_a_final_state_says_so() -> None:
+    """The other headers have no field for it, as those of version 0.3."""
     assert "final" not in orjson.loads(RAW[:HEAD])
     path, raw = raw_of(replace(SMALL, final=True))
     assert orjson.loads(raw.split(b"\n")[0])["final"] is True
@@ -259,10 +271,11 @@ def test_no_value_in_the_header_raises_anything_but_corrupt(field: str, value: A
     refused(with_header(**{field: value}))
 
 
-@pytest.mark.parametrize("unknown", [0, 2, 99, "1", None])
+@pytest.mark.parametrize("unknown", [0, 3, 99, "1", True, 1.0, None])
 def test_an_unknown_format_is_named(unknown: Any) -> None:
-    """The message contains the file's format and the format that this version reads."""
-    assert refused(with_header(format=unknown)).reason == f"format {unknown!r} is unknown, this version reads 1"
+    """The message contains the file's format and the formats that this version reads."""
+    reason = f"format {unknown!r} is unknown, this version reads 1 and 2"
+    assert refused(with_header(format=unknown)).reason == reason
 
 
 def test_a_header_with_one_field_more_or_less_is_refused() -> None:

@@ -75,7 +75,9 @@ def test_a_seed_repeats_its_inputs() -> None:
 
 def test_every_module_that_parses_has_a_parser() -> None:
     """A module with one of these calls is among those that the parsers reach, or reads nothing from outside."""
-    calls = re.compile(r"\bloads\(|\.decode\(|fromisoformat\(|urlsplit\(|fromhex\(|b64decode\(|decompress|int\(match")
+    calls = re.compile(
+        r"unpackb|\bloads\(|\.decode\(|fromisoformat\(|urlsplit\(|fromhex\(|b64decode\(|decompress|int\(match"
+    )
     found = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if calls.search(path.read_text())}
     assert found == READ | set(NOT_FROM_OUTSIDE)
 
@@ -96,7 +98,7 @@ EXECUTES = {"eval", "exec", "compile", "__import__", "np.load", "np.fromfile", "
 # The parsers of tests/fuzz reach these.
 READ = {
     *("checkpoints/format.py", "checkpoints/journal_format.py", "checkpoints/run_identity.py"),
-    *("checkpoints/state_json.py", "checkpoints/synalinks_backup.py", "coordination/file.py", "coordination/redis.py"),
+    *("checkpoints/state_body.py", "checkpoints/synalinks_backup.py", "coordination/file.py", "coordination/redis.py"),
     *("coordination/record_files.py", "observability/events.py", "preemption/sources/metadata.py"),
     *("redis_client/address.py", "storage/local.py", "storage/parts.py", "storage/redis.py", "training/packing.py"),
     *("training/codec.py", "training/random_states.py", "training/responses.py"),
@@ -113,5 +115,4 @@ NOT_FROM_OUTSIDE = {
     "observability/reporter.py": "replaces surrogates",
     "training/attributes.py": "reads its own JSON",
     "training/fingerprint.py": "reads its own JSON",
-    "training/variables.py": "reads its own JSON",
 }

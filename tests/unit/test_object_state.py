@@ -78,6 +78,18 @@ def test_a_setting_that_changed_in_place_is_state() -> None:
     assert names(state) == {"rates"}
 
 
+def test_a_setting_is_looked_at_again_when_it_has_another_value() -> None:
+    """Also where it was not saved before: a constant, a reference, and a list that held a reference."""
+    item = thing(constant=1, reference=len, held=[len])
+    state = begun(item)
+    assert names(state).isdisjoint({"constant", "reference", "held"})
+    item.constant, item.reference = 1.0, "text"
+    item.held[0] = "text"
+    assert names(state) >= {"constant", "reference", "held"}
+    item.constant = 1
+    assert "constant" not in names(state)
+
+
 def test_an_attribute_that_training_adds_is_state() -> None:
     """It has no value at the start."""
     item = thing()

@@ -87,7 +87,7 @@ def test_a_run_that_has_finished_is_the_result() -> None:
     """Its last boundary is applied at the end of the loop, whose validation resets the metrics."""
     snapshot = Snapshot(position=Position(3), body=b"9")
     header, _ = encode(snapshot, run_id="r", term=2, worker_id="b", created_at="")
-    final = Checkpoint(header=header, body=snapshot.body)
+    final = Checkpoint(header=header, body=b"9")
     stubs = Stubs()
     stubs.stands_by, stubs.final = True, StartPoint(checkpoint=final, finished=True)
     wait = stubs.wait()

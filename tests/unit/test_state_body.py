@@ -1,4 +1,4 @@
-"""The training state as JSON: values that orjson lacks, bodies of version 0.3, and what is refused."""
+"""The body of a checkpoint: values that MessagePack lacks, bodies of version 0.3, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 from typing import Any
 
 import numpy as np
+import ormsgpack
 import pytest
 
-from distributed_backup.checkpoints import state_json
 from distributed_backup.checkpoints.format import Checkpoint, Snapshot, decode, encode
-from distributed_backup.checkpoints.state_json import decode_state, encode_state
+from distributed_backup.checkpoints.state_body import decode_state, encode_state, encode_variables
 from distributed_backup.cli.export import state_tree
 from distributed_backup.cli.status import describe
 from distributed_backup.errors import StateError
 from distributed_backup.position import Position
 
-# What orjson turns into null, refuses, or reads as another value.
+# What orjson turns into null or refuses, or MessagePack lacks, or what looks like a mark of version 0.3.
 ODD = {
     "nan": math.nan,
     "infinities": [math.inf, -math.inf],
@@ -51,13 +51,12 @@ def state(value: Any) -> dict[str, Any]:
 def checkpoint(value: Any) -> Checkpoint:
     """A checkpoint whose only variable, `a/b`, has this value."""
     groups: dict[str, list[Any]] = {name: [] for name in GROUPS}
-    body = encode_state(
-        {
-            **state(value),
-            "variables": {**groups, "trainable": [value]},
-            "schema": {**groups, "trainable": [{"path": "a/b"}]},
-        }
-    )
+    made = {
+        **state(value),
+        "variables": {**groups, "trainable": [value]},
+        "schema": {**groups, "trainable": [{"path": "a/b"}]},
+    }
+    body = b"".join(encode_state(made))
     header, line = encode(Snapshot(position=Position(1), body=body), run_id="run", term=1, worker_id="w", created_at="")
     return decode(line + body + b"\n", path=header.name)
 
@@ -68,28 +67,33 @@ def test_a_body_of_version_0_3_is_read() -> None:
     assert repr(decode_state(encode_state(state(ODD)))) == repr(state(ODD))
 
 
-def test_a_plain_body_of_version_0_3_is_read_and_written_as_before() -> None:
-    """Without odd values, the bytes are those of version 0.3."""
+def test_a_plain_body_of_version_0_3_is_read() -> None:
+    """It is strict JSON."""
     plain = state({"x": [1, 0.1, None, "é"]})
     body = (
         b'{"variables":{"trainable":[{"x":[1,0.1,null,"\xc3\xa9"]}]},"loop":{},"python_random":[3,[1]],'
         b'"numpy_random":["MT19937",[1],0],"schema":{"trainable":[]}}'
     )
-    assert (encode_state(plain), decode_state(body)) == (body, plain)
+    assert decode_state(body) == plain
 
 
-def test_a_null_in_the_state_of_other_objects_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most callbacks hold a None. It must not make the values of all variables be looked at."""
-    monkeypatch.setattr(state_json, "_is_finite", None)
-    plain = {**state({"x": 1}), "objects": {"callbacks": [{"class": "EarlyStopping", "best": None}]}}
-    assert decode_state(encode_state(plain)) == plain
-    with pytest.raises(TypeError, match="not callable"):
-        encode_state(state({"x": None}))
+def test_a_body_is_one_map_of_messagepack() -> None:
+    """Other tools can read it. NaN and bytes are values of MessagePack."""
+    made = state({"x": [math.nan, None, b"1"]})
+    body = b"".join(encode_state(made, encode_variables(made["variables"])))
+    assert repr(ormsgpack.unpackb(body)) == repr(decode_state(body))
+    assert repr(decode_state(body)["variables"]) == repr(made["variables"])
+
+
+def test_what_is_encoded_already_is_not_encoded_again() -> None:
+    """A variable of 20 MB is encoded once, for the body and for the digest."""
+    variables = {"trainable": ormsgpack.packb(["encoded before"])}
+    assert decode_state(encode_state(state("other"), variables))["variables"] == {"trainable": ["encoded before"]}
 
 
 def test_a_body_with_odd_values_is_written_by_the_standard_library() -> None:
     """One line, under the key `exact`, with the names that the standard library gives to NaN and infinities."""
-    body = encode_state(state([math.nan, -math.inf, 2**64, None, "é\n"]))
+    (body,) = encode_state(state([math.nan, -math.inf, 2**64, None, "é\n"]))
     head = '{"exact":{"variables":{"trainable":[[NaN,-Infinity,18446744073709551616,null,"é\\n"]]},'
     assert body.startswith(head.encode())
     assert b"\n" not in body
