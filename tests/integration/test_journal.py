@@ -1,4 +1,4 @@
-"""Test that no answer is asked for twice: fits that are killed, and run to their end. See `tests/kills/README.md`.
+"""Test that no answer is asked for twice: fits that are killed, and run to their end. See `tests/chaos/README.md`.
 
 Each run is one of the harness, with kills that are written here. Their instants are random all the same: the provider
 answers at random after random times.
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.kills.__main__ import main
-from tests.kills.campaign import Campaign, Result
-from tests.kills.places import places
-from tests.kills.plan import PROGRAMS, Event, How, Kill, Run
+from tests.chaos.__main__ import main
+from tests.chaos.campaign import Campaign, Result
+from tests.chaos.places import places
+from tests.chaos.plan import PROGRAMS, Event, How, Kill, Run
 
 
 def kill(how: How, count: int, event: Event = "answered") -> Kill:
@@ -88,6 +88,6 @@ def test_the_harness_ends_with_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its exit code says whether there was a violation."""
-    monkeypatch.setattr(sys, "argv", ["kills", "--runs", "1", "--seed", "10", "--keep", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["chaos", "--runs", "1", "--seed", "10", "--keep", str(tmp_path)])
     assert main() == 0
     assert "| all | 1 |" in capsys.readouterr().out

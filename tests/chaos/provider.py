@@ -17,7 +17,7 @@ from litellm.exceptions import RateLimitError, Timeout
 from litellm.types.decisions import DecisionsResponse
 from litellm.types.utils import EmbeddingResponse, ModelResponse, ModelResponseStream
 
-from tests.kills.plan import LATENCY
+from tests.chaos.plan import LATENCY
 
 _WORDS: Final = ("yes", "no", "perhaps")
 

@@ -18,12 +18,12 @@ from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.observability.events import Event, Sink
 from distributed_backup.training.answers import Answers
+from tests.chaos import bugs
+from tests.chaos.history import Journalist
+from tests.chaos.plan import EPOCHS, STEPS, Kill, Place, Run
+from tests.chaos.programs import build
+from tests.chaos.provider import Provider, token_of
 from tests.integration.resume_scenarios import strict
-from tests.kills import bugs
-from tests.kills.history import Journalist
-from tests.kills.plan import EPOCHS, STEPS, Kill, Place, Run
-from tests.kills.programs import build
-from tests.kills.provider import Provider, token_of
 from tests.support.programs import complete_state
 
 Report = Callable[..., None]

@@ -1,4 +1,4 @@
-"""Kill fits at random instants: `uv run python -m tests.kills --minutes 5`. See README.md."""
+"""Kill fits at random instants: `uv run python -m tests.chaos --minutes 5`. See README.md."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.kills.campaign import Campaign, Result
-from tests.kills.places import COORDINATORS, STORES, places
-from tests.kills.plan import PROGRAMS, plan
+from tests.chaos.campaign import Campaign, Result
+from tests.chaos.places import COORDINATORS, STORES, places
+from tests.chaos.plan import PROGRAMS, plan
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="no run is begun after so many minutes")
     parser.add_argument("--runs", type=int, help="the most runs")
     parser.add_argument("--seed", type=int, default=0, help="of the first run, the next ones count up")
@@ -55,7 +55,7 @@ def main() -> int:
     chosen = options()
     programs = PROGRAMS if chosen.programs == "all" else tuple(chosen.programs.split(","))
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    root = chosen.keep or Path(tempfile.mkdtemp(prefix="kills-"))
+    root = chosen.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     deadline = time.monotonic() + 60 * chosen.minutes
     results: list[Result] = []
     with places(root, store=chosen.store, coordinator=chosen.coordinator) as made:

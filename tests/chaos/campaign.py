@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.kills.checks import Reference, paid, violations
-from tests.kills.history import Life
-from tests.kills.places import Places, names_in
-from tests.kills.plan import ANSWERS, BOUNDARIES, Place, Run
-from tests.kills.supervisor import Outcome, carry_out
+from tests.chaos.checks import Reference, paid, violations
+from tests.chaos.history import Life
+from tests.chaos.places import Places, names_in
+from tests.chaos.plan import ANSWERS, BOUNDARIES, Place, Run
+from tests.chaos.supervisor import Outcome, carry_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

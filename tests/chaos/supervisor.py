@@ -11,11 +11,11 @@ from typing import Final
 
 import redis
 
-from tests.kills.history import Journalist, Life, read_life
-from tests.kills.plan import LIVED_THROUGH, How, Kill, Place, Run
+from tests.chaos.history import Journalist, Life, read_life
+from tests.chaos.plan import LIVED_THROUGH, How, Kill, Place, Run
 from tests.support.processes import Child
 
-LIFE = "tests.kills.life:live"
+LIFE = "tests.chaos.life:live"
 # A worker that is started again so often does not come to its end.
 _MOST_LIVES = 12
 _SIGNALS: Final = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from distributed_backup.storage import storage_from_url
-from tests.kills.plan import Place
+from tests.chaos.plan import Place
 from tests.support.buckets import S3Server
 from tests.support.servers import RedisServer
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.kills.history import Life, Stage, final_answers
+from tests.chaos.history import Life, Stage, final_answers
 
 # Requests that a fit makes at once. So many answers may have arrived, and not be durable, at a SIGKILL.
 AT_ONCE: Final = 8

@@ -1,4 +1,4 @@
-"""Test that each check of the harness of kills can fail. See `tests/kills/README.md`."""
+"""Test that each check of the harness of chaos can fail. See `tests/chaos/README.md`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.kills.checks import AT_ONCE, Reference, violations
-from tests.kills.history import Journalist, Life, read_life
+from tests.chaos.checks import AT_ONCE, Reference, violations
+from tests.chaos.history import Journalist, Life, read_life
 
 REFERENCE = Reference(boundaries=((0, 1), (1, 0)), answers=3)
 FIRST = ["asked a", "answered a", "durable a", "seen a"]
