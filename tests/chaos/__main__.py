@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.campaign import Campaign, Result
+from tests.chaos.excuses import is_recorded
 from tests.chaos.places import COORDINATORS, STORES, places
-from tests.chaos.plan import PROGRAMS, plan
+from tests.chaos.plan import PROGRAMS, Setting, plan
+from tests.chaos.planted import find_all
 
 
 def options() -> argparse.Namespace:
@@ -25,55 +27,51 @@ def options() -> argparse.Namespace:
     parser.add_argument("--coordinator", choices=COORDINATORS, default="file")
     parser.add_argument("--store", choices=STORES, default="dir")
     parser.add_argument("--workers", type=int, default=1, help="workers of each run")
-    parser.add_argument("--pauses", action="store_true", help="also stop workers, and let them go on")
     parser.add_argument("--bug", help="plant an error, see README.md")
-    parser.add_argument("--keep", type=Path, help="where files of runs with violations stay")
+    parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
+    parser.add_argument("--keep", type=Path, help="folder in which files of runs with violations stay")
     return parser.parse_args()
 
 
-def summary(results: Sequence[Result]) -> str:
-    """Return a Markdown table with a row for each program, and the sums."""
-    head = ("program", "runs", "SIGKILL", "others", "replayed", "passed again", "violations")
-    rows = [(name, [each for each in results if each.run.program == name]) for name in PROGRAMS]
-    lines = [" | ".join(("", *head, "")).strip(), "|---|" + "---:|" * (len(head) - 1)]
-    for name, of_program in [*rows, ("all", list(results))]:
-        kills = sum((each.kills for each in of_program), Counter[str]())
-        cells = (
-            name,
-            len(of_program),
-            kills["SIGKILL"],
-            kills.total() - kills["SIGKILL"],
-            sum(each.replayed for each in of_program),
-            sum(each.passed_again for each in of_program),
-            sum(len(each.violations) for each in of_program),
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+def summary(results: Sequence[Result], minutes: float) -> str:
+    """Return a Markdown table with a row for each kind of fault, as often as it has hit, and the sums."""
+    faults = sum((each.faults for each in results), Counter[str]())
+    commands = sum((each.commands for each in results), Counter[str]())
+    rows: list[tuple[str, object]] = [
+        *sorted(faults.items()),
+        ("all faults", faults.total()),
+        *((f"`{words}`", count) for words, count in sorted(commands.items())),
+        ("runs", len(results)),
+        ("runs without an excuse", sum(is_recorded(each.story) for each in results)),
+        ("processes of workers", sum(len(each.lives) for each in results)),
+        ("minutes", f"{minutes:.0f}"),
+        ("violations", sum(len(each.violations) for each in results)),
+    ]
+    return "\n".join(["| what | count |", "|---|---:|", *(f"| {name} | {count} |" for name, count in rows)])
 
 
 def main() -> int:
     chosen = options()
-    programs = PROGRAMS if chosen.programs == "all" else tuple(chosen.programs.split(","))
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    root = chosen.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
-    deadline = time.monotonic() + 60 * chosen.minutes
+    # Of its own, because what an earlier campaign has left would be taken for the runs of this one.
+    root = Path(tempfile.mkdtemp(prefix="chaos-", dir=chosen.keep))
+    if chosen.plant_all:
+        return int(not find_all(root, chosen.runs or 10, lambda text: print(text, flush=True)))
+    began = time.monotonic()
+    setting = Setting(
+        programs=PROGRAMS if chosen.programs == "all" else tuple(chosen.programs.split(",")),
+        workers=chosen.workers,
+        coordinator=chosen.coordinator,
+        store=chosen.store,
+        bug=chosen.bug,
+    )
     results: list[Result] = []
     with places(root, store=chosen.store, coordinator=chosen.coordinator) as made:
         campaign = Campaign(root, made)
-        while time.monotonic() < deadline and len(results) != chosen.runs:
-            run = plan(
-                chosen.seed + len(results),
-                programs=programs,
-                workers=chosen.workers,
-                # A bucket is written once in a second, so answers of the last second may be lost at a SIGKILL.
-                is_orderly=chosen.store == "s3",
-                keeps_all=chosen.store == "dir",
-                has_pauses=chosen.pauses,
-                bug=chosen.bug,
-            )
-            results.append(campaign.carry_out(run))
+        while time.monotonic() < began + 60 * chosen.minutes and len(results) != chosen.runs:
+            results.append(campaign.carry_out(plan(chosen.seed + len(results), setting)))
             print(results[-1].line(), flush=True)
-    print(f"\n{summary(results)}\n\nfiles: {root}")
+    print(f"\n{summary(results, (time.monotonic() - began) / 60)}\n\nfiles: {root}")
     return int(any(each.violations for each in results))
 
 
