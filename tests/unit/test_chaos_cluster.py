@@ -256,8 +256,9 @@ ASKED_TO = 'event resigned {"term":1,"reason":"asked to let another worker lead"
     [
         ([], [], {}, None),
         ([], [CUT], {}, None),
-        (["5 event unreachable {}"], [CUT], {}, "two leaders"),
-        (["5 event unreachable {}"], [], {}, None),
+        (["5 event unreachable {}"], [], {}, "two leaders"),
+        (["5 event lost {}"], [CUT], {}, "two leaders"),
+        (["5 event lost {}"], [], {}, None),
         ([], [FLUSHED], {"store": "redis"}, "emptied storage"),
         ([], [FLUSHED], {}, None),
         (["5 event lost {}"], [], {"store": "s3"}, "late bucket"),
