@@ -30,6 +30,8 @@ _EXIT_CODES: Final = {
     "pause": {0, 143},
 }
 _LOST_AFTER_PAUSE: Final = ("the leader has begun another log", "while this one read the stream of an answer")
+# Seconds in which a batch in flight surely ends, and its boundary is saved.
+_TO_LEAVE: Final = 4.0
 # Seconds from the listing of a directory to the report of the commit.
 _WHILE_COMMITTING: Final = 0.5
 # A partial event log may be of a worker that still runs. So only a deletion removes it.
@@ -112,7 +114,7 @@ def ends(story: Story) -> Iterator[str]:
         # A signal may come before the fit has begun, or when it has ended.
         if life.ways and (life.end is not None or not life.events["joined"]):
             wanted |= {-15, -2}
-        if life.ways and life.end is not None:
+        if life.ways and life.end is not None and not _trains_on(life):
             wanted |= {0}
         # It can't go on, and is to be started again.
         if life.events["stood_down"] or life.events["diverged"]:
@@ -120,6 +122,12 @@ def ends(story: Story) -> Iterator[str]:
         is_hindered = life.error is not None and has_overlap(story, life.began - 1.0, life.ended, *ENVIRONMENT)
         if life.exit_code not in wanted | ({1} if is_hindered else set()):
             yield f"ends: {life.name} ended with {life.exit_code} after {life.how or 'no interruption'}, not {wanted}"
+
+
+def _trains_on(life: Life) -> bool:
+    """Whether a life has finished long after its notice, so that it can't have been about to."""
+    finished = max((at for at, _, _ in life.reported("finished")), default=0.0)
+    return life.notice is not None and finished - life.notice > _TO_LEAVE and not life.pauses
 
 
 def events(lives: Sequence[Life]) -> Iterator[str]:

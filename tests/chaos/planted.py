@@ -30,7 +30,7 @@ PLANTED: Final = {
     "boundary skipped": _ALONE,
     "torn commit": _ALONE,
     "parts kept": _ALONE,
-    "notice not heard": _ALONE,
+    "notice not heard": Setting(programs=("agent",), themes=("processes",)),
     "final state dropped": _ALONE,
     "damage hidden": replace(_TEAM, themes=("disk",)),
     "used term granted": replace(_TEAM, coordinator="redis", themes=("network",)),
