@@ -47,9 +47,6 @@ class Places:
 def places(root: Path, *, store: str, coordinator: str) -> Iterator[Places]:
     """Start the servers of a campaign. A Redis server keeps its data over a restart."""
     with ExitStack() as stack:
-        # The import of synalinks is no part of a life.
-        with Child(_nothing) as child:
-            child.join()
         server, bucket = None, None
         if "redis" in (store, coordinator):
             config = {"appendonly": "yes"}
@@ -59,6 +56,9 @@ def places(root: Path, *, store: str, coordinator: str) -> Iterator[Places]:
             stack.callback(bucket.close)
             os.environ.update(bucket.environment)
             bucket.make_bucket("bucket")
+        # The import of synalinks is no part of a life. The server that forks lives has the environment of now.
+        with Child(_nothing) as child:
+            child.join()
         yield Places(store=store, coordinator=coordinator, server=server, bucket=bucket)
 
 
