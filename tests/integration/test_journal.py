@@ -73,7 +73,7 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
     [
         ("entry dropped", "few-shot", "lost"),
         ("exit code", "twins", "ends"),
-        ("delete at preemption", "few-shot", "deletion"),
+        ("torn commit", "few-shot", "newest"),
     ],
 )
 def test_an_error_is_found(tmp_path: Path, bug: str, program: str, check: str) -> None:
