@@ -31,6 +31,7 @@ SLOWEST = (
     "integration/test_followers.py",
     "integration/test_interruptions.py",
     "integration/test_journal.py",
+    "integration/test_chaos.py",
     "integration/test_object_storage.py",
     "integration/test_process_exit.py",
     "integration/test_differences.py",

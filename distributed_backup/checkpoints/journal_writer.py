@@ -157,10 +157,11 @@ class JournalWriter:
         self._is_replaying = self._is_deposed = True
         self._add(self._release_segment)
 
-    def write_stage(self) -> None:
-        """Write what was kept since the last boundary, whose checkpoint is about to be committed. From any thread."""
-        if self._thread is not None:
-            self._add(self._write_stage, urgent=True)
+    def write_stage(self, *, timeout: float = 0.0) -> None:
+        """Write what was kept since the last boundary, under the term of now. Wait for it. From any thread."""
+        written = threading.Event()
+        if self._thread is not None and self._add(lambda: self._write_stage(written.set), urgent=True):
+            written.wait(timeout)
 
     def close(self, *, timeout: float) -> None:
         """Append what waits within `timeout` seconds, and end the thread. May be called again."""
@@ -196,8 +197,7 @@ class JournalWriter:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._steps or self._stopped)
-                steps, self._steps = self._steps, []
-                self._waiting, self._is_urgent = 0, False
+                steps, self._steps, self._waiting, self._is_urgent = self._steps, [], 0, False
                 self._pause.clear()
                 is_last = self._stopped
             for step in (*steps, self._flush):
@@ -266,10 +266,8 @@ class JournalWriter:
             self._stage += lines
 
     def _follow_term(self) -> None:
-        """Write the stage to another segment if this worker leads under another term. Older ones count less.
-
-        It needs no other segment at the last boundary, because another leader may have pruned them.
-        """
+        """Write the stage to another segment if this worker leads under another term. Older ones count less."""
+        # It needs no other segment at the last boundary, because another leader may have pruned them.
         term = self._term()
         if self._segment is not None and term is not None and term != self._segment.header.term:
             self._flush()
@@ -294,7 +292,9 @@ class JournalWriter:
         self._segment = OpenSegment(header=header)
         return True
 
-    def _write_stage(self) -> None:
+    def _write_stage(self, done: Done = lambda: None) -> None:
+        self._follow_term()
+        self._done.append(done)
         if self._segment is None and not self._is_replaying and self._stage is not None and self._begin():
             self._lines = self._stage[:]
 

@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.journal import SegmentReader
@@ -30,6 +30,9 @@ from distributed_backup.worker.notices import covers
 from distributed_backup.worker.start_point import StartPoint
 
 logger = logging.getLogger(__name__)
+
+# Seconds that training waits for the journal, as for an answer.
+_JOURNAL_TIMEOUT: Final = 5.0
 
 
 # -------------------------------------------------------------------- the decisions
@@ -219,6 +222,9 @@ class Standby:
         with context.state.condition:
             context.elector.position = self._position
             context.state.phase = "training"
+        # The leader between may have begun a log without the last answers of this one, which training uses next.
+        if not context.journal.wants_checkpoint:
+            context.journal.write_stage(timeout=_JOURNAL_TIMEOUT)
         return None
 
     def _is_passed(self, start: StartPoint) -> bool:

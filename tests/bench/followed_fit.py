@@ -17,8 +17,8 @@ from distributed_backup.clock import SystemClock
 from distributed_backup.observability.events import Event, Sink
 from distributed_backup.training.answers import Answers
 from tests.bench.lag import Run
-from tests.kills.programs import build
-from tests.kills.provider import Provider, chance, token_of
+from tests.chaos.programs import build
+from tests.chaos.provider import Provider, chance, token_of
 from tests.support.programs import samples
 
 AT_ONCE: Final = 8

@@ -24,8 +24,8 @@ import synalinks
 from distributed_backup import BackupAndRestore
 from tests.bench.report import imports_frozen, ratio, series, table
 from tests.bench.results import Report
-from tests.kills.programs import build
-from tests.kills.provider import Provider
+from tests.chaos.programs import build
+from tests.chaos.provider import Provider
 from tests.support.programs import samples
 
 AT_ONCE: Final = 8

@@ -1,4 +1,4 @@
-"""Workers of one run that are suspended, late or new, and a storage that forgets. See `tests/kills/README.md`."""
+"""Workers of one run that are suspended, late or new, and a storage that forgets. See `tests/chaos/README.md`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.kills.campaign import Campaign, Result
-from tests.kills.history import Life
-from tests.kills.places import places
-from tests.kills.plan import BOUNDARIES, Kill, Run
+from tests.chaos.campaign import Campaign, Result
+from tests.chaos.history import Life
+from tests.chaos.places import places
+from tests.chaos.plan import BOUNDARIES, Kill, Run
 
 LONGER_THAN_THE_LEASE = 1.6
 

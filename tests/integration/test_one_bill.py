@@ -1,4 +1,4 @@
-"""Test that several workers pay for one training, also when they are killed. See `tests/kills/README.md`."""
+"""Test that several workers pay for one training, also when they are killed. See `tests/chaos/README.md`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills.campaign import Campaign
-from tests.kills.places import places
-from tests.kills.plan import Kill, Run
+from tests.chaos.campaign import Campaign
+from tests.chaos.places import places
+from tests.chaos.plan import Kill, Run
 
 AT_ONCE = 8
 """Requests that a worker has under way."""

@@ -81,12 +81,12 @@ RUN_BY_NAMED_TESTS = {
     "uv run distributed-backup check DIR --wait 60": "test_two_machines_meet_by_the_same_command",
     "uv run python -m tests.fuzz": "test_the_command_prints_a_row_for_each_parser",
     "uv run python -m tests.fuzz --inputs 1000 --seed 7 --parser checkpoint": "test_changed_inputs_break_no_rule",
-    "uv run python -m tests.kills --minutes 1": "test_the_harness_ends_with_a_table",
+    "uv run python -m tests.chaos --minutes 1": "test_a_campaign_over_redis_ends_with_a_table",
     "uv run python -m tests.simulation --runs 500": "test_hundreds_of_runs_keep_all_promises",
     "uv run python -m tests.support.prose README.md": "test_every_document_is_easy_to_read",
 }
 BENCH = "uv run python -m tests.bench"
-KILLS = "uv run python -m tests.kills --minutes 1"
+CHAOS = "uv run python -m tests.chaos --minutes 1"
 ON_A_RUN = [
     command for command in COMMANDS if {"DIR", "URL"} & set(command.split()) and command not in RUN_BY_NAMED_TESTS
 ]
@@ -94,8 +94,8 @@ SCRIPT = Path(sys.executable).with_name("distributed-backup")
 
 
 def test_every_command_is_run_by_a_test_or_by_ci() -> None:
-    """Only the benchmarks and long campaigns of kills are run by hand. `test_journal` runs parts of a campaign."""
-    benchmarks = {BENCH, KILLS, *(f"{BENCH} {name}" for name in BENCHMARKS)}
+    """Only the benchmarks and long campaigns of chaos are run by hand. `test_journal` runs parts of a campaign."""
+    benchmarks = {BENCH, CHAOS, *(f"{BENCH} {name}" for name in BENCHMARKS)}
     left = set(COMMANDS) - set(RUN_BY_NAMED_TESTS) - set(ON_A_RUN) - benchmarks
     assert left
     for command in left:

@@ -81,3 +81,12 @@ def _use(address: str) -> None:
     running = resource_tracker.ensure_running
     server.ensure_running = running
     vars(multiprocessing.forkserver)["ensure_running"] = running
+
+
+def children_of_the_server() -> list[int]:
+    """Return the processes that were forked from the server of this process and have not ended. Empty without one."""
+    server: Any = vars(multiprocessing.forkserver)["_forkserver"]
+    if server._forkserver_pid is None:
+        return []
+    tasks = Path(f"/proc/{server._forkserver_pid}/task")
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]

@@ -12,8 +12,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,10 @@ from typing import Any, Self
 from tests.support.fork_server import start_server
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+
+# Starting a process polls all others of this one. Two threads that poll one process may both read its exit code, of
+# which there is one only.
+_polling = threading.Lock()
 
 # Seconds. Generous, because the first child waits for the server's import of synalinks on two shared cores.
 PATIENCE = 120.0
@@ -41,7 +46,8 @@ class Child:
         start_server()
         self._events, sender = _CONTEXT.Pipe(duplex=False)
         self._process = _CONTEXT.Process(target=_run, args=(sender, log, function, arguments))
-        self._process.start()
+        with _polling:
+            self._process.start()
         sender.close()
         self.seen: list[tuple[str, Any]] = []
         self._log = log
@@ -77,10 +83,16 @@ class Child:
                 self.seen.append(self._events.recv())
             except EOFError:
                 break
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+        code = self._reap(timeout)
+        if code is None:
             raise AssertionError(f"child still runs after {timeout} s; seen: {self.seen}\n{self.output()}")
-        return self._process.exitcode
+        return code
+
+    def _reap(self, timeout: float | None = None) -> int | None:
+        """Wait for the end, and return the exit code. None if the process still runs."""
+        wait([self._process.sentinel], timeout)
+        with _polling:
+            return self._process.exitcode
 
     def result(self, timeout: float = PATIENCE) -> Any:
         """Wait for the end and return the function's result."""
@@ -100,9 +112,9 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.is_alive():
+        if self._reap(0.0) is None:
             self._process.kill()
-        self._process.join()
+            self._reap()
         self._events.close()
 
 

@@ -193,6 +193,21 @@ def test_a_stage_that_continues_a_log_hides_nothing_of_it(
     assert replayed(found(bench.storage, 3)) == ([0, 1] if mark is None else []) + [2, 3]
 
 
+def test_a_worker_that_leads_again_has_its_stage_in_the_log_before_it_trains_on(bench: Bench) -> None:
+    """The leader between has read a part of it only, so the rest of the old segment is in no replay."""
+    bench.begin()
+    bench.ask(0)
+    bench.settle()
+    read_by_other = Link(name=name(1, 0), end=len(bench.storage.files[name(1, 0)]))
+    bench.ask(1)
+    bench.settle()
+    write(bench.storage, header(2, 0, after=read_by_other))
+    assert replayed(found(bench.storage, 0)) == [0]
+    bench.term = 3
+    bench.writer.write_stage(timeout=PATIENCE)
+    assert replayed(found(bench.storage, 0)) == [0, 1]
+
+
 def test_a_new_term_continues_the_log_that_the_last_one_continued(bench: Bench, link: Link) -> None:
     """With the mark, and what was recorded since."""
     bench.term = 2

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader
+from distributed_backup.checkpoints.journal import SegmentReader
 from distributed_backup.checkpoints.journal_format import Answer, Header, encode_record
 from distributed_backup.coordination.base import has_another_led
 from distributed_backup.observability.reporter import Reporter
@@ -19,6 +22,8 @@ from distributed_backup.worker.standby import Progress
 from distributed_backup.worker.start_point import StartPoint
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of, elector_of
+from tests.support.journals import PATIENCE, answer
+from tests.support.journals import boundary as boundary_of_journal
 from tests.support.sinks import RecordingSink
 from tests.support.team import Gone, Team, snapshot
 
@@ -99,10 +104,13 @@ def test_a_worker_that_has_not_used_the_answers_of_another_is_started_again() ->
 # -------------------------------------------------------------------- taking the steps
 
 
-def succeeded(team: Team, *, boundary: Position, **options: Any) -> tuple[Worker, Worker]:
-    """Return a standby that trained to `boundary`, which is not saved, and its successor."""
+def succeeded(
+    team: Team, *, boundary: Position, record: Callable[[Worker], None] = lambda _: None, **options: Any
+) -> tuple[Worker, Worker]:
+    """Return a standby that trained to `boundary`, which is not saved, and its successor. `record` is called before."""
     options = {"standby": True, **options}
     first = team.started("a", **options)
+    record(first)
     second = team.worker("b", **options)
     waiting = team.begin(second.await_start)
     first.boundary(snapshot(boundary.epoch, boundary.batch), due=False)
@@ -264,6 +272,23 @@ def test_a_former_leader_trains_on_if_its_successor_came_nowhere(team: Team) -> 
     assert team.result(wait) is None
     team.until(lambda: team.positions() == [Position(1)])
     assert (first.stands_by, team.holder(), elector_of(first).term) == (False, "a", 3)
+
+
+def test_a_former_leader_that_trains_on_has_its_answers_in_the_log_again(team: Team) -> None:
+    """Its successor may have begun a log that leaves some of them out."""
+
+    def record(worker: Worker) -> None:
+        durable = threading.Event()
+        context_of(worker).journal.begin_at(boundary_of_journal(0))
+        context_of(worker).journal.append(answer(0), durable.set)
+        assert durable.wait(PATIENCE)
+
+    first, second = succeeded(team, boundary=Position(0, 3), record=record)
+    wait = waiting(team, first)
+    team.kill(second)
+    assert team.result(wait) is None
+    segment = "0000000003-00000000-00000000.journal"
+    assert answer(0) in list(SegmentReader(context_of(first).store.storage, segment))
 
 
 def test_a_former_leader_that_was_passed_exits_to_be_started_again(

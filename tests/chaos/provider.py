@@ -17,7 +17,7 @@ from litellm.exceptions import RateLimitError, Timeout
 from litellm.types.decisions import DecisionsResponse
 from litellm.types.utils import EmbeddingResponse, ModelResponse, ModelResponseStream
 
-from tests.kills.plan import LATENCY
+from tests.chaos.plan import LATENCY
 
 _WORDS: Final = ("yes", "no", "perhaps")
 
@@ -32,13 +32,15 @@ def chance() -> float:
 class Provider:
     """Stands in for litellm's functions. `note` receives its events. `life` begins each of its tokens.
 
-    `failures` is the part of the requests that end with an error. While `is_hanging`, it answers half of them.
+    `failures` is the part of the requests that end with an error, `latency` the longest time of one, in seconds. While
+    `is_hanging`, it answers half of them.
     """
 
-    def __init__(self, life: str, note: Note, *, failures: float = 0.0) -> None:
+    def __init__(self, life: str, note: Note, *, failures: float = 0.0, latency: float = LATENCY) -> None:
         self._life = life
         self._note = note
         self._failures = failures
+        self._latency = latency
         self._asked = 0
         self.is_hanging = False
 
@@ -56,7 +58,7 @@ class Provider:
         token = f"{self._life}.{self._asked}"
         self._note("asked", token)
         is_held = self.is_hanging and chance() < 0.5
-        await asyncio.sleep(600.0 if is_held else LATENCY * chance())
+        await asyncio.sleep(600.0 if is_held else self._latency * chance())
         if chance() < self._failures:
             self._note("failed", token)
             raise _error()
@@ -82,7 +84,7 @@ class Provider:
 
     async def _stream(self, token: str) -> AsyncIterator[Any]:
         for _ in range(3):
-            await asyncio.sleep(LATENCY * chance() / 3)
+            await asyncio.sleep(self._latency * chance() / 3)
             delta = {"role": "assistant", "content": f"{_word()} "}
             yield ModelResponseStream(id=token, created=1, choices=[{"index": 0, "delta": delta}])
         self._note("answered", token)

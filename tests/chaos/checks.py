@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.kills.history import Life, Stage, final_answers
+from distributed_backup.checkpoints.format import term_of
+from distributed_backup.checkpoints.journal import term_of_segment
+from distributed_backup.storage.base import partial_target
+from tests.chaos.excuses import ENVIRONMENT, has_overlap, is_recorded
+from tests.chaos.history import Life, Stage, Story, final_answers
+from tests.chaos.plan import VIOLENT
 
 # Requests that a fit makes at once. So many answers may have arrived, and not be durable, at a SIGKILL.
 AT_ONCE: Final = 8
 _EXIT_CODES: Final = {
     "SIGKILL": {-9},
+    "SIGKILL to all": {-9},
+    "crash": {-9},
     "SIGTERM": {143},
+    "SIGTERM to all": {143},
     "cut off": {143},
+    "eviction": {143, -9},
     "exception": {1},
     "Ctrl-C": {1},
     # It may have to be started again, because it can't follow its successor.
     "pause": {0, 143},
 }
 _LOST_AFTER_PAUSE: Final = ("the leader has begun another log", "while this one read the stream of an answer")
+# Seconds in which a batch in flight surely ends, and its boundary is saved.
+_TO_LEAVE: Final = 4.0
+# Seconds from the listing of a directory to the report of the commit.
+_WHILE_COMMITTING: Final = 0.5
 # A partial event log may be of a worker that still runs. So only a deletion removes it.
 _BELONGS: Final = re.compile(
     r"run\.json|coordinator|(\.partial-)?events-\S+\.jsonl\S*|[0-9]{10}\.term|[0-9]{10}-[0-9]{8}-[0-9]{8}(\.final)?\.ckpt"
@@ -36,17 +49,13 @@ class Reference:
     answers: int | None
 
 
-def violations(lives: Sequence[Life], reference: Reference, left: Iterable[str] | None) -> list[str]:
-    """Return what is wrong with a run. `left` are the names in its directory, None if it is not to be looked at."""
-    found = [
-        *order(lives),
-        *lost(lives),
-        *states(lives),
-        *ends(lives),
-        *events(lives),
-        *whole(lives, reference),
-    ]
-    return [*found, *leftovers(left)] if left is not None else found
+def violations(story: Story, reference: Reference) -> list[str]:
+    """Return what is wrong with a run, as far as each life of it can tell."""
+    lives = story.lives
+    found = [*ends(story), *whole(story, reference), *leftovers(story)]
+    if is_recorded(story):
+        found += [*order(lives), *lost(lives), *states(lives), *events(lives)]
+    return found
 
 
 def order(lives: Sequence[Life]) -> Iterator[str]:
@@ -58,7 +67,7 @@ def order(lives: Sequence[Life]) -> Iterator[str]:
     final = final_answers(lives)
     for life in lives:
         for stage, tokens in life.seen.items():
-            is_cancelled = life.how in {"cut off", "Ctrl-C"} and stage not in life.completed
+            is_cancelled = life.ways & {"cut off", "Ctrl-C"} and stage not in life.completed
             if is_cancelled and set(tokens) <= set(final[stage]):
                 continue
             if final[stage][: len(tokens)] != tokens:
@@ -80,7 +89,7 @@ def lost(lives: Sequence[Life]) -> Iterator[str]:
         if gone:
             yield f"lost: {len(gone)} of {len(durable)} answers that {life.name} made durable"
         not_durable = [token for token in life.answered if token not in durable | life.cut_off]
-        allowed = AT_ONCE if life.how == "SIGKILL" else 0
+        allowed = AT_ONCE if life.ways & VIOLENT else 0
         if len(not_durable) > allowed:
             yield f"lost: {len(not_durable)} answers of {life.name} never became durable, {allowed} may"
 
@@ -98,15 +107,27 @@ def states(lives: Sequence[Life]) -> Iterator[str]:
         yield f"states: {len(finals)} different states at the end"
 
 
-def ends(lives: Sequence[Life]) -> Iterator[str]:
-    """Each life ends as its interruption wants, or regularly if it was over before."""
-    for life in lives:
-        wanted = {0} if life.how is None else _EXIT_CODES[life.how]
-        # A signal may come when the fit has ended.
-        if life.how is not None and life.end is not None:
-            wanted = wanted | {0, -15, -2}
-        if life.exit_code not in wanted:
+def ends(story: Story) -> Iterator[str]:
+    """Each life ends as its interruptions want, or regularly if it was over before."""
+    for life in story.lives:
+        wanted = {code for way in life.ways for code in _EXIT_CODES[way]} or {0}
+        # A signal may come before the fit has begun, or when it has ended.
+        if life.ways and (life.end is not None or not life.events["joined"]):
+            wanted |= {-15, -2}
+        if life.ways and life.end is not None and not _trains_on(life):
+            wanted |= {0}
+        # It can't go on, and is to be started again.
+        if life.events["stood_down"] or life.events["diverged"]:
+            wanted |= {0, 143}
+        is_hindered = life.error is not None and has_overlap(story, life.began - 1.0, life.ended, *ENVIRONMENT)
+        if life.exit_code not in wanted | ({1} if is_hindered else set()):
             yield f"ends: {life.name} ended with {life.exit_code} after {life.how or 'no interruption'}, not {wanted}"
+
+
+def _trains_on(life: Life) -> bool:
+    """Whether a life has finished long after its notice, so that it can't have been about to."""
+    finished = max((at for at, _, _ in life.reported("finished")), default=0.0)
+    return life.notice is not None and finished - life.notice > _TO_LEAVE and not life.pauses
 
 
 def events(lives: Sequence[Life]) -> Iterator[str]:
@@ -122,13 +143,13 @@ def events(lives: Sequence[Life]) -> Iterator[str]:
             yield f"events: {life.name}: {detail}"
 
 
-def whole(lives: Sequence[Life], reference: Reference) -> Iterator[str]:
+def whole(story: Story, reference: Reference) -> Iterator[str]:
     """All boundaries are passed. The answers that count are as many as those of an uninterrupted run."""
-    passed = {position for life in lives for position, _ in life.boundaries}
+    passed = {position for life in story.lives for position, _ in life.boundaries}
     if passed != set(reference.boundaries):
         yield f"whole: boundaries passed {sorted(passed)}, not {sorted(reference.boundaries)}"
-    count = sum(map(len, final_answers(lives).values()))
-    if reference.answers is not None and count != reference.answers:
+    count = sum(map(len, final_answers(story.lives).values()))
+    if is_recorded(story) and reference.answers is not None and count != reference.answers:
         yield f"whole: {count} answers count, an uninterrupted run has {reference.answers}"
 
 
@@ -139,8 +160,15 @@ def paid(lives: Sequence[Life]) -> tuple[int, int]:
     return len(asked), sum(token not in seen for token in asked)
 
 
-def leftovers(names: Iterable[str]) -> Iterator[str]:
-    """Nothing is left in the directory that does not belong there."""
-    for name in names:
-        if not _BELONGS.fullmatch(name):
+def leftovers(story: Story) -> Iterator[str]:
+    """Nothing is left in the directory that does not belong there. A commit removes what was left before it."""
+    commits = [(at, fields["term"]) for life in story.lives for at, _, fields in life.reported("committed")]
+    last, term = max(commits, default=(0.0, 0))
+    planted = {f.detail.strip() for f in story.faults if f.kind == "leftover" and f.until > last - _WHILE_COMMITTING}
+    died = any(life.ways & VIOLENT and life.ended > last for life in story.lives)
+    for name in story.left:
+        target = partial_target(name) or ""
+        # What a worker leaves that dies after the last commit stays.
+        is_late = died and max(term_of(target), term_of_segment(target)) >= int(str(term))
+        if not (name in planted or is_late or _BELONGS.fullmatch(name)):
             yield f"leftovers: {name}"

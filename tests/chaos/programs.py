@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import synalinks
 
-from tests.kills.plan import BATCH_SIZE, SAMPLES, VALIDATION_SAMPLES
-from tests.kills.provider import Client, Provider
+from tests.chaos.plan import BATCH_SIZE, SAMPLES, VALIDATION_SAMPLES
+from tests.chaos.provider import Client, Provider
 from tests.support.programs import Answer, Query
 
 

@@ -1,4 +1,4 @@
-"""Test that each check of the harness of kills can fail. See `tests/kills/README.md`."""
+"""Test that each check of the harness of chaos can fail. See `tests/chaos/README.md`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.kills.checks import AT_ONCE, Reference, violations
-from tests.kills.history import Journalist, Life, read_life
+from tests.chaos.checks import AT_ONCE, Reference, violations
+from tests.chaos.history import Journalist, Life, Story, read_life
 
 REFERENCE = Reference(boundaries=((0, 1), (1, 0)), answers=3)
 FIRST = ["asked a", "answered a", "durable a", "seen a"]
@@ -29,7 +29,7 @@ def killed(tmp_path: Path, lines: list[str], how: str = "SIGKILL", exit_code: in
 
 
 def checks_that_fail(lives: list[Life], left: tuple[str, ...] = ("run.json",)) -> set[str]:
-    return {found.partition(":")[0] for found in violations(lives, REFERENCE, left)}
+    return {found.partition(":")[0] for found in violations(Story(lives=lives, left=list(left)), REFERENCE)}
 
 
 def test_a_run_that_is_resumed_exactly_passes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Each one is what a slip in the code would do. README.md says which check finds w
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +15,19 @@ from typing import Any
 from synalinks.src.callbacks.callback_list import CallbackList
 
 from distributed_backup import Preempted
+from distributed_backup.checkpoints import reader, store
 from distributed_backup.checkpoints.journal import LogReader
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.election import Elector
+from distributed_backup.storage.local import LocalStorage
 from distributed_backup.training import answers, state
 from distributed_backup.training.delivery import Delivery
 from distributed_backup.training.tickets import Tickets
+from distributed_backup.worker.shutdown import Shutdown
 from distributed_backup.worker.standby import Standby
+from distributed_backup.worker.worker import Worker
+from tests.simulation import bugs as simulated
 
 
 def _without_order() -> None:
@@ -118,6 +124,43 @@ def _boundary_skipped() -> None:
     CallbackList.on_test_batch_end = skipping
 
 
+def _torn_commit() -> None:
+    """A commit writes in place, with a pause in the middle."""
+
+    def put(self: Any, name: str, chunks: list[bytes], **_: Any) -> None:
+        data = b"".join(chunks)
+        path = self.root / name
+        path.write_bytes(data[: len(data) // 2])
+        time.sleep(0.03)
+        path.write_bytes(data)
+
+    LocalStorage.put = put  # type: ignore[method-assign]
+
+
+def _parts_kept() -> None:
+    store._partials = lambda *_: []
+
+
+def _notice_not_heard() -> None:
+    Worker.give_notice = lambda *_, **__: None  # type: ignore[method-assign]
+
+
+def _final_state_dropped() -> None:
+    finish = Shutdown.finish
+    Shutdown.finish = lambda self, final=None: finish(self, None)  # type: ignore[method-assign]
+
+
+def _damage_hidden() -> None:
+    logging.getLogger(reader.__name__).setLevel(logging.ERROR)
+
+
+def _of_the_simulation(name: str) -> Callable[[], None]:
+    def plant_it() -> None:
+        simulated.planted(name)
+
+    return plant_it
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "no journal": lambda: None,
     "no order": _without_order,
@@ -132,6 +175,20 @@ BUGS: dict[str, Callable[[], None]] = {
     "exit code": _exit_code,
     "litter": _litter,
     "boundary skipped": _boundary_skipped,
+    "torn commit": _torn_commit,
+    "parts kept": _parts_kept,
+    "notice not heard": _notice_not_heard,
+    "final state dropped": _final_state_dropped,
+    "damage hidden": _damage_hidden,
+    **{
+        name: _of_the_simulation(name)
+        for name in (
+            "used term granted",
+            "delete at preemption",
+            "notice forgotten",
+            "two trainers with standby",
+        )
+    },
 }
 
 

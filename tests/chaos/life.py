@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import re
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,18 +21,15 @@ from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.observability.events import Event, Sink
 from distributed_backup.training.answers import Answers
+from tests.chaos import bugs, disk
+from tests.chaos.history import Journalist
+from tests.chaos.plan import EPOCHS, STEPS, Kill, Place, Run, grace_period
+from tests.chaos.programs import build
+from tests.chaos.provider import Provider, token_of
 from tests.integration.resume_scenarios import strict
-from tests.kills import bugs
-from tests.kills.history import Journalist
-from tests.kills.plan import EPOCHS, STEPS, Kill, Place, Run
-from tests.kills.programs import build
-from tests.kills.provider import Provider, token_of
 from tests.support.programs import complete_state
 
 Report = Callable[..., None]
-# Seconds. Long enough for the batch in flight, or too short for a provider that hangs.
-_GRACE_PERIOD = 30.0
-_SHORT_GRACE_PERIOD = 1.5
 # The part of the requests that fail.
 _FAILURES = {"failing": 0.2, "refused": 0.3}
 _SHORT_LEASE = LeaseTimings(duration=1.0, renew_deadline=0.7, retry_period=0.1)
@@ -46,7 +46,8 @@ class Observer:
     def __init__(self, report: Report, path: Path, kills: tuple[Kill, ...]) -> None:
         self._report = report
         self._journalist = Journalist(path)
-        self._life = path.stem
+        self.life = path.stem
+        self._lock = threading.Lock()
         self._kills = list(kills)
         self._left = kills[0].count if kills else 0
         self.provider: Provider | None = None
@@ -56,19 +57,36 @@ class Observer:
 
     def note(self, kind: str, *fields: object) -> None:
         self._journalist.note(kind, *fields)
-        if kind == "seen" and not str(fields[0]).startswith(f"{self._life}."):
+        if kind == "seen" and not str(fields[0]).startswith(f"{self.life}."):
             self._count("replayed")
         if kind == "answered" and self.sees_at_once:
             self.note("seen", *fields)
         self._count(kind)
 
+    def step(self, kind: str, step: str, name: str) -> None:
+        """Count a step of a commit or an append, and kill this process if it is time to."""
+        with self._lock:
+            kill = self._due(kind)
+            if kill is not None:
+                self._journalist.note("crash", f"{kind}:{step.replace(' ', '-')}", name)
+                os.kill(os.getpid(), signal.SIGKILL)
+
     def _count(self, kind: str) -> None:
-        if self._kills and kind == self._kills[0].event:
-            self._left -= 1
-            if self._left == 0:
-                kill = self._kills.pop(0)
-                self._left = self._kills[0].count if self._kills else 0
-                self._interrupt(kill)
+        with self._lock:
+            kill = self._due(kind)
+        if kill is not None:
+            self._interrupt(kill)
+
+    def _due(self, kind: str) -> Kill | None:
+        """Count an event. Return the interruption that is due at it."""
+        if not self._kills or kind != self._kills[0].event:
+            return None
+        self._left -= 1
+        if self._left > 0:
+            return None
+        kill = self._kills.pop(0)
+        self._left = self._kills[0].count if self._kills else 0
+        return kill
 
     def _interrupt(self, kill: Kill) -> None:
         if kill.how == "exception":
@@ -178,9 +196,12 @@ def live(report: Report, run: Run, place: Place, path: Path, number: int, kills:
     with_journal = bugs.plant(run.bug)
     observer.sees_at_once = not with_journal
     observe(observer)
+    disk.report_steps(observer.step)
+    if place.full is not None:
+        disk.fill(Path(place.full), Path(place.backup_dir), lambda name: observer.note("full", name))
     if run.keeps_all:
         CheckpointStore._unneeded = lambda *arguments: ()  # type: ignore[assignment,method-assign]
-    provider = Provider(path.stem, observer.note, failures=_FAILURES.get(run.program, 0.0))
+    provider = Provider(path.stem, observer.note, failures=_FAILURES.get(run.program, 0.0), latency=run.latency)
     observer.provider = provider
     provider.install()
     asyncio.run(_fit(run, place, observer, provider, seed=run.seed + number, journal=with_journal, kills=kills))
@@ -199,10 +220,13 @@ async def _fit(
     backup = Observed(
         place.backup_dir,
         save_freq=run.save_freq,
+        double_checkpoint=run.keeps_two,
         delete_checkpoint=run.deletes,
         coordinator=place.coordinator,
         run_id=place.run_id,
-        grace_period=_SHORT_GRACE_PERIOD if any(kill.how == "cut off" for kill in kills) else _GRACE_PERIOD,
+        worker_id=observer.life,
+        standby=run.standby,
+        grace_period=grace_period(kills),
         # The last worker out waits for dead ones until their lease has lapsed.
         timings=_SHORT_LEASE if place.is_leased or run.deletes else None,
         journal=journal,

@@ -1,0 +1,64 @@
+"""Find each planted error: the campaign for each, and after how many runs a check sees it. Imports no synalinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from tests.chaos.campaign import Campaign
+from tests.chaos.places import places
+from tests.chaos.plan import Setting, plan
+
+_ALONE: Final = Setting(is_long=False)
+_TEAM: Final = Setting(workers=3)
+
+PLANTED: Final = {
+    "no journal": _ALONE,
+    "no order": _ALONE,
+    "entry dropped": _ALONE,
+    "failures sent again": replace(_ALONE, programs=("refused",)),
+    "key without number": _ALONE,
+    "seen before durable": _ALONE,
+    "never written": _ALONE,
+    "random numbers of requests": _ALONE,
+    "generators not restored": _ALONE,
+    "doubt ignored": replace(_TEAM, coordinator="redis", themes=("processes",)),
+    "exit code": _ALONE,
+    "litter": _ALONE,
+    "boundary skipped": _ALONE,
+    "torn commit": _ALONE,
+    "parts kept": _ALONE,
+    "notice not heard": Setting(programs=("agent",), themes=("processes",)),
+    "final state dropped": _ALONE,
+    "damage hidden": replace(_TEAM, themes=("disk",)),
+    "used term granted": replace(_TEAM, coordinator="redis", themes=("network",)),
+    "delete at preemption": _ALONE,
+    "notice forgotten": _ALONE,
+    "two trainers with standby": replace(_TEAM, coordinator="redis", themes=("processes",), standby=True),
+}
+"""The campaign in which each error is looked for."""
+
+
+def find_all(root: Path, runs: int, report: Callable[[str], None]) -> bool:
+    """Plant each error in turn, and report the rows of a Markdown table. Return whether each was found."""
+    report("| error | found after runs | by the checks |\n|---|---:|---|")
+    found = []
+    for bug, setting in PLANTED.items():
+        count, checks = find(root / bug.replace(" ", "-"), replace(setting, bug=bug), runs)
+        found.append(count)
+        report(f"| {bug} | {count or '-'} | {', '.join(f'`{check}`' for check in sorted(checks))} |")
+    return None not in found
+
+
+def find(root: Path, setting: Setting, runs: int) -> tuple[int | None, set[str]]:
+    """Return after how many runs an error is found, and by which checks. None if it is not."""
+    root.mkdir(parents=True)
+    with places(root, store=setting.store, coordinator=setting.coordinator) as made:
+        campaign = Campaign(root, made)
+        for seed in range(1, runs + 1):
+            violations = campaign.carry_out(plan(seed, setting)).violations
+            if violations:
+                return seed, {violation.partition(":")[0] for violation in violations}
+    return None, set()
