@@ -188,8 +188,9 @@ class Elector:
         with self._lock:
             if not self._resigned:
                 self._tick()
-                # After the listener was called. Without a floor, a claim was refused: another worker may lead.
-                if self._lease is not None or self._floor is not None:
+                # After the listener was called. Without a floor or in a pause, it must be seen who leads.
+                is_known = self._floor is not None and self._clock.now() >= self._campaign_paused_until
+                if self._lease is not None or is_known:
                     self.known_until = math.inf if self._lease is None else self._lease.deadline
 
     def resign(self) -> None:
@@ -234,10 +235,7 @@ class Elector:
             self._wake.clear()
 
     def _pause(self) -> float:
-        """Return the seconds until the next tick: a period, or until this worker may take a lease.
-
-        Jitter keeps many followers from arriving together.
-        """
+        """Return the seconds until the next tick, or until a lease is free. Jitter keeps followers apart."""
         pause, now = self.period * self._jitter.uniform(0.8, 1.2), self._clock.now()
         if self._lease_expires_at is None:
             # A successor asks models from its first tick on, so who has let it lead looks often.
@@ -293,11 +291,11 @@ class Elector:
     def _give_up_if_asked(self, now: float) -> None:
         if self._lease is None:
             return
-        # Before the call: its reply may be long on its way, and another worker may lead by then. If the call fails, the
-        # next tick finds this worker holding a used term, and gives it back.
+        # First, because the reply may be long on its way. If the call fails, the next tick finds a used term.
         if self._lease.term == self._invalid_term:
             self._lose("the store holds checkpoints of a newer term")
         elif now < self._campaign_paused_until:
+            self.known_until = 0.0  # from now on: the successor may have read what was recorded before, and no more
             self._lose("asked to let another worker lead", "resigned")
         else:
             return

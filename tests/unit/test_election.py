@@ -135,6 +135,29 @@ def test_a_doubt_goes_on_while_the_term_of_a_leader_is_refused(bench: Bench) -> 
     assert (leads(bench), in_doubt(bench)) == (True, False)
 
 
+def test_a_leader_that_was_asked_to_resign_is_in_doubt_until_another_leads(bench: Bench) -> None:
+    """The doubt begins before the lease is free. What is recorded later is not in the log that the successor reads."""
+    bench.elector.tick()
+    doubts: list[bool] = []
+    bench.recorder.lost = lambda loss: doubts.append(in_doubt(bench))  # type: ignore[method-assign]
+    bench.elector.pause_campaign(60.0)
+    for _ in range(2):
+        bench.elector.tick()
+        doubts.append(in_doubt(bench))
+    bench.another("b").tick()
+    bench.elector.tick()
+    assert (doubts, in_doubt(bench)) == ([True, True, True], False)
+
+
+def test_a_leader_that_was_asked_to_resign_leads_again_without_a_doubt(bench: Bench) -> None:
+    bench.elector.tick()
+    bench.elector.pause_campaign(60.0)
+    bench.elector.tick()
+    bench.clock.advance(60.0)
+    bench.elector.tick()
+    assert (leads(bench), in_doubt(bench)) == (True, False)
+
+
 def test_a_worker_that_does_not_lead_is_never_in_doubt(bench: Bench) -> None:
     """Neither before it leads, nor after it has resigned."""
     assert not in_doubt(bench)
