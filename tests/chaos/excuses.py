@@ -17,7 +17,6 @@ ENVIRONMENT: Final = (*sorted(NETWORK), "FLUSHALL", "store busy", "store reply l
 # Starts that die in the replay of one batch, after which its answers are void. So many exceptions have the same effect.
 _MOST_DEATHS: Final = 3
 _MOST_EXCEPTIONS: Final = 2
-_UNREAD: Final = "the new leader has not recorded all answers that this worker has used"
 
 
 def is_recorded(story: Story) -> bool:
@@ -38,9 +37,6 @@ def excuse(story: Story) -> str | None:
         # The answers of the last second of a leader that was stopped are in no part of the bucket yet.
         "late bucket": story.store == "s3" and any(life.events["lost"] for life in lives),
         "emptied storage": is_emptied,
-        # A leader that gives way asks on until it sees its successor, which may have read less by then.
-        "late look": any(life.hands_over for life in lives)
-        and any(_UNREAD in text for life in lives for text in life.details),
         "full disk": any(life.refused for life in lives),
         "damage": story.has("damage"),
         "void": is_void(story),

@@ -102,7 +102,6 @@ class Life:
     is_over: bool = False
     is_lost: bool = False
     gives_way: bool = False
-    hands_over: bool = False
     end: str | None = None
 
     @property
@@ -249,7 +248,6 @@ def _read_event(life: Life, fields: list[str], stage: Stage) -> None:
     is_asked_to = kind == "resigned" and "reason" in " ".join(fields)
     if kind == "lost" or is_asked_to:
         life.cut_off |= set(life.asked) - {token for tokens in life.seen.values() for token in tokens}
-    life.hands_over = life.hands_over or is_asked_to
     life.gives_way = is_asked_to or (life.gives_way and kind != "elected")
 
 
