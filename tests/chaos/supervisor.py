@@ -6,6 +6,7 @@ same name, and a SIGTERM is followed by a SIGKILL when the grace period has expi
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import threading
@@ -59,7 +60,7 @@ _ERROR: Final = re.compile(r"^distributed_backup\.\S*\.(\w+): ", re.MULTILINE)
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    """A life that goes on. `notice` is the instant of its first SIGTERM."""
+    """A life that goes on. `notice` is the instant of its first SIGTERM, `ended` that of its end."""
 
     child: Child
     path: Path
@@ -67,6 +68,12 @@ class _Running:
     began: float
     ways: set[How] = field(default_factory=set)
     notice: float | None = None
+    ended: float = math.inf
+
+    def watch(self) -> None:
+        """Note the end when it comes: the thread of the life may be busy with a fault."""
+        self.child.await_end()
+        self.ended = time.monotonic()
 
     def send(self, how: How) -> bool:
         """Send the signal of an interruption. Return False if the process has ended."""
@@ -142,10 +149,13 @@ class Supervisor:
         with Child(LIFE, self._run, place, path, number, kills, log=log) as child:
             running = _Running(child=child, path=path, grace=grace_period(kills), began=began)
             self._running[worker] = running
+            watch = threading.Thread(target=running.watch, daemon=True)
+            watch.start()
             for kill in kills:
                 if not self._happen(running, kill, target):
                     break
             exit_code = self._ended(running)
+            watch.join()
             del self._running[worker]
             output = child.output()
         return self._life(running, exit_code, output)
@@ -161,7 +171,7 @@ class Supervisor:
         # A process that has ended by itself takes a signal until its parent knows.
         life.ways = frozenset(running.ways - (_DEADLY if exit_code != -signal.SIGKILL else set()))
         life.how = next((how for how in _ORDER if how in life.ways), None)
-        life.began, life.ended = running.began, time.monotonic()
+        life.began, life.ended = running.began, running.ended
         life.notice, life.grace = running.notice, running.grace
         life.newest = self._observer.look()
         life.output = output

@@ -57,6 +57,10 @@ class Child:
         assert self._process.pid is not None
         return self._process.pid
 
+    def await_end(self) -> None:
+        """Wait for the end of the process, from any thread."""
+        wait([self._process.sentinel])
+
     def expect(self, name: str, timeout: float = PATIENCE) -> Any:
         """Wait for the next event called `name` and return its value. Keep other events in `seen`."""
         while True:
