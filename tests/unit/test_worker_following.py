@@ -107,14 +107,17 @@ def test_a_follower_that_is_elected_and_the_leader_that_is_deposed_are_told_once
 
 
 def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(team: Team) -> None:
+    """Its journal goes on under the new term at once. Followers use nothing more of the older one."""
     team.commit(1)
     leader = started(team, "a")
     changes = Changes(leader)
+    terms: list[int | None] = []
+    leader.journal.write_stage = lambda: terms.append(context_of(leader).journal_term())  # type: ignore[method-assign]
     elector_of(leader).pause_campaign(2.0)
     team.until(lambda: not elector_of(leader).is_leader)
     team.until(lambda: elector_of(leader).is_leader)
     team.steps(3.0)
-    assert changes.seen == []
+    assert (changes.seen, terms) == ([], [elector_of(leader).term])
 
 
 def test_a_worker_trains_as_the_leader_until_another_leads(team: Team) -> None:
