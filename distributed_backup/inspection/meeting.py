@@ -348,7 +348,7 @@ def exchange(party: Party) -> Iterator[Finding]:
                 party.say(failure=str(error))
             return
         outcome = exercise.judge(own, other) if party.first else exercise.judge(other, own)
-        yield Finding(name=exercise.name, status=outcome.status, found=outcome.found, advice=outcome.advice)
+        yield Finding(name=exercise.name, **outcome._asdict())
 
 
 def _times(storage: Storage) -> int:
