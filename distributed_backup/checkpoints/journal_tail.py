@@ -9,7 +9,10 @@ A leader that was suspended in an append may end it when its successor has read 
 term was claimed before it was read: each leader claims its term, and then reads the log. Otherwise the tail waits for
 the segment of the new leader, which says what that leader has read.
 
-The limit: what a slow follower has not come to waits in its memory.
+A worker that starts does not wait for a claim that it finds. Its leader may replay the log for long before it writes.
+
+The limits: what a slow follower has not come to waits in its memory. A worker that starts may read what the last leader
+appends late. It is lost then.
 """
 
 from __future__ import annotations
@@ -110,6 +113,8 @@ class LogTail:
         self._listed_at: float | None = None
         self._reader: LogReader | None = None
         self._newest = ""
+        # The newest term when the first look was taken. 0: this worker has led, and may find its own late append.
+        self._known_term = None if start.led_by is None else 0
         self._strange_since: float | None = None
         # Outcomes since the last boundary.
         self._seen = [_short(outcome) for outcome in start.seen]
@@ -148,7 +153,7 @@ class LogTail:
         began, has_warned = self._clock.now(), False
         while not self._stopped:
             finishes = self._finishes
-            has_warned = has_warned or self._reader is not None
+            has_warned = has_warned or self._reader is not None or bool(self._names)
             if not has_warned and self._clock.now() - began > _WARN_LIMIT:
                 has_warned = True
                 logger.warning(
@@ -200,17 +205,21 @@ class LogTail:
             # The reader is behind these records. The next call raises the error again.
             if not records:
                 raise
-        counts = False
-        try:
-            counts = not records or finishes or self._is_newest_term()
-        finally:
-            if not counts:
-                # The next listing finds the log again, after what was delivered.
-                self._reader, self._newest, self._names = None, "", []
-        return records if counts else []
+        if not records or finishes:
+            return records
+        read = self._reader, self._newest, self._names
+        # If the list can't be read now, the log is found again, after what was delivered.
+        self._reader, self._newest, self._names = None, "", []
+        if self._is_newest_term(read[1]):
+            self._reader, self._newest, self._names = read
+            return records
+        # There is nothing to find before the new leader begins a segment.
+        self._names = read[2]
+        return []
 
-    def _is_newest_term(self) -> bool:
-        return highest_term_among(self._storage.names()) <= term_of_segment(self._newest)
+    def _is_newest_term(self, segment: str) -> bool:
+        known = max(self._known_term or 0, term_of_segment(segment))
+        return highest_term_among(self._storage.names()) <= known
 
     def _note(self, record: Record) -> None:
         if isinstance(record, Boundary):
@@ -225,8 +234,11 @@ class LogTail:
         if is_listed and not (now or self._awaits_segment):
             return None
         self._listed_at = instant
-        names = segments_among(self._storage.names())
-        if names == self._names:
+        found = self._storage.names()
+        if self._known_term is None:
+            self._known_term = highest_term_among(found)
+        names = segments_among(found)
+        if names == self._names and not (now and self._reader is None):
             return None
         log = find_log(self._storage, run_id=self._run_id, position=self._last.position, digests=self._last.digests)
         newest = self._newest_among(names)

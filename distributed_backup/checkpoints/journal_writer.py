@@ -273,6 +273,8 @@ class JournalWriter:
             self._flush()
             self._segment = None
             self._write_stage()
+            # Without digests, a header counts as a start: see `continue_log`.
+            self._flush(even_if_empty=self._start is not None and self._start.digests is not None)
 
     def _begin(self) -> bool:
         """Begin a segment if this worker may write. Else one that is open goes on, because all in it is true."""
@@ -353,12 +355,8 @@ class JournalWriter:
         """Wait for the next try of an append. Return True if there must be none."""
         is_over = self._clock.now() + _RETRY_PERIOD > self._deadline
         must = is_over or not error.retryable or self._waiting > _MAX_WAITING
-        self._warnings.warning(
-            "the journal can't be written worker=%s reason=%s. %s",
-            self._worker_id,
-            error,
-            "Answers are not recorded until the next checkpoint" if must else "It is tried again",
-        )
+        then = "Answers are not recorded until the next checkpoint" if must else "It is tried again"
+        self._warnings.warning("the journal can't be written worker=%s reason=%s. %s", self._worker_id, error, then)
         if not must:
             self._clock.wait(self._pause, _RETRY_PERIOD)
             self._pause.clear()

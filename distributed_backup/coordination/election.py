@@ -190,7 +190,7 @@ class Elector:
                 self._tick()
                 # After the listener was called. Without a floor or in a pause, it must be seen who leads.
                 is_known = self._floor is not None and self._clock.now() >= self._campaign_paused_until
-                if self._lease is not None or is_known:
+                if self._lease is not None or is_known or self._lease_expires_at is not None:
                     self.known_until = math.inf if self._lease is None else self._lease.deadline
 
     def resign(self) -> None:

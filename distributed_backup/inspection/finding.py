@@ -50,7 +50,7 @@ def perform(name: str, check: Callable[[], Outcome], *, advice: str) -> Finding:
         outcome = Outcome("danger", str(error), advice)
     except OSError as error:
         outcome = Outcome("danger", str(error.strerror or error), advice)
-    return Finding(name=name, status=outcome.status, found=outcome.found, advice=outcome.advice)
+    return Finding(name=name, **outcome._asdict())
 
 
 def typical_seconds(call: Callable[[], object], *, times: int) -> float:

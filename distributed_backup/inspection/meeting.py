@@ -165,18 +165,22 @@ class Replaces(Exercise):
         party.say(reading=True)
         seen: Seen = {"reads": 0, "torn": 0, "missing": 0, "failed": 0, "older": 0, "reason": ""}
         newest = 0
-        while party.try_hear() is None:
+
+        def look() -> None:
+            nonlocal newest
             seen["reads"] += 1
             try:
                 data = party.storage.read(name)
             except StoreError as error:
                 seen["missing" if isinstance(error.__cause__, FileNotFoundError) else "failed"] += 1
                 seen["reason"] = str(error)
-                continue
+                return
             version = int(data[:8] or b"0")
             seen["torn"] += data != _version(version)
             seen["older"] += version < newest
             newest = max(newest, version)
+
+        party.hear(look)
         return seen
 
     @override
@@ -344,7 +348,7 @@ def exchange(party: Party) -> Iterator[Finding]:
                 party.say(failure=str(error))
             return
         outcome = exercise.judge(own, other) if party.first else exercise.judge(other, own)
-        yield Finding(name=exercise.name, status=outcome.status, found=outcome.found, advice=outcome.advice)
+        yield Finding(name=exercise.name, **outcome._asdict())
 
 
 def _times(storage: Storage) -> int:

@@ -82,10 +82,11 @@ def outcome_of(mount: Mount | None) -> Outcome:
 
 
 def _outcome_of_nfs(mount: Mount, found: str) -> Outcome:
-    if "soft" in mount.options.split(","):
+    # With softreval, only what the client remembers is used for longer.
+    if soft := {"soft", "softerr"}.intersection(mount.options.split(",")):
         return Outcome(
             "warning",
-            f"{found}, mounted with the option soft",
+            f"{found}, mounted with the option {soft.pop()}",
             "A server that is away for a while then looks like a damaged disk. Mount with hard.",
         )
     if not _FRESH.search(mount.options):

@@ -71,23 +71,29 @@ class Party:
         self.storage.append(self._own, line, at=self._said)
         self._said += len(line)
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, meanwhile: Callable[[], object] | None = None) -> dict[str, Any]:
         """Wait for the other's next message.
 
+        Args:
+            meanwhile: Called between two looks. None rests.
+
         Raises:
-            GoneError: The other process has ended.
+            GoneError: The other process has ended, or has removed its messages.
             TalkError: None came in time, other bytes than those of a message came, or the other has failed.
         """
         end = time.monotonic() + _PATIENCE
-        while (message := self.try_hear()) is None:
+        while (message := self._try_hear()) is None:
             if not self._lives():
                 raise GoneError("the second process of this test has ended early")
             if time.monotonic() > end:
-                raise TalkError(f"no bytes of the other process were seen within {_PATIENCE:g} s")
-            self.rest()
+                raise TalkError(
+                    f"no bytes of the other process were seen within {_PATIENCE:g} s. If its check was interrupted, "
+                    "repeat it"
+                )
+            (meanwhile or self.rest)()
         return message
 
-    def try_hear(self) -> dict[str, Any] | None:
+    def _try_hear(self) -> dict[str, Any] | None:
         """Return the other's next message, None if there is none yet. Raises as `hear` does."""
         if not self._waiting:
             self._read()
@@ -105,9 +111,11 @@ class Party:
         try:
             data = self.storage.read_from(self._others, self._heard, _MOST_BYTES)
         except StoreError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return
-            raise
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            if self._heard > 0:
+                raise GoneError("the messages of the other process are gone: its check was interrupted") from error
+            return
         whole = data[: data.rfind(b"\n") + 1]
         self._heard += len(whole)
         self._waiting.extend(whole.splitlines())

@@ -105,8 +105,7 @@ def _info_checks(client: RedisClient) -> Iterator[Finding]:
         )
         return
     for name, check in (("server", _kind), ("memory", _memory), ("persistence", _persistence)):
-        outcome = check(info)
-        yield Finding(name=name, status=outcome.status, found=outcome.found, advice=outcome.advice)
+        yield Finding(name=name, **check(info)._asdict())
 
 
 def _kind(info: ServerInfo) -> Outcome:

@@ -142,8 +142,11 @@ class Standby:
         self._give_up_preference()
         if not has_another_led(worker_id=context.worker_id, led=state.led, holder=holder, term=term):
             # Not under a term that was granted, and refused because another worker had used it.
-            if term == context.elector.last_term:
+            if term == context.elector.last_term and term != state.led:
                 state.led = term
+                # Followers use nothing more of the segment of the older term, if there is one.
+                if not context.journal.wants_checkpoint:
+                    context.journal.write_stage()
             return
         if context.options.follows_journal:
             # First, so that no segment begins under the new term before the journal of the other one was read.

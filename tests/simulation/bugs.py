@@ -119,7 +119,7 @@ def _answer_of_the_old_term_read() -> list[Change]:
         part = self._parts.pop(0)
         return SegmentReader(self._storage, part.name, start=part.start)
 
-    return [(LogReader, "_next_reader", all_of_it), (LogTail, "_is_newest_term", lambda _: True)]
+    return [(LogReader, "_next_reader", all_of_it), (LogTail, "_is_newest_term", lambda *_: True)]
 
 
 def _announcement_of_the_old_incarnation() -> list[Change]:

@@ -105,7 +105,8 @@ class Checks:
         """Note what is saved when no worker leads: then a new leader restores that, and all others with it."""
         leads = any(each and each.worker._context.elector.is_leader for each in self._world.live.values())
         names = checkpoints_among(self._world.disk.files)
-        if names and not leads:
+        # What a leader has announced counts until its lease has expired, also if it died after a newer commit.
+        if names and not leads and not self._world.network.is_leased:
             self._oldest_starts[fit] = names[0]
 
     def started(self, fit: Fit, start: StartPoint) -> None:

@@ -39,6 +39,7 @@ class Faults:
             ]
         if self._choose.random() < 0.25:
             kinds += [("disk full", self._full_disk), ("disk away", self._disk_away), ("file damaged", self._damage)]
+        self._damaged: set[str] = set()
         # Each run has its own mixture.
         self._kinds = self._choose.sample(kinds, self._choose.randint(1, len(kinds)))
         self._mean = self._choose.choice([0.7, 2.0, 8.0])
@@ -164,8 +165,8 @@ class Faults:
     def _damage(self) -> None:
         """Cut a file off, or change a byte in it. Another checkpoint stays sound."""
         files = self._world.disk.files
-        checkpoints = checkpoints_among(files)
-        names = [name for name in files if name.endswith(".journal")] + checkpoints[: len(checkpoints) - 1]
+        sound = [name for name in checkpoints_among(files) if name not in self._damaged]
+        names = [name for name in files if name.endswith(".journal")] + sound[: len(sound) - 1]
         if names:
             name = self._choose.choice(names)
             place = self._choose.randrange(len(files[name]) + 1)
@@ -173,6 +174,7 @@ class Faults:
             if self._choose.random() < 0.5 and place < len(files[name]):
                 changed += bytes([files[name][place] ^ 64]) + files[name][place + 1 :]
             files[name] = changed
+            self._damaged.add(name)
             self._world.check.note(f"{name} is damaged")
 
     def _set_disk(self, mean: float, **changes: object) -> None:

@@ -38,6 +38,11 @@ class Network:
         """Return the records of a run on the server. A run that was begun again has another id."""
         return self._runs.setdefault(run_id, MemoryCoordinator(SimulatedClock(self.scheduler, self._machine)))
 
+    @property
+    def is_leased(self) -> bool:
+        """Whether a worker holds a lease that has not expired, dead or alive."""
+        return any(each.view().holder is not None for each in self._runs.values())
+
     def empty(self) -> None:
         """Let the server lose all of its data."""
         self._runs.clear()

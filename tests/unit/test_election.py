@@ -158,6 +158,20 @@ def test_a_leader_that_was_asked_to_resign_leads_again_without_a_doubt(bench: Be
     assert (leads(bench), in_doubt(bench)) == (True, False)
 
 
+def test_a_doubt_after_a_claim_that_failed_ends_when_another_worker_leads(bench: Bench) -> None:
+    """The disk was away in the claim, and this worker does not campaign for a moment."""
+    bench.elector.tick()
+    bench.clock.advance(TIMINGS.duration)
+    claim, bench.terms.claim_term = bench.terms.claim_term, broken_claim  # type: ignore[method-assign]
+    bench.elector.tick()
+    assert in_doubt(bench)
+    bench.terms.claim_term = claim  # type: ignore[method-assign]
+    other = bench.another("b")
+    other.tick()
+    bench.elector.tick()
+    assert (other.is_leader, in_doubt(bench)) == (True, False)
+
+
 def test_a_worker_that_does_not_lead_is_never_in_doubt(bench: Bench) -> None:
     """Neither before it leads, nor after it has resigned."""
     assert not in_doubt(bench)

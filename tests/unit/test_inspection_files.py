@@ -285,6 +285,8 @@ def test_a_machine_that_tells_nothing_is_unknown() -> None:
         ("nfs4", "rw,hard", "warning", "remember a directory for up to 60 s"),
         ("nfs4", "rw,hard,acdirmax=30", "warning", "remember a directory"),
         ("nfs4", "rw,soft,acdirmax=1", "warning", "the option soft"),
+        ("nfs4", "rw,softerr,acdirmax=1", "warning", "the option softerr"),
+        ("nfs4", "rw,softreval,acdirmax=1", "ok", "nfs4 at /mnt"),
         ("nfs", "rw,hard,actimeo=1", "ok", "nfs at /mnt"),
         ("nfs4", "rw,hard,acregmin=1,acregmax=1,acdirmin=1,acdirmax=1", "ok", "nfs4 at /mnt"),
         ("nfs4", "rw,noac", "ok", "nfs4 at /mnt"),

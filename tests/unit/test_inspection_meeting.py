@@ -15,7 +15,7 @@ from distributed_backup.coordination import file as file_coordinator
 from distributed_backup.errors import StoreError
 from distributed_backup.inspection import meeting, pairs, party
 from distributed_backup.inspection.finding import Finding
-from distributed_backup.inspection.meeting import Appends, Names, exchange
+from distributed_backup.inspection.meeting import Appends, Names, Replaces, exchange
 from distributed_backup.inspection.other_process import OtherProcess
 from distributed_backup.inspection.pairs import NotMetError, checks_with_machine, checks_with_process
 from distributed_backup.inspection.party import Party, TalkError
@@ -277,6 +277,37 @@ def test_a_read_that_fails_while_a_file_is_replaced_is_a_warning(tmp_path: Path)
     [warning] = [each for each in findings(LocalStorage(tmp_path), Stale(tmp_path)).values() if each.status != "ok"]
     assert (warning.status, warning.name) == ("warning", "replace, seen by a reader")
     assert "failed (can't read it: Stale file handle)" in warning.found
+
+
+def test_a_writer_that_ends_early_ends_the_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine may have been switched off."""
+    monkeypatch.setattr(party, "_PATIENCE", 0.2)
+
+    class Bounded(LocalStorage):
+        reads = itertools.count()
+
+        @override
+        def read(self, name: str) -> bytes:
+            assert next(self.reads) < 100_000
+            return super().read(name)
+
+    storage = Bounded(tmp_path)
+    writer, reader = (Party(storage, prefix="x.", first=first) for first in (True, False))
+    storage.put("x.replaced", [meeting._version(0)])
+    writer.say(there=True)
+    with pytest.raises(TalkError, match="If its check was interrupted, repeat it"):
+        Replaces().second(reader)
+
+
+def test_another_machine_whose_check_was_interrupted_says_nothing_about_the_place(tmp_path: Path) -> None:
+    """It has removed all files of the two."""
+    storage = LocalStorage(tmp_path)
+    one, other = (Party(storage, prefix="x.", first=first) for first in (True, False))
+    one.say(ping=0)
+    other.hear()
+    one.tidy()
+    [finding] = [each for each in exchange(other) if each.status != "ok"]
+    assert (finding.status, "was interrupted" in finding.found) == ("unknown", True)
 
 
 # -------------------------------------------------------------------- faults of locks

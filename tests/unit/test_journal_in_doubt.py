@@ -95,6 +95,40 @@ def test_nothing_is_appended_if_another_worker_leads(bench: Bench, is_known: boo
     assert bench.files()[name(3, 0)][1:] == answers(3, 4)
 
 
+@pytest.mark.parametrize("is_at_boundary", [False, True])
+def test_a_new_term_of_the_same_worker_begins_a_segment_at_once(bench: Bench, is_at_boundary: bool) -> None:
+    """Followers use no more of the older one, and its fit may ask for nothing for long."""
+
+    def lead_again() -> None:
+        bench.term = 2
+        bench.writer.write_stage()
+
+    bench.begin()
+    bench.ask(0)
+    bench.settle()
+    bench.writer.is_in_doubt = Doubts(4, lead_again)
+    bench.ask(1)
+    if is_at_boundary:
+        bench.come_to(1)
+    bench.settle()
+    bench.settle()
+    files = bench.files()
+    assert files[name(1, 0)][1:3] == answers(0, 1)
+    [began] = [records for each, records in files.items() if each != name(1, 0)]
+    assert began[1:] == ([] if is_at_boundary else answers(0, 1))
+
+
+def test_a_new_term_begins_no_segment_of_its_own_for_a_log_that_is_replayed(bench: Bench) -> None:
+    """The header that continues it counts a start that dies in the replay. There was no other start."""
+    bench.term = 2
+    bench.writer.continue_log(Link(name=name(1, 0), end=9), boundary(0), mark=None)
+    bench.settle()
+    bench.term = 3
+    bench.writer.write_stage()
+    bench.settle()
+    assert list(bench.files()) == [name(2, 0)]
+
+
 def test_a_coordinator_that_hangs_does_not_hold_up_the_journal_for_ever(bench: Bench, clock: Clocked) -> None:
     bench.begin()
     bench.writer.is_in_doubt = lambda: True

@@ -161,13 +161,58 @@ def test_what_is_appended_after_a_newer_term_was_claimed_waits_for_its_leader(ma
 
 def test_a_follower_that_leads_under_the_newer_term_reads_what_waits_for_it(made: Tail) -> None:
     old = made.segment(1, state=boundary(0)).add(answer("a", 1))
-    made.storage.create("0000000002.term")
     tail = made.start()
+    made.has("a")
+    made.storage.create("0000000002.term")
+    old.add(answer("b", 2))
+    made.look(100)
+    made.has("a")
+    tail.finish()
+    made.has("a", "b")
+    soon(lambda: made.reports == [("ended", old.link)])
+
+
+def test_a_log_is_not_read_again_while_it_waits_for_the_new_leader(
+    made: Tail, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That leader may be in a long batch. The log may be large, and each read costs in a bucket."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start(seen=(answer("a", 1),), led_by="w")
+    made.look()
+    made.storage.create("0000000002.term")
+    old.add(answer("b", 2))
+    made.look(100)
+    before = made.storage.reads
+    made.look(3500)  # 35 s
+    assert made.storage.reads == before
+    made.segment(2, after=old.link, worker="v").add(answer("c", 3))
+    made.has("b", "c")
+    assert (made.reports, caplog.messages) == ([], [])
+
+
+def test_a_worker_that_starts_while_a_new_leader_replays_reads_the_log_beside_it(made: Tail) -> None:
+    """That leader writes nothing before it comes to the end of the log, which may take long."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1), answer("b", 2))
+    made.storage.create("0000000002.term")
+    made.start()
+    made.has("a", "b")
+    made.segment(2, 1, after=old.link, worker="v").add(answer("c", 3))
+    made.has("a", "b", "c")
+    assert made.reports == []
+
+
+def test_a_leader_that_was_deposed_does_not_take_its_own_late_append_from_the_log(made: Tail) -> None:
+    """Its successor may have read the log before. It has claimed its term before this worker follows it."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    link = old.link
+    old.add(answer("late", 9))
+    made.storage.create("0000000002.term")
+    made.start(seen=(answer("a", 1),), led_by="w")
     made.look(100)
     made.has()
-    tail.finish()
-    made.has("a")
-    soon(lambda: made.reports == [("ended", old.link)])
+    made.segment(2, after=link, worker="v").add(answer("b", 2))
+    made.has("b")
+    assert made.reports == []
 
 
 def test_a_list_that_can_not_be_read_after_the_records_takes_none_of_them(
@@ -175,10 +220,10 @@ def test_a_list_that_can_not_be_read_after_the_records_takes_none_of_them(
 ) -> None:
     errors, is_newest = [StoreError("busy", path="p")] * 3, LogTail._is_newest_term
 
-    def look(tail: LogTail) -> bool:
+    def look(tail: LogTail, segment: str) -> bool:
         if errors:
             raise errors.pop()
-        return is_newest(tail)
+        return is_newest(tail, segment)
 
     monkeypatch.setattr(LogTail, "_is_newest_term", look)
     made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1), answer("b", 2))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
@@ -106,15 +107,22 @@ def test_a_follower_that_is_elected_and_the_leader_that_is_deposed_are_told_once
     assert [each.seen for each in changes] == [["deposed", "elected"], ["elected", "deposed"]]
 
 
-def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(team: Team) -> None:
+@pytest.mark.parametrize("has_segment", [True, False])
+def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(
+    team: Team, monkeypatch: pytest.MonkeyPatch, has_segment: bool
+) -> None:
+    """Its segment goes on under the new term at once. With `save_freq=False` it has none before a notice."""
+    monkeypatch.setattr(JournalWriter, "wants_checkpoint", not has_segment)
     team.commit(1)
     leader = started(team, "a")
     changes = Changes(leader)
+    terms: list[int | None] = []
+    monkeypatch.setattr(leader.journal, "write_stage", lambda: terms.append(context_of(leader).journal_term()))
     elector_of(leader).pause_campaign(2.0)
     team.until(lambda: not elector_of(leader).is_leader)
     team.until(lambda: elector_of(leader).is_leader)
     team.steps(3.0)
-    assert changes.seen == []
+    assert (changes.seen, terms) == ([], [elector_of(leader).term] if has_segment else [])
 
 
 def test_a_worker_trains_as_the_leader_until_another_leads(team: Team) -> None:
