@@ -6,13 +6,13 @@ A run that has finished is deleted by its last worker, and never by a worker tha
 If the final state is kept, no worker finishes before it is durable. So the first one that succeeds may end the job.
 
 The limits: a member that died silently counts until its membership expires. Until then no worker is the last one out. A
-worker that is away when the run is deleted finds nothing when it comes back. A worker whose leader has far to go waits
-for it, and for ever if both run in one event loop. No worker waits for a storage that refuses the final state for 30 s.
+worker whose leader has far to go waits for it, and for ever if both run in one event loop.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 # A worker is the last one out if it saw no other member for this many ticks: more than one tick with its jitter.
 QUIET_TICKS_BEFORE_DELETE: Final = 1.5
-# Seconds for which a finished worker retries a commit that the storage refuses.
+# Seconds for which a finished worker retries a refused commit, and the fewest tries: a suspension may use the time up.
 _FINISH_LIMIT: Final = 30.0
+_FEWEST_TRIES: Final = 5
 # Seconds that a leaving worker waits for its last events, and for the last answers, to be written.
 EVENT_LOG_FLUSH_TIMEOUT: Final = 2.0
 JOURNAL_FLUSH_TIMEOUT: Final = 5.0
@@ -167,9 +168,11 @@ class Shutdown:
 
     def _commit_boundaries(self, deadline: float) -> None:
         """Commit what is due before the final state, which is larger: the storage may have no room for that."""
-        is_over = is_saved = False
-        while not (is_over or is_saved or self._preemption.is_noticed):
-            is_over, is_saved = self._context.clock.now() > deadline, self._context.saver.drain(WAIT_SLICE)
+        tries = 0
+        while tries < _FEWEST_TRIES or self._context.clock.now() <= deadline:
+            tries += 1
+            if self._preemption.is_noticed or self._context.saver.drain(WAIT_SLICE):
+                return
 
     def _flush(self, deadline: float) -> None:
         context, state = self._context, self._context.state
@@ -180,8 +183,7 @@ class Shutdown:
         context.saver.wake()
         if not self._commits_last() and self._awaits_final():
             logger.info("training is complete, waiting until the final state is saved worker=%s", context.worker_id)
-        # Of the last try. The time is up after one that began too late: a suspension must not use it up.
-        began = 0.0
+        tries = 0
         while True:
             seen = state.changes
             is_ours = self._commits_last()
@@ -189,7 +191,7 @@ class Shutdown:
                 is_pending=is_ours and context.saver.unsaved,
                 awaits_final=not is_ours and self._awaits_final(),
                 gives_up=self._preemption.is_noticed or state.commit_error is not None,
-                seconds_left=deadline - began,
+                seconds_left=deadline - context.clock.now() if tries >= _FEWEST_TRIES else math.inf,
             )
             if step == "wait":
                 self._fit_task.raise_if_cancelled()
@@ -199,7 +201,7 @@ class Shutdown:
                 continue
             if step != "drain":
                 break
-            began = context.clock.now()
+            tries += 1
             is_saved = context.saver.drain(WAIT_SLICE) and not context.saver.unsaved
             # After `drain`: commits that failed in it must not end the wait, or the next ones follow at full speed.
             seen = state.changes

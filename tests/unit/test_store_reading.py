@@ -114,7 +114,7 @@ def test_a_checkpoint_cut_off_at_any_byte_gives_the_older_one(tmp_path: Path) ->
     ("change", "reason"),
     [
         (lambda _: b"", "empty"),
-        (lambda raw: raw.replace(b'"format":1', b'"format":2'), "format 2 is unknown"),
+        (lambda raw: raw.replace(b'"format":2', b'"format":3'), "format 3 is unknown"),
         (lambda raw: raw + b"\0", "too long"),
         (lambda raw: b"\0" * len(raw), "not JSON"),
         (lambda raw: raw.replace(b'"length":2', b'"length":"2"'), "not sound"),
