@@ -123,13 +123,13 @@ def _answer_of_the_old_term_read() -> list[Change]:
 
 
 def _announcement_of_the_old_incarnation() -> list[Change]:
-    """A worker starts from what was announced before it joined, and before the leader of today began to lead."""
+    """A worker starts from what was announced before it joined, also as the leader."""
     return [(LiveTerms, "__contains__", lambda *_: True), (restore, "next_step", _any_announcement)]
 
 
 def _any_announcement(status: Any) -> Any:
     view = status.view
-    if view is None or view.announcement is None or status.term is not None or status.standby:
+    if view is None or view.announcement is None or status.standby:
         return _next_step(status)
     return restore.RestoreAnnounced(view.announcement, finished=False)
 

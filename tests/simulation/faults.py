@@ -79,7 +79,7 @@ class Faults:
             self._world.kill(slot)
 
     def _kill_in_write(self) -> None:
-        kills_all = self._choose.random() < 0.3
+        kills_all = self._choose.random() < 0.5
 
         def kill(process: Process) -> None:
             for slot, fit in self._victims():
