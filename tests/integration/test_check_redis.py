@@ -229,12 +229,9 @@ def test_the_rights_that_are_documented_suffice(shared: RedisServer) -> None:
     ("lacking", "status", "names"),
     [
         ("-@scripting", "danger", ["election"]),
-        ("-zadd", "danger", ["election"]),
         ("-scan", "warning", ["list of runs"]),
-        ("-hsetnx", "danger", ["exclusive create, as backup_dir"]),
         ("-getrange", "danger", ["append, as backup_dir"]),
         ("-publish", "warning", ["hints"]),
-        ("-subscribe", "warning", ["hints"]),
         ("-info", "unknown", ["server"]),
     ],
 )
