@@ -17,7 +17,7 @@ from distributed_backup.coordination.election import Elector
 from distributed_backup.training import new_answers
 from distributed_backup.training.delivery import Delivery
 from distributed_backup.training.fit_journal import FitJournal
-from distributed_backup.worker import preemption, restore, shutdown, standby
+from distributed_backup.worker import preemption, restore, standby
 from distributed_backup.worker.restore import LiveTerms
 from distributed_backup.worker.shutdown import Shutdown
 from distributed_backup.worker.standby import Standby
@@ -138,15 +138,6 @@ def _doubt_ignored() -> list[Change]:
     return [(Elector, "is_in_doubt", property(lambda _: False))]
 
 
-def _last_commit_given_up_after_a_suspension() -> list[Change]:
-    step = shutdown.flush_step
-
-    def early(**status: Any) -> Any:
-        return step(**status | {"seconds_left": -1.0})
-
-    return [(shutdown, "flush_step", early)]
-
-
 BUGS: Final[dict[str, Callable[[], list[Change]]]] = {
     "no fencing": _no_fencing,
     "delete at preemption": _delete_at_preemption,
@@ -164,7 +155,6 @@ BUGS: Final[dict[str, Callable[[], list[Change]]]] = {
     "answer of the old term read": _answer_of_the_old_term_read,
     "announcement of the old incarnation": _announcement_of_the_old_incarnation,
     "doubt ignored": _doubt_ignored,
-    "last commit given up": _last_commit_given_up_after_a_suspension,
 }
 
 

@@ -45,7 +45,7 @@ from tests.support.clocks import FakeClock
 
 TIMINGS = LeaseTimings(duration=15.0, renew_deadline=10.0, retry_period=2.0)
 SETTINGS = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
