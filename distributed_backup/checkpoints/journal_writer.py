@@ -158,7 +158,7 @@ class JournalWriter:
         self._add(self._release_segment)
 
     def write_stage(self, *, timeout: float = 0.0) -> None:
-        """Write what was kept since the last boundary, under the term of now. Wait for it. From any thread."""
+        """Write what was kept since the last boundary, under the term of now. Wait so long for it. From any thread."""
         written = threading.Event()
         if self._thread is not None and self._add(lambda: self._write_stage(written.set), urgent=True):
             written.wait(timeout)
