@@ -113,6 +113,9 @@ class LogTail:
         self._listed_at: float | None = None
         self._reader: LogReader | None = None
         self._newest = ""
+        # The end of what was delivered, and what was read since then, each record with its end.
+        self._delivered: Link | None = None
+        self._held: list[tuple[Record, Link]] = []
         # The newest term when the first look was taken. 0: this worker has led, and may find its own late append.
         self._known_term = None if start.led_by is None else 0
         self._strange_since: float | None = None
@@ -183,7 +186,7 @@ class LogTail:
             elif finishes:
                 self._listener.ended(None if self._reader is None else self._reader.end)
                 return
-            elif self._reader is not None and self._reader.problem is not None:
+            elif self._reader is not None and self._reader.problem is not None and not self._held:
                 self._listener.lost(f"the journal is damaged: {self._reader.problem}")
                 return
             else:
@@ -197,28 +200,26 @@ class LogTail:
     def _read(self, *, finishes: bool) -> list[Record]:
         if self._reader is None:
             return []
-        records: list[Record] = []
         try:
-            # Those before an error stay.
-            records.extend(islice(self._reader.more(), _MOST_RECORDS))
+            # There is nothing more to read before the new leader begins a segment.
+            if not self._held:
+                self._hold(self._reader)
         except StoreError:
             # The reader is behind these records. The next call raises the error again.
-            if not records:
+            if not self._held:
                 raise
-        if not records or finishes:
-            return records
-        read = self._reader, self._newest, self._names
-        # If the list can't be read now, the log is found again, after what was delivered.
-        self._reader, self._newest, self._names = None, "", []
-        if self._is_newest_term(read[1]):
-            self._reader, self._newest, self._names = read
-            return records
-        # There is nothing to find before the new leader begins a segment.
-        self._names = read[2]
-        return []
+        if not self._held or not (finishes or self._is_newest_term()):
+            return []
+        records = [record for record, _ in self._held]
+        self._delivered, self._held = self._held[-1][1], []
+        return records
 
-    def _is_newest_term(self, segment: str) -> bool:
-        known = max(self._known_term or 0, term_of_segment(segment))
+    def _hold(self, reader: LogReader) -> None:
+        for record in islice(reader.more(), _MOST_RECORDS):
+            self._held.append((record, reader.end))
+
+    def _is_newest_term(self) -> bool:
+        known = max(self._known_term or 0, term_of_segment(self._newest))
         return highest_term_among(self._storage.names()) <= known
 
     def _note(self, record: Record) -> None:
@@ -249,6 +250,9 @@ class LogTail:
             self._reader = LogReader(self._storage, Log(position=self._last.position, parts=rest))
             self._newest = newest
         else:
+            if self._held:
+                # The new leader has not read them.
+                self._reader, self._newest, self._held = None, "", []
             return self._reason_to_leave(newest, instant, now=now)
         # A header that is not complete may still become it.
         self._names, self._strange_since = names if newest == names[0] else [], None
@@ -262,7 +266,8 @@ class LogTail:
     def _rest_up_to(self, newest: str, names: Names) -> tuple[Part, ...]:
         """Return the segments in `names` that continue what was read, up to `newest`. Empty if one is missing.
 
-        A new leader may have committed and pruned the segment that was read, between two listings.
+        A new leader may have committed and pruned the segment that was read, between two listings. What it has not
+        read of that segment is dropped.
         """
         rest: list[Part] = []
         name, end = newest, None
@@ -271,12 +276,24 @@ class LogTail:
             if header is None or header.run_id != self._run_id or header.after is None:
                 break
             rest.insert(0, Part(name=name, start=0, end=end))
-            if header.after == self._reader.end:
-                return tuple(rest)
+            if (between := self._unread_before(header.after, names)) is not None:
+                return (between, *rest)
             if header.after.name >= name:
                 break
             name, end = header.after.name, header.after.end
         return ()
+
+    def _unread_before(self, link: Link, names: Names) -> Part | None:
+        """Return what is to be read before `link`, and drop what was read behind it. None if it leads elsewhere."""
+        assert self._reader is not None
+        reached = self._reader.end
+        if link.name == reached.name and link.end > reached.end:
+            return Part(name=link.name, start=reached.end, end=link.end) if link.name in names else None
+        ends = [self._delivered, *(end for _, end in self._held)]
+        if link not in ends:
+            return None
+        self._held = self._held[: ends.index(link)]
+        return Part(name=link.name, start=link.end, end=link.end)
 
     def _newest_among(self, names: Names) -> str | None:
         """Return the newest segment with a complete header. A leader that was killed may have left one without."""
@@ -316,8 +333,9 @@ class LogTail:
         count = self._count_seen(LogReader(self._storage, log).more())
         if count is None:
             return "the new leader has not recorded all answers that this worker has used"
-        self._reader, self._newest = LogReader(self._storage, log), log.parts[-1].name
+        self._reader, self._newest, self._held = LogReader(self._storage, log), log.parts[-1].name, []
         deque(islice(self._reader.more(), count), maxlen=0)
+        self._delivered = self._reader.end
         return None
 
     def _count_seen(self, records: Iterable[Record]) -> int | None:

@@ -172,6 +172,44 @@ def test_a_follower_that_leads_under_the_newer_term_reads_what_waits_for_it(made
     soon(lambda: made.reports == [("ended", old.link)])
 
 
+def test_what_waits_for_the_new_leader_may_be_pruned_by_it(made: Tail) -> None:
+    """Its first commit may come before the follower looks again. What it has read counts, and what came later not."""
+    old = made.segment(1, state=boundary(0)).add(answer("a", 1))
+    made.start()
+    made.has("a")
+    made.storage.create("0000000002.term")
+    old.add(answer("b", 2))
+    link = old.link
+    old.add(answer("late", 9))
+    made.look(100)
+    made.storage.listed = made.storage.names()
+    made.segment(2, after=link, worker="v").add(answer("c", 3), boundary(1))
+    made.storage.remove(old.name)
+    made.storage.listed = None
+    made.has("a", "b", "c")
+    assert made.reports == []
+
+
+def test_what_the_new_leader_has_read_behind_what_waits_for_it_is_read(made: Tail) -> None:
+    """Also if it has pruned the segment with the last boundary, so that the log can't be found from there."""
+    first = made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1))
+    second = made.segment(2, 1, after=first.link, worker="v").add(answer("b", 2))
+    made.start()
+    made.has("a", "b")
+    made.storage.create("0000000003.term")
+    second.add(answer("c", 3))
+    made.look(100)
+    made.has("a", "b")
+    second.add(answer("d", 4))
+    made.look(100)
+    made.storage.listed = made.storage.names()
+    made.segment(3, 1, after=second.link).add(answer("e", 5))
+    made.storage.remove(first.name)
+    made.storage.listed = None
+    made.has("a", "b", "c", "d", "e")
+    assert made.reports == []
+
+
 def test_a_log_is_not_read_again_while_it_waits_for_the_new_leader(
     made: Tail, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,10 +258,10 @@ def test_a_list_that_can_not_be_read_after_the_records_takes_none_of_them(
 ) -> None:
     errors, is_newest = [StoreError("busy", path="p")] * 3, LogTail._is_newest_term
 
-    def look(tail: LogTail, segment: str) -> bool:
+    def look(tail: LogTail) -> bool:
         if errors:
             raise errors.pop()
-        return is_newest(tail, segment)
+        return is_newest(tail)
 
     monkeypatch.setattr(LogTail, "_is_newest_term", look)
     made.segment(1, state=boundary(0)).add(answer("a", 1), boundary(1), answer("b", 2))
