@@ -44,12 +44,15 @@ class Followers:
         self._seen: dict[str, _Sighting] = {}
 
     def slowest(self) -> Position | None:
-        """Return the position of the slowest follower. None if there is none, or if the coordinator does not answer."""
+        """Return the position of the slowest follower. None if there is none.
+
+        It is the start of the run if the coordinator does not answer: a leader that it leaves alone stands down anyway.
+        """
         try:
             members = self._coordinator.members()
         except CoordinatorError as error:
             logger.warning("the positions of the followers are not known: %s", error)
-            return None
+            return Position(0)
         self._seen = {member.worker_id: self._sighting(member) for member in members if self._follows(member)}
         return min((seen.position for seen in self._seen.values() if self._waits_for(seen)), default=None)
 
