@@ -120,6 +120,11 @@ class Cluster:
         path = self._root / f"{name}.log"
         return path.read_text() if path.exists() else ""
 
+    @property
+    def logs(self) -> str:
+        """The logs of all pods, for a failure."""
+        return "".join(f"--- {pod.name}\n{self.log(pod.name)}" for pod in self.controller.pods)
+
     def start(self, pod: Pod) -> str | None:
         """Return the checkpoint that a pod started from: "null" for a fresh start, None if it has not started."""
         found = re.search(r" restored worker=\S+ checkpoint=(\S+)", self.log(pod.name))
@@ -174,8 +179,7 @@ class Cluster:
         try:
             wait_for(look, what, PATIENCE)
         except AssertionError as error:
-            logs = "".join(f"--- {pod.name}\n{self.log(pod.name)}" for pod in self.controller.pods)
-            raise AssertionError(f"{error}\n{logs}") from None
+            raise AssertionError(f"{error}\n{self.logs}") from None
 
 
 @pytest.fixture
@@ -256,7 +260,7 @@ def test_a_job_that_is_preempted_again_and_again_ends_in_the_exact_state_and_no_
     assert lost.exit_code is None
     assert sum("DisruptionTarget" in pod.conditions for pod in pods) == 5
     assert {pod.action for pod in [*ended, lost]} == {"Ignore"}
-    assert len(pods) == 3 + 6
+    assert len(pods) == 3 + 6, cluster.logs
     assert all(cluster.start(pod) not in {None, "null"} for pod in pods[3:] if not pod.unneeded)
 
 
