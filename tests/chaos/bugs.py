@@ -18,12 +18,16 @@ from distributed_backup import Preempted
 from distributed_backup.checkpoints import reader, store
 from distributed_backup.checkpoints.journal import LogReader
 from distributed_backup.checkpoints.journal_writer import JournalWriter
+from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.election import Elector
+from distributed_backup.redis_client.client import RedisClient
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.training import answers, state
 from distributed_backup.training.delivery import Delivery
 from distributed_backup.training.tickets import Tickets
+from distributed_backup.worker.notices import NoticePublisher
+from distributed_backup.worker.preemption import OwnPreemption
 from distributed_backup.worker.shutdown import Shutdown
 from distributed_backup.worker.standby import Standby
 from distributed_backup.worker.worker import Worker
@@ -145,6 +149,39 @@ def _notice_not_heard() -> None:
     Worker.give_notice = lambda *_, **__: None  # type: ignore[method-assign]
 
 
+def _notice_forgotten() -> None:
+    """A worker leaves at a notice, without a save."""
+    Saver.request_save = lambda self: self._served  # type: ignore[method-assign]
+    OwnPreemption.wait_until_saved = lambda self: True  # type: ignore[method-assign]
+
+
+def _delete_at_preemption() -> None:
+    preempt = Shutdown.preempt
+
+    def deleting(self: Any) -> Preempted:
+        exit_ = preempt(self)
+        self._context.store.delete()
+        return exit_
+
+    Shutdown.preempt = deleting  # type: ignore[method-assign]
+
+
+def _resign_refused() -> None:
+    NoticePublisher.handle_resign_requests = lambda *_: None  # type: ignore[method-assign]
+
+
+def _keys_stay() -> None:
+    run = RedisClient.run
+
+    def persisting(self: Any, script: str, keys: Any, arguments: Any) -> Any:
+        reply = run(self, script, keys, arguments)
+        for key in keys:
+            self.command("PERSIST", key)
+        return reply
+
+    RedisClient.run = persisting  # type: ignore[method-assign]
+
+
 def _final_state_dropped() -> None:
     finish = Shutdown.finish
     Shutdown.finish = lambda self, final=None: finish(self, None)  # type: ignore[method-assign]
@@ -178,14 +215,16 @@ BUGS: dict[str, Callable[[], None]] = {
     "torn commit": _torn_commit,
     "parts kept": _parts_kept,
     "notice not heard": _notice_not_heard,
+    "notice forgotten": _notice_forgotten,
+    "delete at preemption": _delete_at_preemption,
+    "resign refused": _resign_refused,
+    "keys stay": _keys_stay,
     "final state dropped": _final_state_dropped,
     "damage hidden": _damage_hidden,
     **{
         name: _of_the_simulation(name)
         for name in (
             "used term granted",
-            "delete at preemption",
-            "notice forgotten",
             "two trainers with standby",
         )
     },

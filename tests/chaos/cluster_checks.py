@@ -19,6 +19,8 @@ from tests.chaos.plan import NETWORK, PLATFORM_MARGIN, Run
 
 # Seconds in which a deposed leader must have learned that another one leads: several heartbeats of `life`.
 _TO_LEARN: Final = 1.5
+# Seconds of the longest pause, and how long heartbeats may be late after it.
+_PAUSE: Final = 3.0
 # Seconds between a fault and what must surely see it.
 _MARGIN: Final = 0.1
 _KEYS: Final = frozenset({"lease", "announcement", "members", "expiries", "notices", "files"})
@@ -245,14 +247,16 @@ def _is_excused(command: Command, story: Story) -> bool:
         moment
         for life in story.lives
         for moment in life.moments
-        if began < moment.at < ended
-        and (
-            moment.kind == "paused" or (moment.kind == "event" and moment.fields[0] in {"elected", "lost", "resigned"})
-        )
+        if began < moment.at < ended and moment.kind == "event" and moment.fields[0] in {"elected", "lost", "resigned"}
     ]
     ends = [life for life in story.lives if began < life.ended < ended or began < life.began < ended]
     finished = [at for life in story.lives for at, _, _ in life.reported("finished") if at < ended]
-    paused = [life for life in story.lives if life.pauses]
+    paused = [
+        moment
+        for life in story.lives
+        for moment in life.moments
+        if moment.kind == "paused" and command.at - _PAUSE < moment.at < ended + _PAUSE
+    ]
     return bool(is_disturbed or is_over or changes or ends or finished or paused)
 
 

@@ -184,7 +184,7 @@ class Setting:
     """What the runs of a campaign have in common.
 
     `is_long`: answers take long, so that much happens in a run. `themes` are those of each run, if there are any.
-    `standby`: of each run.
+    `ends`: lives end by these, and live through nothing before. `standby`: of each run.
     """
 
     programs: tuple[str, ...] = PROGRAMS
@@ -194,6 +194,7 @@ class Setting:
     bug: str | None = None
     is_long: bool = True
     themes: tuple[str, ...] = ()
+    ends: tuple[How, ...] = ()
     standby: bool = False
 
     @property
@@ -226,7 +227,7 @@ def plan(seed: int, setting: Setting) -> Run:
     others = [name for name in possible if name != "processes"]
     is_mixed = others and chosen.random() < 0.5
     themes = setting.themes or ("processes", chosen.choice(others) if is_mixed else "processes")
-    lived_through = tuple(possible[name] for name in themes)
+    lived_through = tuple(("command",) if name == "operators" else possible[name] for name in themes)
     run = Run(
         seed=seed,
         program=setting.programs[seed % len(setting.programs)],
@@ -252,7 +253,7 @@ def _kills(
     kills: list[Kill] = []
 
     def between() -> list[Kill]:
-        count = chosen.randint(0, _MOST_BETWEEN)
+        count = 0 if setting.ends else chosen.randint(0, _MOST_BETWEEN)
         return [_lived_through(chosen, chosen.choice(chosen.choice(lived_through))) for _ in range(count)]
 
     for _ in range(chosen.randint(0 if setting.workers > 1 else 1, _MOST_KILLS)):
@@ -285,6 +286,8 @@ def _lived_through(chosen: random.Random, how: How) -> Kill:
 
 
 def _end(chosen: random.Random, setting: Setting, save_freq: SaveFrequency) -> How:
+    if setting.ends:
+        return chosen.choice(setting.ends)
     if not save_freq:
         return chosen.choice(_NOTICES)
     gentle: tuple[How, ...] = (*_NOTICES, "exception", "Ctrl-C", *(("SIGTERM to all",) if setting.workers > 1 else ()))

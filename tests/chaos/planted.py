@@ -30,12 +30,14 @@ PLANTED: Final = {
     "boundary skipped": _ALONE,
     "torn commit": _ALONE,
     "parts kept": _ALONE,
-    "notice not heard": Setting(programs=("agent",), themes=("processes",)),
+    "notice not heard": Setting(programs=("agent",), ends=("SIGTERM",)),
     "final state dropped": _ALONE,
-    "damage hidden": replace(_TEAM, themes=("disk",)),
+    "damage hidden": Setting(themes=("disk",)),
     "used term granted": replace(_TEAM, coordinator="redis", themes=("network",)),
-    "delete at preemption": _ALONE,
-    "notice forgotten": _ALONE,
+    "delete at preemption": replace(_ALONE, ends=("SIGTERM",)),
+    "notice forgotten": replace(_ALONE, ends=("SIGTERM",)),
+    "resign refused": replace(_TEAM, programs=("agent",), themes=("operators",)),
+    "keys stay": replace(_ALONE, coordinator="redis"),
     "two trainers with standby": replace(_TEAM, coordinator="redis", themes=("processes",), standby=True),
 }
 """The campaign in which each error is looked for."""

@@ -236,6 +236,14 @@ def test_a_command_may_fail_while_something_else_happens(story: Story) -> None:
     assert found(story) == set()
 
 
+@pytest.mark.parametrize(("at", "wanted"), [(5.5, set()), (7.5, set()), (1.5, {"commands"})])
+def test_a_pause_excuses_only_a_command_near_to_it(story: Story, tmp_path: Path, at: float, wanted: set[str]) -> None:
+    """The election goes on after the first heartbeat."""
+    story.lives[1] = life(tmp_path, "w1-0", [*FOLLOWER, f"{at} paused 1"])
+    story.commands = [Command(words="resign", at=5.0, until=6.0, code=1, output="error: x")]
+    assert found(story) == wanted
+
+
 def test_keys_that_do_not_belong_or_stay_for_ever_are_found(story: Story) -> None:
     """The files of a run in Redis stay, and its lease does not."""
     story.keys = {"lease": 1000, "files": -1, "append:x": -1}
