@@ -13,11 +13,14 @@ from tests.bench.__main__ import BENCHMARKS
 from tests.bench.picture import picture
 from tests.bench.results import DOCUMENT as BENCH
 from tests.bench.results import SUMMARY, Measured, Report, compared
+from tests.chaos import __main__ as chaos_command
+from tests.chaos import results as chaos
+from tests.chaos.planted import Found
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz.results import DOCUMENT as FUZZ
 from tests.support.figures import NOT_MEASURED, Document, command, origin, origins, table
 
-DOCUMENTS = {document.folder.name: document for document in (BENCH, FUZZ)}
+DOCUMENTS = {document.folder.name: document for document in (BENCH, FUZZ, chaos.DOCUMENT)}
 TABLE = re.compile(r"<!-- results of .*?<!-- end of results -->", re.DOTALL)
 ORIGIN = {"day": "today", "machine": "2 CPUs"}
 MEASURED = (
@@ -135,6 +138,56 @@ def test_the_figures_of_a_parser_replace_its_row_only(monkeypatch: pytest.Monkey
     assert second[1].startswith("| metadata of EC2 | 5 |")
     assert sum("--inputs 5 --seed 7 --module notices --parser EC2`, " in line for line in second) == 1
     assert len(second) == 5
+
+
+def test_a_campaign_replaces_its_column_only(tmp_path: Path) -> None:
+    """A fault that did not hit in a campaign counts as zero. Planted errors have a table of their own."""
+    document = copied(chaos.DOCUMENT, tmp_path)
+    document.replace({})
+
+    def keep(coordinator: str, store: str, faults: dict[str, int]) -> None:
+        found = chaos.figures([], 30.4) | {"faults": faults, "commands": {"status": 3}}
+        document.keep({chaos.name_of(coordinator, store): ORIGIN | found})
+
+    keep("file", "dir", {"pause": 5, "eviction": 2})
+    keep("redis", "s3", {"pause": 7, "cut": 1})
+    document.keep({chaos.PLANTED: {"head": ["error", "runs"], "rows": [["no order", "4"]], **ORIGIN}})
+    keep("file", "dir", {"pause": 6})
+    campaigns, planted = TABLE.findall(readme(document).read_text())
+    assert [line.split(" | ") for line in campaigns.splitlines() if line.startswith("| ")] == [
+        ["| what", "file coordinator", "redis coordinator, files in s3 |"],
+        ["| ---", "---:", "---: |"],
+        *(["| cut", "0", "1 |"], ["| pause", "6", "7 |"], ["| all faults", "6", "8 |"], ["| `status`", "3", "3 |"]),
+        *(["| minutes", "30", "30 |"], ["| processes of workers", "0", "0 |"], ["| runs", "0", "0 |"]),
+        *(["| runs without an excuse", "0", "0 |"], ["| violations", "0", "0 |"]),
+    ]
+    assert "| no order | 4 |" in planted
+
+
+@pytest.mark.parametrize(("runs", "code"), [(4, 0), (None, 1)])
+def test_planted_errors_are_kept_in_their_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: int | None, code: int
+) -> None:
+    """The exit code is 1 if one was not found."""
+    document = copied(chaos.DOCUMENT, tmp_path)
+    document.replace({})
+    rows = [Found(error="no order", runs=runs, checks=["lost", "order"])]
+    monkeypatch.setattr(chaos_command, "DOCUMENT", document)
+    monkeypatch.setattr(chaos_command, "find_all", lambda *_: iter(rows))
+    monkeypatch.setattr(sys, "argv", ["chaos", "--plant-all", "--write", "--keep", str(tmp_path)])
+    assert chaos_command.main() == code
+    campaigns, planted = TABLE.findall(readme(document).read_text())
+    assert NOT_MEASURED in campaigns
+    assert f"| no order | {runs or '-'} | `lost`, `order` |" in planted
+    assert "`uv run python -m tests.chaos --plant-all --runs 10`, " in planted
+
+
+def test_figures_of_a_planted_error_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would stand for the package's own."""
+    monkeypatch.setattr(sys, "argv", ["chaos", "--write", "--bug", "no order"])
+    with pytest.raises(SystemExit) as raised:
+        chaos_command.main()
+    assert raised.value.code == 2
 
 
 def test_every_parser_has_its_row() -> None:
