@@ -20,7 +20,9 @@ from tests.fuzz import __main__ as fuzz
 from tests.fuzz.results import DOCUMENT as FUZZ
 from tests.support.figures import NOT_MEASURED, Document, command, origin, origins, table
 
-DOCUMENTS = {document.folder.name: document for document in (BENCH, FUZZ, chaos.DOCUMENT)}
+# The package of the simulation replaces a module of the training, so it is not imported here.
+SIMULATION = Document(folder=FUZZ.folder.parent / "simulation")
+DOCUMENTS = {document.folder.name: document for document in (BENCH, FUZZ, chaos.DOCUMENT, SIMULATION)}
 TABLE = re.compile(r"<!-- results of .*?<!-- end of results -->", re.DOTALL)
 ORIGIN = {"day": "today", "machine": "2 CPUs"}
 MEASURED = (
