@@ -11,7 +11,6 @@ import asyncio
 import os
 import sys
 import tempfile
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
@@ -25,16 +24,15 @@ BENCHMARKS = (
 async def run(directory: Path, names: list[str]) -> None:
     # Set here because synalinks' import would otherwise request a price list from the network.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    from tests.bench import report, results
+    from tests.bench.results import DOCUMENT
+    from tests.support.figures import origin
 
-    kept = results.read()
     for name in names:
-        machine, day = report.machine(directory), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        began = origin(directory)
         made = await import_module(f"tests.bench.{name}").report(directory / name)
         print(made.markdown(), flush=True)
-        kept[name] = made.as_json(machine=machine, day=day)
         # After each one, so that a failure loses none.
-        results.write(kept)
+        DOCUMENT.keep({name: made.as_json(began)})
 
 
 # Contenders for a lease are spawned, and import this module again.

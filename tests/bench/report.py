@@ -6,12 +6,9 @@ Compare only ratios of medians of one run: other work on the machine changes the
 from __future__ import annotations
 
 import gc
-import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -85,22 +82,3 @@ def series(
         )
         for who, values in taken.items()
     ]
-
-
-def machine(directory: Path) -> str:
-    """Return one line on the CPUs, the kernel, the Python and the file system."""
-    load = os.getloadavg()[0]
-    return (
-        f"{os.cpu_count()} CPUs (load {load:.1f}), Linux {platform.release()}, Python {platform.python_version()}, "
-        f"{file_system(directory)}"
-    )
-
-
-def file_system(directory: Path) -> str:
-    """Return the type of the file system of `directory`."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return "unknown file system"
-    holding = [(len(at), kind) for at, kind in mounts if directory.resolve().is_relative_to(at)]
-    return max(holding)[1] if holding else "unknown file system"

@@ -1,27 +1,17 @@
-"""The results of benchmarks: their tables, one result file, and the figures in this folder's README.
-
-`results.json` holds the newest result of each benchmark, with its machine. The tables in the README stand between
-markers, and `documents` makes them and the picture from the file. So a test sees a figure that is not in it.
-
-The limit: results of different benchmarks may be of different days. Each has its own date.
-"""
+"""The results of benchmarks: a table of each, a summary of all and a picture. `tests.support.figures` keeps them."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
-FOLDER: Final = Path(__file__).parent
-RESULTS: Final = FOLDER / "results.json"
-PICTURE: Final = FOLDER / "results.svg"
-README: Final = FOLDER / "README.md"
-_BLOCK: Final = re.compile(r"(<!-- results of (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
-_SUMMARY: Final = "all"
+from tests.support.figures import Document, Results, own_tables, table
+
+SUMMARY: Final = "all"
+"""The name of the table of all benchmarks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +52,10 @@ class Report:
     rows: Sequence[Sequence[str]]
     measured: Sequence[Measured] = field(default=())
 
-    def as_json(self, *, machine: str, day: str) -> dict[str, Any]:
-        """Return the result as it is kept."""
+    def as_json(self, origin: Mapping[str, str]) -> dict[str, Any]:
+        """Return the result as it is kept, with its origin."""
         return {
-            "day": day,
-            "machine": machine,
+            **origin,
             "title": self.title,
             "head": list(self.head),
             "rows": [list(row) for row in self.rows],
@@ -76,42 +65,6 @@ class Report:
     def markdown(self) -> str:
         """Return the table with its title."""
         return f"**{self.title}**\n\n{table(self.head, self.rows)}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---:"] * len(head), *rows]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), ""])
-
-
-def read() -> dict[str, Any]:
-    """Return the newest results by benchmark. Empty if there are none."""
-    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
-
-
-def write(results: Mapping[str, Any]) -> None:
-    """Keep the results, and write the README's tables and the picture."""
-    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    for path, text in documents(results).items():
-        path.write_text(text)
-
-
-def documents(results: Mapping[str, Any]) -> dict[Path, str]:
-    """Return the text of each file that holds figures."""
-    from tests.bench.picture import picture
-
-    def block(found: re.Match[str]) -> str:
-        name = found[2]
-        made = _summary(results) if name == _SUMMARY else _table_of(results.get(name))
-        return f"{found[1]}\n{made}\n{found[3]}"
-
-    return {README: _BLOCK.sub(block, README.read_text()), PICTURE: picture(compared(results))}
-
-
-def _table_of(result: Mapping[str, Any] | None) -> str:
-    if result is None:
-        return "Not measured yet.\n"
-    return f"{table(result['head'], result['rows'])}\n{result['day']}, {result['machine']}.\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +81,7 @@ class Comparison:
         return None if goal is None or self.ratio is None else self.ratio <= goal
 
 
-def compared(results: Mapping[str, Any]) -> list[Comparison]:
+def compared(results: Results) -> list[Comparison]:
     """Return all that was measured, each beside ours of the same figure and case."""
     every = [each for name in results for each in results[name]["measured"]]
     every.sort(key=lambda each: str(each["figure"]))
@@ -144,7 +97,7 @@ def _ratio(each: Mapping[str, Any], ours: Mapping[tuple[str, str], float]) -> fl
     return None if own is None else own / float(each["median"])
 
 
-def _summary(results: Mapping[str, Any]) -> str:
+def _summary(results: Results) -> str:
     head = ["figure", "case", "who", "rounds", "min", "median", "p99", "ours / this", "goal"]
     rows = []
     for each in compared(results):
@@ -168,3 +121,16 @@ def _summary(results: Mapping[str, Any]) -> str:
 def short(value: float) -> str:
     """Return a figure with three decimals below 1, and with one above."""
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+
+
+def _tables(results: Results) -> dict[str, str]:
+    return own_tables(results) | {SUMMARY: _summary(results)}
+
+
+def _picture(results: Results) -> str:
+    from tests.bench.picture import picture
+
+    return picture(compared(results))
+
+
+DOCUMENT: Final = Document(folder=Path(__file__).parent, tables=_tables, picture=_picture)

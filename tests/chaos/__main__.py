@@ -7,15 +7,18 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from tests.chaos.campaign import Campaign, Result
-from tests.chaos.excuses import is_recorded
 from tests.chaos.places import COORDINATORS, STORES, places
 from tests.chaos.plan import PROGRAMS, Setting, plan
-from tests.chaos.planted import find_all
+from tests.chaos.planted import COLUMNS, find_all
+from tests.chaos.results import DOCUMENT, PLANTED, figures, name_of, summary
+from tests.support.figures import command, origin, table
+
+_MODULE: Final = "tests.chaos"
+_OPTIONS: Final = ("minutes", "runs", "seed", "programs", "store", "coordinator", "workers")
 
 
 def options() -> argparse.Namespace:
@@ -30,24 +33,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--bug", help="plant an error, see README.md")
     parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--keep", type=Path, help="folder in which files of runs with violations stay")
-    return parser.parse_args()
-
-
-def summary(results: Sequence[Result], minutes: float) -> str:
-    """Return a Markdown table with a row for each kind of fault, as often as it has hit, and the sums."""
-    faults = sum((each.faults for each in results), Counter[str]())
-    commands = sum((each.commands for each in results), Counter[str]())
-    rows: list[tuple[str, object]] = [
-        *sorted(faults.items()),
-        ("all faults", faults.total()),
-        *((f"`{words}`", count) for words, count in sorted(commands.items())),
-        ("runs", len(results)),
-        ("runs without an excuse", sum(is_recorded(each.story) for each in results)),
-        ("processes of workers", sum(len(each.lives) for each in results)),
-        ("minutes", f"{minutes:.0f}"),
-        ("violations", sum(len(each.violations) for each in results)),
-    ]
-    return "\n".join(["| what | count |", "|---|---:|", *(f"| {name} | {count} |" for name, count in rows)])
+    parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
+    chosen = parser.parse_args()
+    if chosen.write and chosen.bug is not None:
+        parser.error("--write keeps no figures of a planted error")
+    return chosen
 
 
 def main() -> int:
@@ -55,8 +45,26 @@ def main() -> int:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     # Of its own, because what an earlier campaign has left would be taken for the runs of this one.
     root = Path(tempfile.mkdtemp(prefix="chaos-", dir=chosen.keep))
-    if chosen.plant_all:
-        return int(not find_all(root, chosen.runs or 10, lambda text: print(text, flush=True)))
+    return _plant_all(chosen, root) if chosen.plant_all else _campaign(chosen, root)
+
+
+def _plant_all(chosen: argparse.Namespace, root: Path) -> int:
+    runs = chosen.runs or 10
+    made = origin(root) | {"command": command(_MODULE, {"plant-all": True, "runs": runs}), "seed": 1}
+    print(table(COLUMNS, [], COLUMNS), end="")
+    found = []
+    for each in find_all(root, runs):
+        found.append(each)
+        print(f"| {' | '.join(each.cells())} |", flush=True)
+    if chosen.write:
+        rows = [each.cells() for each in found]
+        DOCUMENT.keep({PLANTED: made | {"head": COLUMNS, "rows": rows, "texts": [COLUMNS[0], COLUMNS[-1]]}})
+    return int(any(each.runs is None for each in found))
+
+
+def _campaign(chosen: argparse.Namespace, root: Path) -> int:
+    given = {name: getattr(chosen, name) for name in _OPTIONS} | {"minutes": f"{chosen.minutes:g}"}
+    made = origin(root) | {"command": command(_MODULE, given), "seed": chosen.seed}
     began = time.monotonic()
     setting = Setting(
         programs=PROGRAMS if chosen.programs == "all" else tuple(chosen.programs.split(",")),
@@ -66,12 +74,15 @@ def main() -> int:
         bug=chosen.bug,
     )
     results: list[Result] = []
-    with places(root, store=chosen.store, coordinator=chosen.coordinator) as made:
-        campaign = Campaign(root, made)
+    with places(root, store=chosen.store, coordinator=chosen.coordinator) as places_made:
+        campaign = Campaign(root, places_made)
         while time.monotonic() < began + 60 * chosen.minutes and len(results) != chosen.runs:
             results.append(campaign.carry_out(plan(chosen.seed + len(results), setting)))
             print(results[-1].line(), flush=True)
-    print(f"\n{summary(results, (time.monotonic() - began) / 60)}\n\nfiles: {root}")
+    found = figures(results, (time.monotonic() - began) / 60)
+    if chosen.write:
+        DOCUMENT.keep({name_of(chosen.coordinator, chosen.store): made | found})
+    print(f"\n{summary({'count': found})}\nfiles: {root}")
     return int(any(each.violations for each in results))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -42,16 +42,27 @@ PLANTED: Final = {
 }
 """The campaign in which each error is looked for."""
 
+COLUMNS: Final = ("error", "found after runs", "by the checks")
 
-def find_all(root: Path, runs: int, report: Callable[[str], None]) -> bool:
-    """Plant each error in turn, and report the rows of a Markdown table. Return whether each was found."""
-    report("| error | found after runs | by the checks |\n|---|---:|---|")
-    found = []
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """After how many runs an error was found, and by which checks. `runs` is None if it was not."""
+
+    error: str
+    runs: int | None
+    checks: Sequence[str]
+
+    def cells(self) -> list[str]:
+        """Return the row of the table."""
+        return [self.error, str(self.runs or "-"), ", ".join(f"`{check}`" for check in self.checks)]
+
+
+def find_all(root: Path, runs: int) -> Iterator[Found]:
+    """Plant each error in turn, and yield what is found."""
     for bug, setting in PLANTED.items():
         count, checks = find(root / bug.replace(" ", "-"), replace(setting, bug=bug), runs)
-        found.append(count)
-        report(f"| {bug} | {count or '-'} | {', '.join(f'`{check}`' for check in sorted(checks))} |")
-    return None not in found
+        yield Found(error=bug, runs=count, checks=sorted(checks))
 
 
 def find(root: Path, setting: Setting, runs: int) -> tuple[int | None, set[str]]:

@@ -9,7 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz.engine import HEADING, Parser, fuzz
+from tests.fuzz.engine import HEADING, Parser, Report, cells, fuzz
+from tests.fuzz.results import DOCUMENT
+from tests.support.figures import command, origin
 
 # `answers` imports synalinks, which takes seconds.
 MODULES: Final = ("files", "records", "settings", "notices", "packed", "answers")
@@ -21,30 +23,49 @@ def parsers_of(modules: tuple[str, ...] = MODULES) -> list[Parser]:
     return [parser for name in modules for parser in import_module(f"tests.fuzz.{name}").PARSERS]
 
 
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--inputs", type=int, default=100_000, help="inputs for each parser")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parser", help="only those whose name contains this")
+    parser.add_argument("--module", choices=MODULES, help="only those of this module")
+    parser.add_argument("--save", type=Path, help="write each failing input into this directory")
+    parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
+    return parser.parse_args()
+
+
 def main() -> int:
     """Run the command. Return 1 if an input broke a rule."""
-    options = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    options.add_argument("--inputs", type=int, default=100_000, help="inputs for each parser")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--parser", help="only those whose name contains this")
-    options.add_argument("--module", choices=MODULES, help="only those of this module")
-    options.add_argument("--save", type=Path, help="write each failing input into this directory")
-    chosen = options.parse_args()
+    chosen, began = options(), time.perf_counter()
+    given = {name: getattr(chosen, name) for name in ("inputs", "seed", "module", "parser")}
+    made = origin() | {"command": command("tests.fuzz", given), "seed": chosen.seed}
+    parsers = parsers_of((chosen.module,) if chosen.module else MODULES)
     print(HEADING)
-    failed, began = False, time.perf_counter()
-    for parser in parsers_of((chosen.module,) if chosen.module else MODULES):
+    failed = False
+    for parser in parsers:
         if chosen.parser is not None and chosen.parser not in parser.name:
             continue
         report = fuzz(parser, inputs=chosen.inputs, seed=chosen.seed)
-        print(report.row(), flush=True)
-        for number, failure in enumerate(report.failures):
-            failed = True
-            print(f"{parser.name}: {failure.problem}: {failure.data[:_SHOWN]!r}", file=sys.stderr, flush=True)
-            if chosen.save is not None:
-                chosen.save.mkdir(parents=True, exist_ok=True)
-                (chosen.save / f"{parser.name.replace(' ', '-')}-{number}").write_bytes(failure.data)
+        print(f"| {' | '.join(cells(parser.name, report.figures()))} |", flush=True)
+        _show_failures(report, chosen.save)
+        failed |= bool(report.failures)
+        if chosen.write:
+            # After each one, so that a failure loses none.
+            DOCUMENT.keep({parser.name: made | report.figures()})
+    if chosen.write and chosen.module is None and chosen.parser is None:
+        # Some may have been removed since.
+        DOCUMENT.replace({parser.name: DOCUMENT.read()[parser.name] for parser in parsers})
     print(f"\nseed {chosen.seed}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return int(failed)
+
+
+def _show_failures(report: Report, folder: Path | None) -> None:
+    """Print each failure, and write its input into this folder, if there is one."""
+    for number, failure in enumerate(report.failures):
+        print(f"{report.parser}: {failure.problem}: {failure.data[:_SHOWN]!r}", file=sys.stderr, flush=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{report.parser.replace(' ', '-')}-{number}").write_bytes(failure.data)
 
 
 if __name__ == "__main__":

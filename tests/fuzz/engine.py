@@ -17,13 +17,13 @@ import time
 import traceback
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import CodeType
-from typing import Final, override
+from typing import Any, Final, override
 
 import distributed_backup
 from distributed_backup.errors import BackupError
@@ -85,17 +85,30 @@ class Report:
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
 
-    def row(self) -> str:
-        """Return the row of the table."""
-        return (
-            f"| {self.parser} | {self.inputs:,} | {self.lines} | {self.refused:,} | {len(self.failures)} | "
-            f"{self.memory:.1f} | {self.seconds:.2f} |"
-        )
+    def figures(self) -> dict[str, float]:
+        """Return what is kept of it."""
+        return {
+            "inputs": self.inputs,
+            "lines": self.lines,
+            "refused": self.refused,
+            "failures": len(self.failures),
+            "memory": round(self.memory, 3),
+            "seconds": round(self.seconds, 3),
+        }
 
 
-HEADING: Final = """\
-| parser | inputs | lines reached | our own errors | failures | most memory for each byte | slowest, s per MB |
-|---|---|---|---|---|---|---|"""
+COLUMNS: Final = (
+    *("parser", "inputs", "lines reached", "our own errors", "failures"),
+    *("most memory for each byte", "slowest, s per MB"),
+)
+HEADING: Final = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def cells(parser: str, figures: Mapping[str, Any]) -> list[str]:
+    """Return the row of a parser in the table."""
+    found = (figures[name] for name in ("inputs", "lines", "refused", "failures", "memory", "seconds"))
+    forms = (",", "", ",", "", ".1f", ".2f")
+    return [parser, *(format(value, form) for value, form in zip(found, forms, strict=True))]
 
 
 class _Formatted(logging.Handler):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.__main__ import main
+from tests.chaos import __main__ as command
 from tests.chaos.campaign import Campaign
 from tests.chaos.places import places
 from tests.chaos.plan import ENDS, Setting, plan
+from tests.chaos.results import DOCUMENT
+from tests.support.figures import Document
 
 # A standby, one that is kept, and one that is deleted. Each has the program that its seed takes its turn with.
 SEEDS = (27, 43, 59)
@@ -36,9 +38,16 @@ def test_a_campaign_over_redis_ends_with_a_table(
 ) -> None:
     """Its exit code says whether there was a violation. The network breaks, and the server loses its data."""
     line = "chaos --runs 1 --seed 22 --workers 2 --coordinator redis --programs embeddings"
-    monkeypatch.setattr(sys, "argv", [*line.split(), "--keep", str(tmp_path)])
-    assert main() == 0
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--keep", str(tmp_path), "--write"])
+    monkeypatch.setattr(command, "DOCUMENT", document := Document(folder=tmp_path, tables=DOCUMENT.tables))
+    (tmp_path / "README.md").write_text("<!-- results of campaigns -->\n<!-- end of results -->\n")
+    assert command.main() == 0
     output = capsys.readouterr().out
+    assert list(document.read()) == ["redis coordinator"]
+    made = (tmp_path / "README.md").read_text()
+    assert "| violations | 0 |" in made
+    assert "--runs 1 --seed 22 --programs embeddings --store dir --coordinator redis --workers 2`, " in made
+    assert str(tmp_path) not in made
     assert "| runs | 1 |" in output
     assert "| all faults | 0 |" not in output
     assert "| violations | 0 |" in output

@@ -83,7 +83,8 @@ RUN_BY_NAMED_TESTS = {
     "uv run python -m tests.fuzz --inputs 1000 --seed 7 --parser checkpoint": "test_changed_inputs_break_no_rule",
     "uv run python -m tests.chaos --minutes 1": "test_a_campaign_over_redis_ends_with_a_table",
     "uv run python -m tests.simulation --runs 500": "test_hundreds_of_runs_keep_all_promises",
-    "uv run python -m tests.simulation --runs 10000": "test_hundreds_of_runs_keep_all_promises",
+    "uv run python -m tests.simulation --runs 10000 --seed 1 --write": "test_hundreds_of_runs_keep_all_promises",
+    "uv run python -m tests.simulation --runs 500 --plant-all --write": "test_each_planted_error_is_found",
     "uv run python -m tests.support.prose README.md": "test_every_document_is_easy_to_read",
 }
 BENCH = "uv run python -m tests.bench"

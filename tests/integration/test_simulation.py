@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.figures import Document
 from tests.support.processes import Child
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "tests" / "simulation" / "README.md").read_text()
-TABLE = README.partition("| error | broken promise | found after, runs |\n|---|---|---:|\n")[2].partition("\n\n")[0]
+DOCUMENT = Document(folder=ROOT / "tests" / "simulation")
 BUDGET = 500
+# The command, which keeps its figures in another folder.
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from tests.simulation import __main__ as command
+command.DOCUMENT = command.Document(folder=Path({!r}))
+sys.exit(command.main())
+"""
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +40,26 @@ def test_hundreds_of_runs_keep_all_promises() -> None:
     assert (int(faults[1]), int(faults[2]) > 10 * BUDGET) == (BUDGET, True)
 
 
+@pytest.mark.parametrize(("table", "flags"), [("campaign", []), ("planted", ["--plant-all"])])
+def test_a_command_keeps_its_own_figures(tmp_path: Path, table: str, flags: list[str]) -> None:
+    """Those of the other command stay."""
+    shutil.copy(DOCUMENT.folder / "README.md", tmp_path)
+    copy = Document(folder=tmp_path)
+    earlier = {"head": ["earlier"], "rows": [], "day": "earlier", "machine": ""}
+    copy.replace({"campaign": earlier, "planted": earlier})
+    line = [sys.executable, "-c", ELSEWHERE.format(str(tmp_path)), *flags, "--runs", "2", "--seed", "4", "--write"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    after = copy.read()
+    assert {name: each == earlier for name, each in after.items()} == {
+        "campaign": table != "campaign",
+        "planted": table != "planted",
+    }, done.stderr
+    assert after[table]["seed"] == 4
+    text = (tmp_path / "README.md").read_text()
+    assert f"`uv run python -m tests.simulation {' '.join([*flags, '--runs 2 --seed 4'])}`, " in text
+    assert copy.texts(after) == {tmp_path / "README.md": text}
+
+
 def test_a_seed_repeats_its_run_in_another_process() -> None:
     """Also the order of all steps."""
     first, second = (simulate("--runs", "5", "--seed", "3", "--digest").stdout.splitlines()[0] for _ in range(2))
@@ -42,7 +71,7 @@ def test_each_planted_error_is_found() -> None:
     """The table of the README names each."""
     found = simulate("--runs", str(BUDGET), "--plant-all")
     assert found.returncode == 0, found.stdout + found.stderr
-    names = [line.split("|")[1].strip() for line in TABLE.splitlines()]
+    names = [row[0] for row in DOCUMENT.read()["planted"]["rows"]]
     assert [line.split("|")[1].strip() for line in found.stdout.splitlines()] == names
     assert len(names) >= 15
 

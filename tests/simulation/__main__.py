@@ -11,10 +11,14 @@ import traceback
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from tests.simulation.bugs import BUGS, planted
 from tests.simulation.world import World, simulated
+from tests.support.figures import Document, command, origin
+
+DOCUMENT: Final = Document(folder=Path(__file__).parent)
 
 # A run leaves threads that were killed. They can't be freed, because that would run their `finally`.
 RUNS_PER_PROCESS: Final = 50
@@ -94,8 +98,7 @@ def _run_chunk(chunk: tuple[range, str | None]) -> Result:
     return run_seeds(*chunk)
 
 
-def main() -> int:
-    """Run the command."""
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1, help="of the first run, the next ones count up")
@@ -103,21 +106,53 @@ def main() -> int:
     parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--digest", action="store_true", help="print a digest of all steps first")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
-    options = parser.parse_args()
-    if options.plant_all:
-        found = plant_all(options.seed, options.runs)
-        print("\n".join(f"| {bug} | {count or '-'} |" for bug, count in found.items()))
-        return 0 if all(found.values()) else 1
+    parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
+    chosen = parser.parse_args()
+    if chosen.write and chosen.bug is not None:
+        parser.error("--write keeps no figures of a planted error")
+    return chosen
+
+
+def main() -> int:
+    """Run the command."""
+    chosen = options()
+    given = {"plant-all": chosen.plant_all or None, "runs": chosen.runs, "seed": chosen.seed}
+    made = origin() | {"command": command("tests.simulation", given), "seed": chosen.seed}
+    return _plant_all(chosen, made) if chosen.plant_all else _campaign(chosen, made)
+
+
+def _plant_all(chosen: argparse.Namespace, made: dict[str, Any]) -> int:
+    found = {bug: str(count or "-") for bug, count in plant_all(chosen.seed, chosen.runs).items()}
+    print("\n".join(f"| {bug} | {count} |" for bug, count in found.items()))
+    if chosen.write:
+        head = ["error", "broken promise", "found after runs"]
+        rows = [[bug, BUGS[bug].breaks, count] for bug, count in found.items()]
+        DOCUMENT.keep({"planted": made | {"head": head, "rows": rows, "texts": head[:2]}})
+    return int("-" in found.values())
+
+
+def _campaign(chosen: argparse.Namespace, made: dict[str, Any]) -> int:
     began = time.perf_counter()
-    total = run_all(options.seed, options.runs, options.bug, keeps_going=options.keep_going)
-    if options.digest:
+    total = run_all(chosen.seed, chosen.runs, chosen.bug, keeps_going=chosen.keep_going)
+    if chosen.digest:
         print(f"digest {total.digest:08x}")
+    hours, seconds = f"{total.simulated / 3600:.1f}", f"{time.perf_counter() - began:.0f}"
     print(
-        f"{total.runs} runs, {total.faults.total()} faults, {total.simulated / 3600:.1f} hours simulated in "
-        f"{time.perf_counter() - began:.0f} s, {'no promise broken' if total.failure is None else 'PROMISE BROKEN'}"
+        f"{total.runs} runs, {total.faults.total()} faults, {hours} hours simulated in {seconds} s, "
+        f"{'no promise broken' if total.failure is None else 'PROMISE BROKEN'}"
     )
     for name, count in total.faults.most_common():
         print(f"{count:8}  {name}")
+    if chosen.write:
+        rows = [
+            ["runs", str(total.runs)],
+            ["faults", str(total.faults.total())],
+            *([f"faults: {name}", str(count)] for name, count in total.faults.most_common()),
+            ["simulated hours", hours],
+            ["seconds", seconds],
+            ["the first run that broke a promise", "none" if total.seed is None else f"seed {total.seed}"],
+        ]
+        DOCUMENT.keep({"campaign": made | {"head": ["what", "count"], "rows": rows, "texts": ["what"]}})
     return 0 if total.failure is None else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -138,29 +139,45 @@ def _doubt_ignored() -> list[Change]:
     return [(Elector, "is_in_doubt", property(lambda _: False))]
 
 
-BUGS: Final[dict[str, Callable[[], list[Change]]]] = {
-    "no fencing": _no_fencing,
-    "delete at preemption": _delete_at_preemption,
-    "used term granted": _used_term_granted,
-    "seen before durable": _seen_before_durable,
-    "answers without order": _answers_without_order,
-    "journal not replayed": _journal_not_replayed,
-    "election not seen by the tail": _election_not_seen_by_the_tail,
-    "two trainers with standby": _two_trainers_with_standby,
-    "notice answered by an older position": _notice_answered_by_an_older_position,
-    "notice forgotten": _notice_forgotten,
-    "final state not awaited": _final_state_not_awaited,
-    "progress goes back with standby": _progress_goes_back_with_standby,
-    "prune before durable": _prune_before_durable,
-    "answer of the old term read": _answer_of_the_old_term_read,
-    "announcement of the old incarnation": _announcement_of_the_old_incarnation,
-    "doubt ignored": _doubt_ignored,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bug:
+    """An error that can be planted, and the promise that a run then breaks."""
+
+    change: Callable[[], list[Change]]
+    breaks: str
+
+
+BUGS: Final = {
+    "no fencing": Bug(change=_no_fencing, breaks="the newest checkpoint goes back"),
+    "delete at preemption": Bug(change=_delete_at_preemption, breaks="a run that is not complete is deleted"),
+    "used term granted": Bug(change=_used_term_granted, breaks="two writers under one term"),
+    "seen before durable": Bug(change=_seen_before_durable, breaks="another state after a kill"),
+    "answers without order": Bug(change=_answers_without_order, breaks="another state after a replay"),
+    "journal not replayed": Bug(change=_journal_not_replayed, breaks="an answer is asked for again"),
+    "election not seen by the tail": Bug(change=_election_not_seen_by_the_tail, breaks="the run hangs"),
+    "two trainers with standby": Bug(change=_two_trainers_with_standby, breaks="two workers in different states"),
+    "notice answered by an older position": Bug(
+        change=_notice_answered_by_an_older_position, breaks="a preempted worker leaves too early"
+    ),
+    "notice forgotten": Bug(change=_notice_forgotten, breaks="a preempted worker leaves too early"),
+    "final state not awaited": Bug(
+        change=_final_state_not_awaited, breaks="a worker finishes before the final state is durable"
+    ),
+    "progress goes back with standby": Bug(
+        change=_progress_goes_back_with_standby, breaks="another state than a worker before"
+    ),
+    "prune before durable": Bug(change=_prune_before_durable, breaks="a run that is not complete is deleted"),
+    "answer of the old term read": Bug(change=_answer_of_the_old_term_read, breaks="two workers in different states"),
+    "announcement of the old incarnation": Bug(
+        change=_announcement_of_the_old_incarnation, breaks="a worker starts from an older checkpoint, or the run hangs"
+    ),
+    "doubt ignored": Bug(change=_doubt_ignored, breaks="another state than a worker before"),
 }
 
 
 def planted(name: str) -> ExitStack:
     """Plant an error until the returned stack is closed."""
     stack = ExitStack()
-    for target, attribute, replacement in BUGS[name]():
+    for target, attribute, replacement in BUGS[name].change():
         stack.enter_context(patch.object(target, attribute, replacement))
     return stack
