@@ -43,6 +43,8 @@ def options() -> argparse.Namespace:
 def main() -> int:
     chosen = options()
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    if chosen.keep is not None:
+        chosen.keep.mkdir(parents=True, exist_ok=True)
     # Of its own, because what an earlier campaign has left would be taken for the runs of this one.
     root = Path(tempfile.mkdtemp(prefix="chaos-", dir=chosen.keep))
     return _plant_all(chosen, root) if chosen.plant_all else _campaign(chosen, root)

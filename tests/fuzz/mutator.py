@@ -11,9 +11,6 @@ import random
 from collections.abc import Sequence
 from typing import Any, Final
 
-# One of so many inputs is inflated.
-_INFLATED_EACH: Final = 400
-
 _TOKENS: Final = [
     *(b"", b"\0", b"\n", b"\r\n", b" ", b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"\x1b[2J"),
     *(b"\xef\xbb\xbf", b"\x80", b"\\ud800", b"\\u0000", b"null", b"true", b"NaN", b"Infinity", b"-Infinity", b"1e999"),
@@ -66,19 +63,20 @@ _VALUES: Final[list[Any]] = [
 class Mutator:
     """Changes inputs with the numbers of one generator.
 
-    An input has at most `usual` bytes, and an inflated one at most `longest`.
+    An input has at most `usual` bytes. One of `inflated_each` is inflated, and has at most `longest`.
     """
 
-    def __init__(self, draw: random.Random, *, usual: int, longest: int) -> None:
+    def __init__(self, draw: random.Random, *, usual: int, longest: int, inflated_each: int) -> None:
         self._draw = draw
         self._usual = usual
         self._longest = longest
+        self._inflated_each = inflated_each
 
     def change(self, data: bytes, others: Sequence[bytes]) -> bytes:
         """Return `data` with one change, or with some more. Parts of `others` may be taken in."""
         for _ in range(self._draw.choice((1, 1, 1, 2, 3, 6))):
             data = self._change_json(data) if self._draw.random() < 0.4 else self._change_bytes(data, others)
-        if self._draw.randrange(_INFLATED_EACH) == 0:
+        if self._draw.randrange(self._inflated_each) == 0:
             return self._inflated(data)[: self._longest]
         return data[: self._usual]
 

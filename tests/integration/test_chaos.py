@@ -38,7 +38,7 @@ def test_a_campaign_over_redis_ends_with_a_table(
 ) -> None:
     """Its exit code says whether there was a violation. The network breaks, and the server loses its data."""
     line = "chaos --runs 1 --seed 22 --workers 2 --coordinator redis --programs embeddings"
-    monkeypatch.setattr(sys, "argv", [*line.split(), "--keep", str(tmp_path), "--write"])
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--keep", str(tmp_path / "kept"), "--write"])
     monkeypatch.setattr(command, "DOCUMENT", document := Document(folder=tmp_path, tables=DOCUMENT.tables))
     (tmp_path / "README.md").write_text("<!-- results of campaigns -->\n<!-- end of results -->\n")
     assert command.main() == 0
