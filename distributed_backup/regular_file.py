@@ -52,5 +52,5 @@ def read_file(path: Path) -> bytes:
         IrregularFileError: It is something else.
         OSError: It can't be read.
     """
-    with opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
-        return file.read()
+    with opened(path) as descriptor, open(descriptor, "rb", buffering=0, closefd=False) as file:
+        return file.readall()

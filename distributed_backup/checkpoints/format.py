@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -113,7 +113,8 @@ class CheckpointHeader:
     @property
     def fields(self) -> dict[str, Any]:
         """The fields of the line."""
-        fields = asdict(self)
+        # `asdict` copies each value, which takes 10 times as long.
+        fields = {field: getattr(self, field) for field in self.__slots__}
         if not self.final:
             del fields["final"]  # as version 0.3 wrote it
         return fields

@@ -137,18 +137,20 @@ class ObjectState:
     def _restore_attributes(self, attributes: dict[str, Any], in_place: InPlace) -> None:
         self._restored.update(attributes)
         # A setting that is not in the state had its first value, also where it has changed since `begin`.
-        settings = {name: json.loads(text) for name, text in self._settings.items()}
+        settings = {name: json.loads(text) for name, text in self._settings.items() if self._text(name) != text}
         for name, packed in {**settings, **attributes}.items():
-            self._put(name, packed, in_place)
+            if self._text(name) != text_of(packed):
+                old = getattr(self._item, name, None)
+                new = in_place.restored(old, packed)
+                if new is not old:
+                    setattr(self._item, name, new)
 
-    def _put(self, name: str, packed: Any, in_place: InPlace) -> None:
-        old = getattr(self._item, name, None)
-        with suppress(UnsupportedValueError):
-            if hasattr(self._item, name) and text_of(pack(old)) == text_of(packed):
-                return
-        new = in_place.restored(old, packed)
-        if new is not old:
-            setattr(self._item, name, new)
+    def _text(self, name: str) -> bytes | None:
+        """Return the packed value of an attribute as JSON. None if there is none, or it can't be packed."""
+        try:
+            return text_of(pack(getattr(self._item, name)))
+        except (AttributeError, UnsupportedValueError):
+            return None
 
     def _is_saved(self, name: str, packed: Any) -> bool:
         if self._rule(name) is Rule.STATE or name in self._restored:
