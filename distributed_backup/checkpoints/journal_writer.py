@@ -272,7 +272,7 @@ class JournalWriter:
         if self._segment is not None and term is not None and term != self._segment.header.term:
             self._flush()
             self._segment = None
-            self._write_stage()
+            self._begin_with_stage()
             # Without digests, a header counts as a start: see `continue_log`.
             self._flush(even_if_empty=self._start is not None and self._start.digests is not None)
 
@@ -294,9 +294,12 @@ class JournalWriter:
         self._segment = OpenSegment(header=header)
         return True
 
-    def _write_stage(self, done: Done = lambda: None) -> None:
+    def _write_stage(self, done: Done) -> None:
         self._follow_term()
         self._done.append(done)
+        self._begin_with_stage()
+
+    def _begin_with_stage(self) -> None:
         if self._segment is None and not self._is_replaying and self._stage is not None and self._begin():
             self._lines = self._stage[:]
 
