@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-type How = Literal[
+type End = Literal[
     "SIGKILL",
     "SIGTERM",
     "cut off",
@@ -17,6 +17,8 @@ type How = Literal[
     "crash",
     "SIGTERM to all",
     "SIGKILL to all",
+]
+type Between = Literal[
     "pause",
     "command",
     "FLUSHALL",
@@ -31,6 +33,7 @@ type How = Literal[
     "damage",
     "leftover",
 ]
+type How = End | Between
 type Event = Literal["event", "asked", "answered", "seen", "replayed", "commit", "append"]
 type SaveFrequency = int | Literal["epoch", False]
 
@@ -63,19 +66,7 @@ _SHORT_GRACE_PERIOD: Final = 1.5
 # Seconds that the platform waits for longer than the callback knows, see `grace_period`.
 PLATFORM_MARGIN: Final = 2.0
 # What ends a life.
-ENDS: Final[frozenset[How]] = frozenset(
-    {
-        "SIGKILL",
-        "SIGTERM",
-        "cut off",
-        "eviction",
-        "exception",
-        "Ctrl-C",
-        "crash",
-        "SIGTERM to all",
-        "SIGKILL to all",
-    }
-)
+ENDS: Final[frozenset[How]] = frozenset(get_args(End.__value__))
 # Those after which nothing in the process runs, or may not run to its end.
 VIOLENT: Final[frozenset[How]] = frozenset({"SIGKILL", "SIGKILL to all", "crash", "eviction"})
 NETWORK: Final[frozenset[How]] = frozenset({"delay", "cut", "half-open", "lost reply", "server restart"})
