@@ -158,7 +158,7 @@ def _damage(kill: Kill, target: Target) -> str:
     Return the name of the file, "" if there is none.
     """
     what, how = kill.detail.split()
-    with suppress(FileNotFoundError):
+    try:
         path = _newest(target.directory, what)
         if path is None:
             return ""
@@ -166,15 +166,17 @@ def _damage(kill: Kill, target: Target) -> str:
         # In place: a new file would come back where it was removed.
         with open(path, "r+b") as file:
             _spoil(file.fileno(), raw, how)
-        if what.endswith("killed"):
-            target.kill_all()
-        _for(kill.seconds)
-        if what != "journal":
-            with open(path, "r+b") as file:
-                file.write(raw)
-                file.truncate()
-        return path.name
-    return ""
+    except FileNotFoundError:
+        return ""
+    if what.endswith("killed"):
+        target.kill_all()
+    _for(kill.seconds)
+    if what != "journal":
+        # A commit may have removed it since.
+        with suppress(FileNotFoundError), open(path, "r+b") as file:
+            file.write(raw)
+            file.truncate()
+    return path.name
 
 
 def _newest(directory: Path, what: str) -> Path | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from distributed_backup.position import Position
+from tests.chaos import faults
 from tests.chaos.cluster_checks import cluster_violations
 from tests.chaos.excuses import excuse
 from tests.chaos.history import Command, Fault, Life, Sample, Story, read_life
-from tests.chaos.plan import Run
+from tests.chaos.plan import Kill, Run
 
 RUN = Run(seed=0, program="twins", save_freq=1, is_shuffled=False, deletes=False, keeps_all=False, kills=((), ()))
 FIRST = "0000000001-00000000-00000001.ckpt"
@@ -284,3 +286,22 @@ def test_an_excuse_needs_its_sign_in_the_history(
     story.lives[0] = life(tmp_path, "w0-0", LEADER + lines, exit_code=143)
     story.faults = faults
     assert excuse(replace(story, **fields)) == wanted
+
+
+def test_a_damaged_checkpoint_that_is_removed_before_it_is_mended_was_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit has pruned it. The observer may have seen the damage."""
+    path = tmp_path / FIRST
+    path.write_bytes(b"whole")
+    seen: list[bytes] = []
+
+    def pruned(_: float) -> None:
+        seen.append(path.read_bytes())
+        path.unlink()
+
+    monkeypatch.setattr(faults, "_for", pruned)
+    kill = Kill(how="damage", event="seen", count=1, delay=0.0, detail="checkpoint emptied")
+    target = SimpleNamespace(directory=tmp_path)
+    assert faults._damage(kill, cast("Any", target)) == FIRST
+    assert (seen, list(tmp_path.iterdir())) == ([b""], [])
