@@ -101,6 +101,7 @@ class Life:
     tools: int = 0
     is_over: bool = False
     is_lost: bool = False
+    repeats: bool = False
     gives_way: bool = False
     end: str | None = None
 
@@ -205,16 +206,19 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
                 if kind == "asked" and life.gives_way:
                     life.cut_off.add(fields[0])
             case "seen":
+                if life.repeats:
+                    life.seen[stage], life.repeats = [], False
                 life.seen.setdefault(stage, []).append(fields[0])
                 life.cut_off.discard(fields[0])
                 # From the first answer of another worker on, it follows that one.
                 life.gives_way = life.gives_way and fields[0].startswith(f"{life.name}.")
             case "boundary":
                 life.completed.add(stage)
+                life.repeats = False
                 stage = (int(fields[0]), int(fields[1]))
                 life.boundaries.append((stage, fields[2]))
             case "event":
-                _read_event(life, fields, stage)
+                _read_event(life, fields)
             case "crash":
                 life.crashed = fields[0]
             case "full":
@@ -232,7 +236,7 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
     return life
 
 
-def _read_event(life: Life, fields: list[str], stage: Stage) -> None:
+def _read_event(life: Life, fields: list[str]) -> None:
     kind = fields[0]
     life.events[kind] += 1
     life.is_over = life.is_over or kind in FINAL_KINDS
@@ -241,9 +245,8 @@ def _read_event(life: Life, fields: list[str], stage: Stage) -> None:
     if kind == "stood_down":
         life.is_lost = True
     if kind == "progress" and life.is_lost:
-        # A standby that leads again repeats the batch that was cancelled.
-        life.is_lost = False
-        life.seen.pop(stage, None)
+        # A standby that leads again repeats its batch, if that was cancelled before its end.
+        life.is_lost, life.repeats = False, True
     # A resignation has a reason where the worker goes on. It asks until another one leads.
     is_asked_to = kind == "resigned" and "reason" in " ".join(fields)
     if kind == "lost" or is_asked_to:

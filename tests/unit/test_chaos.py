@@ -104,6 +104,16 @@ def test_a_worker_that_was_suspended_may_lose_its_leader(
         assert checks_that_fail(lives) == wanted
 
 
+@pytest.mark.parametrize("again", [(), ("seen a", "seen b")])
+def test_a_standby_that_leads_again_repeats_its_batch_only_if_it_was_cancelled(
+    tmp_path: Path, again: tuple[str, ...]
+) -> None:
+    """The batch may have ended before."""
+    waits = ["event stood_down {}", "event progress {}", *again]
+    lines = [*STAGE[:-1], *waits, STAGE[-1], *REST]
+    assert checks_that_fail([life(tmp_path, lines)]) == set()
+
+
 def test_a_cancelled_fit_may_see_its_answers_in_another_order(tmp_path: Path) -> None:
     """It must be the same ones."""
     whole = life(tmp_path, [*STAGE, *REST])
