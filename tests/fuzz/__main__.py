@@ -40,9 +40,9 @@ def main() -> int:
     chosen, began = options(), time.perf_counter()
     given = {name: getattr(chosen, name) for name in ("inputs", "seed", "module", "parser")}
     made = origin() | {"command": command("tests.fuzz", given), "seed": chosen.seed}
-    parsers = parsers_of((chosen.module,) if chosen.module else MODULES)
     # Set here because synalinks' import would otherwise request a price list from the network.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    parsers = parsers_of((chosen.module,) if chosen.module else MODULES)
     print(HEADING)
     failed = False
     for parser in parsers:
