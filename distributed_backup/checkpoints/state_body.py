@@ -11,7 +11,7 @@ The limit: bytes in a variable come back only if no such integer or surrogate st
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -31,22 +31,22 @@ _MAX_DEPTH: Final = 250
 _LISTS: Final = (list, tuple)
 # Written by this package, and free of what JSON lacks: `training.packing` makes the objects.
 _TRUSTED_KEYS: Final = frozenset({"objects", "python_random", "numpy_random", "schema"})
-# The first byte of a map of MessagePack. The number of entries follows in two bytes.
-_MAP: Final = b"\xde"
+# Longer lists in a variable are encoded in parts of so many items. A candidate of an optimizer has some kB.
+_ITEMS_AT_ONCE: Final = 512
 
 
-def encode_variables(groups: Mapping[str, Any]) -> dict[str, bytes] | None:
+def encode_variables(groups: Mapping[str, Any]) -> dict[str, Chunks] | None:
     """Return the variables of each group, for `encode_state` and for digests. None if MessagePack lacks a value.
 
     Equal variables give equal bytes, also if they come from `decode_state`.
     """
     try:
-        return {name: _pack(values) for name, values in groups.items()}
+        return {name: _pack_variables(values) for name, values in groups.items()}
     except TypeError:
         return None
 
 
-def encode_state(state: dict[str, Any], variables: Mapping[str, bytes] | None = None) -> Chunks:
+def encode_state(state: dict[str, Any], variables: Mapping[str, Chunks] | None = None) -> Chunks:
     """Return the body that holds `state`. `variables` is the result of `encode_variables` for those in it, if known.
 
     Raises:
@@ -54,8 +54,8 @@ def encode_state(state: dict[str, Any], variables: Mapping[str, bytes] | None = 
     """
     try:
         rest = {name: [_pack(value)] for name, value in state.items() if name != "variables"}
-        groups = variables or {name: _pack(values) for name, values in state["variables"].items()}
-        return _map({"variables": _map({name: [packed] for name, packed in groups.items()}), **rest})
+        groups = variables or {name: _pack_variables(values) for name, values in state["variables"].items()}
+        return _map({"variables": _map(groups), **rest})
     except TypeError:
         return [_exact_json(state)]
 
@@ -89,9 +89,48 @@ def _pack(value: Any) -> bytes:
     return ormsgpack.packb(value, option=_STRICT, default=_plain)
 
 
+def _pack_variables(values: Sequence[Any]) -> Chunks:
+    """Return what `_pack` returns for the variables of a group, in parts.
+
+    The buffer for a list of 20 MB would be larger than the blocks that malloc recycles, which are up to 32 MB in glibc.
+    New pages of the kernel would take half as long as the encoding.
+    """
+    return [_head(len(values), is_map=False), *(part for value in values for part in _pack_variable(value))]
+
+
+def _pack_variable(value: Any) -> Chunks:
+    is_map = isinstance(value, dict) and all(type(key) is str for key in value)
+    if not is_map or not any(map(_is_long, value.values())):
+        return [_pack(value)]
+    # As `_pack` does it.
+    parts: list[bytes | memoryview] = [_head(len(value), is_map=True)]
+    for key, item in value.items():
+        parts.append(_pack(key))
+        if not _is_long(item):
+            parts.append(_pack(item))
+            continue
+        parts.append(_head(len(item), is_map=False))
+        for start in range(0, len(item), _ITEMS_AT_ONCE):
+            some = item[start : start + _ITEMS_AT_ONCE]
+            parts.append(memoryview(_pack(some))[len(_head(len(some), is_map=False)) :])
+    return parts
+
+
+def _is_long(item: Any) -> bool:
+    return isinstance(item, list) and len(item) > _ITEMS_AT_ONCE
+
+
+def _head(size: int, *, is_map: bool) -> bytes:
+    """Return how MessagePack begins a list or a map of so many items."""
+    short, long = (0x80, 0xDE) if is_map else (0x90, 0xDC)
+    if size < 2**4:
+        return bytes([short | size])
+    return bytes([long]) + size.to_bytes(2) if size < 2**16 else bytes([long + 1]) + size.to_bytes(4)
+
+
 def _map(entries: Mapping[str, Chunks]) -> Chunks:
     """Return a map of MessagePack whose values are encoded. Joining 20 MB would take as long as half the encoding."""
-    parts = [_MAP + len(entries).to_bytes(2)]
+    parts: list[bytes | memoryview] = [_head(len(entries), is_map=True)]
     for name, value in entries.items():
         parts += [_pack(name), *value]
     return parts

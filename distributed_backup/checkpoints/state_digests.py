@@ -17,19 +17,20 @@ from distributed_backup.checkpoints.journal_format import Digests
 from distributed_backup.checkpoints.state_body import decode_state, encode_variables
 from distributed_backup.checks import shown
 from distributed_backup.errors import StateError
+from distributed_backup.storage.base import Chunks
 
 # Metrics may hold measured times, which differ in a replay.
 _WITHOUT_DIGEST: Final = frozenset({"metrics"})
 
 
-def digests_of(variables: Mapping[str, bytes] | None, random_states: tuple[Any, Any]) -> Digests:
+def digests_of(variables: Mapping[str, Chunks] | None, random_states: tuple[Any, Any]) -> Digests:
     """Return a digest of each group of variables, and of the states of `random` and `numpy.random`.
 
     `variables` is the result of `encode_variables`.
     """
-    parts = {name: text for name, text in (variables or {}).items() if name not in _WITHOUT_DIGEST}
-    parts["random"] = orjson.dumps(random_states, option=orjson.OPT_SERIALIZE_NUMPY)
-    return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in parts.items()}
+    parts = {name: chunks for name, chunks in (variables or {}).items() if name not in _WITHOUT_DIGEST}
+    parts["random"] = [orjson.dumps(random_states, option=orjson.OPT_SERIALIZE_NUMPY)]
+    return {name: _digest(chunks) for name, chunks in parts.items()}
 
 
 def digests_in(body: Body) -> Digests:
@@ -43,3 +44,10 @@ def digests_in(body: Body) -> Digests:
         return digests_of(encode_variables(state["variables"]), (state["python_random"], state["numpy_random"]))
     except (AttributeError, LookupError, TypeError) as error:
         raise StateError(f"the checkpoint holds no training state ({shown(error)})") from None
+
+
+def _digest(chunks: Chunks) -> str:
+    made = hashlib.sha256()
+    for chunk in chunks:
+        made.update(chunk)
+    return made.hexdigest()[:16]

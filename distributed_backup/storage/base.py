@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Final, Self
 
 PARTIAL: Final = ".partial-"
@@ -21,7 +22,7 @@ PROBE: Final = ".probe-"
 """Prefix of files that were written to test a store: `.probe-` and hex digits. They are removed after the test."""
 
 Names = list[str]
-Chunks = list[bytes]
+Chunks = Sequence[bytes | memoryview]
 
 _PARTIAL_NAME: Final = re.compile(re.escape(PARTIAL) + r"(.+)-[0-9a-f]+")
 _PROBE_NAME: Final = re.compile(re.escape(PROBE) + r"[0-9a-f]+")

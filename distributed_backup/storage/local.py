@@ -212,7 +212,7 @@ class LocalStorage(Storage):
         follow(descriptor, directory)
         return descriptor
 
-    def _write(self, descriptor: int, chunk: bytes) -> None:
+    def _write(self, descriptor: int, chunk: bytes | memoryview) -> None:
         view = memoryview(chunk)
         while view:
             view = view[os.write(descriptor, view) :]

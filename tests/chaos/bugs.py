@@ -22,6 +22,7 @@ from distributed_backup.checkpoints.saver import Saver
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.election import Elector
 from distributed_backup.redis_client.client import RedisClient
+from distributed_backup.storage.base import Chunks
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.training import answers, state
 from distributed_backup.training.delivery import Delivery
@@ -131,7 +132,7 @@ def _boundary_skipped() -> None:
 def _torn_commit() -> None:
     """A commit writes in place, with a pause in the middle."""
 
-    def put(self: Any, name: str, chunks: list[bytes], **_: Any) -> None:
+    def put(self: Any, name: str, chunks: Chunks, **_: Any) -> None:
         data = b"".join(chunks)
         path = self.root / name
         path.write_bytes(data[: len(data) // 2])

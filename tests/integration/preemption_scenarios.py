@@ -207,8 +207,8 @@ def train_with_hanging_commit(report: Report, job: Job) -> dict[str, Any]:
 def train_with_failing_disk(report: Report, job: Job) -> dict[str, Any]:
     """Train with commits that all fail with ENOSPC."""
 
-    def full(self: LocalStorage, descriptor: int, chunk: bytes) -> None:
-        if chunk.startswith(b'{"batch"'):
+    def full(self: LocalStorage, descriptor: int, chunk: bytes | memoryview) -> None:
+        if bytes(chunk).startswith(b'{"batch"'):
             report("disk_full")
             raise OSError(28, "No space left on device")
         original(self, descriptor, chunk)

@@ -76,7 +76,7 @@ class KillingStorage(LocalStorage):
         self._report({"killed": name, "when": self._when})
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def _write(self, descriptor: int, chunk: bytes) -> None:
+    def _write(self, descriptor: int, chunk: bytes | memoryview) -> None:
         write = super()._write
         self._step("write", lambda: write(descriptor, chunk), lambda: write(descriptor, chunk[: len(chunk) // 2]))
 

@@ -63,7 +63,7 @@ class Recorded(LocalStorage):
         super().__init__(root)
         self.calls: list[str] = []
 
-    def _write(self, descriptor: int, chunk: bytes) -> None:
+    def _write(self, descriptor: int, chunk: bytes | memoryview) -> None:
         self.calls.append("write")
         super()._write(descriptor, chunk)
 

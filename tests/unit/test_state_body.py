@@ -77,6 +77,21 @@ def test_a_plain_body_of_version_0_3_is_read() -> None:
     assert decode_state(body) == plain
 
 
+@pytest.mark.parametrize("items", [0, 1, 512, 513, 527, 528, 1024, 65_536 + 511])
+@pytest.mark.parametrize("keys", [1, 15, 16])
+def test_a_long_list_in_parts_is_the_same_messagepack(items: int, keys: int) -> None:
+    """The parts of a group of variables together are what one call of the encoder makes, in blocks of bounded size."""
+    value = {str(key): list(range(items)) if key == 0 else key for key in range(keys)}
+    parts = (encode_variables({"trainable": [value, [1], "x"]}) or {})["trainable"]
+    assert b"".join(parts) == ormsgpack.packb([value, [1], "x"])
+    assert max(map(len, parts)) <= 5 * 512 + 100
+
+
+def test_a_variable_with_a_long_list_and_other_keys_than_strings_is_refused() -> None:
+    """As one without the list is."""
+    assert encode_variables({"trainable": [{1: list(range(1000))}]}) is None
+
+
 def test_a_body_is_one_map_of_messagepack() -> None:
     """Other tools can read it. NaN and bytes are values of MessagePack."""
     made = state({"x": [math.nan, None, b"1"]})
@@ -87,13 +102,13 @@ def test_a_body_is_one_map_of_messagepack() -> None:
 
 def test_what_is_encoded_already_is_not_encoded_again() -> None:
     """A variable of 20 MB is encoded once, for the body and for the digest."""
-    variables = {"trainable": ormsgpack.packb(["encoded before"])}
+    variables = {"trainable": [ormsgpack.packb(["encoded before"])]}
     assert decode_state(encode_state(state("other"), variables))["variables"] == {"trainable": ["encoded before"]}
 
 
 def test_a_body_with_odd_values_is_written_by_the_standard_library() -> None:
     """One line, under the key `exact`, with the names that the standard library gives to NaN and infinities."""
-    (body,) = encode_state(state([math.nan, -math.inf, 2**64, None, "é\n"]))
+    body = b"".join(encode_state(state([math.nan, -math.inf, 2**64, None, "é\n"])))
     head = '{"exact":{"variables":{"trainable":[[NaN,-Infinity,18446744073709551616,null,"é\\n"]]},'
     assert body.startswith(head.encode())
     assert b"\n" not in body

@@ -43,7 +43,7 @@ class Failing(LocalStorage):
         self._note("_cut")
         super()._cut(descriptor, size)
 
-    def _write(self, descriptor: int, chunk: bytes) -> None:
+    def _write(self, descriptor: int, chunk: bytes | memoryview) -> None:
         if self.failing is not None and self.failing[0] == "_write":
             super()._write(descriptor, chunk[: len(chunk) // 2])
         self._note("_write")

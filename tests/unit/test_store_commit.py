@@ -167,7 +167,7 @@ def test_a_file_that_a_killed_writer_left_is_not_more_open(tmp_path: Path) -> No
     tmp_path.chmod(0o777)
 
     class Killed(LocalStorage):
-        def _write(self, descriptor: int, chunk: bytes) -> None:
+        def _write(self, descriptor: int, chunk: bytes | memoryview) -> None:
             assert stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o660
             raise KeyboardInterrupt
 

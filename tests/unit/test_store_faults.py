@@ -43,7 +43,7 @@ class Broken(LocalStorage):
             self.failed += 1
             raise OSError(self._number, os.strerror(self._number))
 
-    def _write(self, descriptor: int, chunk: bytes) -> None:
+    def _write(self, descriptor: int, chunk: bytes | memoryview) -> None:
         if self._step == "_write":
             super()._write(descriptor, chunk[: len(chunk) // 2])
         self._fail("_write")

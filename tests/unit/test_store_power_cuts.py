@@ -50,7 +50,7 @@ class Powered(LocalStorage):
         super().__init__(root)
         self._disk, self._look = disk, look
 
-    def _write(self, descriptor: int, chunk: bytes) -> None:
+    def _write(self, descriptor: int, chunk: bytes | memoryview) -> None:
         super()._write(descriptor, chunk)
         inode, name = os.fstat(descriptor).st_ino, Path(f"/proc/self/fd/{descriptor}").readlink().name
         if (None, name, inode) not in self._disk.pending:
