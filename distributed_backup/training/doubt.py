@@ -23,27 +23,18 @@ class Doubt:
     """What a fit knows of its lead. The functions may be called from any thread, and do no I/O.
 
     `is_certain`: no other worker can have led since this one began to. `exists`: the lease has run out since the last
-    heartbeat. `may_ask`: training is not about to be cancelled. `give_up`: let there be no doubt before the next
-    heartbeat has ended.
+    heartbeat. `give_up`: let there be no doubt before the next heartbeat has ended.
     """
 
     def __init__(
-        self,
-        *,
-        is_certain: Callable[[], bool],
-        exists: Callable[[], bool],
-        give_up: Callable[[], None],
-        may_ask: Callable[[], bool] = lambda: True,
+        self, *, is_certain: Callable[[], bool], exists: Callable[[], bool], give_up: Callable[[], None]
     ) -> None:
         self.is_certain = is_certain
         self._exists = exists
         self._give_up = give_up
-        self._may_ask = may_ask
 
     async def end(self) -> None:
-        """Wait until there is no doubt. A standby waits for its cancellation, which comes in milliseconds."""
-        while not self._may_ask():
-            await asyncio.sleep(DOUBT_PERIOD)
+        """Wait until there is no doubt."""
         if self._exists():
             over = asyncio.Event()
             self.call_after(over.set)

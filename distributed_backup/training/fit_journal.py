@@ -47,10 +47,7 @@ class FitJournal:
         self._may_follow = options.worker.follows_journal
         self._replay = Replay(self._writer, worker.report, self._on_lost)
         doubt = Doubt(
-            is_certain=self._leads_for_certain,
-            exists=self._is_in_doubt,
-            may_ask=lambda: not worker.stands_by,
-            give_up=worker.standby.give_up_doubt,
+            is_certain=self._leads_for_certain, exists=self._is_in_doubt, give_up=worker.standby.give_up_doubt
         )
         self._answers = Answers(self._writer, self._replay, doubt)
         # Set while `_step_down` waits for its turn in the event loop.
@@ -206,7 +203,8 @@ class FitJournal:
         return not self._is_deposed and self._worker.standby.leads_for_certain
 
     def _is_in_doubt(self) -> bool:
-        return self._is_deposed or self._worker.standby.is_in_doubt
+        # A standby sends nothing in the milliseconds before its training is cancelled.
+        return self._is_deposed or self._worker.stands_by or self._worker.standby.is_in_doubt
 
     def _step_down(self) -> None:
         """Follow the worker that leads in the place of this one, or has led since. This one may lead again by now."""
