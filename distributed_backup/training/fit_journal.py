@@ -203,8 +203,7 @@ class FitJournal:
         return not self._is_deposed and self._worker.standby.leads_for_certain
 
     def _is_in_doubt(self) -> bool:
-        # A standby sends nothing in the milliseconds before its training is cancelled.
-        return self._is_deposed or self._worker.stands_by or self._worker.standby.is_in_doubt
+        return self._is_deposed or self._worker.standby.is_in_doubt
 
     def _step_down(self) -> None:
         """Follow the worker that leads in the place of this one, or has led since. This one may lead again by now."""

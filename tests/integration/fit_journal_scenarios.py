@@ -86,7 +86,6 @@ class Made:
         self.worker = SimpleNamespace(
             journal=self.writer,
             trains_as_leader=leads,
-            stands_by=False,
             standby=self.standby,
             worker_id="w",
             report=lambda kind, **_: self.events.append(kind),
@@ -176,21 +175,6 @@ async def _log_that_can_not_be_read(root: Path) -> Any:
     finally:
         made.journal.end()
     return None
-
-
-async def _standby_whose_training_is_about_to_be_cancelled(root: Path) -> Any:
-    made = Made(root)
-    made.begin()
-    await made.ask("a")
-    made.worker.stands_by = True
-    task = made.ask("b")
-    await quiet()
-    asked = [*made.asked]
-    task.cancel()
-    made.worker.stands_by = False
-    await made.ask("c")
-    made.journal.end()
-    return asked, made.asked
 
 
 async def _follower_without_a_log(root: Path) -> Any:

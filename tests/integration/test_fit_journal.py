@@ -40,11 +40,6 @@ def test_a_log_that_no_retry_makes_readable_refuses_the_start(tmp_path: Path) ->
     assert asked == []
 
 
-def test_a_worker_that_must_stand_by_sends_no_request_before_its_training_is_cancelled(tmp_path: Path) -> None:
-    """Other tasks of the event loop may run first, and the leader asks for the same."""
-    assert result(tmp_path, "standby_whose_training_is_about_to_be_cancelled") == (["a"], ["a", "c"])
-
-
 def test_a_follower_without_a_journal_is_warned_of_its_bill(tmp_path: Path) -> None:
     """Its leader may run with journal=False."""
     [message] = result(tmp_path, "follower_without_a_log")
