@@ -15,7 +15,7 @@ from tests.chaos.places import COORDINATORS, STORES, places
 from tests.chaos.plan import PROGRAMS, Setting, plan
 from tests.chaos.planted import COLUMNS, find_all
 from tests.chaos.results import DOCUMENT, PLANTED, figures, name_of, summary
-from tests.support.figures import command, origin, table
+from tests.support.figures import command, origin, parse_with_write, table
 
 _MODULE: Final = "tests.chaos"
 _OPTIONS: Final = ("minutes", "runs", "seed", "programs", "store", "coordinator", "workers")
@@ -33,11 +33,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--bug", help="plant an error, see README.md")
     parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--keep", type=Path, help="folder in which files of runs with violations stay")
-    parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
-    chosen = parser.parse_args()
-    if chosen.write and chosen.bug is not None:
-        parser.error("--write keeps no figures of a planted error")
-    return chosen
+    return parse_with_write(parser)
 
 
 def main() -> int:

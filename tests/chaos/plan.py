@@ -174,8 +174,8 @@ class Run:
 class Setting:
     """What the runs of a campaign have in common.
 
-    `is_long`: answers take long, so that much happens in a run. `themes` are those of each run, if there are any.
-    `ends`: lives end by these, and live through nothing before. `standby`: of each run.
+    `is_long`: answers take long, so that much happens in a run. `themes` are those of each run, if there are any, or
+    "operators" for commands alone. `ends`: lives end by these, and live through nothing before. `standby`: of each run.
     """
 
     programs: tuple[str, ...] = PROGRAMS

@@ -12,7 +12,7 @@ from typing import Final
 
 from tests.fuzz.engine import HEADING, Parser, Report, cells, fuzz
 from tests.fuzz.results import DOCUMENT
-from tests.support.figures import command, origin
+from tests.support.figures import command, origin, parse_with_write
 
 # `answers` imports synalinks, which takes seconds.
 MODULES: Final = ("files", "records", "settings", "notices", "packed", "answers")
@@ -31,8 +31,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--parser", help="only those whose name contains this")
     parser.add_argument("--module", choices=MODULES, help="only those of this module")
     parser.add_argument("--save", type=Path, help="write each failing input into this directory")
-    parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
-    return parser.parse_args()
+    return parse_with_write(parser)
 
 
 def main() -> int:

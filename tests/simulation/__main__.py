@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from tests.simulation.bugs import BUGS, planted
 from tests.simulation.world import World, simulated
-from tests.support.figures import Document, command, origin
+from tests.support.figures import Document, command, origin, parse_with_write
 
 DOCUMENT: Final = Document(folder=Path(__file__).parent)
 
@@ -106,11 +106,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--digest", action="store_true", help="print a digest of all steps first")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
-    parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
-    chosen = parser.parse_args()
-    if chosen.write and chosen.bug is not None:
-        parser.error("--write keeps no figures of a planted error")
-    return chosen
+    return parse_with_write(parser)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ The limit: results may be of different days. Each has its own date.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -24,6 +25,15 @@ type Results = Mapping[str, Any]
 
 NOT_MEASURED: Final = "Not measured yet.\n"
 _BLOCK: Final = re.compile(r"(<!-- results of (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def parse_with_write(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the arguments of a command whose figures `--write` keeps. It is refused beside a `--bug`."""
+    parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
+    chosen = parser.parse_args()
+    if chosen.write and getattr(chosen, "bug", None) is not None:
+        parser.error("--write keeps no figures of a planted error")
+    return chosen
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[str] = ()) -> str:
