@@ -94,18 +94,23 @@ class RunMismatchError(StoreError):
 class StaleTermError(StoreError):
     """This worker is no longer the writer: a newer term has committed, or another worker under the same term.
 
+    A final state is also refused if a newer term was claimed before it was durable.
+
     See `checkpoints/fencing.py` for the rule.
 
     Attributes:
         term: The term of the refused commit.
-        newest: The newest committed term in the directory.
+        newest: The newest term in the directory.
     """
 
-    def __init__(self, *, path: str, term: int, newest: int, writer: str | None = None) -> None:
+    def __init__(
+        self, *, path: str, term: int, newest: int, writer: str | None = None, is_claimed: bool = False
+    ) -> None:
         by = "" if writer is None else f", written by {writer}"
-        super().__init__(
-            f"commit under term {term} refused: {path} already contains a checkpoint of term {newest}{by}", path=path
-        )
+        why = f"{path} already contains a checkpoint of term {newest}{by}"
+        if is_claimed:
+            why = f"term {newest} was claimed in {path} before the final state was durable"
+        super().__init__(f"commit under term {term} refused: {why}", path=path)
         self.term = term
         self.newest = newest
 

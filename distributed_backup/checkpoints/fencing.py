@@ -10,7 +10,8 @@ cut off can't overwrite newer work. It needs no lock and no compare-and-swap.
 3. A worker claims its term in the run's directory, with an exclusive create, before it leads under it. Claims outlive
    the coordinator, so a coordinator that loses its data can't have a term used twice.
 4. A commit is refused if a newer term has committed, or another worker under the same term. A claim alone refuses no
-   commit: until the newer leader commits, the older leader's checkpoint is still useful.
+   commit: until the newer leader commits, the older leader's checkpoint is still useful. The exception: a final state
+   that was durable after a claim may be unknown to the newer leader, so it does not end the run.
 5. Progress never goes backwards: a leader commits nothing that the newest checkpoint supersedes.
 6. After a preemption notice, and when its fit is complete, the last holder may commit under its last term while the
    coordinator is unreachable. That checkpoint sorts below every later term.
@@ -19,7 +20,7 @@ The rule is enforced in these places:
 
     claim         `TermClaims.claim_term`            here
     grant         `Elector._may_lead_under`          coordination/election.py: leads only under a term it has claimed
-    writer check  `CheckpointStore.commit`           store.py: calls `check_writer`, here
+    writer check  `CheckpointStore.commit`           store.py: calls `check_writer` and `check_final`, here
     reading       `CheckpointReader.newest_header`   reader.py: and `latest`
     progress      `is_superseded`                    here: called by the saver and the worker
     last resort   `Elector.term_of_last_resort`      coordination/election.py: used by `WorkerContext`
@@ -129,6 +130,17 @@ def check_writer(
         raise StaleTermError(path=location, term=header.term, newest=newest, writer=present.worker_id)
 
 
+def check_final(header: CheckpointHeader, names: Iterable[str], *, location: str) -> None:
+    """Refuse a final state that the leader of a newer term may not have seen. `names` were listed when it was durable.
+
+    Raises:
+        StaleTermError: A newer term has been claimed.
+    """
+    newest = highest_term_among(names)
+    if newest > header.term:
+        raise StaleTermError(path=location, term=header.term, newest=newest, is_claimed=True)
+
+
 def is_superseded(snapshot: Snapshot, *, by: CheckpointHeader | None, term: int) -> bool:
     """Whether the checkpoint `by`, the newest, makes a commit of `snapshot` under `term` needless.
 
@@ -142,8 +154,9 @@ def is_superseded(snapshot: Snapshot, *, by: CheckpointHeader | None, term: int)
     return not began_anew
 
 
-def highest_term_among(names: list[str]) -> int:
+def highest_term_among(names: Iterable[str]) -> int:
     """Return the highest term that was claimed or committed under, by these file names. 0 if there is none."""
+    names = list(names)
     claimed = max((int(name[:10]) for name in filter(is_claim, names)), default=0)
     return max(claimed, _highest_committed(names))
 

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 
-from distributed_backup.checkpoints.fencing import TermClaims, check_writer, is_claim
+from distributed_backup.checkpoints.fencing import TermClaims, check_final, check_writer, is_claim
 from distributed_backup.checkpoints.format import (
     CheckpointHeader,
     Snapshot,
@@ -172,7 +172,8 @@ class CheckpointStore(CheckpointReader):
             The header of the checkpoint.
 
         Raises:
-            StaleTermError: The directory contains a checkpoint of a newer term, or another worker's of this one.
+            StaleTermError: The directory contains a checkpoint of a newer term, or another worker's of this one. Or a
+                newer term was claimed before a final state was durable.
             RunMismatchError: The directory belongs to another run.
             StoreError: The bytes could not be made durable. Earlier checkpoints are intact.
         """
@@ -200,6 +201,8 @@ class CheckpointStore(CheckpointReader):
                     self._remove_all(litter)
                 self._put(header, chunks, found)
             self._verified[header.name] = header
+            if header.final:
+                check_final(header, self._storage.names(), location=self.location)
             with self._quietly():
                 self._remove_all([*litter, *self._unneeded([*found, header.name], term)])
         return header

@@ -20,9 +20,9 @@ def commit(store: CheckpointStore, epoch: int, batch: int = 0, *, term: int = 1)
     return store.commit(snapshot(epoch, batch), term=term, worker_id="w")
 
 
-def write(root: Path, epoch: int, *, term: int = 1, run_id: str = "run", body: bytes = b"{}") -> Path:
+def write(root: Path, epoch: int, batch: int = 0, *, term: int = 1, run_id: str = "run", body: bytes = b"{}") -> Path:
     """Write a checkpoint directly, as a paused writer would after all its checks."""
-    header, line = encode(snapshot(epoch, body=body), run_id=run_id, term=term, worker_id="w", created_at="")
+    header, line = encode(snapshot(epoch, batch, body=body), run_id=run_id, term=term, worker_id="w", created_at="")
     path = root / header.name
     path.write_bytes(line + body + b"\n")
     return path

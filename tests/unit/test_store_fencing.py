@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from distributed_backup.errors import (
 )
 from distributed_backup.position import Position
 from distributed_backup.storage.local import LocalStorage
-from tests.support.stores import checkpoints, commit, damage, files, newest, write
+from tests.support.stores import checkpoints, commit, damage, files, newest, snapshot, write
 
 
 def test_a_commit_of_a_lower_term_is_refused(tmp_path: Path) -> None:
@@ -91,6 +92,37 @@ def test_a_writer_deposed_while_it_stages_is_told_so(tmp_path: Path) -> None:
         commit(CheckpointStore(Paused(tmp_path), run_id="run"), 9, term=1)
     assert (caught.value.term, caught.value.newest) == (1, 2)
     assert newest(new) == (2, 1)
+
+
+FINAL = replace(snapshot(1), final=True)
+
+
+class ClaimedBefore(LocalStorage):
+    """A disk whose writer is suspended before each rename, so that another worker claims term 2."""
+
+    def _publish(self, partial: Path, path: Path) -> None:
+        (path.parent / "0000000002.term").touch()
+        super()._publish(partial, path)
+
+
+def test_a_final_state_that_the_next_leader_may_not_have_seen_ends_no_run(tmp_path: Path) -> None:
+    """A boundary is still useful until that leader commits."""
+    store = CheckpointStore(ClaimedBefore(tmp_path), run_id="run")
+    with pytest.raises(StaleTermError, match=r"term 2 was claimed in .* before the final state was durable") as caught:
+        store.commit(FINAL, term=1, worker_id="w")
+    assert (caught.value.term, caught.value.newest) == (1, 2)
+    commit(store, 2, term=1)
+    assert newest(store) == (1, 2)
+
+
+def test_a_final_state_that_was_durable_before_the_next_claim_ends_the_run(tmp_path: Path) -> None:
+    """The leader that claims reads the newest checkpoint after its claim."""
+    store = CheckpointStore(tmp_path)
+    store.commit(FINAL, term=1, worker_id="w")
+    assert store.claim_term(2)
+    header = store.newest_header()
+    assert header is not None
+    assert (header.term, header.final) == (1, True)
 
 
 writes = st.tuples(
