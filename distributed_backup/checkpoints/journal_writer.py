@@ -27,7 +27,6 @@ from typing import Final
 from distributed_backup.checkpoints.journal_format import (
     Boundary,
     Digests,
-    Header,
     Left,
     Link,
     Record,
@@ -111,22 +110,23 @@ class JournalWriter:
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the next boundary must be committed, so that a segment can begin there."""
-        return self._segment is None and not self._is_replaying and self._term() is not None
+        may_lead = self._term() is not None or self.is_in_doubt()
+        return self._segment is None and not self._is_replaying and may_lead
 
     def replay_begins(self) -> None:
         """Write nothing before `continue_log`: what the fit does now is in a log already. Call it before the others."""
         self._is_replaying = True
 
     def begin_at(self, boundary: Boundary) -> None:
-        """Begin a segment at a boundary whose checkpoint is durable. No log continues it."""
+        """Begin a segment at a boundary whose checkpoint is durable. No log continues it. The header is written now."""
         self._add(lambda: self._begin_at(boundary))
 
-    def continue_log(self, link: Link, last: Boundary, *, mark: Record | None) -> None:
+    def continue_log(self, link: Link, last: Boundary, *, mark: Record | None, done: Done = lambda: None) -> None:
         """Begin a segment that continues a log at its end, after the boundary `last`, with the record `mark` if any.
 
-        The header is written now. It counts the starts that die in the replay of what follows `last`.
+        The header is written now, then `done` is called. It counts the starts that die in the replay after `last`.
         """
-        self._add(lambda: self._continue(link, last, mark))
+        self._add(lambda: self._continue(link, last, mark, done))
 
     def append(self, record: Record, done: Done) -> None:
         """Append a record. `done` is called once, from any thread: when the record is durable, or will not be."""
@@ -218,16 +218,19 @@ class JournalWriter:
     def _begin_at(self, boundary: Boundary) -> None:
         self._is_replaying = False
         self._begin_stage(SegmentStart(position=boundary.position, after=None, digests=boundary.digests))
-        self._begin()
+        if self._begin():
+            # At once, so that no worker takes what a former leader appends late.
+            self._flush(even_if_empty=True)
 
-    def _continue(self, link: Link, last: Boundary, mark: Record | None) -> None:
+    def _continue(self, link: Link, last: Boundary, mark: Record | None, done: Done) -> None:
+        self._done.append(done)
         self._is_replaying = False
         self._begin_stage(SegmentStart(position=last.position, after=link, digests=None))
         lines = [] if mark is None else [encode_record(mark)]
         self._keep(*lines)
         if self._begin():
             self._lines = lines
-            self._flush(even_if_empty=True)
+        self._flush(even_if_empty=True)
 
     def _append(self, line: bytes, done: Done) -> None:
         self._follow_term()
@@ -283,15 +286,7 @@ class JournalWriter:
         term, run_id, start = self._term(), self._run_id(), self._start
         if term is None or run_id is None or start is None:
             return False
-        header = Header(
-            run_id=run_id,
-            term=term,
-            worker_id=self._worker_id,
-            position=start.position,
-            after=start.after,
-            digests=start.digests,
-        )
-        self._segment = OpenSegment(header=header)
+        self._segment = start.open(run_id=run_id, term=term, worker_id=self._worker_id)
         return True
 
     def _write_stage(self, done: Done) -> None:

@@ -16,6 +16,18 @@ class SegmentStart:
     after: Link | None
     digests: Digests | None
 
+    def open(self, *, run_id: str, term: int, worker_id: str) -> OpenSegment:
+        """Return the segment of a writer that begins here."""
+        header = Header(
+            run_id=run_id,
+            term=term,
+            worker_id=worker_id,
+            position=self.position,
+            after=self.after,
+            digests=self.digests,
+        )
+        return OpenSegment(header=header)
+
 
 @dataclass(slots=True, kw_only=True)
 class OpenSegment:

@@ -6,6 +6,7 @@ Each part owns its own state. Here is only what several parts read.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,6 +135,16 @@ class WorkerContext:
         """Request a commit of the last boundary, and of the answers since then. Return the saver's ticket."""
         self.journal.write_stage()
         return self.saver.request_save()
+
+    def wait_until_durable(self, seconds: float) -> None:
+        """Wait for what is due, also while it is in doubt who leads. A suspension uses up one look of the wait."""
+        for _ in range(math.ceil(seconds / WAIT_SLICE)):
+            seen = self.state.changes
+            if self.saver.drain(WAIT_SLICE):
+                if not self.elector.is_in_doubt:
+                    break
+                self.elector.wake()
+                self.state.wait(WAIT_SLICE, since=seen)
 
     @property
     def worker_id(self) -> str:

@@ -193,7 +193,7 @@ class Worker:
             self._elector.position = snapshot.position
         self._saver.submit(snapshot, due=due)
         if wait > 0:
-            self._saver.drain(wait)
+            self._context.wait_until_durable(wait)
         now = self._context.clock.now()
         if snapshot.position.batch == 0 or now >= self._progress_due:
             self._progress_due = now + _PROGRESS_PERIOD

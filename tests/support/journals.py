@@ -219,7 +219,7 @@ class Bench:
         self.writer.boundary(at(batch), lambda: state(batch), due=due)
 
     def begin(self, batch: int = 0) -> None:
-        self.writer.begin_at(boundary(batch))
+        self.come_to(batch, due=True)
 
     def wants(self) -> bool:
         return self.writer.wants_checkpoint

@@ -418,7 +418,7 @@ def test_a_follower_writes_nothing_although_it_was_deposed_before_it_had_begun(b
 
 def test_a_follower_that_begins_to_lead_without_a_log_writes_as_any_leader(bench: Bench) -> None:
     bench.writer.replay_begins()
-    bench.begin()
+    bench.writer.begin_at(boundary(0))
     bench.ask(0)
     bench.come_to(1, due=True)
     bench.ask(1)

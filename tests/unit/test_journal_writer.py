@@ -108,6 +108,13 @@ def test_the_file_is_made_by_its_first_record(bench: Bench) -> None:
     assert bench.files() == {name(1, 0): [begins(), answer(0), boundary(1)]}
 
 
+def test_a_leader_that_finds_no_log_says_so_at_once(bench: Bench) -> None:
+    """A former leader may end its first append now, and workers that start must not take it."""
+    bench.writer.begin_at(boundary(0))
+    bench.settle()
+    assert bench.files() == {name(1, 0): [begins()]}
+
+
 def test_a_due_boundary_begins_a_segment_that_continues_the_last(bench: Bench) -> None:
     """Other boundaries do not."""
     bench.begin()
