@@ -22,6 +22,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from distributed_backup.checkpoints.journal_format import Outcome
+from distributed_backup.training.countdown import Countdown
+from distributed_backup.training.doubt import Doubt
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +34,8 @@ WARN_LIMIT: Final = 10.0
 # The same at the first place of a stage if a new answer waits and no request is under way: the first request depends on
 # no answer before it.
 FIRST_LIMIT: Final = 5.0
-# Seconds that a new answer waits for the journal. They are counted in looks: a suspension uses up one of them.
+# Seconds that an answer waits for the journal.
 WRITE_LIMIT: Final = 5.0
-WRITE_LOOKS: Final = 10
 # Cycles of the event loop in which the consequences of one answer may run. A task that polls would take all of them.
 _MAX_CYCLES: Final = 200
 
@@ -46,22 +47,24 @@ class NewAnswer:
         self.future: asyncio.Future[None] = loop.create_future()
         self.record = record
         self.is_ready = self.is_withdrawn = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: Countdown | None = None
         """Ends the wait for the journal."""
 
 
 class Delivery:
     """The order of answers in one fit. Used in the thread of its event loop. `on_stall` is called once for each log."""
 
-    def __init__(self, on_stall: Callable[[], None]) -> None:
+    def __init__(self, on_stall: Callable[[], None], doubt: Doubt) -> None:
         self._on_stall = on_stall
+        self._doubt = doubt
         self._loop: asyncio.AbstractEventLoop | None = None
         self._count = self._next = 0
         self._is_ordered = True
+        self._hold: object = None
         self._places: dict[int, asyncio.Future[None]] = {}
         self._new: deque[NewAnswer] = deque()
         self._is_settling = self._is_open = self._has_warned = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Countdown | None = None
         self.under_way = 0
         """Requests that were sent and are not answered. The log may have an answer to one, see `follow` of a replay."""
 
@@ -84,6 +87,24 @@ class Delivery:
         """Expect one more answer of the log."""
         self._count += 1
         self._hand_out()
+
+    def hold(self) -> Callable[[], None]:
+        """Hand out no answer of the log before this worker, which leads now, has begun its segment.
+
+        A leader that was suspended may begin one that lacks these answers. Once the newer one is there, the other does
+        not count. The append of the segment calls what is returned. It is waited for as that of a new answer.
+        """
+        self.touch()
+        self._hold = hold = object()
+
+        def let_go() -> None:
+            limit.cancel()
+            if self._hold is hold:
+                self._hold = None
+                self._hand_out()
+
+        limit = Countdown(asyncio.get_running_loop(), WRITE_LIMIT, lambda: self._doubt.call_after(let_go))
+        return self._doubt.after_append(let_go, self.call_from_thread)
 
     def open(self) -> None:
         """Let new answers come after those of the log."""
@@ -164,7 +185,7 @@ class Delivery:
         self._hand_out()
         self._arm()
 
-    def call_from_thread(self, call: Callable[[], None]) -> None:
+    def call_from_thread(self, call: Callable[[], object]) -> None:
         """Run `call` in the event loop. No effect if the loop is closed."""
         if self._loop is not None:
             with suppress(RuntimeError):
@@ -187,7 +208,7 @@ class Delivery:
     def _next_future(self) -> asyncio.Future[None] | None:
         if not self._is_ordered and self._places:
             return self._places.pop(min(self._places))
-        if self._next < self._count and self._next in self._places:
+        if self._next < self._count and self._next in self._places and self._hold is None:
             self._next += 1
             return self._places.pop(self._next - 1)
         is_turn_of_new = self._next >= self._count or not self._is_open
@@ -215,7 +236,7 @@ class Delivery:
         if is_waiting and self._loop is not None and not self._loop.is_closed():
             is_first = self._next == 0 and self.under_way == 0
             limit = FIRST_LIMIT if self._new and is_first else STALL_LIMIT
-            self._timer = self._loop.call_later(min(limit, WARN_LIMIT), self._warn, limit - WARN_LIMIT)
+            self._timer = Countdown(self._loop, min(limit, WARN_LIMIT), lambda: self._warn(limit - WARN_LIMIT))
 
     def _warn(self, left: float) -> None:
         if left <= 0 or self._loop is None:
@@ -229,7 +250,7 @@ class Delivery:
                 WARN_LIMIT,
                 left,
             )
-        self._timer = self._loop.call_later(left, self._stalled)
+        self._timer = Countdown(self._loop, left, self._stalled)
 
     def _stalled(self) -> None:
         self._timer = None

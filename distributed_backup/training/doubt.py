@@ -23,18 +23,27 @@ class Doubt:
     """What a fit knows of its lead. The functions may be called from any thread, and do no I/O.
 
     `is_certain`: no other worker can have led since this one began to. `exists`: the lease has run out since the last
-    heartbeat. `give_up`: let there be no doubt before the next heartbeat has ended.
+    heartbeat. `may_ask`: training is not about to be cancelled. `give_up`: let there be no doubt before the next
+    heartbeat has ended.
     """
 
     def __init__(
-        self, *, is_certain: Callable[[], bool], exists: Callable[[], bool], give_up: Callable[[], None]
+        self,
+        *,
+        is_certain: Callable[[], bool],
+        exists: Callable[[], bool],
+        give_up: Callable[[], None],
+        may_ask: Callable[[], bool] = lambda: True,
     ) -> None:
         self.is_certain = is_certain
         self._exists = exists
         self._give_up = give_up
+        self._may_ask = may_ask
 
     async def end(self) -> None:
-        """Wait until there is no doubt."""
+        """Wait until there is no doubt. A standby waits for its cancellation, which comes in milliseconds."""
+        while not self._may_ask():
+            await asyncio.sleep(DOUBT_PERIOD)
         if self._exists():
             over = asyncio.Event()
             self.call_after(over.set)
@@ -44,6 +53,21 @@ class Doubt:
         """Call `call` from the running event loop when there is no doubt."""
         loop = asyncio.get_running_loop()
         self._look(loop, call, DOUBT_LOOKS)
+
+    def after_append(
+        self, call: Callable[[], object], call_from_thread: Callable[[Callable[[], object]], None]
+    ) -> Callable[[], None]:
+        """Return what an append calls when it is durable, from any thread.
+
+        It has `call` called in the event loop, once no other worker can have begun to lead before the append.
+        """
+
+        def done() -> None:
+            # Here and not in the loop: this worker may lead again by then.
+            is_certain = self.is_certain()
+            call_from_thread(call if is_certain else lambda: self.call_after(call))
+
+        return done
 
     def _look(self, loop: asyncio.AbstractEventLoop, call: Callable[[], object], left: int) -> None:
         if self._exists():

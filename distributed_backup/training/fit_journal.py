@@ -45,10 +45,13 @@ class FitJournal:
         self._is_kept = options.journal
         self._may_commit = options.save_freq is not False
         self._may_follow = options.worker.follows_journal
-        self._replay = Replay(self._writer, worker.report, self._on_lost)
         doubt = Doubt(
-            is_certain=self._leads_for_certain, exists=self._is_in_doubt, give_up=worker.standby.give_up_doubt
+            is_certain=self._leads_for_certain,
+            exists=self._is_in_doubt,
+            may_ask=lambda: not worker.stands_by,
+            give_up=worker.standby.give_up_doubt,
         )
+        self._replay = Replay(self._writer, worker.report, self._on_lost, doubt)
         self._answers = Answers(self._writer, self._replay, doubt)
         # Set while `_step_down` waits for its turn in the event loop.
         self._is_deposed = False
@@ -183,11 +186,13 @@ class FitJournal:
         tail.start()
         # It may have been elected meanwhile.
         if self._worker.trains_as_leader:
-            tail.finish()
+            self._on_elected()
 
     def _on_elected(self) -> None:
         tail = self._tail
         if tail is not None:
+            # First, because what the tail reads from now on counts when this worker has a segment of its own.
+            self._replay.delivery.call_from_thread(self._replay.delivery.hold)
             tail.finish()
 
     def _on_appended(self) -> None:

@@ -9,7 +9,8 @@ import logging
 
 from distributed_backup.checkpoints.journal_format import Outcome
 from distributed_backup.checkpoints.journal_writer import JournalWriter
-from distributed_backup.training.delivery import WRITE_LIMIT, WRITE_LOOKS, Delivery, NewAnswer
+from distributed_backup.training.countdown import Countdown
+from distributed_backup.training.delivery import WRITE_LIMIT, Delivery, NewAnswer
 from distributed_backup.training.doubt import Doubt
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,13 @@ class NewAnswers:
     def record(self, record: Outcome) -> NewAnswer:
         """Append an answer or a failure, which then waits for its turn."""
         entry = self._delivery.add(record)
-        self._writer.append(record, lambda: self._appended(entry))
+        self._writer.append(
+            record, self._doubt.after_append(lambda: self._durable(entry), self._delivery.call_from_thread)
+        )
         if self._is_behind or not self._writer.is_waited_for:
             self._may_be_seen(entry, is_certain=self._doubt.is_certain())
         else:
-            self._wait(entry, WRITE_LOOKS)
+            entry.timer = Countdown(entry.future.get_loop(), WRITE_LIMIT, lambda: self._waited_enough(entry))
         return entry
 
     def unrecorded(self, *, is_certain: bool = False) -> NewAnswer:
@@ -41,14 +44,9 @@ class NewAnswers:
         self._may_be_seen(entry, is_certain=is_certain or self._doubt.is_certain())
         return entry
 
-    def _appended(self, entry: NewAnswer) -> None:
-        # In the writer's thread, and after the append: see `doubt`.
-        is_certain = self._doubt.is_certain()
-        self._delivery.call_from_thread(lambda: self._durable(entry, is_certain=is_certain))
-
-    def _durable(self, entry: NewAnswer, *, is_certain: bool) -> None:
+    def _durable(self, entry: NewAnswer) -> None:
         self._is_behind = False
-        self._may_be_seen(entry, is_certain=is_certain)
+        self._delivery.ready(entry)
 
     def _may_be_seen(self, entry: NewAnswer, *, is_certain: bool) -> None:
         """Let an answer be handed out, once no other worker can have begun to lead before it was recorded."""
@@ -56,13 +54,6 @@ class NewAnswers:
             self._delivery.ready(entry)
         else:
             self._doubt.call_after(lambda: self._delivery.ready(entry))
-
-    def _wait(self, entry: NewAnswer, looks: int) -> None:
-        loop = entry.future.get_loop()
-        if looks > 0:
-            entry.timer = loop.call_later(WRITE_LIMIT / WRITE_LOOKS, self._wait, entry, looks - 1)
-        else:
-            self._waited_enough(entry)
 
     def _waited_enough(self, entry: NewAnswer) -> None:
         self._doubt.call_after(lambda: self._do_not_wait(entry))

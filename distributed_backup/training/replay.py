@@ -35,6 +35,7 @@ from distributed_backup.checkpoints.journal_format import (
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Report
 from distributed_backup.training.delivery import Delivery
+from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.tickets import Ticket
 from distributed_backup.worker.context import position_fields
 
@@ -55,11 +56,11 @@ class _LogEnd:
 class Replay:
     """The log of one fit, in the thread of its event loop. `lost`: a follower can't follow, and asks nothing more."""
 
-    def __init__(self, writer: JournalWriter, report: Report, lost: Callable[[str], None]) -> None:
+    def __init__(self, writer: JournalWriter, report: Report, lost: Callable[[str], None], doubt: Doubt) -> None:
         self._writer = writer
         self._report = report
         self._lost = lost
-        self.delivery = Delivery(self._on_stall)
+        self.delivery = Delivery(self._on_stall, doubt)
         self._log: LogReader | None = None
         self._records: deque[Record | _LogEnd] = deque()
         self.outcomes: list[Outcome] = []
@@ -110,7 +111,7 @@ class Replay:
             if is_void:
                 self._void(stage, start)
                 outcomes = ()
-            self._writer.continue_log(log.end, start, mark=Void() if is_void else None)
+            self._writer.continue_log(log.end, start, mark=Void() if is_void else None, done=self.delivery.hold())
         self.set_stage(outcomes, end=stage.end)
         if stage.end is None and not outcomes:
             self.end()
@@ -233,7 +234,7 @@ class Replay:
         if link is None:
             self._writer.begin_at(last)
         else:
-            self._writer.continue_log(link, last, mark=None)
+            self._writer.continue_log(link, last, mark=None, done=self.delivery.hold())
         for boundary in self._ahead:
             self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
         self._ahead.clear()

@@ -38,8 +38,9 @@ async def _run(directory: Path, count: int, stage: int, replays: bool) -> None:
     writer = JournalWriter(
         storage=storage, worker_id="bench", clock=SystemClock(), term=lambda: 1 + replays, run_id=lambda: "bench"
     )
-    replay = Replay(writer, no_report, lambda reason: None)
-    answers = Answers(writer, replay, Doubt(is_certain=lambda: True, exists=lambda: False, give_up=lambda: None))
+    doubt = Doubt(is_certain=lambda: True, exists=lambda: False, give_up=lambda: None)
+    replay = Replay(writer, no_report, lambda reason: None, doubt)
+    answers = Answers(writer, replay, doubt)
     answers.start(START)
     replay.delivery.touch()
     if replays:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.checkpoints.journal import LogReader, segments_among
-from distributed_backup.checkpoints.journal_format import Digests, Header, encode_record
+from distributed_backup.checkpoints.journal_format import Digests, Header, Link, encode_record
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
@@ -86,6 +87,7 @@ class Made:
         self.worker = SimpleNamespace(
             journal=self.writer,
             trains_as_leader=leads,
+            stands_by=False,
             standby=self.standby,
             worker_id="w",
             report=lambda kind, **_: self.events.append(kind),
@@ -177,6 +179,21 @@ async def _log_that_can_not_be_read(root: Path) -> Any:
     return None
 
 
+async def _standby_whose_training_is_about_to_be_cancelled(root: Path) -> Any:
+    made = Made(root)
+    made.begin()
+    await made.ask("a")
+    made.worker.stands_by = True
+    task = made.ask("b")
+    await quiet()
+    asked = [*made.asked]
+    task.cancel()
+    made.worker.stands_by = False
+    await made.ask("c")
+    made.journal.end()
+    return asked, made.asked
+
+
 async def _follower_without_a_log(root: Path) -> Any:
     made = Made(root, leads=False)
     warned: list[str] = []
@@ -186,6 +203,41 @@ async def _follower_without_a_log(root: Path) -> Any:
     made.journal.begin(None)
     made.journal.end()
     return warned
+
+
+async def _elected_before_its_segment_is_there(root: Path) -> Any:
+    """The answer was recorded when the new term was claimed, so a follower does not use it."""
+    made = Made(root, leads=False)
+    made.writer.is_durable = False
+    made.begin()
+    tail, gate = made.journal._tail, threading.Event()
+    assert tail is not None
+    ended = tail._listener.ended
+
+    def end(link: Link | None) -> None:
+        gate.wait()
+        ended(link)
+
+    tail._listener = replace(tail._listener, ended=end)
+    while tail._known_term is None:
+        await asyncio.sleep(0)
+    made.storage.create("0000000002.term")
+    made.log(answer("a", 1))
+    waiting = made.ask("a")
+    made.standby.on_elected()
+    while not made.journal._replay.outcomes:
+        await asyncio.sleep(0)
+    await quiet()
+    before = [*made.got]
+    gate.set()
+    while "continue_log" not in made.writer.names:
+        await asyncio.sleep(0)
+    await quiet()
+    before += made.got
+    made.writer.flush()
+    await waiting
+    made.journal.end()
+    return before, made.got, made.asked
 
 
 async def _deposed_while_it_begins(root: Path) -> Any:

@@ -40,10 +40,20 @@ def test_a_log_that_no_retry_makes_readable_refuses_the_start(tmp_path: Path) ->
     assert asked == []
 
 
+def test_a_worker_that_must_stand_by_sends_no_request_before_its_training_is_cancelled(tmp_path: Path) -> None:
+    """Other tasks of the event loop may run first, and the leader asks for the same."""
+    assert result(tmp_path, "standby_whose_training_is_about_to_be_cancelled") == (["a"], ["a", "c"])
+
+
 def test_a_follower_without_a_journal_is_warned_of_its_bill(tmp_path: Path) -> None:
     """Its leader may run with journal=False."""
     [message] = result(tmp_path, "follower_without_a_log")
     assert "pays a bill of its own" in message
+
+
+def test_a_new_leader_uses_what_it_reads_when_it_has_a_segment_of_its_own(tmp_path: Path) -> None:
+    """Until then, a leader that was suspended may begin a log without that."""
+    assert result(tmp_path, "elected_before_its_segment_is_there") == ([], [1], [])
 
 
 def test_a_leader_that_is_deposed_while_it_reads_the_journal_follows(tmp_path: Path) -> None:

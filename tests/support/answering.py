@@ -52,13 +52,18 @@ class Writer:
         self._done: list[Callable[[], None]] = []
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        def step(*arguments: Any, **named: Any) -> None:
+        def step(*arguments: Any, done: Callable[[], None] | None = None, **named: Any) -> None:
             self.steps.append((name, *arguments, *named.values()))
+            if done is not None:
+                self._until_durable(done)
 
         return step
 
     def append(self, record: Record, done: Callable[[], None]) -> None:
         self.records.append(record)
+        self._until_durable(done)
+
+    def _until_durable(self, done: Callable[[], None]) -> None:
         self._done.append(done)
         if self.is_durable:
             self.flush()
@@ -95,9 +100,9 @@ class Fit:
         self.writer = Writer()
         self.lost: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.replay = Replay(cast("JournalWriter", self.writer), self._report, self.lost.append)
         self.is_certain, self.is_in_doubt = True, False
         doubt = Doubt(is_certain=lambda: self.is_certain, exists=lambda: self.is_in_doubt, give_up=self._give_up_doubt)
+        self.replay = Replay(cast("JournalWriter", self.writer), self._report, self.lost.append, doubt)
         self.answers = Answers(cast("JournalWriter", self.writer), self.replay, doubt)
         self.got: list[Any] = []
         self.asked: list[str] = []

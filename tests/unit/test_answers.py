@@ -11,7 +11,7 @@ import pytest
 
 from distributed_backup.checkpoints import journal_format
 from distributed_backup.checkpoints.journal_format import Failed, Unanswered, Unrecorded
-from distributed_backup.training import answers, delivery
+from distributed_backup.training import answers, countdown, delivery
 from distributed_backup.training.tickets import Tickets
 from tests.support.answering import END, JSON, Fit, answer, boundary, keys, led, quiet, stage, until
 
@@ -155,10 +155,10 @@ def test_training_goes_on_while_the_journal_is_slow_and_waits_again_when_it_is_n
         call_later = loop.call_later
 
         def later(seconds: float, call: Callable[..., None], *arguments: Any) -> Any:
-            if seconds != delivery.WRITE_LIMIT / delivery.WRITE_LOOKS:
+            if seconds != delivery.WRITE_LIMIT / countdown.LOOKS:
                 return call_later(seconds, call, *arguments)
             due.append(lambda: call(*arguments))
-            return None
+            return call_later(3600.0, call)
 
         async def wait(looks: int) -> None:
             for _ in range(looks):
@@ -172,7 +172,7 @@ def test_training_goes_on_while_the_journal_is_slow_and_waits_again_when_it_is_n
             await fit.answered(key, key)
             assert fit.got == []
         # A suspension uses up one look of each.
-        await wait(2 * (delivery.WRITE_LOOKS - 1))
+        await wait(2 * (countdown.LOOKS - 1))
         assert fit.got == []
         await wait(1)
         assert fit.got == ["a"]

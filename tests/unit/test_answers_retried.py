@@ -29,8 +29,8 @@ class Fit:
     def __init__(self, storage: DictStorage, *, is_resumed: bool = False, first: int = 0) -> None:
         self.bench = journals.Bench(storage, SystemClock(), term=2 if is_resumed else 1)
         self.events: list[str] = []
-        self.replay = Replay(self.bench.writer, self._report, lambda reason: self.events.append("lost"))
         doubt = Doubt(is_certain=lambda: True, exists=lambda: False, give_up=lambda: None)
+        self.replay = Replay(self.bench.writer, self._report, lambda reason: self.events.append("lost"), doubt)
         self.answers = Answers(self.bench.writer, self.replay, doubt)
         self.answers.start(boundary(1))
         self.sent = 0

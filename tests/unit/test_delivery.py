@@ -11,7 +11,10 @@ import pytest
 
 from distributed_backup.training import delivery
 from distributed_backup.training.delivery import Delivery, NewAnswer
+from distributed_backup.training.doubt import Doubt
 from tests.support.answering import quiet, work
+
+CERTAIN = Doubt(is_certain=lambda: True, exists=lambda: False, give_up=lambda: None)
 
 
 class Order:
@@ -19,7 +22,7 @@ class Order:
 
     def __init__(self, count: int = 0, *, is_open: bool = True) -> None:
         self.stalls = 0
-        self.delivery = Delivery(self._stalled)
+        self.delivery = Delivery(self._stalled, CERTAIN)
         self.delivery.touch()
         self.delivery.begin(count, is_open=is_open)
         self.seen: list[Any] = []
@@ -242,18 +245,14 @@ def test_a_new_stage_lets_what_waits_of_the_old_one_go_on() -> None:
 
 
 class Timers:
-    """Timers of an event loop that go off when a test says so."""
+    """Countdowns that end when a test says so."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.armed: list[Any] = []
-        loop = asyncio.get_running_loop()
-        self._others = loop.call_later
-        patch.setattr(loop, "call_later", self._call_later)
+        patch.setattr(delivery, "Countdown", self._begin)
 
-    def _call_later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Any:
-        if seconds not in {delivery.WARN_LIMIT, delivery.STALL_LIMIT - delivery.WARN_LIMIT, delivery.FIRST_LIMIT}:
-            return self._others(seconds, call, *arguments)
-        timer = _Timer(seconds, lambda: call(*arguments))
+    def _begin(self, _: asyncio.AbstractEventLoop, seconds: float, call: Callable[[], None]) -> Any:
+        timer = _Timer(seconds, call)
         self.armed.append(timer)
         return timer
 
@@ -327,7 +326,7 @@ def test_nothing_stalls_that_does_not_wait_for_the_log(monkeypatch: pytest.Monke
 
 
 def test_a_call_from_a_thread_runs_in_the_loop_and_not_after_its_end() -> None:
-    made = Delivery(lambda: None)
+    made = Delivery(lambda: None, CERTAIN)
     # Before the first request there is nothing to release.
     made.call_from_thread(lambda: pytest.fail("no loop"))
     threads: list[threading.Thread] = []

@@ -16,6 +16,7 @@ from distributed_backup.checkpoints.journal_format import (
 )
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
+from distributed_backup.training import delivery
 from tests.support.answering import END, Fit, answer, boundary, keys, led, quiet, stage
 
 
@@ -52,6 +53,54 @@ def test_a_log_that_ends_at_its_begin_is_continued_at_once() -> None:
         fit = Fit()
         fit.begin()
         assert (fit.writer.names, fit.events, fit.replay.is_active) == (["replay_begins", "continue_log"], [], False)
+
+    run(main)
+
+
+def test_answers_of_a_former_leader_wait_for_the_segment_of_the_new_one() -> None:
+    """That leader may be suspended while it begins a segment without them."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.writer.is_durable = False
+        fit.begin(stage(answer("a", 1), answer("b", 2)))
+        fit.ask("a")
+        fit.ask("b")
+        await quiet()
+        assert fit.got == []
+        fit.writer.flush()
+        await quiet()
+        assert (fit.got, fit.asked) == ([1, 2], [])
+
+    run(main)
+
+
+def test_answers_of_a_former_leader_wait_while_it_is_in_doubt_who_leads() -> None:
+    """The new leader was suspended while it began its segment, so another one may lead by now."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.is_certain, fit.is_in_doubt = False, True
+        fit.begin(stage(answer("a", 1)))
+        fit.ask("a")
+        await quiet()
+        assert fit.got == []
+
+    run(main)
+
+
+def test_answers_of_a_former_leader_wait_no_longer_for_a_storage_that_hangs_than_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "WRITE_LIMIT", 0.0)
+
+    async def main() -> None:
+        fit = Fit()
+        fit.writer.is_durable = False
+        fit.begin(stage(answer("a", 1)))
+        fit.ask("a")
+        await quiet()
+        assert fit.got == [1]
 
     run(main)
 
