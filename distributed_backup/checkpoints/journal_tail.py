@@ -18,6 +18,7 @@ appends late. It is lost then.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from itertools import islice
 from typing import Final
 
 from distributed_backup.checkpoints.fencing import highest_term_among
+from distributed_backup.checkpoints.format import checkpoints_among, parse_name
 from distributed_backup.checkpoints.journal import (
     Log,
     LogReader,
@@ -119,6 +121,7 @@ class LogTail:
         # The newest term when the first look was taken. 0: this worker has led, and may find its own late append.
         self._known_term = None if start.led_by is None else 0
         self._strange_since: float | None = None
+        self._warns_at = clock.now() + _WARN_LIMIT
         # Outcomes since the last boundary.
         self._seen = [_short(outcome) for outcome in start.seen]
         self._warnings = OnceLogger(logger)
@@ -153,21 +156,15 @@ class LogTail:
             self._listener.lost(f"the journal can't be read: {error!r}")
 
     def _read_all(self) -> None:
-        began, has_warned = self._clock.now(), False
         while not self._stopped:
             finishes = self._finishes
-            has_warned = has_warned or self._reader is not None or bool(self._names)
-            if not has_warned and self._clock.now() - began > _WARN_LIMIT:
-                has_warned = True
-                logger.warning(
-                    "no journal of the leader has been found in %g s, so this worker waits. If the leader runs with "
-                    "another journal= or save_freq= than this worker, give all workers the same",
-                    _WARN_LIMIT,
-                )
+            self._warn_of_no_log()
             self._wake.clear()
             try:
                 reason = self._locate(now=finishes)
                 records = [] if reason is not None else self._read(finishes=finishes)
+                if finishes and not records and self._is_passed():
+                    reason = "another worker has come further, and has left no journal of it"
             except StoreError as error:
                 if finishes and isinstance(error.__cause__, FileNotFoundError):
                     # The others have finished and deleted the run while this worker was suspended.
@@ -192,6 +189,17 @@ class LogTail:
             else:
                 self._clock.wait(self._wake, self._storage.poll_interval)
 
+    def _warn_of_no_log(self) -> None:
+        if self._reader is not None or self._names:
+            self._warns_at = math.inf
+        if self._clock.now() > self._warns_at:
+            self._warns_at = math.inf
+            logger.warning(
+                "no journal of the leader has been found in %g s, so this worker waits. If the leader runs with "
+                "another journal= or save_freq= than this worker, give all workers the same",
+                _WARN_LIMIT,
+            )
+
     def _warn(self, error: StoreError) -> None:
         # After `stop` the fit has ended, and the worker closes the storage.
         if not self._stopped:
@@ -203,7 +211,8 @@ class LogTail:
         try:
             # There is nothing more to read before the new leader begins a segment.
             if not self._held:
-                self._hold(self._reader)
+                for record in islice(self._reader.more(), _MOST_RECORDS):
+                    self._held.append((record, self._reader.end))
         except StoreError:
             # The reader is behind these records. The next call raises the error again.
             if not self._held:
@@ -214,13 +223,14 @@ class LogTail:
         self._delivered, self._held = self._held[-1][1], []
         return records
 
-    def _hold(self, reader: LogReader) -> None:
-        for record in islice(reader.more(), _MOST_RECORDS):
-            self._held.append((record, reader.end))
-
     def _is_newest_term(self) -> bool:
         known = max(self._known_term or 0, term_of_segment(self._newest))
         return highest_term_among(self._storage.names()) <= known
+
+    def _is_passed(self) -> bool:
+        """Whether the newest checkpoint is not on the way of this log."""
+        newest = [parse_name(name) for name in checkpoints_among(self._storage.names())[:1]]
+        return any(parsed is not None and parsed[1] > self._last.position for parsed in newest)
 
     def _note(self, record: Record) -> None:
         if isinstance(record, Boundary):
