@@ -136,7 +136,9 @@ class Storage(ABC):
 
     @abstractmethod
     def append(self, name: str, data: bytes, *, at: int) -> None:
-        """Write bytes behind the first `at` bytes of a file, durable when this returns. `at=0` creates the file.
+        """Write bytes behind the first `at` bytes of a file, durable when this returns.
+
+        `at=0` creates the file in one step, as `put` does.
 
         Bytes that stand behind `at` are the rest of a failed attempt, and are replaced. So a call may be repeated after
         an error: the file is the same as after one call. A reader may see a part of a failed attempt. It always sees

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distributed_backup.checkpoints.format import CheckpointHeader, checkpoints_among, decode, is_final, parse_name
+from distributed_backup.checkpoints.journal import term_of_segment
 from distributed_backup.errors import NotSharedError, RestoreTimeoutError, RunMismatchError, StoreError
 from distributed_backup.observability.events import Event
 from distributed_backup.position import Position
@@ -39,6 +40,8 @@ class Checks:
         self._saved: dict[str, Position] = {}
         self._notices: dict[Fit, float] = {}
         self._oldest_starts: dict[Fit, str] = {}
+        # The newest term that was claimed when a follower began.
+        self._leads_at_start: dict[Fit, int] = {}
         self.deletions = 0
         self._is_void = False
         self.broken: PromiseBrokenError | None = None
@@ -95,7 +98,7 @@ class Checks:
     def seen(self, fit: Fit, key: str) -> None:
         """Note that an answer has reached the training of a worker."""
         # It has been deposed, and what it does from now on is not for the run.
-        if fit.worker.stands_by:
+        if fit.worker.stands_by or self._reads_early(fit):
             return
         self._seen.setdefault(key, f"{fit.process.name}")
 
@@ -115,10 +118,22 @@ class Checks:
         if (start.name or "") < oldest and not self.deletions and self._is_intact:
             self._violated(f"{fit.process.name} starts from {start.name}, and {oldest} was saved before it had joined")
         self.note(f"{fit.process.name} starts at {fit.position} from {start.name} leading={start.term}")
+        claims = [int(name[:-5]) for name in self._world.disk.files if name.endswith(".term")]
+        if start.term is None:
+            self._leads_at_start[fit] = max(claims, default=0)
+
+    def _reads_early(self, fit: Fit) -> bool:
+        """Whether a worker has begun to follow before its leader has begun a segment. See `journal_tail`: the limits.
+
+        It reads what the leader before appends late, and is lost then.
+        """
+        return max(map(term_of_segment, self._world.disk.files), default=0) < self._leads_at_start.get(fit, 0)
 
     def reached(self, fit: Fit) -> None:
         """Check that all workers, and a resumed one, pass through the same states."""
         self.note(f"{fit.process.name} is at {fit.position} in {fit.program.state[:6]}")
+        if self._reads_early(fit):
+            return
         state = self._states.setdefault(fit.position, fit.program.state)
         if self._is_recorded and state != fit.program.state:
             self._violated(f"{fit.process.name} is in another state at {fit.position} than a worker before it")
@@ -153,7 +168,8 @@ class Checks:
 
     def _written(self, header: CheckpointHeader) -> None:
         writer = self._writers.setdefault(header.term, header.worker_id)
-        if writer != header.worker_id:
+        # The claims of terms were deleted with the run. A worker that was away then may lead under one again.
+        if writer != header.worker_id and not self.deletions:
             self._violated(f"{writer} and {header.worker_id} have both written under term {header.term}")
         self._saved[writer] = max(header.position, self._saved.get(writer, header.position))
 

@@ -1,7 +1,7 @@
 """A disk that all processes share, and that may be slow, full, away or torn.
 
 Each operation lets other threads run before it has its effect and after it, so that a process may be killed between.
-An append becomes visible in two parts. A write that is replaced in one step, as `put` promises, is either there or not.
+An append to a file becomes visible in two parts. What `put` or the first append writes is either there or not.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Disk:
         self.is_full = self.is_away = False
         self.latency = 0.002
         """Seconds that an operation takes on average."""
-        self.in_next_write: Callable[[Process], None] | None = None
-        """Called once, with the process that is in the midst of a write."""
+        self.in_next: dict[str, Callable[[Process], None]] = {}
+        """Called once for a "write" or an "append", with the process that is in its midst."""
         self.on_change: Callable[[str], None] = lambda _: None
         """Called with the name of each file that has changed."""
 
@@ -70,8 +70,8 @@ class SimulatedStorage(Storage):
         if self._disk.scheduler.random.random() < 0.5:
             self._disk.scheduler.pause()
 
-    def _midway(self) -> None:
-        happen, self._disk.in_next_write = self._disk.in_next_write, None
+    def _midway(self, kind: str = "write") -> None:
+        happen = self._disk.in_next.pop(kind, None) or self._disk.in_next.pop("write", None)
         if happen is not None:
             happen(self._disk.scheduler.current.process)
             self._disk.scheduler.pause()
@@ -132,10 +132,11 @@ class SimulatedStorage(Storage):
         before = self._disk.files.get(name, b"") if at == 0 else self._found(name)
         if len(before) < at:
             raise StoreError(f"can't append to {NAME}/{name}: it is too short", path=name)
-        # What a crash or a full disk leaves of it.
-        part = self._disk.scheduler.random.randrange(len(data) + 1)
-        self._disk.put(name, before[:at] + data[:part])
-        self._midway()
+        if at > 0:
+            # What a crash or a full disk leaves of it.
+            part = self._disk.scheduler.random.randrange(len(data) + 1)
+            self._disk.put(name, before[:at] + data[:part])
+        self._midway("append")
         self._begin(writes=True)
         self._disk.put(name, before[:at] + data)
         self._end()

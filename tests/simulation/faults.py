@@ -28,6 +28,8 @@ class Faults:
             ("kill in a write", self._kill_in_write),
             ("pause", self._pause),
             ("pause in a write", self._pause_in_write),
+            ("pause in an append", self._pause_in_append),
+            ("pause in an append", self._pause_in_append),
             ("clock jump", self._jump),
             ("disk slow", self._slow_disk),
         ]
@@ -86,10 +88,14 @@ class Faults:
                 if kills_all or fit.process is process:
                     self._world.kill(slot)
 
-        self._world.disk.in_next_write = kill
+        self._world.disk.in_next["write"] = kill
 
     def _pause_in_write(self) -> None:
-        self._world.disk.in_next_write = self._suspend
+        self._world.disk.in_next["write"] = self._suspend
+
+    def _pause_in_append(self) -> None:
+        # For long, so that another worker leads when the append ends.
+        self._world.disk.in_next["append"] = lambda process: self._suspend(process, 30.0)
 
     def _sigterm(self) -> None:
         if victims := self._victims():
@@ -116,10 +122,10 @@ class Faults:
         if victims := self._victims():
             self._suspend(self._choose.choice(victims)[1].process)
 
-    def _suspend(self, process: Process) -> None:
+    def _suspend(self, process: Process, mean: float | None = None) -> None:
         process.is_paused = True
         self._world.check.note(f"{process.name} is suspended")
-        self._later(self._choose.choice([1.0, 30.0]), lambda: self._resume(process))
+        self._later(mean or self._choose.choice([1.0, 30.0]), lambda: self._resume(process))
 
     def _resume(self, process: Process) -> None:
         self._world.check.note(f"{process.name} goes on")
