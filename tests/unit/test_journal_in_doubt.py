@@ -50,6 +50,14 @@ def test_an_append_waits_while_it_is_in_doubt_who_leads(bench: Bench, clock: Clo
     assert clock.waits == [journal_writer.DOUBT_PERIOD] * 3
 
 
+def test_a_boundary_in_doubt_wants_its_checkpoint(bench: Bench) -> None:
+    """A start that was suspended after its election may lead still."""
+    bench.term = None
+    assert not bench.wants()
+    bench.writer.is_in_doubt = lambda: True
+    assert bench.wants()
+
+
 @pytest.mark.parametrize("continues", [False, True])
 def test_a_segment_that_begins_in_doubt_begins_at_its_end(bench: Bench, continues: bool) -> None:
     """The leader has no term at that time. Its answers were paid for, and the next checkpoint may be far."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
 from distributed_backup.checkpoints.journal_writer import JournalWriter
+from distributed_backup.coordination.base import ClusterView, Heartbeat
+from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
@@ -14,7 +17,7 @@ from distributed_backup.worker.start_point import StartPoint
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of, elector_of, saver_of
 from tests.support.sinks import RecordingSink
-from tests.support.team import FaultyStore, Gone, Team, snapshot
+from tests.support.team import PATIENCE, FaultyStore, Gone, Team, snapshot
 
 
 def started(team: Team, worker_id: str, **options: Any) -> Worker:
@@ -45,6 +48,34 @@ def test_a_fresh_start_is_announced_without_a_checkpoint_if_its_commit_fails(tea
     waiting = team.begin(follower.await_start)
     leader.boundary(snapshot(0), due=True)
     assert team.result(waiting) == StartPoint()
+
+
+def test_a_fresh_start_that_was_suspended_trains_when_its_checkpoint_is_durable(team: Team) -> None:
+    """Its lease has run out, and the next heartbeat renews it."""
+
+    class Suspended(MemoryCoordinator):
+        gate = threading.Event()
+
+        def heartbeat(self, beat: Heartbeat) -> ClusterView:
+            assert self.gate.wait(PATIENCE)
+            return super().heartbeat(beat)
+
+    coordinator = Suspended(team.clock)
+    coordinator.gate.set()
+    leader = started(team, "a", coordinator=coordinator)
+    coordinator.gate.clear()
+    saver = saver_of(leader)
+    drain = saver.drain
+
+    def drain_in_doubt(timeout: float) -> bool:
+        is_drained = drain(timeout)
+        coordinator.gate.set()
+        return is_drained
+
+    saver.drain = drain_in_doubt  # type: ignore[method-assign]
+    team.clock._now += 60.0
+    leader.boundary(snapshot(0), due=True, wait=5.0)
+    assert context_of(leader).store.names() != []
 
 
 def test_a_start_from_a_checkpoint_is_announced_at_once(team: Team) -> None:
