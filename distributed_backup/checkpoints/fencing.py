@@ -14,7 +14,8 @@ cut off can't overwrite newer work. It needs no lock and no compare-and-swap.
    that was durable after a claim may be unknown to the newer leader, so it does not end the run.
 5. Progress never goes backwards: a leader commits nothing that the newest checkpoint supersedes.
 6. After a preemption notice, and when its fit is complete, the last holder may commit under its last term while the
-   coordinator is unreachable. That checkpoint sorts below every later term.
+   coordinator is unreachable. That checkpoint sorts below every later term. A final state ends the run for its
+   writer then, though another worker may lead that has not seen it.
 
 The rule is enforced in these places:
 

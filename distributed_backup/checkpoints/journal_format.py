@@ -66,6 +66,14 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogEnd:
+    """The end of a log that was followed, None if there was none, and the position of the newest checkpoint."""
+
+    link: Link | None
+    newest: Position
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """The first record of a segment.
 

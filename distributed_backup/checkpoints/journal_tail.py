@@ -42,6 +42,7 @@ from distributed_backup.checkpoints.journal_format import (
     Boundary,
     Header,
     Link,
+    LogEnd,
     Outcome,
     Record,
     Void,
@@ -70,12 +71,12 @@ _MOST_RECORDS: Final = 1000
 class TailListener:
     """What a tail calls from its thread. Each of the last two ends the thread.
 
-    `deliver` gets records. `ended` gets the end of the log after `finish`, None if there is no log. `lost` gets the
-    reason why the log can't be followed any more.
+    `deliver` gets records. `ended` gets the end of the log after `finish`. `lost` gets the reason why the log can't be
+    followed any more.
     """
 
     deliver: Callable[[list[Record]], None]
-    ended: Callable[[Link | None], None]
+    ended: Callable[[LogEnd], None]
     lost: Callable[[str], None]
 
 
@@ -163,8 +164,7 @@ class LogTail:
             try:
                 reason = self._locate(now=finishes)
                 records = [] if reason is not None else self._read(finishes=finishes)
-                if finishes and not records and self._is_passed():
-                    reason = "another worker has come further, and has left no journal of it"
+                newest = self._newest_position() if finishes and not records else Position(0)
             except StoreError as error:
                 if finishes and isinstance(error.__cause__, FileNotFoundError):
                     # The others have finished and deleted the run while this worker was suspended.
@@ -181,7 +181,8 @@ class LogTail:
                     self._note(record)
                 self._listener.deliver(records)
             elif finishes:
-                self._listener.ended(None if self._reader is None else self._reader.end)
+                link = None if self._reader is None else self._reader.end
+                self._listener.ended(LogEnd(link=link, newest=newest))
                 return
             elif self._reader is not None and self._reader.problem is not None and not self._held:
                 self._listener.lost(f"the journal is damaged: {self._reader.problem}")
@@ -227,10 +228,9 @@ class LogTail:
         known = max(self._known_term or 0, term_of_segment(self._newest))
         return highest_term_among(self._storage.names()) <= known
 
-    def _is_passed(self) -> bool:
-        """Whether the newest checkpoint is not on the way of this log."""
-        newest = [parse_name(name) for name in checkpoints_among(self._storage.names())[:1]]
-        return any(parsed is not None and parsed[1] > self._last.position for parsed in newest)
+    def _newest_position(self) -> Position:
+        newest = map(parse_name, checkpoints_among(self._storage.names())[:1])
+        return next((parsed[1] for parsed in newest if parsed is not None), Position(0))
 
     def _note(self, record: Record) -> None:
         if isinstance(record, Boundary):

@@ -267,6 +267,8 @@ class Saver:
             if newest is not None and newest.name != self._durable:
                 # Its writer may have died, or failed, before the name was durable.
                 self._store.storage.sync()
+                if newest.term == task.term:
+                    self._store.check_final(newest)
         self._durable = "" if newest is None else newest.name
         return newest
 

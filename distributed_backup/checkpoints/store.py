@@ -201,11 +201,20 @@ class CheckpointStore(CheckpointReader):
                     self._remove_all(litter)
                 self._put(header, chunks, found)
             self._verified[header.name] = header
-            if header.final:
-                check_final(header, self._storage.names(), location=self.location)
+            self.check_final(header)
             with self._quietly():
                 self._remove_all([*litter, *self._unneeded([*found, header.name], term)])
         return header
+
+    def check_final(self, header: CheckpointHeader) -> None:
+        """Check that the leader of a newer term has seen this checkpoint, which is durable, if it is a final state.
+
+        Raises:
+            StaleTermError: A newer term has been claimed.
+            StoreError: The directory can't be read.
+        """
+        if header.final:
+            check_final(header, self._storage.names(), location=self.location)
 
     def _put(self, header: CheckpointHeader, chunks: Chunks, found: Names) -> None:
         self._check_writer(header, found)

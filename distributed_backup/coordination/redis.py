@@ -268,7 +268,7 @@ class RedisCoordinator(Coordinator):
     def _parsing(self) -> Iterator[None]:
         try:
             yield
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
             raise CoordinatorUnavailableError(
                 f"{self._address} has a malformed record under {self._run_keys.lease} or the keys beside it "
                 f"({shown(error)}): stop the run's workers and delete these keys"

@@ -103,7 +103,7 @@ class Answers:
         self._last, self._since = lambda: Boundary(position=position, digests=digests()), SeenOutcomes()
         # First, so that a log that ends here is continued after this boundary.
         self._writer.boundary(position, digests, due=due)
-        if self._replay.is_active:
+        if self._replay.is_active or self._replay.is_behind:
             self._replay.boundary(Boundary(position=position, digests=digests()))
         else:
             self._replay.set_stage((), end=None)
@@ -252,7 +252,7 @@ class Answers:
         try:
             await self._doubt.end()
             place = None if ticket is None else self._replay.take(ticket)
-            if place is None and self._replay.is_following:
+            if place is None and (self._replay.is_following or self._replay.is_behind):
                 if ticket is None:
                     self._replay.diverged("a request has no key, so the leader can't record its answer")
                 place = await self._replay.wait_for(ticket or ("", 0))

@@ -94,14 +94,15 @@ class Delivery:
         A leader that was suspended may begin one that lacks these answers. Once the newer one is there, the other does
         not count. The append of the segment calls what is returned. It is waited for as that of a new answer.
         """
-        self.touch()
         self._hold = hold = object()
+        self.touch()
 
         def let_go() -> None:
             limit.cancel()
             if self._hold is hold:
                 self._hold = None
                 self._hand_out()
+                self._arm()
 
         limit = Countdown(asyncio.get_running_loop(), WRITE_LIMIT, lambda: self._doubt.call_after(let_go))
         return self._doubt.after_append(let_go, self.call_from_thread)
@@ -232,7 +233,7 @@ class Delivery:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        is_waiting = bool(self._places or self._new) and self._next < self._count
+        is_waiting = bool(self._places or self._new) and self._next < self._count and self._hold is None
         if is_waiting and self._loop is not None and not self._loop.is_closed():
             is_first = self._next == 0 and self.under_way == 0
             limit = FIRST_LIMIT if self._new and is_first else STALL_LIMIT

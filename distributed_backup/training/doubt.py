@@ -41,13 +41,18 @@ class Doubt:
         self._may_ask = may_ask
 
     async def end(self) -> None:
-        """Wait until there is no doubt. A standby waits for its cancellation, which comes in milliseconds."""
-        while not self._may_ask():
+        """Wait until there is no doubt. A standby waits for its cancellation, which comes in milliseconds.
+
+        What is asked outside the batches of a fit is not cancelled. So that wait ends after `DOUBT_LOOKS`, too.
+        """
+        for _ in range(DOUBT_LOOKS):
+            if self._exists():
+                over = asyncio.Event()
+                self.call_after(over.set)
+                await over.wait()
+            if self._may_ask():
+                return
             await asyncio.sleep(DOUBT_PERIOD)
-        if self._exists():
-            over = asyncio.Event()
-            self.call_after(over.set)
-            await over.wait()
 
     def call_after(self, call: Callable[[], object]) -> None:
         """Call `call` from the running event loop when there is no doubt."""

@@ -17,7 +17,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from distributed_backup.checkpoints.journal import LogReader, Stage
@@ -26,6 +25,7 @@ from distributed_backup.checkpoints.journal_format import (
     Boundary,
     Failed,
     Link,
+    LogEnd,
     Outcome,
     Record,
     Unanswered,
@@ -34,9 +34,11 @@ from distributed_backup.checkpoints.journal_format import (
 )
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Report
+from distributed_backup.position import Position
 from distributed_backup.training.delivery import Delivery
 from distributed_backup.training.doubt import Doubt
 from distributed_backup.training.tickets import Ticket
+from distributed_backup.training.waiting_requests import WaitingRequests
 from distributed_backup.worker.context import position_fields
 
 logger = logging.getLogger(__name__)
@@ -44,13 +46,6 @@ logger = logging.getLogger(__name__)
 _MAX_FAILURES: Final = 2
 _MAX_DEATHS: Final = 3
 _USUAL_CAUSE: Final = "A tool, a reward or data that gives another result each time is a usual cause"
-
-
-@dataclass(frozen=True, slots=True)
-class _LogEnd:
-    """The end of a log that was followed. None if there was none."""
-
-    link: Link | None
 
 
 class Replay:
@@ -62,7 +57,7 @@ class Replay:
         self._lost = lost
         self.delivery = Delivery(self._on_stall, doubt)
         self._log: LogReader | None = None
-        self._records: deque[Record | _LogEnd] = deque()
+        self._records: deque[Record | LogEnd] = deque()
         self.outcomes: list[Outcome] = []
         """How the recorded requests of the current stage have ended, in the order in which training has seen it."""
         # Requests that have failed have several: their retries have the same ticket.
@@ -75,8 +70,9 @@ class Replay:
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
-        # A request that outlives its batch may have the ticket of a later one.
-        self._waiting: list[tuple[Ticket, asyncio.Future[int | None]]] = []
+        self._waiting = WaitingRequests()
+        # The newest checkpoint when this worker began to lead.
+        self._newest = Position(0)
         self._follows = 0
         self.is_following = False
         self.is_lost = False
@@ -167,7 +163,7 @@ class Replay:
         self._log = None
         self._records.clear()
         self._ahead.clear()
-        self._last, self.is_following = start, True
+        self._last, self._newest, self.is_following = start, Position(0), True
         self._writer.replay_begins()
         self.set_stage((), end=None)
         self._has_used = has_used
@@ -177,9 +173,9 @@ class Replay:
         self._records.extend(records)
         self._advance()
 
-    def end_of_log(self, link: Link | None) -> None:
-        """Continue the log behind `link` when the fit has come there: this worker leads now."""
-        self._records.append(_LogEnd(link))
+    def end_of_log(self, end: LogEnd) -> None:
+        """Continue the log behind its end when the fit has come there: this worker leads now."""
+        self._records.append(end)
         self._advance()
 
     def _advance(self) -> None:
@@ -194,8 +190,8 @@ class Replay:
         if self._end is not None and self._waiting:
             self.diverged("this worker asks for what the leader has not asked for")
 
-    def _follow_record(self, record: Record | _LogEnd) -> None:
-        if isinstance(record, Answer | Boundary | _LogEnd):
+    def _follow_record(self, record: Record | LogEnd) -> None:
+        if isinstance(record, Answer | Boundary | LogEnd):
             # The fit of the leader has gone on, or its log is continued as it is.
             failures, self._failures = self._failures, []
             for failure in failures:
@@ -214,19 +210,16 @@ class Replay:
                     self._compare(record, self._ahead.popleft())
                 else:
                     self._end = record
-            case _LogEnd(link=link):
+            case LogEnd(link=link, newest=newest):
+                self._newest = newest
                 self._lead(link)
 
     def _add(self, outcome: Outcome) -> None:
         place, ticket = len(self.outcomes), (outcome.key, outcome.number)
         self.outcomes.append(outcome)
         self.delivery.grow()
-        waiting = next((each for each in self._waiting if each[0] == ticket and not each[1].done()), None)
-        if waiting is None:
+        if not self._waiting.answer(ticket, place):
             self._put(ticket, place)
-        else:
-            self._waiting.remove(waiting)
-            waiting[1].set_result(place)
 
     def _lead(self, link: Link | None) -> None:
         last = self._last
@@ -237,17 +230,23 @@ class Replay:
             self._writer.continue_log(link, last, mark=None, done=self.delivery.hold())
         for boundary in self._ahead:
             self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
+            self._last = boundary
         self._ahead.clear()
         self.end()
         self.delivery.open()
-        self._stop_waiting()
+        self._leave_if_behind()
+        if not self.is_lost:
+            self._waiting.send_all()
 
-    def _stop_waiting(self) -> None:
-        """Let the requests that wait for a record be sent."""
-        waiting, self._waiting = self._waiting, []
-        for _, future in waiting:
-            if not future.done():
-                future.set_result(None)
+    @property
+    def is_behind(self) -> bool:
+        """Whether another worker has come further than this one, which leads and has all of the log."""
+        return self._last is not None and self._last.position < self._newest
+
+    def _leave_if_behind(self) -> None:
+        # Without a request it can come as far: the log had all answers when the checkpoint was made, if it is its own.
+        if self.is_behind and self._waiting:
+            self.cut_off("another worker has come further, and its journal is not there")
 
     # ---------------------------------------------------------------- requests
 
@@ -268,8 +267,8 @@ class Replay:
         """Return the place of an outcome that the leader has not recorded yet. None if this worker must ask now."""
         if self._end is not None and not self.is_lost:
             self.diverged("this worker asks for what the leader has not asked for")
-        future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ticket, future))
+        future = self._waiting.add(ticket)
+        self._leave_if_behind()
         try:
             return await future
         except asyncio.CancelledError:
@@ -277,9 +276,6 @@ class Replay:
             if place is not None:
                 self.put_back(ticket, place)
             raise
-        finally:
-            if (ticket, future) in self._waiting:
-                self._waiting.remove((ticket, future))
 
     async def turn(self, place: int) -> bool:
         """Wait until it is the turn of the outcome at `place`. Return False if it comes again, see `follow`."""
@@ -298,7 +294,7 @@ class Replay:
 
     def _release(self) -> None:
         self.is_following = False
-        self._stop_waiting()
+        self._waiting.send_all()
         self.delivery.release()
 
     # ---------------------------------------------------------------- boundaries
@@ -322,12 +318,11 @@ class Replay:
             return
         if self.is_following:
             self._ahead.append(own)
-            self.set_stage((), end=None)
-            self._advance()
-            return
-        self.end()
-        self._last = own
+        else:
+            self.end()
+            self._last = own
         self.set_stage((), end=None)
+        self._advance()
 
     def _compare(self, recorded: Boundary, own: Boundary) -> bool:
         """Return whether two boundaries are equal. If not, end the replay."""
@@ -353,12 +348,13 @@ class Replay:
         if self.is_lost:
             return
         position = self._last.position if self._last is not None else None
-        asks = "asks for nothing any more" if self.is_following else "goes on, and asks for the answers that follow"
+        waits = self.is_following or self.is_behind
+        asks = "asks for nothing any more" if waits else "goes on, and asks for the answers that follow"
         reason, *causes = reasons
         logger.error("%s, after %s: %s", what, position, ". ".join([reason, f"It {asks}", *causes]))
         self._report("diverged", reason=reason, **position_fields(position))
         self._writer.give_up()
-        if self.is_following:
+        if waits:
             # Requests wait until the fit is cancelled: see `Worker.stand_down`.
             self.is_lost = True
             self._lost(reason)

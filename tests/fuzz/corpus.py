@@ -7,6 +7,7 @@ from typing import Final
 import orjson
 
 from tests.fuzz.files import SEGMENT, SEPARATOR, checkpoint_with, seal_checkpoint, seal_segment
+from tests.fuzz.records import GOOD_REPLY
 from tests.support.cli_runs import body
 
 
@@ -81,6 +82,7 @@ CORPUS: Final[tuple[tuple[str, bytes], ...]] = (
     ("members from Redis", b'["w-1",100,7]'),
     ("bytes of a Redis server", b"+OK\r\n+OK\r\n$18446744073709551616\r\nx\r\n"),
     ("bytes of a Redis server", b"+OK\r\n+OK\r\n" + b"*1\r\n" * 5000),
+    ("bytes of a Redis server", GOOD_REPLY.replace(b":14900", b":1" + b"0" * 400)),
     ("Redis URL", b"rediss://:pa55w0rd@[::1]:6380/3?protocol=2147483647"),
     ("Redis URL", b"redis:/:pa55w0rd@a:6379/0?a=\nredis://:x@a:6379/0"),
     ("Redis URL", b"redis+sentinel://" + b"a:26379," * 100 + b"b/service"),

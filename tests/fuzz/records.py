@@ -296,7 +296,7 @@ def _stored(content: bytes) -> bytes:
 _HELLO: Final = b"+OK\r\n+OK\r\n"
 _INFO: Final = "# Server\r\nredis_version:7.0.15\r\nmaxmemory_policy:allkeys-lru\r\nrole:slave\r\naof_enabled:0\r\n"
 
-_GOOD: Final = _resp(_INFO) + _resp(_view())
+GOOD_REPLY: Final = _HELLO + _resp(_INFO) + _resp(_view())
 
 PARSERS: Final = (
     Parser(name="term record", seeds=(_TERM,), call=_reads("terms"), memory=JSON_MEMORY),
@@ -326,7 +326,10 @@ PARSERS: Final = (
     ),
     Parser(
         name="bytes of a Redis server",
-        seeds=tuple(_HELLO + reply for reply in (_GOOD, _resp(_INFO) + b"-ERR no\r\n", b"-NOAUTH x\r\n", b"*-1\r\n")),
+        seeds=(
+            GOOD_REPLY,
+            *(_HELLO + reply for reply in (_resp(_INFO) + b"-ERR no\r\n", b"-NOAUTH x\r\n", b"*-1\r\n")),
+        ),
         call=_read_resp,
         memory=JSON_MEMORY,
     ),

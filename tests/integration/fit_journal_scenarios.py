@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.checkpoints.journal import LogReader, segments_among
-from distributed_backup.checkpoints.journal_format import Digests, Header, Link, encode_record
+from distributed_backup.checkpoints.journal_format import Digests, Header, LogEnd, encode_record
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
@@ -214,9 +214,9 @@ async def _elected_before_its_segment_is_there(root: Path) -> Any:
     assert tail is not None
     ended = tail._listener.ended
 
-    def end(link: Link | None) -> None:
+    def end(log_end: LogEnd) -> None:
         gate.wait()
-        ended(link)
+        ended(log_end)
 
     tail._listener = replace(tail._listener, ended=end)
     while tail._known_term is None:

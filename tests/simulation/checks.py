@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distributed_backup.checkpoints.format import CheckpointHeader, checkpoints_among, decode, is_final, parse_name
@@ -42,6 +43,8 @@ class Checks:
         self._oldest_starts: dict[Fit, str] = {}
         # The newest term that was claimed when a follower began.
         self._leads_at_start: dict[Fit, int] = {}
+        self._waiting: dict[Fit, list[Callable[[], object]]] = {}
+        self._deleted_terms = 0
         self.deletions = 0
         self._is_void = False
         self.broken: PromiseBrokenError | None = None
@@ -98,9 +101,8 @@ class Checks:
     def seen(self, fit: Fit, key: str) -> None:
         """Note that an answer has reached the training of a worker."""
         # It has been deposed, and what it does from now on is not for the run.
-        if fit.worker.stands_by or self._reads_early(fit):
-            return
-        self._seen.setdefault(key, f"{fit.process.name}")
+        if not fit.worker.stands_by:
+            self._judge(fit, lambda: self._seen.setdefault(key, fit.process.name))
 
     # ---------------------------------------------------------------- states
 
@@ -118,25 +120,34 @@ class Checks:
         if (start.name or "") < oldest and not self.deletions and self._is_intact:
             self._violated(f"{fit.process.name} starts from {start.name}, and {oldest} was saved before it had joined")
         self.note(f"{fit.process.name} starts at {fit.position} from {start.name} leading={start.term}")
-        claims = [int(name[:-5]) for name in self._world.disk.files if name.endswith(".term")]
         if start.term is None:
-            self._leads_at_start[fit] = max(claims, default=0)
+            self._leads_at_start[fit] = self._highest_claim()
 
-    def _reads_early(self, fit: Fit) -> bool:
-        """Whether a worker has begun to follow before its leader has begun a segment. See `journal_tail`: the limits.
+    def _highest_claim(self) -> int:
+        return max((int(name[:-5]) for name in self._world.disk.files if name.endswith(".term")), default=0)
 
-        It reads what the leader before appends late, and is lost then.
+    def _judge(self, fit: Fit, check: Callable[[], object]) -> None:
+        """Check something, for a follower once its leader has begun a segment. See `journal_tail`: the limits.
+
+        Until then it may read what the leader before appends late. It is lost then, and nothing more is checked of it.
         """
-        return max(map(term_of_segment, self._world.disk.files), default=0) < self._leads_at_start.get(fit, 0)
+        waiting = self._waiting.setdefault(fit, [])
+        waiting.append(check)
+        newest = max(map(term_of_segment, self._world.disk.files), default=0)
+        if newest >= self._leads_at_start.get(fit, 0):
+            while waiting:
+                waiting.pop(0)()
 
     def reached(self, fit: Fit) -> None:
         """Check that all workers, and a resumed one, pass through the same states."""
         self.note(f"{fit.process.name} is at {fit.position} in {fit.program.state[:6]}")
-        if self._reads_early(fit):
-            return
-        state = self._states.setdefault(fit.position, fit.program.state)
-        if self._is_recorded and state != fit.program.state:
-            self._violated(f"{fit.process.name} is in another state at {fit.position} than a worker before it")
+        position, own = fit.position, fit.program.state
+
+        def check() -> None:
+            if self._is_recorded and self._states.setdefault(position, own) != own:
+                self._violated(f"{fit.process.name} is in another state at {position} than a worker before it")
+
+        self._judge(fit, check)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -169,7 +180,7 @@ class Checks:
     def _written(self, header: CheckpointHeader) -> None:
         writer = self._writers.setdefault(header.term, header.worker_id)
         # The claims of terms were deleted with the run. A worker that was away then may lead under one again.
-        if writer != header.worker_id and not self.deletions:
+        if writer != header.worker_id and header.term > self._deleted_terms:
             self._violated(f"{writer} and {header.worker_id} have both written under term {header.term}")
         self._saved[writer] = max(header.position, self._saved.get(writer, header.position))
 
@@ -183,6 +194,7 @@ class Checks:
         # A worker that comes back begins the run again, and one that was away may still go on with the old one.
         self._is_void = True
         self._writers, self._newest = {}, None
+        self._deleted_terms = self._highest_claim()
 
     # ---------------------------------------------------------------- the ends of workers
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import orjson
 
 from distributed_backup.checkpoints.journal import LogReader, Stage
-from distributed_backup.checkpoints.journal_format import Answer, Boundary, Link, Outcome, Record
+from distributed_backup.checkpoints.journal_format import Answer, Boundary, Link, LogEnd, Outcome, Record
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Kind
 from distributed_backup.position import Position
@@ -36,6 +36,10 @@ JSON = Codec(encode, orjson.loads)
 
 def boundary(batch: int, tag: object = "same", **digests: str) -> Boundary:
     return Boundary(position=Position(0, batch), digests={"trainable": str(tag), **digests})
+
+
+def ended(link: Link | None, newest: int = 0) -> LogEnd:
+    return LogEnd(link=link, newest=Position(0, newest))
 
 
 def answer(key: str, response: Any, number: int = 0) -> Answer:

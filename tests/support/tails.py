@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_backup.checkpoints import journal
-from distributed_backup.checkpoints.journal_format import Boundary, Header, Link, Outcome, Record, encode_record
+from distributed_backup.checkpoints.journal_format import Boundary, Header, Link, LogEnd, Outcome, Record, encode_record
 from distributed_backup.checkpoints.journal_tail import LogTail, TailListener, TailStart
 from distributed_backup.clock import SystemClock
 from distributed_backup.errors import StoreError
@@ -98,6 +98,7 @@ class Tail:
         self.clock = Clock()
         self.records: list[Record] = []
         self.reports: list[Any] = []
+        self.newest: Position | None = None
         self.tail: LogTail | None = None
 
     def segment(
@@ -112,6 +113,10 @@ class Tail:
             digests=None if state is None else state.digests,
         )
         return Segment(self.storage, header)
+
+    def _ended(self, end: LogEnd) -> None:
+        self.reports.append(("ended", end.link))
+        self.newest = end.newest
 
     def start(
         self,
@@ -128,7 +133,7 @@ class Tail:
             clock=self.clock,
             listener=TailListener(
                 deliver=self.records.extend,
-                ended=lambda link: self.reports.append(("ended", link)),
+                ended=self._ended,
                 lost=lambda reason: self.reports.append(("lost", reason)),
             ),
         )

@@ -13,7 +13,7 @@ from distributed_backup.checkpoints import journal_format
 from distributed_backup.checkpoints.journal_format import Failed, Unanswered, Unrecorded
 from distributed_backup.training import answers, countdown, delivery
 from distributed_backup.training.tickets import Tickets
-from tests.support.answering import END, JSON, Fit, answer, boundary, keys, led, quiet, stage, until
+from tests.support.answering import END, JSON, Fit, answer, boundary, ended, keys, led, quiet, stage, until
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -356,7 +356,7 @@ def test_a_worker_that_leads_again_uses_the_answer_that_it_was_waiting_with() ->
         fit.replay.follow(boundary(0))
         fit.respond("a", "of this worker")
         await quiet()
-        fit.replay.end_of_log(None)
+        fit.replay.end_of_log(ended(None))
         await quiet()
         assert (fit.got, keys(fit.writer.records)) == (["of this worker"], ["a"])
 
@@ -425,7 +425,7 @@ def test_a_worker_that_leads_again_records_an_answer_again_that_it_took_back() -
         fit.step_down()
         await quiet()
         fit.writer.is_durable = True
-        fit.replay.end_of_log(END)
+        fit.replay.end_of_log(ended(END))
         await quiet()
         assert (fit.got, keys(fit.writer.records), fit.asked) == ([1], ["a", "a"], ["a"])
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoints.journal_writer import DOUBT_LOOKS, DOUBT_PERIOD
+from distributed_backup.training import doubt
 from distributed_backup.training.doubt import Doubt
 from tests.support.answering import quiet, until
 
@@ -34,6 +35,47 @@ class Lead:
     def _give_up(self) -> None:
         self.given_up += 1
         self.is_in_doubt = False
+
+
+def test_a_request_waits_while_its_training_is_about_to_be_cancelled() -> None:
+    """Also if the doubt ends because another worker leads. What is not cancelled goes on after the limit."""
+
+    async def main() -> None:
+        now, looks, lead = {"may": True}, list[str](), Lead()
+
+        def may_ask() -> bool:
+            looks.append("look")
+            return now["may"]
+
+        lead.doubt = Doubt(is_certain=lambda: False, exists=lead._exists, give_up=lead._give_up, may_ask=may_ask)
+        waiting = asyncio.ensure_future(lead.doubt.end())
+        await until(lambda: lead.looks > 2)
+        now["may"] = lead.is_in_doubt = False
+        await until(lambda: len(looks) > 2)
+        assert not waiting.done()
+        waiting.cancel()
+
+    run(main)
+
+
+def test_a_request_that_nobody_cancels_is_sent_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook that asks models is in no batch."""
+    monkeypatch.setattr(doubt, "DOUBT_PERIOD", 0.0)
+
+    async def main() -> int:
+        looks: list[str] = []
+        lead = Lead()
+        lead.is_in_doubt = False
+
+        def may_ask() -> bool:
+            looks.append("look")
+            return False
+
+        lead.doubt = Doubt(is_certain=lambda: False, exists=lead._exists, give_up=lead._give_up, may_ask=may_ask)
+        await lead.doubt.end()
+        return len(looks)
+
+    assert run(main) == DOUBT_LOOKS
 
 
 def test_nothing_waits_without_a_doubt() -> None:

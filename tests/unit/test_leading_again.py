@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.checkpoints.journal_format import Answer
-from tests.support.answering import END, JSON, Fit, answer, keys, led, quiet, work
+from tests.support.answering import END, JSON, Fit, answer, ended, keys, led, quiet, work
 
 
 def test_its_own_answers_to_the_same_requests_come_later_and_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,4 +83,4 @@ def lead_again(fit: Fit, recorded: Answer, *, leads_again: bool = True) -> None:
     fit.step_down()
     fit.replay.extend([recorded])
     if leads_again:
-        fit.replay.end_of_log(END)
+        fit.replay.end_of_log(ended(END))

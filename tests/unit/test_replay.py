@@ -16,8 +16,7 @@ from distributed_backup.checkpoints.journal_format import (
 )
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
-from distributed_backup.training import delivery
-from tests.support.answering import END, Fit, answer, boundary, keys, led, quiet, stage
+from tests.support.answering import END, Fit, answer, boundary, ended, keys, led, quiet, stage
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -53,54 +52,6 @@ def test_a_log_that_ends_at_its_begin_is_continued_at_once() -> None:
         fit = Fit()
         fit.begin()
         assert (fit.writer.names, fit.events, fit.replay.is_active) == (["replay_begins", "continue_log"], [], False)
-
-    run(main)
-
-
-def test_answers_of_a_former_leader_wait_for_the_segment_of_the_new_one() -> None:
-    """That leader may be suspended while it begins a segment without them."""
-
-    async def main() -> None:
-        fit = Fit()
-        fit.writer.is_durable = False
-        fit.begin(stage(answer("a", 1), answer("b", 2)))
-        fit.ask("a")
-        fit.ask("b")
-        await quiet()
-        assert fit.got == []
-        fit.writer.flush()
-        await quiet()
-        assert (fit.got, fit.asked) == ([1, 2], [])
-
-    run(main)
-
-
-def test_answers_of_a_former_leader_wait_while_it_is_in_doubt_who_leads() -> None:
-    """The new leader was suspended while it began its segment, so another one may lead by now."""
-
-    async def main() -> None:
-        fit = Fit()
-        fit.is_certain, fit.is_in_doubt = False, True
-        fit.begin(stage(answer("a", 1)))
-        fit.ask("a")
-        await quiet()
-        assert fit.got == []
-
-    run(main)
-
-
-def test_answers_of_a_former_leader_wait_no_longer_for_a_storage_that_hangs_than_new_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(delivery, "WRITE_LIMIT", 0.0)
-
-    async def main() -> None:
-        fit = Fit()
-        fit.writer.is_durable = False
-        fit.begin(stage(answer("a", 1)))
-        fit.ask("a")
-        await quiet()
-        assert fit.got == [1]
 
     run(main)
 
@@ -438,7 +389,7 @@ def test_a_follower_that_leads_continues_the_log_and_asks() -> None:
         fit.ask("a")
         fit.ask("c")
         await quiet()
-        fit.replay.end_of_log(END)
+        fit.replay.end_of_log(ended(END))
         await quiet()
         assert (fit.asked, fit.got, fit.writer.names[-1]) == (["c"], [1], "continue_log")
         assert fit.writer.steps[-1] == ("continue_log", END, boundary(0), None)
@@ -457,7 +408,7 @@ def test_a_follower_that_is_far_behind_leads_when_it_has_come_to_the_end() -> No
     async def main() -> None:
         fit = Fit()
         fit.follow(answer("a", 1), boundary(1), answer("a", 2))
-        fit.replay.end_of_log(END)
+        fit.replay.end_of_log(ended(END))
         fit.ask("a")
         await quiet()
         assert fit.replay.is_following
@@ -479,7 +430,7 @@ def test_a_follower_ahead_of_the_last_marker_writes_it() -> None:
         fit.follow(answer("a", 1))
         await fit.ask("a")
         fit.boundary(1)
-        fit.replay.end_of_log(END)
+        fit.replay.end_of_log(ended(END))
         name, position, digests, due = fit.writer.steps[-1]
         assert (name, position, digests(), due) == ("boundary", Position(0, 1), boundary(1).digests, False)
         assert fit.writer.names[-2] == "continue_log"
@@ -493,7 +444,7 @@ def test_a_follower_without_a_log_begins_one() -> None:
         fit.follow()
         fit.ask("a")
         await quiet()
-        fit.replay.end_of_log(None)
+        fit.replay.end_of_log(ended(None))
         await quiet()
         assert (fit.asked, fit.writer.steps[-1]) == (["a"], ("begin_at", boundary(0)))
 
@@ -539,7 +490,7 @@ def test_a_follower_that_is_elected_and_deposed_before_it_leads_still_follows() 
     async def main() -> None:
         fit = Fit()
         fit.follow(answer("a", 1), boundary(1))
-        fit.replay.end_of_log(END)
+        fit.replay.end_of_log(ended(END))
         await fit.ask("a")
         fit.replay.follow(boundary(0))
         fit.boundary(1)

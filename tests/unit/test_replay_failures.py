@@ -10,7 +10,7 @@ import pytest
 
 from distributed_backup.checkpoints.journal_format import Failed, Left, Unanswered, Unrecorded
 from distributed_backup.errors import RecordedFailureError
-from tests.support.answering import END, Fit, answer, boundary, quiet
+from tests.support.answering import END, Fit, answer, boundary, ended, quiet
 from tests.support.journals import header
 
 
@@ -61,7 +61,7 @@ def test_what_may_end_the_fit_of_the_leader_does_not_end_that_of_a_follower(goes
         if goes_on:
             fit.replay.extend([header(2, 0), answer("a", 1)])
         else:
-            fit.replay.end_of_log(END)
+            fit.replay.end_of_log(ended(END))
             await quiet()
             fit.respond("a", 1)
         assert (await request, fit.asked) == (1, [] if goes_on else ["a"])
@@ -96,7 +96,7 @@ def test_a_request_that_outlives_its_batch_is_not_lost_by_an_equal_one(leads: bo
         second = fit.ask("a")
         await quiet()
         if leads:
-            fit.replay.end_of_log(END)
+            fit.replay.end_of_log(ended(END))
             await quiet()
             assert fit.asked == ["a", "a"]
             for response in (1, 2):
@@ -114,7 +114,7 @@ def test_a_new_leader_goes_on_behind_the_failures_of_the_old_one() -> None:
     async def main() -> None:
         fit = Fit()
         fit.follow(failed("a"))
-        fit.replay.end_of_log(END)
+        fit.replay.end_of_log(ended(END))
         with pytest.raises(RecordedFailureError):
             await fit.ask("a")
         fit.ask("a")

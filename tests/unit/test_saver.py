@@ -31,6 +31,7 @@ class TrickyStore(CheckpointStore):
         self.entered = threading.Semaphore(0)
         self.broken: Exception | None = None
         self.broken_listing: Exception | None = None
+        self.after: Callable[[], None] = lambda: None
         self.tried: list[tuple[int, Position]] = []
 
     def newest_header(self) -> CheckpointHeader | None:
@@ -44,7 +45,9 @@ class TrickyStore(CheckpointStore):
         assert self.gate.wait(PATIENCE)
         if self.broken is not None:
             raise self.broken
-        return super().commit(snapshot, term=term, worker_id=worker_id)
+        header = super().commit(snapshot, term=term, worker_id=worker_id)
+        self.after()
+        return header
 
 
 class Recorder:
@@ -54,6 +57,7 @@ class Recorder:
         self._condition = threading.Condition()
         self.commits: list[tuple[Position | None, int, int]] = []
         self.failures: list[StoreError] = []
+        self.stale: list[int] = []
         self.before_commit: Callable[[], None] = lambda: None
         self.before_failure: Callable[[], None] = lambda: None
 
@@ -64,7 +68,9 @@ class Recorder:
             self._condition.notify_all()
 
     def on_stale_term(self, term: int) -> None:
-        pass
+        with self._condition:
+            self.stale.append(term)
+            self._condition.notify_all()
 
     def on_commit_failed(self, error: StoreError) -> None:
         self.before_failure()
@@ -532,6 +538,19 @@ def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Benc
     assert not stopping.is_alive()
     assert bench.positions == [1]
     assert bench.recorder.commits == [(Position(1), 1, 0)]
+
+
+def test_a_final_state_whose_reply_was_lost_counts_if_the_next_leader_may_have_seen_it(bench: Bench) -> None:
+    def lose_reply() -> None:
+        assert bench.store.claim_term(2)
+        raise StoreError("the reply was lost", path=bench.store.location, retryable=True)
+
+    bench.store.after = lose_reply
+    bench.saver.submit(replace(snapshot(1), final=True), due=True)
+    bench.recorder.wait(lambda: bool(bench.recorder.failures))
+    bench.drain()
+    bench.recorder.wait(lambda: bench.recorder.stale == [1])
+    assert bench.recorder.commits == []
 
 
 def test_stop_ends_an_urgent_save_that_keeps_failing(bench: Bench) -> None:

@@ -1,0 +1,141 @@
+"""A new leader takes over: what it has read of the log, and where it must not go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from distributed_backup.training import delivery
+from tests.support.answering import END, Fit, answer, ended, quiet, stage
+
+
+def run(main: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(main())  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- before its segment is there
+
+
+def test_answers_of_a_former_leader_wait_for_the_segment_of_the_new_one() -> None:
+    """That leader may be suspended while it begins a segment without them."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.writer.is_durable = False
+        fit.begin(stage(answer("a", 1), answer("b", 2)))
+        fit.ask("a")
+        fit.ask("b")
+        await quiet()
+        assert fit.got == []
+        fit.writer.flush()
+        await quiet()
+        assert (fit.got, fit.asked) == ([1, 2], [])
+
+    run(main)
+
+
+def test_answers_of_a_former_leader_wait_while_it_is_in_doubt_who_leads() -> None:
+    """The new leader was suspended while it began its segment, so another one may lead by now."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.is_certain, fit.is_in_doubt = False, True
+        fit.begin(stage(answer("a", 1)))
+        fit.ask("a")
+        await quiet()
+        assert fit.got == []
+
+    run(main)
+
+
+def test_answers_of_a_former_leader_wait_no_longer_for_a_storage_that_hangs_than_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "WRITE_LIMIT", 0.0)
+
+    async def main() -> None:
+        fit = Fit()
+        fit.writer.is_durable = False
+        fit.begin(stage(answer("a", 1)))
+        fit.ask("a")
+        await quiet()
+        assert fit.got == [1]
+
+    run(main)
+
+
+@pytest.mark.parametrize("limit", ["FIRST_LIMIT", "WARN_LIMIT"])
+def test_what_is_held_back_does_not_stall(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
+) -> None:
+    """Journal and coordinator hang together, and a new answer waits behind the recorded one."""
+    monkeypatch.setattr(delivery, limit, 0.0)
+
+    async def main() -> None:
+        fit = Fit()
+        fit.writer.is_durable, fit.is_certain, fit.is_in_doubt = False, False, True
+        fit.begin(stage(answer("a", 1)))
+        fit.ask("a")
+        fit.ask("b")
+        await quiet()
+        assert (fit.got, fit.events, fit.replay.is_active) == ([], [], True)
+
+    run(main)
+    assert caplog.records == []
+
+
+# ---------------------------------------------------------------- behind the newest checkpoint
+
+
+def test_a_leader_behind_the_newest_checkpoint_asks_nothing() -> None:
+    """Another worker has come there with answers of its own, and has left no journal: it was preempted."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow(answer("a", 1))
+        fit.replay.end_of_log(ended(END, newest=1))
+        fit.ask("a")
+        await quiet()
+        assert (fit.got, fit.lost) == ([1], [])
+        fit.ask("b")
+        await quiet()
+        assert (fit.asked, fit.got, len(fit.lost)) == ([], [1], 1)
+        assert "another worker has come further" in fit.lost[0]
+
+    run(main)
+
+
+def test_a_request_that_waits_when_its_worker_leads_behind_the_newest_checkpoint_is_not_sent() -> None:
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        fit.ask("a")
+        await quiet()
+        fit.replay.end_of_log(ended(END, newest=1))
+        await quiet()
+        assert (fit.asked, len(fit.lost)) == ([], 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_leader_that_comes_to_the_newest_checkpoint_without_a_request_goes_on(is_ahead: bool) -> None:
+    """Its writer died between the checkpoint and the boundary in the journal."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow(answer("a", 1))
+        await fit.ask("a")
+        if is_ahead:
+            fit.boundary(1)
+        fit.replay.end_of_log(ended(END, newest=1))
+        if not is_ahead:
+            fit.boundary(1)
+        fit.ask("b")
+        await quiet()
+        assert (fit.got, fit.asked, fit.lost) == ([1], ["b"], [])
+
+    run(main)
