@@ -257,7 +257,7 @@ class Replay:
 
     def is_answered_elsewhere(self, ticket: Ticket | None) -> bool:
         """Whether another worker has led since a request was sent, and asks for it or has recorded how it ended."""
-        return self.is_following or bool(ticket and self._places.get(ticket))
+        return self.is_following or self.is_behind or bool(ticket and self._places.get(ticket))
 
     def put_back(self, ticket: Ticket, place: int) -> None:
         """Let a retry take an outcome whose request was cancelled."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distributed_backup.training import delivery
-from tests.support.answering import END, Fit, answer, ended, quiet, stage
+from tests.support.answering import END, Fit, answer, ended, led, quiet, stage
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -117,6 +117,22 @@ def test_a_request_that_waits_when_its_worker_leads_behind_the_newest_checkpoint
         fit.replay.end_of_log(ended(END, newest=1))
         await quiet()
         assert (fit.asked, len(fit.lost)) == ([], 1)
+
+    run(main)
+
+
+def test_an_answer_that_was_under_way_behind_the_newest_checkpoint_is_not_used() -> None:
+    """Its request was sent when this worker led before. The checkpoint has the answer of another worker."""
+
+    async def main() -> None:
+        fit = led()
+        fit.ask("a")
+        await quiet()
+        fit.follow()
+        fit.replay.end_of_log(ended(END, newest=1))
+        fit.respond("a", "own")
+        await quiet()
+        assert (fit.got, fit.writer.records, len(fit.lost)) == ([], [], 1)
 
     run(main)
 
