@@ -250,17 +250,21 @@ class Answers:
 
     async def _place(self, ticket: Ticket | None) -> int | None:
         try:
-            await self._doubt.end()
-            place = None if ticket is None else self._replay.take(ticket)
-            if place is None and (self._replay.is_following or self._replay.is_behind):
+            while True:
+                await self._doubt.end()
+                place = None if ticket is None else self._replay.take(ticket)
+                if place is not None or not (self._replay.is_following or self._replay.is_behind):
+                    return place
                 if ticket is None:
                     self._replay.diverged("a request has no key, so the leader can't record its answer")
+                # None: this worker leads. Again, because the lease may have run out, or another one may lead by now.
                 place = await self._replay.wait_for(ticket or ("", 0))
+                if place is not None:
+                    return place
         except BaseException:
             if ticket is not None:
                 self._tickets.give_back(ticket)
             raise
-        return place
 
     async def _replayed(self, ticket: Ticket | None, place: int) -> bool:
         """Wait for the turn of an outcome. Return False if it comes again in another log."""

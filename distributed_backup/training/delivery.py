@@ -107,6 +107,10 @@ class Delivery:
         limit = Countdown(asyncio.get_running_loop(), WRITE_LIMIT, lambda: self._doubt.call_after(let_go))
         return self._doubt.after_append(let_go, self.call_from_thread)
 
+    def let_go(self) -> None:
+        """End `hold`: this worker follows another one."""
+        self._hold = None
+
     def open(self) -> None:
         """Let new answers come after those of the log."""
         self._is_open = True

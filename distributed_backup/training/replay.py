@@ -165,6 +165,7 @@ class Replay:
         self._ahead.clear()
         self._last, self._newest, self.is_following = start, Position(0), True
         self._writer.replay_begins()
+        self.delivery.let_go()
         self.set_stage((), end=None)
         self._has_used = has_used
 
@@ -267,15 +268,17 @@ class Replay:
         """Return the place of an outcome that the leader has not recorded yet. None if this worker must ask now."""
         if self._end is not None and not self.is_lost:
             self.diverged("this worker asks for what the leader has not asked for")
-        future = self._waiting.add(ticket)
+        follows, future = self._follows, self._waiting.add(ticket)
         self._leave_if_behind()
         try:
-            return await future
+            place = await future
         except asyncio.CancelledError:
             place = future.result() if future.done() and not future.cancelled() else None
-            if place is not None:
+            if place is not None and self._follows == follows:
                 self.put_back(ticket, place)
             raise
+        # Since then, the outcome has got another place: it comes again, see `follow`.
+        return place if self._follows == follows else None
 
     async def turn(self, place: int) -> bool:
         """Wait until it is the turn of the outcome at `place`. Return False if it comes again, see `follow`."""
@@ -293,7 +296,7 @@ class Replay:
         self.delivery.call_from_thread(self._release)
 
     def _release(self) -> None:
-        self.is_following = False
+        self.is_following, self._newest = False, Position(0)
         self._waiting.send_all()
         self.delivery.release()
 

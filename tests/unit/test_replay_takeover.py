@@ -155,3 +155,79 @@ def test_a_leader_that_comes_to_the_newest_checkpoint_without_a_request_goes_on(
         assert (fit.got, fit.asked, fit.lost) == ([1], ["b"], [])
 
     run(main)
+
+
+# ---------------------------------------------------------------- deposed meanwhile
+
+
+def test_an_outcome_that_a_request_has_waited_for_comes_again_if_another_worker_leads() -> None:
+    """Both changes come in one cycle of the loop, as after a suspension."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        fit.ask("a")
+        await quiet()
+        fit.replay.extend([answer("a", 1)])
+        fit.step_down()
+        await quiet()
+        assert fit.got == []
+        fit.replay.extend([answer("b", 2), answer("a", 3)])
+        fit.ask("b")
+        await quiet()
+        assert fit.got == [2, 3]
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_deposed", [False, True])
+def test_a_request_that_has_waited_is_not_sent_before_it_is_certain_who_leads(is_deposed: bool) -> None:
+    """The lease may have run out before the loop learned of it, or another worker may lead by now."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        fit.ask("a")
+        await quiet()
+        fit.is_certain, fit.is_in_doubt = is_deposed, not is_deposed
+        fit.replay.end_of_log(ended(END))
+        if is_deposed:
+            fit.step_down()
+        await quiet()
+        assert fit.asked == []
+
+    run(main)
+
+
+def test_a_worker_that_was_deposed_before_it_came_to_the_end_of_the_log_follows_at_once() -> None:
+    """It holds no answer back for a segment that it does not begin."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        fit.replay.delivery.hold()
+        fit.step_down()
+        fit.replay.extend([answer("a", 1)])
+        fit.ask("a")
+        await quiet()
+        assert fit.got == [1]
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_what_is_under_way_at_the_end_of_a_fit_returns(is_behind: bool) -> None:
+    async def main() -> None:
+        fit = led()
+        fit.ask("a")
+        await quiet()
+        fit.step_down()
+        if is_behind:
+            fit.replay.end_of_log(ended(END, newest=1))
+        fit.answers.close()
+        await quiet()
+        fit.respond("a", "own")
+        await quiet()
+        assert (fit.got, fit.lost) == (["own"], [])
+
+    run(main)
