@@ -7,7 +7,7 @@ counts as stopped until it catches up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from distributed_backup.errors import ConfigError
 from distributed_backup.position import Position
@@ -40,6 +40,10 @@ def build_incarnation(events: Sequence[Event], *, now: float | None) -> Incarnat
     for event in events:
         builder.add(event)
     return builder.build(now)
+
+
+# Above all counts of a run. JSON has no number for some sums of larger ones.
+_MOST: Final = 10**15
 
 
 class IncarnationBuilder:
@@ -234,7 +238,7 @@ def _where(event: Event, before: str) -> str:
 
 def _whole(event: Event, field: str) -> int:
     value = event.fields.get(field)
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and abs(value) < _MOST else 0
 
 
 def _seconds(event: Event, field: str = "seconds") -> float:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import Final
 
 from distributed_backup.errors import StoreError
 from distributed_backup.observability.events import Event, is_event_log
 from distributed_backup.regular_file import IrregularFileError
 from distributed_backup.storage.base import Storage
+
+# Characters of the shortest event, with a date alone. A damaged file may have millions of lines that are shorter.
+_SHORTEST: Final = len('{"at":"2026-11-30","worker":"w","event":"lost"}')
 
 
 def read_events(storage: Storage, run_id: str | None = None) -> tuple[list[Event], int]:
@@ -34,6 +38,9 @@ def parse_events(lines: Iterable[bytes]) -> tuple[list[Event], int]:
     """Return the events in these lines in order of time, and the number of lines that are not an event."""
     found, skipped = [], 0
     for line in lines:
+        if len(line) < _SHORTEST:
+            skipped += 1
+            continue
         try:
             found.append(_event(line))
         except ValueError:

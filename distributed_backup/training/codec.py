@@ -27,7 +27,17 @@ class Codec:
             UnrecordableError: The value is no such list.
         """
         try:
-            chunks = [orjson.dumps(chunk) for chunk in orjson.loads(value)]
-        except (TypeError, ValueError) as error:
+            chunks = orjson.loads(value)
+        except ValueError as error:
             raise UnrecordableError(f"a recorded stream can't be restored ({type(error).__name__})") from error
-        return [self.decode(chunk) for chunk in chunks]
+        if not isinstance(chunks, list):
+            raise UnrecordableError("a recorded stream can't be restored (no list)")
+        # One at a time, because the bytes of each take some kB at first.
+        return [self.decode(_chunk(chunk)) for chunk in chunks]
+
+
+def _chunk(chunk: Any) -> bytes:
+    try:
+        return orjson.dumps(chunk)
+    except TypeError as error:  # nested too deep
+        raise UnrecordableError(f"a recorded stream can't be restored ({type(error).__name__})") from error

@@ -35,6 +35,10 @@ def _answer(body: bytes, date: bytes = b"Mon, 19 Sep 2016 18:29:47 GMT") -> byte
 
 _LATE: Final = b"Mon, 19 Sep 2016 9999999999:29:47 GMT"
 _EVENT: Final = b'{"at":"2026-11-29T00:00:00Z","worker":"w","event":"joined","standby":false,"run":%s}\n'
+_REPLAYED: Final = (
+    b'{"at":"2026-11-29T00:00:00Z","worker":"w","event":"joined","standby":false,"run":"job-42"}\n'
+    b'{"at":"2026-11-29T00:00:01Z","worker":"w","event":"replayed","answers":%d,"epoch":0,"batch":1}\n' % (2**64 - 1)
+)
 _ANNOUNCED: Final = '{"term":3,"worker_id":"w","kind":"x","position":[1,3],"checkpoint":%s,"digest":null,"answers":%s}'
 _TERM: Final = b'{"worker_id":"w","resigned":false,"announcement":%s}'
 
@@ -71,6 +75,10 @@ CORPUS: Final[tuple[tuple[str, bytes], ...]] = (
     ("checkpoint", checkpoint_with(b'{"tagged":' + _nested(1000) + b"}")),
     ("event log", _EVENT % b'["x"]'),
     ("event log", _EVENT % (b'"job-42","more":' + _nested(300))),
+    # Two of them have a sum that JSON has no number for.
+    ("event log", _REPLAYED * 2),
+    ("event log", b"\n" * 2**18),
+    ("event log", b"{\n" * 2**17),
     # One reader took a long record, and the other one did not.
     ("journal segment", _long_header()),
     ("parts of a file in a bucket", b"a.part-00000001-" + b"9" * 5000 + b" 1"),

@@ -18,6 +18,9 @@ CORPUS = (
     ("state of a fit", b'{"loop":{},"objects":{},"variables":7,"schema":{}}'),
     ("recorded stream", b"7"),
     ("recorded stream", b"{"),
+    # The bytes of each chunk take some kB at first.
+    ("recorded stream", b'"%s"' % (b"x" * 2000)),
+    ("recorded stream", b"[%s1]" % (b"1," * 2000)),
 )
 
 
