@@ -14,6 +14,7 @@ before their state can be applied.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -147,7 +148,7 @@ def _reading() -> Iterator[None]:
     """Turn the errors of a state of another form into a `StateError`. A checkpoint that verifies may hold any JSON."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
         raise StateError(f"the checkpoint holds no state that this version can restore: {shown(error)}") from error
 
 

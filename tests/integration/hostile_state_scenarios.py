@@ -9,6 +9,7 @@ from tests.fuzz.engine import check, fuzz
 
 Report = Callable[..., None]
 
+STATE = next(parser for parser in PARSERS if parser.name == "state of a fit").seeds[-1]
 # Inputs that once broke a rule, by the name of the parser.
 CORPUS = (
     ("state of a fit", b"-1"),
@@ -16,6 +17,8 @@ CORPUS = (
     ("state of a fit", b'{"loop":{"data":{"first_epoch":-1000000000000}}}'),
     ("state of a fit", b'{"loop":{"description":{"versions":["0.3"],"parts":[[[],7]]}}}'),
     ("state of a fit", b'{"loop":{},"objects":{},"variables":7,"schema":{}}'),
+    # A list of words that are no numbers, as version 0.3 has written them.
+    ("state of a fit", STATE[:-1] + b',"python_random":[3,["x"],null],"numpy_random":["MT19937",[1],1,0,0.0]}'),
     ("recorded stream", b"7"),
     ("recorded stream", b"{"),
     # The bytes of each chunk take some kB at first.
