@@ -30,6 +30,9 @@ from tests.support.proxy import Proxy
 LIFE = "tests.chaos.life:live"
 # A worker that is started again so often does not come to its end.
 _MOST_LIVES = 40
+# Seconds before a worker is started again that has failed by itself. Each failure in a row doubles them.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 3.0
 # Seconds. A life that takes longer hangs.
 _LONGEST_LIFE: Final = 90.0
 _SIGNALS: Final[dict[How, signal.Signals]] = {
@@ -134,10 +137,14 @@ class Supervisor:
             if self._places.server is not None:
                 proxy = stack.enter_context(Proxy(self._places.server.address))
                 place = _through(proxy, place, self._places.server.url)
+            failures = 0
             for number in range(_MOST_LIVES):
                 lives.append(self._live(worker, number, place, proxy, _taken(kills)))
                 if lives[-1].exit_code == 0 or self.story.problems:
                     return lives
+                failures = failures + 1 if lives[-1].how is None else 0
+                # As a Job controller: a disk that is full for seconds must not use all lives up.
+                threading.Event().wait(min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE) if failures else 0.0)
         self.story.problems.append(f"ends: worker {worker} has not finished in {_MOST_LIVES} lives")
         return lives
 
