@@ -18,6 +18,8 @@ from distributed_backup.storage.base import Storage
 # Characters of the shortest event, with a date alone. A damaged file may have millions of lines that are shorter.
 _SHORTEST: Final = len('{"at":"2026-11-30","worker":"w","event":"lost"}')
 
+_LONGEST_NAME: Final = 128
+
 
 def read_events(storage: Storage, run_id: str | None = None) -> tuple[list[Event], int]:
     """Return all events of a run in order of time, and the number of skipped lines.
@@ -50,6 +52,8 @@ def parse_events(lines: Iterable[bytes]) -> tuple[list[Event], int]:
 
 def _event(line: bytes) -> Event:
     event = Event.from_line(line)
+    if len(event.worker) > _LONGEST_NAME:
+        raise ValueError(f"no worker has so long a name: {event.worker[:80]}")
     if not 1970 <= event.at.year < 9999:
         raise ValueError(f"the year can't be shown: {event.at}")
     return event
