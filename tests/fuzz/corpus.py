@@ -77,7 +77,7 @@ CORPUS: Final[tuple[tuple[str, bytes], ...]] = (
     ("event log", _EVENT % (b'"job-42","more":' + _nested(300))),
     # Two of them have a sum that JSON has no number for.
     ("event log", _REPLAYED * 2),
-    ("event log", _REPLAYED.replace(b'"w"', b'"w%s"' % (b"-00" * 2**16))),
+    ("event log", _REPLAYED.replace(b'"w","event":"rep', b'"w%s","event":"rep' % (b"-00" * 2**16))),
     ("event log", b"\n" * 2**18),
     ("event log", b"{\n" * 2**17),
     # One reader took a long record, and the other one did not.
