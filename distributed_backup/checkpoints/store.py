@@ -295,8 +295,8 @@ class CheckpointStore(CheckpointReader):
     def delete(self) -> None:
         """Delete all files of the run, and the directory if nothing else is in it. Files with other names stay.
 
-        Checkpoints are deleted oldest first and `run.json` last. So a crash in between leaves a run that can be resumed
-        from its newest checkpoint, or no run.
+        The newest checkpoint is deleted last. So a crash in between leaves a run that can be resumed from it, or none.
+        It names the run, in place of `run.json`.
 
         Raises:
             RunMismatchError: The directory belongs to another run. Nothing is deleted.
@@ -305,12 +305,14 @@ class CheckpointStore(CheckpointReader):
         with self._lock:
             self.check_run()
             found = self._storage.names()
-            for name in reversed(checkpoints_among(found)):
-                if self._is_ours(name) is not False:
-                    self._storage.remove(name)
+            ours = {name: self._is_ours(name) for name in reversed(checkpoints_among(found))}
+            newest = max((name for name, is_sound in ours.items() if is_sound), default="")
+            self._remove_all(name for name, is_ours in ours.items() if is_ours is not False and name != newest)
             self._remove_all(self._our_segments(segments_among(found)[::-1]))
             self._remove_all(name for name in found if is_claim(name) or is_event_log(name) or _is_leftover(name))
             self._storage.remove(RUN_FILE)
+            if newest:
+                self._storage.remove(newest)
             self.forget()
             self._storage.remove_if_empty()
 
