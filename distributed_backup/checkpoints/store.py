@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 
-from distributed_backup.checkpoints.fencing import TermClaims, check_final, check_writer, is_claim
+from distributed_backup.checkpoints.fencing import TermClaims, check_final, check_writer, highest_term_among, is_claim
 from distributed_backup.checkpoints.format import (
     CheckpointHeader,
     Snapshot,
@@ -295,8 +295,8 @@ class CheckpointStore(CheckpointReader):
     def delete(self) -> None:
         """Delete all files of the run, and the directory if nothing else is in it. Files with other names stay.
 
-        The newest checkpoint is deleted last. So a crash in between leaves a run that can be resumed from it, or none.
-        It names the run, in place of `run.json`.
+        The newest checkpoint comes after all but its journal and `run.json`. A crash before that leaves a run that can
+        be resumed from it, with its journal.
 
         Raises:
             RunMismatchError: The directory belongs to another run. Nothing is deleted.
@@ -307,12 +307,15 @@ class CheckpointStore(CheckpointReader):
             found = self._storage.names()
             ours = {name: self._is_ours(name) for name in reversed(checkpoints_among(found))}
             newest = max((name for name, is_sound in ours.items() if is_sound), default="")
+            start, term = parse_name(newest), highest_term_among(found)
+            older = [] if start is None else unneeded_segments(found, kept=[start], term=term)
             self._remove_all(name for name, is_ours in ours.items() if is_ours is not False and name != newest)
-            self._remove_all(self._our_segments(segments_among(found)[::-1]))
+            self._remove_all(self._our_segments(older))
             self._remove_all(name for name in found if is_claim(name) or is_event_log(name) or _is_leftover(name))
-            self._storage.remove(RUN_FILE)
             if newest:
                 self._storage.remove(newest)
+            self._remove_all(self._our_segments([name for name in segments_among(found)[::-1] if name not in older]))
+            self._storage.remove(RUN_FILE)
             self.forget()
             self._storage.remove_if_empty()
 

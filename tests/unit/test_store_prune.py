@@ -160,7 +160,7 @@ def test_delete_removes_all_of_ours_and_the_empty_directory(tmp_path: Path) -> N
     assert store.latest() is None
 
 
-def test_delete_takes_the_oldest_first_and_the_newest_last(tmp_path: Path) -> None:
+def test_delete_takes_the_newest_checkpoint_after_all_others(tmp_path: Path) -> None:
     """A crash in between leaves a run that can be resumed from its newest checkpoint, or no run."""
     storage = Recorded(tmp_path)
     store = CheckpointStore(storage, keep=3)
@@ -169,7 +169,7 @@ def test_delete_takes_the_oldest_first_and_the_newest_last(tmp_path: Path) -> No
     damage(damaged)
     storage.calls.clear()
     store.delete()
-    assert storage.calls == [f"remove {name}" for name in (first, second, damaged.name, RUN_FILE, newest)]
+    assert storage.calls == [f"remove {name}" for name in (first, second, damaged.name, newest, RUN_FILE)]
 
 
 def test_delete_leaves_what_is_not_ours(tmp_path: Path) -> None:
