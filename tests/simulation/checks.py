@@ -44,7 +44,8 @@ class Checks:
         # The newest term that was claimed when a follower began.
         self._leads_at_start: dict[Fit, int] = {}
         self._waiting: dict[Fit, list[Callable[[], object]]] = {}
-        self._deleted_terms = 0
+        # The highest term that was ever claimed, and that when the run was deleted.
+        self._claimed = self._deleted_terms = 0
         self.deletions = 0
         self._is_void = False
         self.broken: PromiseBrokenError | None = None
@@ -154,6 +155,7 @@ class Checks:
     def disk_changed(self, name: str) -> None:
         """Check that the newest checkpoint verifies, never goes back, and has one writer for its term."""
         files = self._world.disk.files
+        self._claimed = max(self._claimed, self._highest_claim())
         parsed = parse_name(name)
         if parsed is None:
             return
@@ -194,7 +196,7 @@ class Checks:
         # A worker that comes back begins the run again, and one that was away may still go on with the old one.
         self._is_void = True
         self._writers, self._newest = {}, None
-        self._deleted_terms = self._highest_claim()
+        self._deleted_terms = self._claimed
 
     # ---------------------------------------------------------------- the ends of workers
 
