@@ -143,8 +143,7 @@ class JournalWriter:
         if len(self._steps) > _MANY_STEPS:
             made = digests()
             digests = lambda: made  # noqa: E731 - it forgets the state
-        # A due one must be there when its checkpoint is: a follower that leads next would take it for another log's.
-        self._add(lambda: self._mark(Boundary(position=position, digests=digests()), due=due), urgent=due)
+        self._add(lambda: self._mark(Boundary(position=position, digests=digests()), due=due))
 
     def give_up(self) -> None:
         """Write nothing more before the next checkpoint: this fit does not follow the log any more."""

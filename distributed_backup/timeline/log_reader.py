@@ -17,7 +17,7 @@ from distributed_backup.storage.base import Storage
 
 # Characters of the shortest event, with a date alone. A damaged file may have millions of lines that are shorter.
 _SHORTEST: Final = len('{"at":"2026-11-30","worker":"w","event":"lost"}')
-
+# As `checked_name` takes them.
 _LONGEST_NAME: Final = 128
 
 

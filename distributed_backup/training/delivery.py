@@ -60,7 +60,7 @@ class Delivery:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._count = self._next = 0
         self._is_ordered = True
-        self._hold: object = None
+        self._hold: Countdown | None = None
         self._places: dict[int, asyncio.Future[None]] = {}
         self._new: deque[NewAnswer] = deque()
         self._is_settling = self._is_open = self._has_warned = False
@@ -94,22 +94,25 @@ class Delivery:
         A leader that was suspended may begin one that lacks these answers. Once the newer one is there, the other does
         not count. The append of the segment calls what is returned. It is waited for as that of a new answer.
         """
-        self._hold = hold = object()
-        self.touch()
+        self.let_go()
 
-        def let_go() -> None:
-            limit.cancel()
+        def end() -> None:
+            # Another one may have begun since, or this worker may follow.
             if self._hold is hold:
-                self._hold = None
-                self._hand_out()
-                self._arm()
+                self.let_go()
 
-        limit = Countdown(asyncio.get_running_loop(), WRITE_LIMIT, lambda: self._doubt.call_after(let_go))
-        return self._doubt.after_append(let_go, self.call_from_thread)
+        loop = asyncio.get_running_loop()
+        self._hold = hold = Countdown(loop, WRITE_LIMIT, lambda: self._doubt.call_after(end))
+        self.touch()
+        return self._doubt.after_append(end, self.call_from_thread)
 
     def let_go(self) -> None:
-        """End `hold`: this worker follows another one."""
-        self._hold = None
+        """End `hold`, if there is one."""
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+            self._hand_out()
+            self._arm()
 
     def open(self) -> None:
         """Let new answers come after those of the log."""

@@ -540,7 +540,7 @@ def test_stop_waits_for_the_commit_that_runs_and_gives_up_what_waits(bench: Benc
     assert bench.recorder.commits == [(Position(1), 1, 0)]
 
 
-def test_a_final_state_whose_reply_was_lost_counts_if_the_next_leader_may_have_seen_it(bench: Bench) -> None:
+def test_a_final_state_whose_reply_was_lost_is_refused_if_a_newer_term_was_claimed(bench: Bench) -> None:
     def lose_reply() -> None:
         assert bench.store.claim_term(2)
         raise StoreError("the reply was lost", path=bench.store.location, retryable=True)
