@@ -94,7 +94,8 @@ class Delivery:
         A leader that was suspended may begin one that lacks these answers. Once the newer one is there, the other does
         not count. The append of the segment calls what is returned. It is waited for as that of a new answer.
         """
-        self.let_go()
+        if self._hold is not None:
+            self._hold.cancel()
 
         def end() -> None:
             # Another one may have begun since, or this worker may follow.

@@ -29,11 +29,12 @@ def test_a_benchmark_measures_what_it_says(tmp_path: Path, name: str, row: str) 
 
 
 def test_the_memory_of_a_journal_is_that_of_a_stage(tmp_path: Path) -> None:
-    """With ten times as many answers in stages of the same size, it is about the same."""
+    """With 720 more answers of 2 kB in stages of the same size, it does not grow by half of what these take."""
     (writing, replay), (writing_more, replay_more) = (
         memory.peaks(tmp_path / str(answers), answers, 40) for answers in (80, 800)
     )
-    assert 0 < writing_more < 2 * writing
+    # The peak of a longer run is a bit higher: more often a thread is late, and some batches wait for it.
+    assert 0 < writing_more < writing + 0.7
     # The replay reads the segment in chunks, which are larger than these.
     assert 0 < replay_more < replay + 4.0
 

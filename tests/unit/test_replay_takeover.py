@@ -220,6 +220,26 @@ def test_a_worker_that_was_deposed_before_it_came_to_the_end_of_the_log_follows_
     run(main)
 
 
+def test_a_second_hold_lets_go_of_nothing() -> None:
+    """The election holds answers back, and so does the end of the log, which is read later."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        fit.replay.delivery.hold()
+        fit.replay.extend([answer("a", 1)])
+        fit.ask("a")
+        await quiet()
+        appended = fit.replay.delivery.hold()
+        await quiet()
+        assert fit.got == []
+        appended()
+        await quiet()
+        assert fit.got == [1]
+
+    run(main)
+
+
 @pytest.mark.parametrize("is_behind", [False, True])
 def test_what_is_under_way_at_the_end_of_a_fit_returns(is_behind: bool) -> None:
     async def main() -> None:
