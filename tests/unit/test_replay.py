@@ -315,6 +315,44 @@ def test_a_request_of_a_follower_that_is_cancelled_gives_its_ticket_back() -> No
     assert run(main) == 1
 
 
+def test_a_request_that_is_cancelled_as_the_boundary_comes_does_not_lose_the_follower() -> None:
+    """The leader did not need it in the end either."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        attempt = fit.ask("a")
+        await quiet()
+        attempt.cancel()
+        fit.replay.extend([boundary(1)])
+        await quiet()
+        assert (attempt.cancelled(), fit.lost) == (True, [])
+
+    run(main)
+
+
+def test_a_request_that_is_cancelled_as_the_leader_changes_keeps_nothing_of_the_former_log() -> None:
+    """Its retry takes what the new leader has recorded."""
+
+    async def main() -> Any:
+        fit = Fit()
+        fit.follow()
+        attempt = fit.ask("a")
+        await quiet()
+        fit.replay.extend([answer("a", "of the former")])
+        attempt.cancel()
+        fit.step_down()
+        fit.replay.extend([answer("b", "first"), answer("a", "of the new")])
+        await quiet()
+        fit.ask("b")
+        retry = fit.ask("a")
+        await quiet()
+        assert retry.done()
+        return fit.got
+
+    assert run(main) == ["first", "of the new"]
+
+
 def test_a_void_mark_loses_a_follower_only_if_it_has_used_the_answers() -> None:
     async def main() -> None:
         new = Fit()
