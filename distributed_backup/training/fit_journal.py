@@ -84,7 +84,8 @@ class FitJournal:
             return
         start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
         self._answers.start(start)
-        if self._may_follow and not self._worker.trains_as_leader:
+        if self._may_follow and not self._worker.standby.leads_since_start:
+            # Also if it leads by now: a former leader may have come further than what this worker has restored.
             self._follow(TailStart(boundary=start))
         elif not self._replay_from(start):
             self._writer.begin_at(start)
@@ -183,10 +184,10 @@ class FitJournal:
                 lost=partial(in_loop, self._replay.cut_off),
             ),
         )
-        tail.start()
-        # It may have been elected meanwhile.
+        # It may have been elected before. The hold comes before all that the tail reads, so that none takes its place.
         if self._worker.trains_as_leader:
             self._on_elected()
+        tail.start()
 
     def _on_elected(self) -> None:
         tail = self._tail

@@ -80,6 +80,8 @@ class Standby:
         self._stop_training_at = stop_training_at
         self.began_at = StartPoint()
         """Where the fit of this worker began."""
+        self.leads_since_start = False
+        """Whether this worker has restored as the leader, and no other has led since. Then none has come further."""
         self.on_elected: Callable[[], None] = lambda: None
         """Called when this worker leads, and did not lead before."""
         self.on_deposed: Callable[[], None] = lambda: None
@@ -120,6 +122,8 @@ class Standby:
     def begin(self, start: StartPoint) -> None:
         """Note where the fit begins, and the term that it trains under."""
         self.began_at = start
+        # First: if another worker has led since, `observe` finds it by the term, and takes this back.
+        self.leads_since_start = start.term is not None
         self._context.state.led = start.term
 
     def awaits(self, hint: Hint) -> bool:
@@ -151,6 +155,7 @@ class Standby:
         if context.options.follows_journal:
             # First, so that no segment begins under the new term before the journal of the other one was read.
             context.journal.step_down()
+            self.leads_since_start = False
             state.led = None
             self.on_deposed()
             return

@@ -80,6 +80,7 @@ class Made:
             on_elected=lambda: None,
             on_deposed=lambda: None,
             on_appended=lambda: None,
+            leads_since_start=leads,
             leads_for_certain=True,
             is_in_doubt=False,
             give_up_doubt=lambda: None,
@@ -238,6 +239,38 @@ async def _elected_before_its_segment_is_there(root: Path) -> Any:
     await waiting
     made.journal.end()
     return before, made.got, made.asked
+
+
+async def _elected_between_its_restore_and_its_begin(root: Path) -> Any:
+    made = Made(root)
+    made.standby.leads_since_start = False
+    made.writer.is_durable = False
+    made.log(answer("a", 1))
+    made.begin()
+    waiting = made.ask("a")
+    while "continue_log" not in made.writer.names:
+        await asyncio.sleep(0)
+    await quiet()
+    before = [*made.got]
+    made.writer.flush()
+    await waiting
+    made.writer.is_durable = True
+    await made.ask("b")
+    made.journal.end()
+    return before, made.got, made.asked, made.lost
+
+
+async def _elected_between_its_restore_and_its_begin_behind_a_checkpoint(root: Path) -> Any:
+    """The former leader has committed once more, and has pruned its journal up to there."""
+    made = Made(root)
+    made.standby.leads_since_start = False
+    made.storage.create("0000000001-00000000-00000005.ckpt")
+    made.begin()
+    made.ask("a")
+    while not made.lost and not made.asked:
+        await asyncio.sleep(0)
+    made.journal.end()
+    return made.asked, made.lost
 
 
 async def _deposed_while_it_begins(root: Path) -> Any:

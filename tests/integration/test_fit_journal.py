@@ -56,6 +56,18 @@ def test_a_new_leader_uses_what_it_reads_when_it_has_a_segment_of_its_own(tmp_pa
     assert result(tmp_path, "elected_before_its_segment_is_there") == ([], [1], [])
 
 
+def test_a_follower_that_is_elected_before_its_journal_begins_takes_all_of_the_log(tmp_path: Path) -> None:
+    """Its answers wait for a segment of its own, as when it is elected later."""
+    found = result(tmp_path, "elected_between_its_restore_and_its_begin")
+    assert found == ([], [1, "new b"], ["b"], [])
+
+
+def test_a_follower_that_is_elected_before_its_journal_begins_asks_nothing_behind_a_checkpoint(tmp_path: Path) -> None:
+    """It exits to be started again from there. What it would ask for was paid for."""
+    asked, [reason] = result(tmp_path, "elected_between_its_restore_and_its_begin_behind_a_checkpoint")
+    assert (asked, reason) == ([], "another worker has come further, and its journal is not there")
+
+
 def test_a_leader_that_is_deposed_while_it_reads_the_journal_follows(tmp_path: Path) -> None:
     assert result(tmp_path, "deposed_while_it_begins") == ([], True, [1])
 

@@ -154,6 +154,7 @@ def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(
     team.until(lambda: elector_of(leader).is_leader)
     team.steps(3.0)
     assert (changes.seen, terms) == ([], [elector_of(leader).term] if has_segment else [])
+    assert leader.standby.leads_since_start
 
 
 def test_a_worker_trains_as_the_leader_until_another_leads(team: Team) -> None:
@@ -168,6 +169,18 @@ def test_a_worker_trains_as_the_leader_until_another_leads(team: Team) -> None:
     elector_of(leader).pause_campaign(30.0)
     team.until(lambda: follower.trains_as_leader)
     team.until(lambda: not leader.trains_as_leader)
+
+
+def test_a_worker_leads_since_its_start_until_another_leads(team: Team) -> None:
+    """What it has restored may be older than the newest checkpoint then, also if it leads again."""
+    leader, follower = two(team)
+    assert (leader.standby.leads_since_start, follower.standby.leads_since_start) == (True, False)
+    elector_of(leader).pause_campaign(30.0)
+    team.until(lambda: follower.trains_as_leader and not leader.trains_as_leader)
+    elector_of(follower).pause_campaign(30.0)
+    elector_of(leader).resume_campaign()
+    team.until(lambda: leader.trains_as_leader)
+    assert (leader.standby.leads_since_start, follower.standby.leads_since_start) == (False, False)
 
 
 def test_a_leader_that_slept_through_the_term_of_another_is_deposed_and_elected(team: Team) -> None:
