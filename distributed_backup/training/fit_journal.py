@@ -193,8 +193,13 @@ class FitJournal:
         tail = self._tail
         if tail is not None:
             # First, because what the tail reads from now on counts when this worker has a segment of its own.
-            self._replay.delivery.call_from_thread(self._replay.delivery.hold)
+            self._replay.delivery.call_from_thread(self._hold)
             tail.finish()
+
+    def _hold(self) -> None:
+        # After the end of the log the hold of the segment counts. `_follow` and `observe` may both report an election.
+        if self._replay.is_following:
+            self._replay.delivery.hold()
 
     def _on_appended(self) -> None:
         tail = self._tail

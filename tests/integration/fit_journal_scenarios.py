@@ -260,6 +260,25 @@ async def _elected_between_its_restore_and_its_begin(root: Path) -> Any:
     return before, made.got, made.asked, made.lost
 
 
+async def _told_twice_that_it_is_elected(root: Path) -> Any:
+    """The thread of the election was slow, so the second call comes after the end of the log."""
+    made = Made(root)
+    made.standby.leads_since_start = False
+    made.writer.is_durable = False
+    made.log(answer("a", 1))
+    made.begin()
+    made.ask("a")
+    while "continue_log" not in made.writer.names:
+        await asyncio.sleep(0)
+    made.standby.on_elected()
+    await quiet()
+    made.writer.flush()
+    await quiet()
+    got = [*made.got]
+    made.journal.end()
+    return got
+
+
 async def _elected_between_its_restore_and_its_begin_behind_a_checkpoint(root: Path) -> Any:
     """The former leader has committed once more, and has pruned its journal up to there."""
     made = Made(root)

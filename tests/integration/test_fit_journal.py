@@ -68,6 +68,11 @@ def test_a_follower_that_is_elected_before_its_journal_begins_asks_nothing_behin
     assert (asked, reason) == ([], "another worker has come further, and its journal is not there")
 
 
+def test_a_second_call_of_one_election_holds_nothing_back(tmp_path: Path) -> None:
+    """The segment that its answers have waited for is there."""
+    assert result(tmp_path, "told_twice_that_it_is_elected") == [1]
+
+
 def test_a_leader_that_is_deposed_while_it_reads_the_journal_follows(tmp_path: Path) -> None:
     assert result(tmp_path, "deposed_while_it_begins") == ([], True, [1])
 
