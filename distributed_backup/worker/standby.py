@@ -154,7 +154,9 @@ class Standby:
             return
         if context.options.follows_journal:
             # First, so that no segment begins under the new term before the journal of the other one was read.
-            context.journal.step_down()
+            # Before its start a worker has no segment. If it begins a run later, it reads no journal either.
+            if state.phase != "joined":
+                context.journal.step_down()
             self.leads_since_start = False
             state.led = None
             self.on_deposed()

@@ -183,6 +183,21 @@ def test_a_worker_leads_since_its_start_until_another_leads(team: Team) -> None:
     assert (leader.standby.leads_since_start, follower.standby.leads_since_start) == (False, False)
 
 
+def test_a_leader_that_was_deposed_before_its_start_records_when_it_leads_again(team: Team) -> None:
+    """It has followed no journal in between, so there is none that it must read first."""
+    first = team.worker("a", follows_journal=True)
+    team.until(lambda: elector_of(first).is_leader)
+    second = team.worker("b", follows_journal=True)
+    elector_of(first).pause_campaign(30.0)
+    team.until(lambda: elector_of(second).is_leader)
+    team.steps(3.0)
+    team.kill(second)
+    elector_of(first).resume_campaign()
+    team.until(lambda: elector_of(first).is_leader)
+    team.result(team.begin(first.await_start))
+    assert (first.trains_as_leader, first.journal.wants_checkpoint) == (True, True)
+
+
 def test_a_leader_that_slept_through_the_term_of_another_is_deposed_and_elected(team: Team) -> None:
     """It leads at its next tick, and what the other has recorded counts."""
     leader, follower = two(team)
