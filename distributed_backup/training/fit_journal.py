@@ -76,11 +76,7 @@ class FitJournal:
             self._worker.standby.on_appended = self._on_appended
             self._worker.standby.on_deposed = self._on_deposed
         if checkpoint is None:
-            if self._may_follow and not self._worker.trains_as_leader:
-                logger.warning(
-                    "this worker follows no journal, so it asks the models itself and pays a bill of its own. Give all "
-                    "workers the same program, data, journal= and save_freq="
-                )
+            self._begin_without_log()
             return
         start = Boundary(position=checkpoint.position, digests=digests_in(checkpoint.body))
         self._answers.start(start)
@@ -89,6 +85,19 @@ class FitJournal:
             self._follow(TailStart(boundary=start))
         elif not self._replay_from(start):
             self._writer.begin_at(start)
+
+    def _begin_without_log(self) -> None:
+        standby = self._worker.standby
+        if not self._may_follow or standby.leads_since_start:
+            return
+        if standby.began_at.term is not None:
+            # Another worker has led before `on_deposed` was set, and its start is another one.
+            self._on_deposed()
+        elif not self._worker.trains_as_leader:
+            logger.warning(
+                "this worker follows no journal, so it asks the models itself and pays a bill of its own. Give all "
+                "workers the same program, data, journal= and save_freq="
+            )
 
     def _replay_from(self, start: Boundary) -> bool:
         """Replay the log that follows `start`. Return False if there is none, or if the storage does not answer.

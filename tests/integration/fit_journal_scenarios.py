@@ -14,6 +14,7 @@ from typing import Any, cast
 from distributed_backup.checkpoints.format import Checkpoint
 from distributed_backup.checkpoints.journal import LogReader, segments_among
 from distributed_backup.checkpoints.journal_format import Digests, Header, LogEnd, encode_record
+from distributed_backup.checkpoints.journal_tail import LogTail
 from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
@@ -21,6 +22,7 @@ from distributed_backup.storage.local import LocalStorage
 from distributed_backup.training import fit_journal
 from distributed_backup.training.fit_journal import FitJournal
 from distributed_backup.training.settings import SessionOptions
+from distributed_backup.worker.start_point import StartPoint
 from distributed_backup.worker.worker import Worker
 from tests.support.answering import JSON, Writer, answer, boundary, quiet
 from tests.support.clocks import FakeClock
@@ -81,6 +83,7 @@ class Made:
             on_deposed=lambda: None,
             on_appended=lambda: None,
             leads_since_start=leads,
+            began_at=StartPoint(term=1 if leads else None),
             leads_for_certain=True,
             is_in_doubt=False,
             give_up_doubt=lambda: None,
@@ -246,6 +249,14 @@ async def _elected_between_its_restore_and_its_begin(root: Path) -> Any:
     made.standby.leads_since_start = False
     made.writer.is_durable = False
     made.log(answer("a", 1))
+    finishes: list[bool] = []
+    start = LogTail.start
+
+    def started(tail: LogTail) -> None:
+        finishes.append(tail._finishes)
+        start(tail)
+
+    LogTail.start = started  # type: ignore[assignment, method-assign]
     made.begin()
     waiting = made.ask("a")
     while "continue_log" not in made.writer.names:
@@ -257,7 +268,7 @@ async def _elected_between_its_restore_and_its_begin(root: Path) -> Any:
     made.writer.is_durable = True
     await made.ask("b")
     made.journal.end()
-    return before, made.got, made.asked, made.lost
+    return finishes, before, made.got, made.asked, made.lost
 
 
 async def _told_twice_that_it_is_elected(root: Path) -> Any:
@@ -369,6 +380,19 @@ async def _deposed_before_its_first_boundary(root: Path) -> Any:
     await quiet()
     made.journal.end()
     return made.lost
+
+
+async def _deposed_between_its_restore_and_its_begin(root: Path, *, leads_again: bool = False) -> Any:
+    made = Made(root)
+    made.worker.trains_as_leader, made.standby.leads_since_start = leads_again, False
+    made.journal.begin(None)
+    await quiet()
+    made.journal.end()
+    return made.lost
+
+
+async def _deposed_between_its_restore_and_its_begin_and_elected(root: Path) -> Any:
+    return await _deposed_between_its_restore_and_its_begin(root, leads_again=True)
 
 
 async def _end(root: Path) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.processes import Child
 
 
@@ -57,9 +59,9 @@ def test_a_new_leader_uses_what_it_reads_when_it_has_a_segment_of_its_own(tmp_pa
 
 
 def test_a_follower_that_is_elected_before_its_journal_begins_takes_all_of_the_log(tmp_path: Path) -> None:
-    """Its answers wait for a segment of its own, as when it is elected later."""
+    """In one look. Its answers wait for a segment of its own, as when it is elected later."""
     found = result(tmp_path, "elected_between_its_restore_and_its_begin")
-    assert found == ([], [1, "new b"], ["b"], [])
+    assert found == ([True], [], [1, "new b"], ["b"], [])
 
 
 def test_a_follower_that_is_elected_before_its_journal_begins_asks_nothing_behind_a_checkpoint(tmp_path: Path) -> None:
@@ -96,6 +98,15 @@ def test_a_leader_that_leads_again_does_not_leave_out_what_its_successor_has_rec
 def test_a_leader_that_is_deposed_before_its_first_boundary_stands_down(tmp_path: Path) -> None:
     """The new leader has begun in another state."""
     [reason] = result(tmp_path, "deposed_before_its_first_boundary")
+    assert "before this one came to its first boundary" in reason
+
+
+@pytest.mark.parametrize("leads_again", ["", "_and_elected"])
+def test_a_leader_without_a_checkpoint_that_is_deposed_before_its_journal_begins_stands_down(
+    tmp_path: Path, leads_again: str
+) -> None:
+    """Without this, it pays a bill of its own, from a start that no other worker has."""
+    [reason] = result(tmp_path, f"deposed_between_its_restore_and_its_begin{leads_again}")
     assert "before this one came to its first boundary" in reason
 
 
