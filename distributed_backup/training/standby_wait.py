@@ -51,15 +51,14 @@ class StandbyWait:
             Preempted: As `Worker.stand_by` raises it.
             BackupError: As `Worker.stand_by` raises it.
         """
-        if not self._worker.stands_by:
-            return False
-        # A notice that comes from now on sets a deadline again. One that came before ends the wait.
-        self._scope.withdraw_deadline()
-        final = self._worker.stand_by()
-        if final is None:
-            return False
-        self._snapshots.take_over(final.checkpoint)
-        return True
+        while self._worker.stands_by:
+            # A notice that comes from now on sets a deadline again. One that came before ends the wait.
+            self._scope.withdraw_deadline()
+            final = self._worker.stand_by()
+            if final is not None:
+                self._snapshots.take_over(final.checkpoint)
+                return True
+        return False
 
     def before_await(self) -> bool:
         """Wait, see `wait`. If the run has not finished, capture the state for `undo_await`."""

@@ -145,8 +145,9 @@ class Standby:
             return
         self._give_up_preference()
         if not has_another_led(worker_id=context.worker_id, led=state.led, holder=holder, term=term):
-            # Not under a term that was granted, and refused because another worker had used it.
-            if term == context.elector.last_term and term != state.led:
+            # Not under a term that was granted, and refused because another worker had used it. A standby trains under
+            # none: the answers of the leaders since its own term count, see `end_wait`.
+            if term == context.elector.last_term and term != state.led and state.phase != "standby":
                 state.led = term
                 # Followers use nothing more of the segment of the older term, if there is one.
                 if not context.journal.wants_checkpoint:
@@ -208,7 +209,9 @@ class Standby:
                 context.elector.position = None
 
     def end_wait(self, start: StartPoint) -> StartPoint | None:
-        """Return the final state of a run that has finished, or None to train on. A standby would begin at `start`.
+        """Return the final state of a run that has finished. None: train on, or wait again if `is_due`.
+
+        A standby would begin at `start`.
 
         Raises:
             Preempted: This worker must be started again.
@@ -226,16 +229,28 @@ class Standby:
                 return start
             case "restart":
                 raise self._exit(start)
-        logger.info("leading again, training continues at %s worker=%s", self._position, context.worker_id)
-        context.report("progress", **position_fields(self._position))
-        context.state.led = start.term
-        with context.state.condition:
+        if self._leads_on(start):
+            logger.info("leading again, training continues at %s worker=%s", self._position, context.worker_id)
+            context.report("progress", **position_fields(self._position))
+        return None
+
+    def _leads_on(self, start: StartPoint) -> bool:
+        """Let training go on, unless this worker has lost the lead since it read `start`: it was suspended then.
+
+        The next leader may have pruned what tells `end_wait` of its answers, and has not read what is written now.
+        """
+        context, state = self._context, self._context.state
+        led, state.led = state.led, start.term
+        with state.condition:
             context.elector.position = self._position
-            context.state.phase = "training"
+            state.phase = "training"
         # The leader between may have begun a log without the last answers of this one, which training uses next.
         if not context.journal.wants_checkpoint:
             context.journal.write_stage(timeout=_JOURNAL_TIMEOUT)
-        return None
+        with state.condition:
+            if not self.leads_for_certain:
+                state.phase, state.led = "standby", led
+            return state.phase == "training"
 
     def _is_passed(self, start: StartPoint) -> bool:
         """Whether a leader between the two terms of this worker has recorded answers. In doubt, it has."""

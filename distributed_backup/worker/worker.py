@@ -213,7 +213,9 @@ class Worker:
             raise error
 
     def stand_by(self) -> StartPoint | None:
-        """Wait while another worker leads. Return the final state of a run that has finished, or None to train on.
+        """Wait while another worker leads. Return the final state of a run that has finished.
+
+        None: train on, or wait again if `stands_by`.
 
         Raises:
             Preempted: A notice came, or this worker must be started again.

@@ -388,6 +388,31 @@ def test_a_former_leader_may_have_to_wait_again(team: Team) -> None:
     assert len(team.cut_offs["a"]) == 2
 
 
+def test_a_former_leader_that_loses_the_lead_as_its_wait_ends_waits_on(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was suspended, and the next leader may have pruned the answers by which it was passed."""
+    first, second = succeeded(team, boundary=Position(0, 3))
+    wait = waiting(team, first)
+    elector, is_passed = elector_of(first), first.standby._is_passed
+    led = context_of(first).state.led
+
+    def lost_meanwhile(start: StartPoint) -> bool:
+        found = is_passed(start)
+        elector.pause_campaign(30.0)
+        elector.tick()
+        return found
+
+    monkeypatch.setattr(first.standby, "_is_passed", lost_meanwhile)
+    team.kill(second)
+    assert team.result(wait) is None
+    assert (first.stands_by, context_of(first).state.led) == (True, led)
+    monkeypatch.undo()
+    elector.resume_campaign()
+    assert team.result(team.begin(first.stand_by)) is None
+    assert (first.stands_by, elector.is_leader) == (False, True)
+
+
 def preempted_while_waiting(team: Team, *, successor: int) -> Worker:
     """Preempt a former leader at batch 3 while it waits. Return its successor, at batch `successor`."""
     first, second = succeeded(team, boundary=Position(0, 3))

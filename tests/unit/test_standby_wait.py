@@ -17,6 +17,7 @@ class Stubs:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.stands_by = self.notice_given = False
+        self.waits = 1
         self.final: StartPoint | None = None
         self.value = 0
         self.restored: Checkpoint | None = None
@@ -43,7 +44,8 @@ class Stubs:
 
     def stand_by(self) -> StartPoint | None:
         self.calls.append("stand_by")
-        self.stands_by = False
+        self.waits -= 1
+        self.stands_by = self.waits > 0
         return self.final
 
     def take_over(self, final: Checkpoint | None) -> None:
@@ -95,6 +97,14 @@ def test_a_run_that_has_finished_is_the_result() -> None:
     assert (stubs.calls, stubs.restored, stubs.value) == (["withdraw_deadline", "stand_by"], final, 0)
     wait.apply_last_boundary()
     assert stubs.value == 9
+
+
+def test_a_standby_that_must_wait_again_at_once_trains_under_no_deadline() -> None:
+    """It has lost the lead that its wait ended with, which would cancel the next await."""
+    stubs = Stubs()
+    stubs.stands_by, stubs.waits = True, 2
+    assert not stubs.wait().before_await()
+    assert stubs.calls == ["withdraw_deadline", "stand_by"] * 2 + ["capture", "mark"]
 
 
 def test_a_replica_captures_nothing_before_an_await() -> None:
