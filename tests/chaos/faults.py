@@ -163,6 +163,8 @@ def _damage(kill: Kill, target: Target) -> str:
         if path is None:
             return ""
         raw = path.read_bytes()
+        if not raw:
+            return ""  # emptied before
         # In place: a new file would come back where it was removed.
         with open(path, "r+b") as file:
             _spoil(file.fileno(), raw, how)

@@ -305,3 +305,10 @@ def test_a_damaged_checkpoint_that_is_removed_before_it_is_mended_was_damaged(
     target = SimpleNamespace(directory=tmp_path)
     assert faults._damage(kill, cast("Any", target)) == FIRST
     assert (seen, list(tmp_path.iterdir())) == ([b""], [])
+
+
+@pytest.mark.parametrize("how", ["emptied", "truncated", "flipped"])
+def test_a_file_that_is_empty_already_can_not_be_damaged(tmp_path: Path, how: str) -> None:
+    (tmp_path / FIRST).touch()
+    kill = Kill(how="damage", event="seen", count=1, delay=0.0, detail=f"checkpoint {how}")
+    assert faults._damage(kill, cast("Any", SimpleNamespace(directory=tmp_path))) == ""
