@@ -45,6 +45,9 @@ class Faults:
         # Each run has its own mixture.
         self._kinds = self._choose.sample(kinds, self._choose.randint(1, len(kinds)))
         self._mean = self._choose.choice([0.7, 2.0, 8.0])
+        if world.plan.is_dense:
+            self._kinds = [each for each in kinds if each[0] == "kill" or each[0].startswith("pause")]
+            self._mean = self._choose.choice([0.3, 0.7])
 
     def run(self) -> None:
         """Let things happen until the world is quiet."""

@@ -77,11 +77,14 @@ class Plan:
     grace: float
     answer_takes: float
     faults_until: float
+    is_dense: bool
+    """Whether the lead changes as often as it can: answers are fast, and workers are suspended all the time."""
 
     @classmethod
     def draw(cls, choose: random.Random) -> Plan:
         """Draw a plan."""
-        standby = choose.random() < 0.2
+        is_dense = choose.random() < 0.3
+        standby = choose.random() < (0.5 if is_dense else 0.2)
         return cls(
             workers=choose.choice([1, 2, 3, 3]),
             epochs=choose.choice([1, 2, 3]),
@@ -92,9 +95,10 @@ class Plan:
             journal=choose.random() < 0.8,
             standby=standby,
             deletes=choose.random() < 0.4,
-            grace=choose.choice([3.0, 10.0, 30.0, 120.0]),
-            answer_takes=choose.choice([0.2, 2.0, 6.0]),
-            faults_until=choose.choice([10.0, 40.0, 120.0]),
+            grace=choose.choice([3.0, 10.0] if is_dense else [3.0, 10.0, 30.0, 120.0]),
+            answer_takes=0.2 if is_dense else choose.choice([0.2, 2.0, 6.0]),
+            faults_until=choose.choice([10.0, 60.0] if is_dense else [10.0, 40.0, 120.0]),
+            is_dense=is_dense,
         )
 
 
