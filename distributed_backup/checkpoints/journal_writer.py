@@ -33,7 +33,7 @@ from distributed_backup.checkpoints.journal_format import (
     encode_record,
     is_answer,
 )
-from distributed_backup.checkpoints.open_segment import OpenSegment, SegmentStart
+from distributed_backup.checkpoints.open_segment import KeptStage, OpenSegment, SegmentStart
 from distributed_backup.clock import Clock
 from distributed_backup.errors import StoreError
 from distributed_backup.once import OnceLogger
@@ -87,10 +87,7 @@ class JournalWriter:
         self._thread: threading.Thread | None = None
         # Of the thread alone, from here on.
         self._segment: OpenSegment | None = None
-        # The last boundary, or the place where a log is continued, and the records since then.
-        self._start: SegmentStart | None = None
-        self._stage: list[bytes] | None = []
-        self._stage_size = 0
+        self._stage = KeptStage()
         self._lines: list[bytes] = []
         self._done: deque[Done] = deque()
         self.is_in_doubt: Callable[[], bool] = lambda: False
@@ -157,11 +154,19 @@ class JournalWriter:
         self._is_replaying = self._is_deposed = True
         self._add(self._release_segment)
 
-    def write_stage(self, *, timeout: float = 0.0) -> None:
-        """Write what was kept since the last boundary, under the term of now. Wait so long for it. From any thread."""
-        written = threading.Event()
-        if self._thread is not None and self._add(lambda: self._write_stage(written.set), urgent=True):
-            written.wait(timeout)
+    def write_stage(self) -> None:
+        """Write what was kept since the last boundary, under the term of now. From any thread."""
+        if self._thread is not None:
+            self._add(self._write_stage, urgent=True)
+
+    def lead_again(self, *, timeout: float = 0.0) -> None:
+        """Write what was kept since the last boundary under a new term, if a log or a checkpoint leads there.
+
+        Wait so long for it, if at all. Then a segment begins even if nothing was kept. From any thread.
+        """
+        begun = threading.Event()
+        if self._thread is not None and self._add(lambda: self._lead_again(begun.set, waits=timeout > 0), urgent=True):
+            begun.wait(timeout)
 
     def close(self, *, timeout: float) -> None:
         """Append what waits within `timeout` seconds, and end the thread. May be called again."""
@@ -217,7 +222,7 @@ class JournalWriter:
 
     def _begin_at(self, boundary: Boundary) -> None:
         self._is_replaying = False
-        self._begin_stage(SegmentStart(position=boundary.position, after=None, digests=boundary.digests))
+        self._begin_stage(boundary.position, after=None, digests=boundary.digests)
         if self._begin():
             # At once, so that no worker takes what a former leader appends late.
             self._flush(even_if_empty=True)
@@ -225,16 +230,16 @@ class JournalWriter:
     def _continue(self, link: Link, last: Boundary, mark: Record | None, done: Done) -> None:
         self._done.append(done)
         self._is_replaying = False
-        self._begin_stage(SegmentStart(position=last.position, after=link, digests=None))
+        self._begin_stage(last.position, after=link, digests=None)
         lines = [] if mark is None else [encode_record(mark)]
-        self._keep(*lines)
+        self._stage.keep(*lines, limit=_MAX_WAITING)
         if self._begin():
             self._lines = lines
         self._flush(even_if_empty=True)
 
     def _append(self, line: bytes, done: Done) -> None:
         self._follow_term()
-        self._keep(line)
+        self._stage.keep(line, limit=_MAX_WAITING)
         if self._segment is None:
             done()
             return
@@ -252,21 +257,13 @@ class JournalWriter:
         if self._segment is not None:
             self._lines.append(encode_record(boundary))
             after = self._segment.end(self._lines)
-        self._begin_stage(SegmentStart(position=boundary.position, after=after, digests=boundary.digests))
+        self._begin_stage(boundary.position, after=after, digests=boundary.digests)
         if due and not self._is_replaying:
             self._flush()
             self._begin()
 
-    def _begin_stage(self, start: SegmentStart) -> None:
-        self._start, self._stage, self._stage_size = start, [], 0
-
-    def _keep(self, *lines: bytes) -> None:
-        """Keep lines for `_write_stage`, unless they are too many."""
-        self._stage_size += sum(map(len, lines))
-        if self._stage_size > _MAX_WAITING:
-            self._stage = None
-        if self._stage is not None:
-            self._stage += lines
+    def _begin_stage(self, position: Position, *, after: Link | None, digests: Digests | None) -> None:
+        self._stage = KeptStage(start=SegmentStart(position=position, after=after, digests=digests))
 
     def _follow_term(self) -> None:
         """Write the stage to another segment if this worker leads under another term. Older ones count less."""
@@ -277,26 +274,34 @@ class JournalWriter:
             self._segment = None
             self._begin_with_stage()
             # Without digests, a header counts as a start: see `continue_log`.
-            self._flush(even_if_empty=self._start is not None and self._start.digests is not None)
+            self._flush(even_if_empty=self._stage.is_at_boundary)
 
     def _begin(self) -> bool:
         """Begin a segment if this worker may write. Else one that is open goes on, because all in it is true."""
         if self._term() is None:
             self._may_append()  # a leader in doubt has none at the moment
-        term, run_id, start = self._term(), self._run_id(), self._start
+        term, run_id, start = self._term(), self._run_id(), self._stage.start
         if term is None or run_id is None or start is None:
             return False
         self._segment = start.open(run_id=run_id, term=term, worker_id=self._worker_id)
         return True
 
-    def _write_stage(self, done: Done) -> None:
+    def _write_stage(self) -> None:
         self._follow_term()
-        self._done.append(done)
         self._begin_with_stage()
 
+    def _lead_again(self, done: Done, *, waits: bool) -> None:
+        self._follow_term()
+        # The lease was lost before the segment that continues the log could begin.
+        is_owed = self._segment is None and self._stage.continues_log
+        if is_owed:
+            self._begin_with_stage()
+        self._done.append(done)
+        self._flush(even_if_empty=waits or is_owed)
+
     def _begin_with_stage(self) -> None:
-        if self._segment is None and not self._is_replaying and self._stage is not None and self._begin():
-            self._lines = self._stage[:]
+        if self._segment is None and not self._is_replaying and self._stage.lines is not None and self._begin():
+            self._lines = self._stage.lines[:]
 
     def _leave(self) -> None:
         if self._segment is not None and (self._segment.size > 0 or self._lines):
@@ -315,7 +320,7 @@ class JournalWriter:
 
     def _lose(self) -> None:
         """Give the segment and the stage up: they do not hold all that this worker does."""
-        self._segment, self._stage, self._lines = None, None, []
+        self._segment, self._stage.lines, self._lines = None, None, []
         self._release()
 
     def _flush(self, *, even_if_empty: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distributed_backup.checkpoints.journal_format import Digests, Header, Link, encode_record
 from distributed_backup.position import Position
@@ -17,7 +17,7 @@ class SegmentStart:
     digests: Digests | None
 
     def open(self, *, run_id: str, term: int, worker_id: str) -> OpenSegment:
-        """Return the segment of a writer that begins here."""
+        """Return the segment of a writer that begins here. If that is the one it continues, it goes on with it."""
         header = Header(
             run_id=run_id,
             term=term,
@@ -26,7 +26,38 @@ class SegmentStart:
             after=self.after,
             digests=self.digests,
         )
-        return OpenSegment(header=header)
+        link = self.after
+        return OpenSegment(header=header, size=link.end if link is not None and link.name == header.name else 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class KeptStage:
+    """The lines of the records since `start`, which is the last boundary, or the place where a log is continued.
+
+    `lines` is None if not all of them are here.
+    """
+
+    start: SegmentStart | None = None
+    lines: list[bytes] | None = field(default_factory=list)
+    size: int = 0
+
+    def keep(self, *lines: bytes, limit: int) -> None:
+        """Add lines, unless they become more than `limit` bytes."""
+        self.size += sum(map(len, lines))
+        if self.size > limit:
+            self.lines = None
+        if self.lines is not None:
+            self.lines += lines
+
+    @property
+    def continues_log(self) -> bool:
+        """Whether a log leads to a segment that begins here."""
+        return self.start is not None and self.start.after is not None
+
+    @property
+    def is_at_boundary(self) -> bool:
+        """Whether a segment that begins here names the state. Else its header counts as the start of a replay."""
+        return self.start is not None and self.start.digests is not None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from distributed_backup.checkpoints.format import Checkpoint
-from distributed_backup.checkpoints.journal_format import Boundary, Digests
+from distributed_backup.checkpoints.journal_format import Boundary, Digests, LogEnd
 from distributed_backup.checkpoints.journal_tail import LogTail, TailListener, TailStart
 from distributed_backup.checkpoints.state_digests import digests_in
 from distributed_backup.checkpoints.store import CheckpointStore
@@ -189,7 +189,7 @@ class FitJournal:
             clock=self._clock,
             listener=TailListener(
                 deliver=partial(in_loop, self._replay.extend),
-                ended=partial(in_loop, self._replay.end_of_log),
+                ended=partial(in_loop, self._lead),
                 lost=partial(in_loop, self._replay.cut_off),
             ),
         )
@@ -209,6 +209,12 @@ class FitJournal:
         # After the end of the log the hold of the segment counts. `_follow` and `observe` may both report an election.
         if self._replay.is_following:
             self._replay.delivery.hold()
+
+    def _lead(self, end: LogEnd) -> None:
+        self._replay.end_of_log(end)
+        if end.link is None:
+            # Its segment continues none, so a worker finds it only from a checkpoint of the boundary that it begins at.
+            self._worker.standby.save_last_boundary()
 
     def _on_appended(self) -> None:
         tail = self._tail

@@ -4,7 +4,7 @@ A worker that follows the leader's journal trains on when another one leads, as 
 
 With `standby=True` only the leader trains. A leader that loses or resigns its lease trains on while no worker leads.
 When another worker leads, it stops asking and waits as a standby again, see `restore`. After the wait, `next_step`
-decides what becomes of its `fit`. If another leader has recorded answers meanwhile, the worker exits to be started
+decides what becomes of its `fit`. If another leader has used other answers meanwhile, the worker exits to be started
 again, and replays them.
 
 The limit: a worker that can't reach the coordinator does not learn that another one leads. Until it does, both train.
@@ -20,11 +20,12 @@ from typing import Final, Literal
 
 from distributed_backup.checkpoints.format import CheckpointHeader, Snapshot
 from distributed_backup.checkpoints.journal import SegmentReader
-from distributed_backup.checkpoints.journal_format import Answer, parse_segment_name
+from distributed_backup.checkpoints.journal_format import Answer, Boundary, parse_segment_name
 from distributed_backup.coordination.base import Hint, has_another_led
 from distributed_backup.errors import StoreError
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
+from distributed_backup.storage.base import Storage
 from distributed_backup.worker.context import WorkerContext, position_fields
 from distributed_backup.worker.notices import covers
 from distributed_backup.worker.start_point import StartPoint
@@ -42,7 +43,7 @@ _JOURNAL_TIMEOUT: Final = 5.0
 class Progress:
     """How far the `fit` of one worker has come: the checkpoint it started from, and its last boundary since.
 
-    `is_passed`: another worker has recorded answers that this one has not used.
+    `is_passed`: another worker may have used answers that this one has not used.
     """
 
     worker_id: str
@@ -122,9 +123,11 @@ class Standby:
     def begin(self, start: StartPoint) -> None:
         """Note where the fit begins, and the term that it trains under."""
         self.began_at = start
-        # First: if another worker has led since, `observe` finds it by the term, and takes this back.
         self.leads_since_start = start.term is not None
         self._context.state.led = start.term
+        # The elector may have learned of another leader since `start` was read, or learn of it now.
+        if (view := self._context.state.view) is not None:
+            self.observe(view.holder, view.term)
 
     def awaits(self, hint: Hint) -> bool:
         """Whether an announcement matters to this worker, which may be no standby."""
@@ -144,14 +147,13 @@ class Standby:
         if not (context.options.standby or context.options.follows_journal) or state.led is None:
             return
         self._give_up_preference()
-        if not has_another_led(worker_id=context.worker_id, led=state.led, holder=holder, term=term):
-            # Not under a term that was granted, and refused because another worker had used it. A standby trains under
-            # none: the answers of the leaders since its own term count, see `end_wait`.
-            if term == context.elector.last_term and term != state.led and state.phase != "standby":
-                state.led = term
-                # Followers use nothing more of the segment of the older term, if there is one.
-                if not context.journal.wants_checkpoint:
-                    context.journal.write_stage()
+        has_changed = has_another_led(worker_id=context.worker_id, led=state.led, holder=holder, term=term)
+        # The lease of a newer term has run out. If this worker itself had refused that term, it reads its own log now.
+        has_expired = holder is None and term > state.led and term != context.elector.last_term
+        if not (has_changed or (context.options.follows_journal and has_expired)):
+            # Not under a term that was granted, and refused because another worker had used it.
+            if term == context.elector.last_term and term != state.led:
+                self._train_under(term)
             return
         if context.options.follows_journal:
             # First, so that no segment begins under the new term before the journal of the other one was read.
@@ -177,6 +179,20 @@ class Standby:
             holder,
             term,
         )
+
+    def _train_under(self, term: int) -> None:
+        context, state = self._context, self._context.state
+        with state.condition:
+            # A standby trains under none: the answers of the leaders since its own term count, see `end_wait`.
+            if state.phase == "standby":
+                return
+            state.led = term
+        # Followers use nothing more of the segment of the older term, if there is one.
+        context.journal.lead_again()
+
+    def save_last_boundary(self) -> None:
+        """Commit the last boundary now, if this worker leads and no checkpoint has it."""
+        self._context.request_save()
 
     def stand_down(self, reason: str) -> None:
         """Cancel training for good, and wait for the final state of the run: this fit can't follow its leader."""
@@ -245,23 +261,34 @@ class Standby:
             context.elector.position = self._position
             state.phase = "training"
         # The leader between may have begun a log without the last answers of this one, which training uses next.
-        if not context.journal.wants_checkpoint:
-            context.journal.write_stage(timeout=_JOURNAL_TIMEOUT)
+        context.journal.lead_again(timeout=_JOURNAL_TIMEOUT)
         with state.condition:
             if not self.leads_for_certain:
                 state.phase, state.led = "standby", led
             return state.phase == "training"
 
     def _is_passed(self, start: StartPoint) -> bool:
-        """Whether a leader between the two terms of this worker has recorded answers. In doubt, it has."""
+        """Whether a leader between the two terms of this worker has used answers that it lacks. In doubt, it has."""
         led, storage = self._context.state.led or 0, self._context.store.storage
         try:
             segments = [(parse_segment_name(name), name) for name in storage.names()]
             between = [name for parsed, name in segments if parsed is not None and led < parsed[0] < (start.term or 0)]
-            return any(isinstance(record, Answer) for name in between for record in SegmentReader(storage, name))
+            return any(self._has_used_others(storage, name) for name in between)
         except StoreError as error:
             logger.warning("the journal of another leader can't be read worker=%s: %s", self._context.worker_id, error)
             return True
+
+    def _has_used_others(self, storage: Storage, name: str) -> bool:
+        """Whether the writer of a segment has recorded answers, or has read others than those of this worker."""
+        header = SegmentReader(storage, name).header()
+        if header is None or header.worker_id == self._context.worker_id:
+            return False
+        if any(isinstance(record, Answer | Boundary) for record in SegmentReader(storage, name)):
+            return True
+        if header.after is None:
+            return header.position != self._position
+        continued = SegmentReader(storage, header.after.name).header()
+        return continued is None or continued.worker_id != self._context.worker_id
 
     def _take_over_final(self, start: StartPoint) -> None:
         """Replace the last boundary by the final state: nothing that this worker trained may be committed any more."""

@@ -87,6 +87,7 @@ class Made:
             leads_for_certain=True,
             is_in_doubt=False,
             give_up_doubt=lambda: None,
+            save_last_boundary=lambda: self.events.append("saves"),
         )
         self.worker = SimpleNamespace(
             journal=self.writer,
@@ -269,6 +270,17 @@ async def _elected_between_its_restore_and_its_begin(root: Path) -> Any:
     await made.ask("b")
     made.journal.end()
     return finishes, before, made.got, made.asked, made.lost
+
+
+async def _elected_where_no_log_is(root: Path) -> Any:
+    made = Made(root, leads=False)
+    made.begin()
+    made.standby.on_elected()
+    while "begin_at" not in made.writer.names:
+        await asyncio.sleep(0)
+    await quiet()
+    made.journal.end()
+    return made.events
 
 
 async def _told_twice_that_it_is_elected(root: Path) -> Any:

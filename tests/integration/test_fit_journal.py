@@ -70,6 +70,11 @@ def test_a_follower_that_is_elected_before_its_journal_begins_asks_nothing_behin
     assert (asked, reason) == ([], "another worker has come further, and its journal is not there")
 
 
+def test_a_leader_without_a_log_saves_its_boundary(tmp_path: Path) -> None:
+    """No other segment leads to the one that it begins."""
+    assert result(tmp_path, "elected_where_no_log_is") == ["saves"]
+
+
 def test_a_second_call_of_one_election_holds_nothing_back(tmp_path: Path) -> None:
     """The segment that its answers have waited for is there."""
     assert result(tmp_path, "told_twice_that_it_is_elected") == [1]

@@ -62,7 +62,7 @@ def test_a_boundary_in_doubt_wants_its_checkpoint(bench: Bench) -> None:
 def test_a_segment_that_begins_in_doubt_begins_at_its_end(bench: Bench, continues: bool) -> None:
     """The leader has no term at that time. Its answers were paid for, and the next checkpoint may be far."""
     bench.term = None
-    bench.writer.is_in_doubt = Doubts(4, lambda: setattr(bench, "term", 1))
+    bench.writer.is_in_doubt = Doubts(4, lambda: setattr(bench, "term", 2))
     link = Link(name=name(1, 0), end=9) if continues else None
     if link is None:
         bench.begin()

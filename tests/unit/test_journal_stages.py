@@ -204,8 +204,62 @@ def test_a_worker_that_leads_again_has_its_stage_in_the_log_before_it_trains_on(
     write(bench.storage, header(2, 0, after=read_by_other))
     assert replayed(found(bench.storage, 0)) == [0]
     bench.term = 3
-    bench.writer.write_stage(timeout=PATIENCE)
+    bench.writer.lead_again(timeout=PATIENCE)
     assert replayed(found(bench.storage, 0)) == [0, 1]
+
+
+def test_a_worker_that_leads_again_begins_a_segment_before_it_uses_what_it_has_replayed(
+    bench: Bench, link: Link
+) -> None:
+    """A leader that was suspended in its first append would otherwise have the newest segment."""
+    bench.term = 2
+    bench.writer.replay_begins()
+    bench.writer.continue_log(link, boundary(3), mark=None)
+    bench.settle()
+    bench.term = 3
+    bench.writer.lead_again(timeout=PATIENCE)
+    assert read(bench.storage, name(3, 3)) == [header(3, 3, after=link)]
+
+
+def test_a_worker_that_leads_again_begins_the_segment_that_it_could_not_begin_before(bench: Bench, link: Link) -> None:
+    """Without it, nothing would be recorded before the next checkpoint."""
+    bench.term = None
+    bench.writer.replay_begins()
+    bench.writer.continue_log(link, boundary(3), mark=None)
+    bench.ask(2)
+    bench.settle()
+    assert name(2, 3) not in bench.storage.files
+    bench.term = 2
+    bench.writer.lead_again()
+    bench.ask(3)
+    bench.settle()
+    assert read(bench.storage, name(2, 3)) == [header(2, 3, after=link), *answers(2, 3)]
+
+
+def test_a_worker_that_leads_again_begins_no_segment_that_nothing_leads_to(bench: Bench) -> None:
+    """Its boundary has no checkpoint, so the next one gets one."""
+    bench.term = None
+    bench.come_to(0)
+    bench.ask(0)
+    bench.settle()
+    bench.term = 1
+    bench.writer.lead_again(timeout=PATIENCE)
+    assert (bench.storage.files, bench.wants()) == ({}, True)
+
+
+def test_a_segment_does_not_continue_itself(bench: Bench, link: Link) -> None:
+    """Its worker was deposed and led again before it had begun it, and then took it for another one's."""
+    bench.term = 3
+    bench.writer.continue_log(link, boundary(0), mark=None)
+    bench.ask(1)
+    bench.settle()
+    bench.writer.step_down()
+    bench.writer.replay_begins()
+    end = Link(name=name(3, 0), end=len(bench.storage.files[name(3, 0)]))
+    bench.writer.continue_log(end, boundary(0), mark=None)
+    bench.ask(2)
+    bench.settle()
+    assert read(bench.storage, name(3, 0)) == [header(3, 0, after=link), *answers(1, 2)]
 
 
 def test_a_new_term_continues_the_log_that_the_last_one_continued(bench: Bench, link: Link) -> None:

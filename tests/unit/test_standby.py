@@ -12,7 +12,7 @@ import pytest
 
 from distributed_backup.checkpoints.format import Checkpoint, CheckpointHeader
 from distributed_backup.checkpoints.journal import SegmentReader
-from distributed_backup.checkpoints.journal_format import Answer, Header, encode_record
+from distributed_backup.checkpoints.journal_format import Answer, Header, Link, Record, encode_record
 from distributed_backup.coordination.base import has_another_led
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
@@ -118,6 +118,13 @@ def succeeded(
     second.training_started(team.result(waiting).position or Position(0))
     team.until(lambda: first.stands_by)
     return first, second
+
+
+def begin_journal(worker: Worker) -> None:
+    durable = threading.Event()
+    context_of(worker).journal.begin_at(boundary_of_journal(0))
+    context_of(worker).journal.append(answer(0), durable.set)
+    assert durable.wait(PATIENCE)
 
 
 def waiting(team: Team, worker: Worker) -> Future[Any]:
@@ -276,14 +283,7 @@ def test_a_former_leader_trains_on_if_its_successor_came_nowhere(team: Team) -> 
 
 def test_a_former_leader_that_trains_on_has_its_answers_in_the_log_again(team: Team) -> None:
     """Its successor may have begun a log that leaves some of them out."""
-
-    def record(worker: Worker) -> None:
-        durable = threading.Event()
-        context_of(worker).journal.begin_at(boundary_of_journal(0))
-        context_of(worker).journal.append(answer(0), durable.set)
-        assert durable.wait(PATIENCE)
-
-    first, second = succeeded(team, boundary=Position(0, 3), record=record)
+    first, second = succeeded(team, boundary=Position(0, 3), record=begin_journal)
     wait = waiting(team, first)
     team.kill(second)
     assert team.result(wait) is None
@@ -313,18 +313,37 @@ def test_a_former_leader_that_was_passed_exits_to_be_started_again(
     assert again.position == Position(1)
 
 
-@pytest.mark.parametrize("has_answered", [True, False])
-def test_a_former_leader_uses_what_its_successor_has_recorded(team: Team, has_answered: bool) -> None:
+OWN = Link(name="0000000001-00000000-00000000.journal", end=1)
+OTHER = Link(name="0000000001-00000000-00000001.journal", end=1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "after", "records", "is_passed"),
+    [
+        (3, None, [], False),
+        (3, OWN, [], False),
+        # Its log, which is older, may have got answers since this worker has read it.
+        (3, OTHER, [], True),
+        (3, Link(name="0000000001-00000009-00000009.journal", end=1), [], True),
+        (0, None, [], True),
+        (3, OWN, [Answer(key="0" * 32, number=0, value=b"1")], True),
+        # It has replayed answers, and was killed before it recorded one.
+        (3, OWN, [boundary_of_journal(4)], True),
+    ],
+)
+def test_a_former_leader_uses_what_its_successor_has_used(
+    team: Team, batch: int, after: Link | None, records: list[Record], is_passed: bool
+) -> None:
     """The successor was killed before its first checkpoint. A worker that starts again replays its answers."""
-    first, second = succeeded(team, boundary=Position(0, 3))
+    first, second = succeeded(team, boundary=Position(0, 3), record=begin_journal)
     wait = waiting(team, first)
-    header = Header(run_id="r", term=2, worker_id="b", position=Position(0), after=None, digests=None)
-    data = encode_record(header)
-    if has_answered:
-        data += encode_record(Answer(key="0" * 32, number=0, value=b"1"))
-    context_of(second).store.storage.append(header.name, data, at=0)
+    storage = context_of(second).store.storage
+    other = Header(run_id="r", term=1, worker_id="c", position=Position(0, 1), after=None, digests=None)
+    storage.append(other.name, encode_record(other), at=0)
+    header = Header(run_id="r", term=2, worker_id="b", position=Position(0, batch), after=after, digests=None)
+    storage.append(header.name, b"".join(map(encode_record, (header, *records))), at=0)
     team.kill(second)
-    if has_answered:
+    if is_passed:
         with pytest.raises(Preempted):
             team.result(wait)
     else:
@@ -411,6 +430,28 @@ def test_a_former_leader_that_loses_the_lead_as_its_wait_ends_waits_on(
     elector.resume_campaign()
     assert team.result(team.begin(first.stand_by)) is None
     assert (first.stands_by, elector.is_leader) == (False, True)
+
+
+def test_a_former_leader_is_not_passed_by_itself(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had begun a segment, and then lost the lead again before it trained on."""
+    first, second = succeeded(team, boundary=Position(0, 3), record=begin_journal)
+    wait = waiting(team, first)
+    elector, lead_again = elector_of(first), context_of(first).journal.lead_again
+
+    def lost_meanwhile(*, timeout: float) -> None:
+        lead_again(timeout=timeout)
+        elector.pause_campaign(30.0)
+        elector.tick()
+
+    monkeypatch.setattr(context_of(first).journal, "lead_again", lost_meanwhile)
+    team.kill(second)
+    assert team.result(wait) is None
+    assert first.stands_by
+    assert SegmentReader(context_of(first).store.storage, "0000000003-00000000-00000000.journal").header() is not None
+    monkeypatch.undo()
+    elector.resume_campaign()
+    assert team.result(team.begin(first.stand_by)) is None
+    assert not first.stands_by
 
 
 def preempted_while_waiting(team: Team, *, successor: int) -> Worker:

@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.coordination.base import ClusterView, Heartbeat
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
+from distributed_backup.worker.restore import Restore
+from distributed_backup.worker.standby import Standby
 from distributed_backup.worker.start_point import StartPoint
 from distributed_backup.worker.worker import Worker
 from tests.support.internals import context_of, elector_of, saver_of
 from tests.support.sinks import RecordingSink
-from tests.support.team import PATIENCE, FaultyStore, Gone, Team, snapshot
+from tests.support.team import LONG, PATIENCE, FaultyStore, Gone, Team, snapshot
 
 
 def started(team: Team, worker_id: str, **options: Any) -> Worker:
@@ -138,22 +139,20 @@ def test_a_follower_that_is_elected_and_the_leader_that_is_deposed_are_told_once
     assert [each.seen for each in changes] == [["deposed", "elected"], ["elected", "deposed"]]
 
 
-@pytest.mark.parametrize("has_segment", [True, False])
 def test_a_leader_that_leads_again_with_no_other_between_is_not_deposed(
-    team: Team, monkeypatch: pytest.MonkeyPatch, has_segment: bool
+    team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its segment goes on under the new term at once. With `save_freq=False` it has none before a notice."""
-    monkeypatch.setattr(JournalWriter, "wants_checkpoint", not has_segment)
+    """Its journal goes on under the new term at once."""
     team.commit(1)
     leader = started(team, "a")
     changes = Changes(leader)
     terms: list[int | None] = []
-    monkeypatch.setattr(leader.journal, "write_stage", lambda: terms.append(context_of(leader).journal_term()))
+    monkeypatch.setattr(leader.journal, "lead_again", lambda: terms.append(context_of(leader).journal_term()))
     elector_of(leader).pause_campaign(2.0)
     team.until(lambda: not elector_of(leader).is_leader)
     team.until(lambda: elector_of(leader).is_leader)
     team.steps(3.0)
-    assert (changes.seen, terms) == ([], [elector_of(leader).term] if has_segment else [])
+    assert (changes.seen, terms) == ([], [elector_of(leader).term])
     assert leader.standby.leads_since_start
 
 
@@ -181,6 +180,55 @@ def test_a_worker_leads_since_its_start_until_another_leads(team: Team) -> None:
     elector_of(leader).resume_campaign()
     team.until(lambda: leader.trains_as_leader)
     assert (leader.standby.leads_since_start, follower.standby.leads_since_start) == (False, False)
+
+
+def test_a_worker_whose_start_is_old_does_not_lead_for_it(team: Team) -> None:
+    """It was suspended after it had read its start, and the next heartbeat is a tick away."""
+    first = team.worker("a", follows_journal=True)
+    team.until(lambda: elector_of(first).is_leader)
+    start = team.result(team.begin(lambda: Restore(context_of(first), first._live_terms).wait(lambda: None)))
+    elector_of(first).pause_campaign(LONG)
+    second = team.worker("b", follows_journal=True)
+    team.until(lambda: elector_of(second).is_leader)
+    team.steps(3.0)
+    first.standby.begin(start)
+    assert (first.trains_as_leader, first.standby.leads_since_start) == (False, False)
+
+
+def test_a_worker_that_is_deposed_as_it_begins_does_not_lead_since_its_start(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of the election is in `observe` for the term before."""
+    first = started(team, "a")
+    stand, start = first.standby, first.standby.began_at
+    begins = [lambda: stand.begin(start)]
+
+    class Raced(Standby):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "leads_since_start" and value is False and begins:
+                begins.pop()()
+
+    monkeypatch.setattr(stand, "__class__", Raced)
+    second = team.worker("b", follows_journal=True)
+    elector_of(first).pause_campaign(LONG)
+    team.until(lambda: elector_of(second).is_leader)
+    team.steps(3.0)
+    assert (begins, first.trains_as_leader, first.standby.leads_since_start) == ([], False, False)
+
+
+def test_a_leader_whose_successor_has_died_follows_what_it_has_recorded(team: Team) -> None:
+    """It was suspended meanwhile, and does not campaign at the moment. No worker holds the lease."""
+    leader, follower = two(team)
+    changes = Changes(leader)
+    elector_of(leader).stop()
+    team.until(lambda: elector_of(follower).is_leader)
+    team.kill(follower)
+    team.steps(60.0)
+    elector_of(leader).pause_campaign(LONG)
+    elector_of(leader).tick()
+    assert team.holder() is None
+    assert changes.seen == ["deposed"]
 
 
 def test_a_leader_that_was_deposed_before_its_start_records_when_it_leads_again(team: Team) -> None:
