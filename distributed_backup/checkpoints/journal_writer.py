@@ -46,8 +46,7 @@ logger = logging.getLogger(__name__)
 _RETRY_PERIOD: Final = 0.5
 # Bytes that wait for the storage, and bytes of one stage that are kept for a notice.
 _MAX_WAITING: Final = 64 * 2**20
-# Seconds between two looks at a lease that has run out, and the most looks. They are counted, because a suspension must
-# not use the time up.
+# Seconds between two looks at a lease that has run out, and the most looks: a suspension must not use the time up.
 DOUBT_PERIOD: Final = 0.02
 DOUBT_LOOKS: Final = 250
 # With more steps waiting, the storage hangs, and the state of a boundary is not kept for its digests.
@@ -107,8 +106,7 @@ class JournalWriter:
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the next boundary must be committed, so that a segment can begin there."""
-        may_lead = self._term() is not None or self.is_in_doubt()
-        return self._segment is None and not self._is_replaying and may_lead
+        return self._segment is None and not self._is_replaying and (self._term() is not None or self.is_in_doubt())
 
     def replay_begins(self) -> None:
         """Write nothing before `continue_log`: what the fit does now is in a log already. Call it before the others."""
@@ -268,13 +266,15 @@ class JournalWriter:
     def _follow_term(self) -> None:
         """Write the stage to another segment if this worker leads under another term. Older ones count less."""
         # It needs no other segment at the last boundary, because another leader may have pruned them.
-        term = self._term()
-        if self._segment is not None and term is not None and term != self._segment.header.term:
+        term, segment = self._term(), self._segment
+        if segment is not None and term is not None and term != segment.header.term:
             self._flush()
-            self._segment = None
-            self._begin_with_stage()
-            # Without digests, a header counts as a start: see `continue_log`.
-            self._flush(even_if_empty=self._stage.is_at_boundary)
+            # It may have been given up.
+            if self._segment is not None or self._stage.continues_log:
+                self._segment = None
+                self._begin_with_stage()
+                # Without digests, a header counts as a start: see `continue_log`.
+                self._flush(even_if_empty=self._stage.is_at_boundary)
 
     def _begin(self) -> bool:
         """Begin a segment if this worker may write. Else one that is open goes on, because all in it is true."""
@@ -293,8 +293,7 @@ class JournalWriter:
     def _lead_again(self, done: Done, *, waits: bool) -> None:
         self._follow_term()
         # The lease was lost before the segment that continues the log could begin.
-        is_owed = self._segment is None and self._stage.continues_log
-        if is_owed:
+        if is_owed := self._segment is None and self._stage.continues_log:
             self._begin_with_stage()
         self._done.append(done)
         self._flush(even_if_empty=waits or is_owed)
@@ -335,6 +334,7 @@ class JournalWriter:
             except StoreError as error:
                 self._release()
                 if self._must_give_up(error):
+                    self._stage.cut_off(segment)
                     self._segment, self._lines = None, []
                     return
                 continue

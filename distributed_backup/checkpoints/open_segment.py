@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from distributed_backup.checkpoints.journal_format import Digests, Header, Link, encode_record
 from distributed_backup.position import Position
@@ -48,6 +48,12 @@ class KeptStage:
             self.lines = None
         if self.lines is not None:
             self.lines += lines
+
+    def cut_off(self, segment: OpenSegment) -> None:
+        """Note that nothing more is appended to `segment`. No log leads to a `start` behind its end."""
+        start = self.start
+        if start is not None and start.after is not None and start.after.name == segment.header.name:
+            self.start = start if start.after.end <= segment.size else replace(start, after=None)
 
     @property
     def continues_log(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -144,16 +144,18 @@ class Standby:
         if context.options.follows_journal and state.led is None and context.elector.term == term:
             state.led = term
             self.on_elected()
-        if not (context.options.standby or context.options.follows_journal) or state.led is None:
+        # Once: `begin` may call this in the thread of training.
+        led = state.led
+        if not (context.options.standby or context.options.follows_journal) or led is None:
             return
         self._give_up_preference()
-        has_changed = has_another_led(worker_id=context.worker_id, led=state.led, holder=holder, term=term)
+        has_changed = has_another_led(worker_id=context.worker_id, led=led, holder=holder, term=term)
         # The lease of a newer term has run out. If this worker itself had refused that term, it reads its own log now.
-        has_expired = holder is None and term > state.led and term != context.elector.last_term
+        has_expired = holder is None and term > led and term != context.elector.last_term
         if not (has_changed or (context.options.follows_journal and has_expired)):
             # Not under a term that was granted, and refused because another worker had used it.
-            if term == context.elector.last_term and term != state.led:
-                self._train_under(term)
+            if term == context.elector.last_term and term != led:
+                self._train_under(term, after=led)
             return
         if context.options.follows_journal:
             # First, so that no segment begins under the new term before the journal of the other one was read.
@@ -174,17 +176,17 @@ class Standby:
             "another worker leads, or has led since term %d, so this one stops training and waits as a standby "
             "worker=%s leader=%s term=%d. It returns with the final state of the run. If it leads again, it trains on, "
             "or exits to be started again",
-            state.led,
+            led,
             context.worker_id,
             holder,
             term,
         )
 
-    def _train_under(self, term: int) -> None:
+    def _train_under(self, term: int, *, after: int) -> None:
         context, state = self._context, self._context.state
         with state.condition:
             # A standby trains under none: the answers of the leaders since its own term count, see `end_wait`.
-            if state.phase == "standby":
+            if state.phase == "standby" or state.led != after:
                 return
             state.led = term
         # Followers use nothing more of the segment of the older term, if there is one.
@@ -273,12 +275,12 @@ class Standby:
         try:
             segments = [(parse_segment_name(name), name) for name in storage.names()]
             between = [name for parsed, name in segments if parsed is not None and led < parsed[0] < (start.term or 0)]
-            return any(self._has_used_others(storage, name) for name in between)
+            return any(self._has_used_others(storage, name, between) for name in between)
         except StoreError as error:
             logger.warning("the journal of another leader can't be read worker=%s: %s", self._context.worker_id, error)
             return True
 
-    def _has_used_others(self, storage: Storage, name: str) -> bool:
+    def _has_used_others(self, storage: Storage, name: str, between: Sequence[str]) -> bool:
         """Whether the writer of a segment has recorded answers, or has read others than those of this worker."""
         header = SegmentReader(storage, name).header()
         if header is None or header.worker_id == self._context.worker_id:
@@ -288,7 +290,8 @@ class Standby:
         if header.after is None:
             return header.position != self._position
         continued = SegmentReader(storage, header.after.name).header()
-        return continued is None or continued.worker_id != self._context.worker_id
+        is_own = continued is not None and continued.worker_id == self._context.worker_id
+        return not is_own and header.after.name not in between
 
     def _take_over_final(self, start: StartPoint) -> None:
         """Replace the last boundary by the final state: nothing that this worker trained may be committed any more."""

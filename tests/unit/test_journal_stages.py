@@ -247,6 +247,37 @@ def test_a_worker_that_leads_again_begins_no_segment_that_nothing_leads_to(bench
     assert (bench.storage.files, bench.wants()) == ({}, True)
 
 
+def test_a_worker_that_leads_again_begins_no_segment_behind_the_end_of_the_last_one(bench: Bench) -> None:
+    """The disk was full, so the boundary that it would continue is not there."""
+    bench.begin()
+    bench.ask(0)
+    bench.settle()
+    bench.storage.before_append = Failures(error())
+    bench.come_to(1)
+    bench.ask(1)
+    bench.settle()
+    bench.term = 2
+    bench.writer.lead_again(timeout=PATIENCE)
+    assert ([*bench.storage.files], bench.wants()) == ([name(1, 0)], True)
+
+
+def test_no_segment_of_a_new_term_begins_behind_the_end_of_one_that_can_not_be_written(bench: Bench) -> None:
+    bench.begin()
+    bench.ask(0)
+    bench.settle()
+    gate = bench.storage.before_append = Gate()
+    bench.ask(1)
+    assert gate.entered.wait(PATIENCE)
+    bench.come_to(1)
+    bench.term = 2
+    bench.ask(2)
+    bench.storage.before_append = Failures(error())
+    gate.opened.set()
+    bench.settle()
+    bench.settle()
+    assert (bench.files(), bench.wants()) == ({name(1, 0): [begins(), *answers(0, 1)]}, True)
+
+
 def test_a_segment_does_not_continue_itself(bench: Bench, link: Link) -> None:
     """Its worker was deposed and led again before it had begun it, and then took it for another one's."""
     bench.term = 3

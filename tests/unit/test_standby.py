@@ -350,6 +350,17 @@ def test_a_former_leader_uses_what_its_successor_has_used(
         assert team.result(wait) is None
 
 
+def test_a_former_leader_is_not_passed_by_two_that_have_used_nothing_else(team: Team) -> None:
+    """The second one has continued the segment of the first."""
+    first, _ = succeeded(team, boundary=Position(0, 3), record=begin_journal)
+    storage, after = context_of(first).store.storage, OWN
+    for term, worker_id in ((2, "b"), (3, "c")):
+        header = Header(run_id="r", term=term, worker_id=worker_id, position=Position(0), after=after, digests=None)
+        storage.append(header.name, encode_record(header), at=0)
+        after = Link(name=header.name, end=1)
+    assert not first.standby._is_passed(StartPoint(term=4))
+
+
 def position_of(team: Team, worker_id: str) -> Position | None:
     """What the others know of how far a worker has come."""
     [found] = [member.position for member in team.coordinator.members() if member.worker_id == worker_id]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.coordination.base import ClusterView, Heartbeat
+from distributed_backup.coordination.base import ClusterView, Heartbeat, has_another_led
 from distributed_backup.coordination.memory import MemoryCoordinator
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
@@ -215,6 +215,23 @@ def test_a_worker_that_is_deposed_as_it_begins_does_not_lead_since_its_start(
     team.until(lambda: elector_of(second).is_leader)
     team.steps(3.0)
     assert (begins, first.trains_as_leader, first.standby.leads_since_start) == ([], False, False)
+
+
+def test_a_worker_may_be_deposed_while_it_looks_who_leads(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two threads look at once, with views of different times."""
+    first = started(team, "a")
+    changes, name = Changes(first), "distributed_backup.worker.standby.has_another_led"
+    term = elector_of(first).term or 0
+
+    def late(**known: Any) -> bool:
+        monkeypatch.setattr(name, has_another_led)
+        first.standby.observe("b", term + 2)
+        return has_another_led(**known)
+
+    monkeypatch.setattr(name, late)
+    monkeypatch.setattr(elector_of(first), "last_term", term + 1)
+    first.standby.observe(None, term + 1)
+    assert (changes.seen, first.trains_as_leader) == (["deposed"], False)
 
 
 def test_a_leader_whose_successor_has_died_follows_what_it_has_recorded(team: Team) -> None:
