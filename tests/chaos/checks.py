@@ -29,7 +29,8 @@ _EXIT_CODES: Final = {
     # It may have to be started again, because it can't follow its successor.
     "pause": {0, 143},
 }
-_LOST_AFTER_PAUSE: Final = ("the leader has begun another log", "while this one read the stream of an answer")
+_STREAM_LOST: Final = "while this one read the stream of an answer"
+_LOST_AFTER_PAUSE: Final = ("the leader has begun another log", _STREAM_LOST)
 # Seconds in which a batch in flight surely ends, and its boundary is saved.
 _TO_LEAVE: Final = 4.0
 # Seconds from the listing of a directory to the report of the commit.
@@ -134,11 +135,13 @@ def events(lives: Sequence[Life]) -> Iterator[str]:
     """No replay comes to another state, and no answer is void.
 
     A worker that was suspended is no member, so the journal may be pruned before it has read it. And it can't take back
-    the chunks of a stream.
+    the chunks of a stream. Nor can one that was asked to let another worker lead.
     """
     for life in lives:
+        was_asked = any("reason" in fields for _, _, fields in life.reported("resigned"))
+        excused = _LOST_AFTER_PAUSE if life.pauses else (_STREAM_LOST,) if was_asked else ()
         for detail in life.details:
-            if life.pauses and any(reason in detail for reason in _LOST_AFTER_PAUSE):
+            if any(reason in detail for reason in excused):
                 continue
             yield f"events: {life.name}: {detail}"
 

@@ -104,6 +104,23 @@ def test_a_worker_that_was_suspended_may_lose_its_leader(
         assert checks_that_fail(lives) == wanted
 
 
+@pytest.mark.parametrize(
+    ("reason", "resigned", "wanted"),
+    [
+        ("while this one read the stream of an answer", '{"term":1,"reason":"asked"}', set()),
+        ("while this one read the stream of an answer", '{"term":1}', {"events"}),
+        ("the leader has begun another log", '{"term":1,"reason":"asked"}', {"events"}),
+    ],
+)
+def test_a_worker_that_was_asked_to_resign_may_have_to_leave_a_stream(
+    tmp_path: Path, reason: str, resigned: str, wanted: set[str]
+) -> None:
+    """Its training has seen a part of the chunks, and its successor asks again."""
+    lines = [f"event resigned {resigned}", f"event diverged {reason}", "event stood_down {}", "seen x", "end S2"]
+    lives = [life(tmp_path, [*STAGE, *REST]), life(tmp_path, lines)]
+    assert checks_that_fail(lives) == wanted
+
+
 @pytest.mark.parametrize("again", [(), ("seen a", "seen b")])
 def test_a_standby_that_leads_again_repeats_its_batch_only_if_it_was_cancelled(
     tmp_path: Path, again: tuple[str, ...]
