@@ -112,8 +112,8 @@ def ends(story: Story) -> Iterator[str]:
     """Each life ends as its interruptions want, or regularly if it was over before."""
     for life in story.lives:
         wanted = {code for way in life.ways for code in _EXIT_CODES[way]} or {0}
-        # A signal may come before the fit has begun, or when it has ended.
-        if life.ways and (life.end is not None or not life.events["joined"]):
+        # A signal may come before the fit has begun, or when it has ended: after the deletion it does at once.
+        if life.ways and (life.end is not None or life.events["deleted"] or not life.events["joined"]):
             wanted |= {-15, -2}
         if life.ways and life.end is not None and not _trains_on(life):
             wanted |= {0}

@@ -374,6 +374,7 @@ async def _elected_behind_a_successor(root: Path) -> Any:
     made.begin()
     made.boundary(1)
     made.log(answer("a", 1), term=2, worker="other")
+    made.worker.trains_as_leader = False
     made.standby.on_deposed()
     await quiet()
     tail = made.journal._tail

@@ -121,6 +121,19 @@ def test_a_worker_that_was_asked_to_resign_may_have_to_leave_a_stream(
     assert checks_that_fail(lives) == wanted
 
 
+@pytest.mark.parametrize(
+    ("last", "wanted"),
+    [(["event finished {}", "event deleted {}"], set()), (["event finished {}"], {"ends"})],
+)
+def test_a_signal_has_its_default_effect_when_the_run_is_deleted_and_not_before(
+    tmp_path: Path, last: list[str], wanted: set[str]
+) -> None:
+    """The fit has returned by then, and has taken its handlers back."""
+    lines = ["event joined {}", *STAGE, *REST[:-1], *last]
+    lives = [life(tmp_path, [*STAGE, *REST]), killed(tmp_path, lines, "eviction", -15)]
+    assert checks_that_fail(lives) == wanted
+
+
 @pytest.mark.parametrize("again", [(), ("seen a", "seen b")])
 def test_a_standby_that_leads_again_repeats_its_batch_only_if_it_was_cancelled(
     tmp_path: Path, again: tuple[str, ...]
