@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 _RETRY_PERIOD: Final = 0.5
 # Bytes that wait for the storage, and bytes of one stage that are kept for a notice.
 _MAX_WAITING: Final = 64 * 2**20
-# Seconds between two looks at a lease that has run out, and the most looks: a suspension must not use the time up.
+# Seconds between two looks at a lease that has run out, and the most looks. Counted, so that a suspension uses up one.
 DOUBT_PERIOD: Final = 0.02
 DOUBT_LOOKS: Final = 250
 # With more steps waiting, the storage hangs, and the state of a boundary is not kept for its digests.

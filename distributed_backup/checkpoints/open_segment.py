@@ -51,9 +51,9 @@ class KeptStage:
 
     def cut_off(self, segment: OpenSegment) -> None:
         """Note that nothing more is appended to `segment`. No log leads to a `start` behind its end."""
-        start = self.start
-        if start is not None and start.after is not None and start.after.name == segment.header.name:
-            self.start = start if start.after.end <= segment.size else replace(start, after=None)
+        link = None if self.start is None else self.start.after
+        if self.start is not None and link is not None and link.name == segment.header.name and link.end > segment.size:
+            self.start = replace(self.start, after=None)
 
     @property
     def continues_log(self) -> bool:

@@ -149,23 +149,35 @@ class Standby:
         if not (context.options.standby or context.options.follows_journal) or led is None:
             return
         self._give_up_preference()
-        has_changed = has_another_led(worker_id=context.worker_id, led=led, holder=holder, term=term)
+        if self._is_deposed(led, holder, term):
+            if context.options.follows_journal:
+                self._follow()
+            else:
+                self._stop_training(led, holder, term)
+        # Not under a term that was granted, and refused because another worker had used it.
+        elif term == context.elector.last_term and term != led:
+            self._train_under(term, after=led)
+
+    def _is_deposed(self, led: int, holder: str | None, term: int) -> bool:
+        context = self._context
+        if has_another_led(worker_id=context.worker_id, led=led, holder=holder, term=term):
+            return True
         # The lease of a newer term has run out. If this worker itself had refused that term, it reads its own log now.
         has_expired = holder is None and term > led and term != context.elector.last_term
-        if not (has_changed or (context.options.follows_journal and has_expired)):
-            # Not under a term that was granted, and refused because another worker had used it.
-            if term == context.elector.last_term and term != led:
-                self._train_under(term, after=led)
-            return
-        if context.options.follows_journal:
-            # First, so that no segment begins under the new term before the journal of the other one was read.
-            # Before its start a worker has no segment. If it begins a run later, it reads no journal either.
-            if state.phase != "joined":
-                context.journal.step_down()
-            self.leads_since_start = False
-            state.led = None
-            self.on_deposed()
-            return
+        return context.options.follows_journal and has_expired
+
+    def _follow(self) -> None:
+        context, state = self._context, self._context.state
+        # First, so that no segment begins under the new term before the journal of the other one was read.
+        # Before its start a worker has no segment. If it begins a run later, it reads no journal either.
+        if state.phase != "joined":
+            context.journal.step_down()
+        self.leads_since_start = False
+        state.led = None
+        self.on_deposed()
+
+    def _stop_training(self, led: int, holder: str | None, term: int) -> None:
+        context, state = self._context, self._context.state
         with state.condition:
             if state.phase != "training":
                 return

@@ -117,6 +117,21 @@ class Changes:
         worker.standby.on_deposed = lambda: self.seen.append("deposed")
 
 
+def gives_way(team: Team, leader: Worker) -> Worker:
+    """Let another worker lead. Return it."""
+    other = team.worker("b", follows_journal=True)
+    elector_of(leader).pause_campaign(LONG)
+    team.until(lambda: elector_of(other).is_leader)
+    team.steps(3.0)
+    return other
+
+
+def sleeps_through_the_term_of(team: Team, leader: Worker, other: Worker) -> None:
+    elector_of(leader).stop()
+    team.until(lambda: elector_of(other).is_leader)
+    team.kill(other)
+
+
 def two(team: Team) -> tuple[Worker, Worker]:
     team.commit(1)
     return started(team, "a"), started(team, "b")
@@ -187,10 +202,7 @@ def test_a_worker_whose_start_is_old_does_not_lead_for_it(team: Team) -> None:
     first = team.worker("a", follows_journal=True)
     team.until(lambda: elector_of(first).is_leader)
     start = team.result(team.begin(lambda: Restore(context_of(first), first._live_terms).wait(lambda: None)))
-    elector_of(first).pause_campaign(LONG)
-    second = team.worker("b", follows_journal=True)
-    team.until(lambda: elector_of(second).is_leader)
-    team.steps(3.0)
+    gives_way(team, first)
     first.standby.begin(start)
     assert (first.trains_as_leader, first.standby.leads_since_start) == (False, False)
 
@@ -210,10 +222,7 @@ def test_a_worker_that_is_deposed_as_it_begins_does_not_lead_since_its_start(
                 begins.pop()()
 
     monkeypatch.setattr(stand, "__class__", Raced)
-    second = team.worker("b", follows_journal=True)
-    elector_of(first).pause_campaign(LONG)
-    team.until(lambda: elector_of(second).is_leader)
-    team.steps(3.0)
+    gives_way(team, first)
     assert (begins, first.trains_as_leader, first.standby.leads_since_start) == ([], False, False)
 
 
@@ -238,9 +247,7 @@ def test_a_leader_whose_successor_has_died_follows_what_it_has_recorded(team: Te
     """It was suspended meanwhile, and does not campaign at the moment. No worker holds the lease."""
     leader, follower = two(team)
     changes = Changes(leader)
-    elector_of(leader).stop()
-    team.until(lambda: elector_of(follower).is_leader)
-    team.kill(follower)
+    sleeps_through_the_term_of(team, leader, follower)
     team.steps(60.0)
     elector_of(leader).pause_campaign(LONG)
     elector_of(leader).tick()
@@ -252,10 +259,7 @@ def test_a_leader_that_was_deposed_before_its_start_records_when_it_leads_again(
     """It has followed no journal in between, so there is none that it must read first."""
     first = team.worker("a", follows_journal=True)
     team.until(lambda: elector_of(first).is_leader)
-    second = team.worker("b", follows_journal=True)
-    elector_of(first).pause_campaign(30.0)
-    team.until(lambda: elector_of(second).is_leader)
-    team.steps(3.0)
+    second = gives_way(team, first)
     team.kill(second)
     elector_of(first).resume_campaign()
     team.until(lambda: elector_of(first).is_leader)
@@ -267,9 +271,7 @@ def test_a_leader_that_slept_through_the_term_of_another_is_deposed_and_elected(
     """It leads at its next tick, and what the other has recorded counts."""
     leader, follower = two(team)
     changes = Changes(leader)
-    elector_of(leader).stop()
-    team.until(lambda: elector_of(follower).is_leader)
-    team.kill(follower)
+    sleeps_through_the_term_of(team, leader, follower)
     team.coordinator.resign("b")
     terms, steps = [], []
     leader.standby.on_deposed = lambda: terms.append(context_of(leader).journal_term())
