@@ -28,8 +28,6 @@ _REASON: Final = "operator"
 _REMEDY: Final = "if a server coordinates the run, name it with --coordinator"
 # Seconds between two views of the coordinator.
 _PERIOD: Final = 0.2
-# Seconds that remain for a withdrawn request: it expires before a leader acts on it.
-EXPIRED: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +204,7 @@ def _expire(coordinator: Coordinator, notice: Notice) -> None:
     """Withdraw a notice in a worker's name. `leave` would also end that worker's membership."""
     # The run may have ended: only a notice on record may be overwritten.
     if _is_on_record(coordinator.view(), notice):
-        coordinator.notify(replace(notice, remaining=EXPIRED))
+        coordinator.notify(replace(notice, remaining=0.0))
 
 
 def _is_on_record(view: ClusterView, notice: Notice) -> bool:

@@ -305,6 +305,8 @@ class Coordinator(ABC):
     def notify(self, notice: Notice) -> None:
         """Post `notice` for all workers. It expires after `notice.remaining` seconds, or when its worker leaves.
 
+        The last notice of an id counts, so one with 0 seconds withdraws the one before it.
+
         Raises:
             CoordinatorUnavailableError: It can't be reached.
         """

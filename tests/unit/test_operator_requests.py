@@ -251,7 +251,6 @@ def test_the_request_ends_with_the_hand_over_and_the_former_leader_stays(run: Ru
     """A request that lasted longer would make it resign again as soon as it leads."""
     clock.steps = [lambda: hand_over(run)]
     ask_to_resign(run, timeout=20.0, clock=clock)
-    clock.advance(0.01)
     assert run.view().notices == ()
     assert [member.worker_id for member in run.members()] == ["a", "b"]
 
@@ -259,7 +258,6 @@ def test_the_request_ends_with_the_hand_over_and_the_former_leader_stays(run: Ru
 def test_the_request_ends_with_the_time_limit(run: Run, clock: Stage) -> None:
     with pytest.raises(BackupError, match="no other worker took over from a within 20 s: a leads under term 1"):
         ask_to_resign(run, timeout=20.0, clock=clock)
-    clock.advance(0.01)
     assert run.view().notices == ()
 
 
@@ -270,7 +268,6 @@ def test_the_request_ends_with_ctrl_c(run: Run, clock: Stage) -> None:
     clock.steps = [interrupt]
     with pytest.raises(KeyboardInterrupt):
         ask_to_resign(run, timeout=20.0, clock=clock)
-    clock.advance(0.01)
     assert run.view().notices == ()
 
 
