@@ -55,6 +55,8 @@ class FitJournal:
         self._answers = Answers(self._writer, self._replay, doubt)
         # Set while `_step_down` waits for its turn in the event loop.
         self._is_deposed = False
+        # Set while the fit has not come to the end of a log that this worker does not continue.
+        self._begins_log = False
         self._calls = ModelCalls(self._answers, options.journal_of)
         self._tail: LogTail | None = None
 
@@ -135,7 +137,7 @@ class FitJournal:
             self._answers.boundary(position, digests, due=due)
         except StoreError:
             self._replay_again(Boundary(position=position, digests=digests()))
-        return due
+        return self._has_begun_log() or due
 
     def _replay_again(self, start: Boundary) -> None:
         reason = "the rest of the journal can't be read"
@@ -211,10 +213,19 @@ class FitJournal:
             self._replay.delivery.hold()
 
     def _lead(self, end: LogEnd) -> None:
+        self._begins_log = end.link is None
         self._replay.end_of_log(end)
-        if end.link is None:
-            # Its segment continues none, so a worker finds it only from a checkpoint of the boundary that it begins at.
+        if self._has_begun_log():
             self._worker.standby.save_last_boundary()
+
+    def _has_begun_log(self) -> bool:
+        """Whether this worker has begun a log at the last boundary, since the last call.
+
+        No segment leads to it, so a worker finds it only from a checkpoint of that boundary.
+        """
+        has_begun = self._begins_log and not self._replay.is_following
+        self._begins_log = self._begins_log and not has_begun
+        return has_begun
 
     def _on_appended(self) -> None:
         tail = self._tail

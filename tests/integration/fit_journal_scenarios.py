@@ -116,8 +116,8 @@ class Made:
         checkpoint = cast("Checkpoint", SimpleNamespace(position=Position(0), body=b""))
         self.journal.begin(checkpoint)
 
-    def boundary(self, batch: int) -> None:
-        self.journal.boundary(Position(0, batch), lambda: boundary(batch).digests, due=False)
+    def boundary(self, batch: int) -> bool:
+        return self.journal.boundary(Position(0, batch), lambda: boundary(batch).digests, due=False)
 
     def ask(self, key: str) -> asyncio.Task[Any]:
         return asyncio.ensure_future(self._ask(key))
@@ -281,6 +281,21 @@ async def _elected_where_no_log_is(root: Path) -> Any:
     await quiet()
     made.journal.end()
     return made.events
+
+
+async def _elected_where_no_log_is_left(root: Path) -> Any:
+    """The fit is two boundaries behind what was read before the log was removed."""
+    made = Made(root, leads=False)
+    made.begin()
+    made.journal._stop_tail()
+    made.journal._replay.extend([answer("a", 1), boundary(1), answer("b", 2), boundary(2)])
+    made.journal._lead(LogEnd(link=None, newest=Position(0)))
+    due = []
+    for batch, key in enumerate("abc", start=1):
+        await made.ask(key)
+        due.append(made.boundary(batch))
+    made.journal.end()
+    return due, made.asked, made.events
 
 
 async def _told_twice_that_it_is_elected(root: Path) -> Any:

@@ -75,6 +75,11 @@ def test_a_leader_without_a_log_saves_its_boundary(tmp_path: Path) -> None:
     assert result(tmp_path, "elected_where_no_log_is") == ["saves"]
 
 
+def test_a_leader_without_a_log_commits_the_boundary_that_its_fit_takes_the_last_record_at(tmp_path: Path) -> None:
+    """Its segment begins there."""
+    assert result(tmp_path, "elected_where_no_log_is_left") == ([False, True, False], ["c"], ["replayed"])
+
+
 def test_a_second_call_of_one_election_holds_nothing_back(tmp_path: Path) -> None:
     """The segment that its answers have waited for is there."""
     assert result(tmp_path, "told_twice_that_it_is_elected") == [1]
