@@ -158,9 +158,10 @@ class LogTail:
 
     def _read_all(self) -> None:
         while not self._stopped:
+            # First, so that what is noted after this look has begun wakes the next one.
+            self._wake.clear()
             finishes = self._finishes
             self._warn_of_no_log()
-            self._wake.clear()
             try:
                 reason = self._locate(now=finishes)
                 records = [] if reason is not None else self._read(finishes=finishes)

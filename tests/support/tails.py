@@ -126,6 +126,16 @@ class Tail:
         finishes: bool = False,
         led_by: str | None = None,
     ) -> LogTail:
+        tail = self.made(start, seen, led_by=led_by)
+        if finishes:
+            tail.finish()
+        tail.start()
+        return tail
+
+    def made(
+        self, start: Boundary | None = None, seen: tuple[Outcome, ...] = (), *, led_by: str | None = None
+    ) -> LogTail:
+        """Return a tail that has not started."""
         self.tail = LogTail(
             self.storage,
             run_id=RUN,
@@ -137,9 +147,6 @@ class Tail:
                 lost=lambda reason: self.reports.append(("lost", reason)),
             ),
         )
-        if finishes:
-            self.tail.finish()
-        self.tail.start()
         return self.tail
 
     def has(self, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,30 @@ def test_finish_reads_what_is_there_and_reports_the_end(made: Tail) -> None:
     soon(lambda: made.reports)
     assert made.reports == [("ended", segment.link)]
     assert keys(made.records) == ["a", "b"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_finish_as_a_look_begins_does_not_wait_for_the_next_one(made: Tail, before: bool) -> None:
+    """Before or after the look forgets what had woken it. Over NFS, the next look comes seconds later."""
+
+    class Wake(threading.Event):
+        looks = 0
+
+        def clear(self) -> None:
+            self.looks += 1
+            if before and self.looks == 2:
+                tail.finish()
+            super().clear()
+            if not before and self.looks == 2:
+                tail.finish()
+
+    made.clock.wait = lambda event, timeout: event.wait(2 * PATIENCE)  # type: ignore[method-assign]
+    tail = made.made()
+    tail._wake = Wake()
+    tail.start()
+    tail.wake()
+    soon(lambda: made.reports)
+    assert made.reports == [("ended", None)]
 
 
 def test_finish_without_a_log_reports_none(made: Tail) -> None:
