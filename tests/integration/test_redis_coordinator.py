@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,20 @@ def test_no_thread_outlives_the_coordinator(
     stop()
     coordinator.close()
     assert listening == [False]
+
+
+def test_a_notice_that_is_withdrawn_leaves_no_record(server: RedisServer, coordinator: RedisCoordinator) -> None:
+    """An expired record would count again on a server whose clock is behind, such as a replica that is promoted."""
+    client, key = server.client(), "distributed-backup:{run}:notices"
+    notice = Notice(notice_id="n", worker_id="a", reason="operator", remaining=60.0, action="resign")
+    coordinator.notify(notice)
+    assert client.hkeys(key) == ["n"]
+    client.config_set("maxmemory", 1)
+    try:
+        coordinator.notify(replace(notice, remaining=0.0))
+    finally:
+        client.config_set("maxmemory", 0)
+    assert client.hkeys(key) == []
 
 
 def test_a_notice_of_an_earlier_version_has_no_position(server: RedisServer, coordinator: RedisCoordinator) -> None:
