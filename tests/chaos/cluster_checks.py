@@ -5,6 +5,7 @@ Imports no synalinks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -196,12 +197,13 @@ def damage(story: Story) -> Iterator[str]:
 def _meets(life: Life, story: Story, name: str, fault: Fault) -> bool:
     """Whether a life has led and looked for a checkpoint while this one was damaged, and no newer one was there."""
     led = next((at for at, _, _ in life.reported("elected")), None)
-    looked = next((at for at, _, _ in life.reported("restored")), life.ended)
+    # A life that was interrupted before may not have looked.
+    looked = next((at for at, _, _ in life.reported("restored")), math.inf if life.ways else life.ended)
     newer = [
         each for each in story.samples if fault.at < each.at < looked and each.name is not None and each.name > name
     ]
     is_in_time = fault.at + _MARGIN < life.began and looked < fault.until - _MARGIN
-    return is_in_time and led is not None and led <= looked and not newer and not life.ways
+    return is_in_time and led is not None and led <= looked and not newer
 
 
 def commands(story: Story) -> Iterator[str]:

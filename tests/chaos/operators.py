@@ -10,7 +10,7 @@ from typing import Any, Final
 from tests.chaos.plan import Place
 from tests.support.processes import Child
 
-_TIMEOUT: Final = "5"
+_TIMEOUT: Final = "3"
 # These ask the coordinator, too.
 _ASKING: Final = frozenset({"status", "preempt", "resign"})
 

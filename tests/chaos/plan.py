@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 type End = Literal[
     "SIGKILL",
@@ -174,8 +174,9 @@ class Run:
 class Setting:
     """What the runs of a campaign have in common.
 
-    `is_long`: answers take long, so that much happens in a run. `themes` are those of each run, if there are any, or
-    "operators" for commands alone. `ends`: lives end by these, and live through nothing before. `standby`: of each run.
+    `is_long`: answers take long, so that much happens in a run. `themes` are those of each run, if there are any. The
+    name of an interruption stands for it alone. `ends`: lives end by these, and live through nothing before. `standby`
+    and `keeps_two` are those of each run.
     """
 
     programs: tuple[str, ...] = PROGRAMS
@@ -187,6 +188,7 @@ class Setting:
     themes: tuple[str, ...] = ()
     ends: tuple[How, ...] = ()
     standby: bool = False
+    keeps_two: bool = False
 
     @property
     def possible(self) -> dict[str, tuple[How, ...]]:
@@ -218,7 +220,7 @@ def plan(seed: int, setting: Setting) -> Run:
     others = [name for name in possible if name != "processes"]
     is_mixed = others and chosen.random() < 0.5
     themes = setting.themes or ("processes", chosen.choice(others) if is_mixed else "processes")
-    lived_through = tuple(("command",) if name == "operators" else possible[name] for name in themes)
+    lived_through = tuple(possible.get(name, (cast("How", name),)) for name in themes)
     run = Run(
         seed=seed,
         program=setting.programs[seed % len(setting.programs)],
@@ -229,7 +231,7 @@ def plan(seed: int, setting: Setting) -> Run:
         kills=tuple(_kills(chosen, setting, save_freq, lived_through) for _ in range(setting.workers)),
         bug=setting.bug,
         standby=setting.standby or (not is_alone and chosen.random() < 0.2),
-        keeps_two=chosen.random() < 0.3,
+        keeps_two=chosen.random() < 0.3 or setting.keeps_two,
         latency=_LONG_LATENCY if setting.is_long else LATENCY,
     )
     # With save_freq=False there is no checkpoint of the start.

@@ -32,11 +32,11 @@ PLANTED: Final = {
     "parts kept": _ALONE,
     "notice not heard": Setting(programs=("agent",), ends=("SIGTERM",)),
     "final state dropped": _ALONE,
-    "damage hidden": Setting(themes=("disk",)),
+    "damage hidden": replace(_TEAM, themes=("damage",), keeps_two=True),
     "used term granted": replace(_TEAM, coordinator="redis", themes=("network",)),
     "delete at preemption": replace(_ALONE, ends=("SIGTERM",)),
     "notice forgotten": replace(_ALONE, ends=("SIGTERM",)),
-    "resign refused": replace(_TEAM, programs=("agent",), themes=("operators",)),
+    "resign refused": replace(_TEAM, programs=("agent",), themes=("command",)),
     "keys stay": replace(_ALONE, coordinator="redis"),
     "two trainers with standby": replace(_TEAM, coordinator="redis", themes=("processes",), standby=True),
 }

@@ -190,14 +190,25 @@ def test_a_standby_that_asks_while_another_worker_leads_is_found(
     assert found(story) == set()
 
 
-@pytest.mark.parametrize(("output", "wanted"), [(f"skipped {SECOND}", set()), ("", {"damage"})])
+@pytest.mark.parametrize(
+    ("output", "ways", "events", "wanted"),
+    [
+        (f"skipped {SECOND}", set(), 3, set()),
+        ("", set(), 3, {"damage"}),
+        ("", {"SIGKILL"}, 3, {"damage"}),
+        # It ended by itself before it restored: it refuses to start, and must say why. A kill may have come before.
+        ("", set(), 2, {"damage"}),
+        ("", {"SIGKILL"}, 2, set()),
+    ],
+)
 def test_a_start_that_does_not_name_a_damaged_checkpoint_is_found(
-    tmp_path: Path, story: Story, output: str, wanted: set[str]
+    tmp_path: Path, story: Story, output: str, ways: set[str], events: int, wanted: set[str]
 ) -> None:
     """It is the newest one, and stays damaged until the start is over."""
     story.faults = [Fault(kind="damage", at=14.5, until=19.0, is_hit=True, detail=f"checkpoint flipped {SECOND}")]
     lines = ["15.5 event joined {}", '15.6 event elected {"term":3}', '16 event restored {"checkpoint":null}']
-    story.lives.append(life(tmp_path, "w0-1", lines, began=15.0, output=output))
+    fields = {"began": 15.0, "ended": 18.0, "output": output, "ways": ways}
+    story.lives.append(life(tmp_path, "w0-1", lines[:events], **fields))
     assert found(story) == wanted
 
 
