@@ -9,6 +9,7 @@ import pytest
 
 from distributed_backup.coordination.base import ClusterView, Heartbeat, has_another_led
 from distributed_backup.coordination.memory import MemoryCoordinator
+from distributed_backup.errors import StoreError
 from distributed_backup.observability.reporter import Reporter
 from distributed_backup.position import Position
 from distributed_backup.preemption.exit import Preempted
@@ -253,6 +254,26 @@ def test_a_leader_whose_successor_has_died_follows_what_it_has_recorded(team: Te
     elector_of(leader).tick()
     assert team.holder() is None
     assert changes.seen == ["deposed"]
+
+
+def test_a_leader_that_can_claim_no_term_waits_until_it_can(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk. It can't tell the terms that it gave back from those of others, and could record no answer."""
+    team.commit(1)
+    leader = started(team, "a")
+    changes, refused = Changes(leader), []
+
+    def claim_term(term: int) -> bool:
+        refused.append(term)
+        raise StoreError("No space left on device", path=str(team.root))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(elector_of(leader)._terms, "claim_term", claim_term)
+        elector_of(leader).pause_campaign(0.5)
+        team.until(lambda: len(refused) == 3)
+        assert changes.seen == ["deposed"]
+    team.until(lambda: elector_of(leader).is_leader)
+    team.steps(1.0)
+    assert changes.seen == ["deposed", "elected"]
 
 
 def test_a_leader_that_was_deposed_before_its_start_records_when_it_leads_again(team: Team) -> None:
