@@ -1,7 +1,10 @@
 """Cancel an await of a fit at a deadline that another thread may set meanwhile.
 
-Code that catches CancelledError continues, so the cancellation is repeated every 20 ms. Code that blocks the event loop
-can't be cancelled.
+Code that catches CancelledError continues, so the cancellation is repeated every 20 ms. `gather` ends with the first of
+its tasks that does. The others are cancelled until they end, because their retries would send requests after the await.
+
+The limit: code that blocks the event loop can't be cancelled. A task that goes on after `_MOST_CANCELLATIONS`, which
+take 1 s, is left alone.
 """
 
 from __future__ import annotations
@@ -10,12 +13,17 @@ import asyncio
 import threading
 from collections.abc import Awaitable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Final
 
 from distributed_backup.clock import Clock
 
 # Seconds between two cancellations of one await.
 _CANCEL_PERIOD: Final = 0.02
+_MOST_CANCELLATIONS: Final = 50
+
+# The await that a task belongs to. The tasks that it begins inherit it.
+_await: ContextVar[object] = ContextVar("distributed_backup_await", default=None)
 
 
 class DeadlineExceededError(Exception):
@@ -58,19 +66,22 @@ class CancelScope:
             self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._arm()
+        own = object()
+        outer = _await.set(own)
         try:
             result = await awaitable
         except (Exception, asyncio.CancelledError):
-            if self._cancellations:
-                raise DeadlineExceededError from None
-            raise
+            if not self._cancellations:
+                raise
         else:
-            if self._cancellations:
-                # A retry may have treated the cancellation as a failed call, so the result may lack that call's part.
-                raise DeadlineExceededError
-            return result
+            # If cancelled, a retry may have treated that as a failed call, so the result may lack that call's part.
+            if not self._cancellations:
+                return result
         finally:
+            _await.reset(outer)
             self._disarm()
+        await _end_cancelled(own)
+        raise DeadlineExceededError
 
     def _arm(self) -> None:
         if self._instant is None or self._task is None or self._loop is None or self._cancellations:
@@ -94,3 +105,14 @@ class CancelScope:
         while task is not None and self._cancellations:
             task.uncancel()
             self._cancellations -= 1
+
+
+async def _end_cancelled(own: object) -> None:
+    """End the tasks of an await that were cancelled with it, and go on."""
+    for _ in range(_MOST_CANCELLATIONS):
+        left = [task for task in asyncio.all_tasks() if task.cancelling() and task.get_context().get(_await) is own]
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_CANCEL_PERIOD)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import litellm
+import synalinks
+
 from distributed_backup import BackupAndRestore, Preempted
+from distributed_backup.clock import SystemClock
 from distributed_backup.errors import ProgramMismatchError
+from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
 from tests.integration.resume_scenarios import (
     HOOKS,
     Fit,
@@ -27,7 +33,7 @@ from tests.integration.resume_scenarios import (
     run_part,
     strict,
 )
-from tests.support.programs import complete_state
+from tests.support.programs import Query, complete_state, samples
 
 
 def instance_attributes(program: Any) -> dict[str, list[str]]:
@@ -247,3 +253,36 @@ def properties(report: Report, examples: int) -> dict[str, Any]:
     except AssertionError as error:
         return {"wrong": "\n".join([str(error), *getattr(error, "__notes__", [])]), "seen": seen}
     return {"wrong": None, "seen": seen}
+
+
+def tasks_after_a_cut(report: Report, streams: int) -> tuple[int, list[str]]:
+    """Cut off a batch of 8 streams when some of them have begun. Return the number of requests, and the tasks left."""
+    strict()
+    clock = SystemClock()
+    scope = CancelScope(clock)
+    asked: list[int] = []
+
+    async def chunks() -> AsyncIterator[Any]:
+        await asyncio.sleep(600)
+        yield None
+
+    async def acompletion(**_: Any) -> Any:
+        asked.append(len(asked))
+        if len(asked) == 8:
+            # In a moment: by then, all tasks of the batch wait.
+            asyncio.get_running_loop().call_later(0.01, lambda: scope.set_deadline(clock.now()))
+        if len(asked) <= streams:
+            return chunks()
+        return await asyncio.sleep(600)
+
+    async def run() -> tuple[int, list[str]]:
+        inputs = synalinks.Input(data_model=Query)
+        model = synalinks.LanguageModel(model="openai/gpt-4o-mini")
+        outputs = await synalinks.Generator(language_model=model, streaming=True)(inputs)
+        program = synalinks.Program(inputs=inputs, outputs=outputs)
+        litellm.acompletion = acompletion
+        with suppress(DeadlineExceededError):
+            await scope.run(program.predict_on_batch(samples(8)[0]))
+        return len(asked), [str(task) for task in asyncio.all_tasks() - {asyncio.current_task()}]
+
+    return asyncio.run(run())

@@ -5,16 +5,13 @@ The scenarios run in children, a whole matrix in each: see `resume_scenarios`.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distributed_backup.clock import SystemClock
 from distributed_backup.position import Position
-from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
 from tests.support.resumed_fits import CASES, ENDS, result
 
 # ---------------------------------------------------------------- every form of interruption
@@ -30,27 +27,11 @@ def test_a_batch_that_is_cut_off_is_all_that_is_paid_for_twice(tmp_path: Path) -
     assert all(0 < repeated <= in_flight for repeated, in_flight in pairs), pairs
 
 
-@pytest.mark.parametrize("error", [None, ValueError("no answer")], ids=["goes on without", "fails"])
-def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -> None:
-    """An await that is cancelled at the deadline raises, even if a retry catches the cancellation."""
-    clock = SystemClock()
-
-    async def swallowing() -> str:
-        try:
-            await asyncio.sleep(600)
-        except asyncio.CancelledError:
-            if error is not None:
-                raise error from None
-        return "a result without the answer"
-
-    async def run() -> None:
-        scope = CancelScope(clock)
-        scope.set_deadline(clock.now())
-        with pytest.raises(DeadlineExceededError):
-            await scope.run(swallowing())
-        await asyncio.sleep(0)  # no cancellation is left over
-
-    asyncio.run(run())
+@pytest.mark.parametrize("streams", [1, 7])
+def test_nothing_of_a_batch_that_is_cut_off_goes_on(tmp_path: Path, streams: int) -> None:
+    """The retries of synalinks take a cancellation for a failed request. They would send another one 1 s later."""
+    sent, left = result(tmp_path, "tasks_after_a_cut", streams, module=CASES)
+    assert (sent, left) == (8, [])
 
 
 @pytest.mark.parametrize("save_freq", [1, 5, "epoch"])

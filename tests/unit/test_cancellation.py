@@ -1,0 +1,127 @@
+"""Cancel an await of a fit: what it began ends with it, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from distributed_backup.clock import SystemClock
+from distributed_backup.training import cancellation
+from distributed_backup.training.cancellation import CancelScope, DeadlineExceededError
+
+FOREVER = 600.0
+
+
+async def cut_off(call: Callable[[], Awaitable[object]]) -> None:
+    """Await a call that is cancelled when all of its tasks wait."""
+    clock = SystemClock()
+    scope = CancelScope(clock)
+    asyncio.get_running_loop().call_later(0.01, lambda: scope.set_deadline(clock.now()))
+    with pytest.raises(DeadlineExceededError):
+        await scope.run(call())
+    await asyncio.sleep(0)  # no cancellation is left over
+
+
+class Requests:
+    """Two requests of one batch. The retries of one take a cancellation for a failed request, as those of synalinks."""
+
+    def __init__(self, cancellations: int = 1) -> None:
+        self.asked = 0
+        self._cancellations = cancellations
+
+    async def plain(self) -> None:
+        await asyncio.sleep(FOREVER)
+
+    async def retried(self) -> None:
+        for _ in range(self._cancellations):
+            self.asked += 1
+            try:
+                await asyncio.sleep(FOREVER)
+            except asyncio.CancelledError:
+                continue
+        # The pause before the next attempt.
+        await asyncio.sleep(0.1)
+        self.asked += 1
+
+    async def batch(self) -> None:
+        await asyncio.gather(self.plain(), self.retried())
+
+    async def batch_of_modules(self) -> None:
+        await asyncio.gather(self.batch(), self.plain())
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no answer")], ids=["goes on without", "fails"])
+def test_what_was_cut_off_is_never_taken_for_a_result(error: Exception | None) -> None:
+    """An await that is cancelled at the deadline raises, even if a retry catches the cancellation."""
+
+    async def swallowing() -> str:
+        try:
+            await asyncio.sleep(FOREVER)
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+        return "a result without the answer"
+
+    asyncio.run(cut_off(swallowing))
+
+
+@pytest.mark.parametrize("cancellations", [1, 3])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_no_request_of_a_batch_that_was_cut_off_is_sent_later(is_nested: bool, cancellations: int) -> None:
+    """`gather` ends with the first of its tasks. The others go on, and would ask again after a pause."""
+
+    async def main() -> None:
+        requests = Requests(cancellations)
+        await cut_off(requests.batch_of_modules if is_nested else requests.batch)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert requests.asked == cancellations
+
+    asyncio.run(main())
+
+
+def test_a_task_that_takes_no_cancellation_does_not_hold_up_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancellation, "_MOST_CANCELLATIONS", 3)
+
+    async def main() -> None:
+        requests = Requests(cancellations=10)
+        await cut_off(requests.batch)
+        assert requests.asked == 1 + 3 + 1
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            for _ in range(10):
+                task.cancel()
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_task_that_was_not_cancelled_goes_on() -> None:
+    """A client that began its own task in the batch has it still, and so has other code that is about to end."""
+
+    async def main() -> None:
+        tasks: list[asyncio.Task[None]] = []
+        cleaned_up: list[bool] = []
+
+        async def ending() -> None:
+            try:
+                await asyncio.sleep(FOREVER)
+            finally:
+                await asyncio.sleep(0.05)
+                cleaned_up.append(True)
+
+        async def batch() -> None:
+            tasks.append(asyncio.create_task(asyncio.sleep(FOREVER)))
+            await Requests().batch()
+
+        other = asyncio.create_task(ending())
+        await asyncio.sleep(0)
+        other.cancel()
+        await cut_off(batch)
+        [task] = tasks
+        assert (task.done(), task.cancelling()) == (False, 0)
+        task.cancel()
+        await asyncio.wait([task, other])
+        assert cleaned_up == [True]
+
+    asyncio.run(main())
