@@ -6,12 +6,12 @@ Imports no synalinks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import orjson
 
-from distributed_backup.checkpoints.format import is_final, parse_name
+from distributed_backup.checkpoints.format import is_final, parse_name, term_of
 from distributed_backup.position import Position
 from distributed_backup.preemption.grace import shutdown_reserve
 from tests.chaos.excuses import ENVIRONMENT, has_overlap, is_begun_anew, is_preempted_in_vain
@@ -78,6 +78,7 @@ def terms(story: Story) -> Iterator[str]:
 def newest(story: Story, run: Run) -> Iterator[str]:
     """The newest checkpoint verifies and never goes back. At the end it is the final state, if that is kept."""
     is_forgotten = story.has("FLUSHALL") and story.store == "redis"
+    elections = [(at, int(str(fields["term"]))) for life in story.lives for at, _, fields in life.reported("elected")]
     last: Sample | None = None
     for sample in story.samples:
         is_damaged = has_overlap(story, sample.at - 1.0, sample.at + 1.0, "damage")
@@ -90,12 +91,21 @@ def newest(story: Story, run: Run) -> Iterator[str]:
                 yield f"newest: {last.name} is gone, and there is no other"
             last = None
             continue
-        position = _position(sample)
-        if last is not None and position < _position(last) and not (is_forgotten or story.has("damage")):
+        if last is not None and _goes_back(last, sample, elections) and not (is_forgotten or story.has("damage")):
             yield f"newest: it went from {last.name} back to {sample.name}"
         last = sample
     if not run.deletes and (last is None or last.name is None or not is_final(last.name)) and not is_forgotten:
         yield f"newest: the run has ended, and the newest checkpoint is {None if last is None else last.name}"
+
+
+def _goes_back(last: Sample, sample: Sample, elections: Sequence[tuple[float, int]]) -> bool:
+    """An older leader may save what only it has when the next one has begun already."""
+    is_late = any(at < last.at and _term(last) < term <= _term(sample) for at, term in elections)
+    return _position(sample) < _position(last) and not is_late
+
+
+def _term(sample: Sample) -> int:
+    return term_of(str(sample.name))
 
 
 def _position(sample: Sample) -> Position:
@@ -202,8 +212,8 @@ def _meets(life: Life, story: Story, name: str, fault: Fault) -> bool:
     newer = [
         each for each in story.samples if fault.at < each.at < looked and each.name is not None and each.name > name
     ]
-    is_in_time = fault.at + _MARGIN < life.began and looked < fault.until - _MARGIN
-    return is_in_time and led is not None and led <= looked and not newer
+    # A leader looks after its election.
+    return led is not None and fault.at + _MARGIN < led <= looked < fault.until - _MARGIN and not newer
 
 
 def commands(story: Story) -> Iterator[str]:

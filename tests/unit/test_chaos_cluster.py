@@ -117,6 +117,18 @@ def test_a_newest_checkpoint_that_goes_back_is_torn_or_is_not_the_last_one_is_fo
     assert found(story) == {"newest"}
 
 
+LATE = "0000000001-00000003-00000000.final.ckpt"
+
+
+@pytest.mark.parametrize(("at", "wanted"), [(10.9, {"newest"}), (11.1, set())])
+def test_a_newest_checkpoint_may_go_back_if_the_next_leader_began_before_it(
+    story: Story, at: float, wanted: set[str]
+) -> None:
+    """A leader that reached no server has finished, and saved its final state. The next one was elected at 11 s."""
+    story.samples = [*SAMPLES[:2], Sample(at=at, name=LATE, writer="w0-0-aa"), *SAMPLES[2:]]
+    assert found(story) == wanted
+
+
 def test_a_newest_checkpoint_may_go_back_where_it_was_damaged(story: Story) -> None:
     """Then an older one is used."""
     story.samples = [SAMPLES[2], SAMPLES[1], SAMPLES[3]]
@@ -210,6 +222,9 @@ def test_a_start_that_does_not_name_a_damaged_checkpoint_is_found(
     fields = {"began": 15.0, "ended": 18.0, "output": output, "ways": ways}
     story.lives.append(life(tmp_path, "w0-1", lines[:events], **fields))
     assert found(story) == wanted
+    # It restored as a follower, as of what the leader had announced.
+    story.lives[-1] = life(tmp_path, "w0-1", [*lines[:1], "15.55 event restored {}", lines[1]], **fields)
+    assert found(story) == set()
 
 
 SAVED = '{"checkpoint": "x", "epoch": 0, "batch": %d, "leader": "w0-0-aa", "term": 1, "seconds": 0.1}'
