@@ -3,8 +3,8 @@
 Code that catches CancelledError continues, so the cancellation is repeated every 20 ms. `gather` ends with the first of
 its tasks that does. The others are cancelled until they end, because their retries would send requests after the await.
 
-The limit: code that blocks the event loop can't be cancelled. A task that goes on after `_MOST_CANCELLATIONS`, which
-take 1 s, is left alone.
+The limit: code that blocks the event loop can't be cancelled. A task that goes on for `_END_LIMIT` is left alone. So is
+a task that was not cancelled with the await, as in `asyncio.shield`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from distributed_backup.clock import Clock
 
 # Seconds between two cancellations of one await.
 _CANCEL_PERIOD: Final = 0.02
-_MOST_CANCELLATIONS: Final = 50
+# Seconds in which the tasks of an await that was cancelled may end.
+_END_LIMIT: Final = 1.0
 
-# The await that a task belongs to. The tasks that it begins inherit it.
-_await: ContextVar[object] = ContextVar("distributed_backup_await", default=None)
+# The awaits that a task is part of, outermost first: a fit may run in a batch of another. Its own tasks inherit them.
+_awaits: ContextVar[tuple[object, ...]] = ContextVar("distributed_backup_awaits", default=())
 
 
 class DeadlineExceededError(Exception):
@@ -67,7 +68,7 @@ class CancelScope:
         self._task = asyncio.current_task()
         self._arm()
         own = object()
-        outer = _await.set(own)
+        outer = _awaits.set((*_awaits.get(), own))
         try:
             result = await awaitable
         except (Exception, asyncio.CancelledError):
@@ -78,7 +79,7 @@ class CancelScope:
             if not self._cancellations:
                 return result
         finally:
-            _await.reset(outer)
+            _awaits.reset(outer)
             self._disarm()
         await _end_cancelled(own)
         raise DeadlineExceededError
@@ -109,8 +110,12 @@ class CancelScope:
 
 async def _end_cancelled(own: object) -> None:
     """End the tasks of an await that were cancelled with it, and go on."""
-    for _ in range(_MOST_CANCELLATIONS):
-        left = [task for task in asyncio.all_tasks() if task.cancelling() and task.get_context().get(_await) is own]
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _END_LIMIT
+    while loop.time() < end:
+        left = [
+            task for task in asyncio.all_tasks() if task.cancelling() and own in task.get_context().get(_awaits, ())
+        ]
         if not left:
             return
         for task in left:

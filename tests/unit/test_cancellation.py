@@ -81,17 +81,35 @@ def test_no_request_of_a_batch_that_was_cut_off_is_sent_later(is_nested: bool, c
     asyncio.run(main())
 
 
-def test_a_task_that_takes_no_cancellation_does_not_hold_up_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancellation, "_MOST_CANCELLATIONS", 3)
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_no_request_of_a_fit_within_the_batch_is_sent_later(is_alone: bool) -> None:
+    """A program may train another one. What this one began is part of both."""
 
     async def main() -> None:
-        requests = Requests(cancellations=10)
+        requests = Requests()
+
+        async def batch() -> None:
+            inner = CancelScope(SystemClock()).run(requests.batch())
+            await (inner if is_alone else asyncio.gather(inner, requests.plain()))
+
+        await cut_off(batch)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert requests.asked == 1
+
+    asyncio.run(main())
+
+
+def test_a_task_that_takes_no_cancellation_does_not_hold_up_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancellation, "_END_LIMIT", 0.05)
+
+    async def main() -> None:
+        requests = Requests(cancellations=1000)
         await cut_off(requests.batch)
-        assert requests.asked == 1 + 3 + 1
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            for _ in range(10):
-                task.cancel()
-                await asyncio.sleep(0)
+        [task] = asyncio.all_tasks() - {asyncio.current_task()}
+        assert requests.asked >= 3, "it was not cancelled again"
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
 
     asyncio.run(main())
 
