@@ -178,16 +178,14 @@ class Answers:
 
     async def _recorded_stream(self, ticket: Ticket | None, stream: Any, codec: Codec) -> AsyncIterator[Any]:
         chunks: list[Any] = []
+        tickets = self._tickets  # the stream may be closed after they were replaced
         try:
-            while True:
-                chunk = await Undisturbed(anext(stream, _END))
-                if chunk is _END:
-                    break
+            while (chunk := await Undisturbed(anext(stream, _END))) is not _END:
                 chunks.append(chunk)
                 yield chunk
         except BaseException as error:
             if ticket is not None:
-                self._tickets.give_back(ticket)
+                tickets.give_back(ticket)
                 if isinstance(error, Exception):
                     self._unrecorded(ticket)
             raise

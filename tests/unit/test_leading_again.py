@@ -84,3 +84,38 @@ def lead_again(fit: Fit, recorded: Answer, *, leads_again: bool = True) -> None:
     fit.replay.extend([recorded])
     if leads_again:
         fit.replay.end_of_log(ended(END))
+
+
+@pytest.mark.parametrize("ends_by", ["rewind", "boundary"])
+def test_a_stream_that_is_closed_later_does_not_give_its_number_to_two_requests(ends_by: str) -> None:
+    """Of a batch that was cut off, or that did not read it to its end. It is closed when it is collected."""
+
+    async def main() -> None:
+        fit = led()
+        fit.answers.mark()
+
+        async def chunks() -> AsyncIterator[int]:
+            yield 1
+            yield 2
+
+        async def request() -> AsyncIterator[int]:
+            return chunks()
+
+        stream = await fit.answers.ask_stream("s", request, JSON)
+        assert await anext(stream) == 1
+        if ends_by == "rewind":
+            fit.answers.rewind()
+        else:
+            fit.boundary(2)
+        first = fit.ask("s")
+        await quiet()
+        await stream.aclose()
+        second = fit.ask("s")
+        await quiet()
+        fit.respond("s", "first")
+        fit.respond("s", "second")
+        await asyncio.wait([first, second])
+        recorded = [record for record in fit.writer.records if isinstance(record, Answer)]
+        assert [record.number for record in recorded] == [0, 1]
+
+    asyncio.run(main())
