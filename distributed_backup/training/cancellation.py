@@ -1,7 +1,7 @@
 """Cancel an await of a fit at a deadline that another thread may set meanwhile.
 
 Code that catches CancelledError continues, so the cancellation is repeated every 20 ms. `gather` ends with the first of
-its tasks that does. The others are cancelled until they end, because their retries would send requests after the await.
+its tasks that does. The others go on, and their retries would send requests after the await: see `end_cancelled`.
 
 The limit: code that blocks the event loop can't be cancelled. A task that goes on for `_END_LIMIT` is left alone. So is
 a task that was not cancelled with the await, as in `asyncio.shield`.
@@ -20,8 +20,10 @@ from distributed_backup.clock import Clock
 
 # Seconds between two cancellations of one await.
 _CANCEL_PERIOD: Final = 0.02
+# Seconds that a task has to release what it holds before it is cancelled again. The pauses of synalinks take 1 s.
+_RELEASE_PERIOD: Final = 0.2
 # Seconds in which the tasks of an await that was cancelled may end.
-_END_LIMIT: Final = 1.0
+_END_LIMIT: Final = 2.0
 
 # The awaits that a task is part of, outermost first: a fit may run in a batch of another. Its own tasks inherit them.
 _awaits: ContextVar[tuple[object, ...]] = ContextVar("distributed_backup_awaits", default=())
@@ -42,6 +44,8 @@ class CancelScope:
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._cancellations = 0
+        # The last await, as its tasks know it.
+        self._own = object()
 
     def set_deadline(self, instant: float) -> None:
         """Cancel the running await at `instant` of the clock. The earliest instant counts. From any thread."""
@@ -65,10 +69,12 @@ class CancelScope:
         """
         with self._lock:
             self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        requested = task.cancelling()
         self._arm()
-        own = object()
-        outer = _awaits.set((*_awaits.get(), own))
+        self._own = object()
+        outer = _awaits.set((*_awaits.get(), self._own))
         try:
             result = await awaitable
         except (Exception, asyncio.CancelledError):
@@ -79,10 +85,28 @@ class CancelScope:
             if not self._cancellations:
                 return result
         finally:
-            _awaits.reset(outer)
             self._disarm()
-        await _end_cancelled(own)
+            with suppress(ValueError):  # a coroutine that is collected is closed in another context
+                _awaits.reset(outer)
+        if task.cancelling() > requested:
+            raise asyncio.CancelledError  # Ctrl-C came at the same moment
         raise DeadlineExceededError
+
+    async def end_cancelled(self) -> None:
+        """Wait until the tasks end that were cancelled with the last await. Those that go on are cancelled again."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _END_LIMIT
+        while (left := self._cancelled()) and loop.time() < end:
+            _, pending = await asyncio.wait(left, timeout=_RELEASE_PERIOD)
+            for task in pending:
+                task.cancel()
+
+    def _cancelled(self) -> list[asyncio.Task[Any]]:
+        return [
+            task
+            for task in asyncio.all_tasks()
+            if task.cancelling() and self._own in task.get_context().get(_awaits, ())
+        ]
 
     def _arm(self) -> None:
         if self._instant is None or self._task is None or self._loop is None or self._cancellations:
@@ -106,18 +130,3 @@ class CancelScope:
         while task is not None and self._cancellations:
             task.uncancel()
             self._cancellations -= 1
-
-
-async def _end_cancelled(own: object) -> None:
-    """End the tasks of an await that were cancelled with it, and go on."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + _END_LIMIT
-    while loop.time() < end:
-        left = [
-            task for task in asyncio.all_tasks() if task.cancelling() and own in task.get_context().get(_awaits, ())
-        ]
-        if not left:
-            return
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=_CANCEL_PERIOD)

@@ -300,7 +300,7 @@ class FastForward:
             try:
                 result = await self._scope.run(call())
             except DeadlineExceededError:
-                if self._standby.undo_await():
+                if await self._standby.undo_await():
                     return _CANCELLED
                 raise self._listener.on_deadline() from None
             self._stopped_outside = bool(self._program.stop_training) and not self._stopped

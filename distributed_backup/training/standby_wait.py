@@ -70,11 +70,13 @@ class StandbyWait:
             self._journal.mark()
         return has_finished
 
-    def undo_await(self) -> bool:
+    async def undo_await(self) -> bool:
         """Set the state from before the await that was cancelled, if this worker must wait. Return whether it must."""
         if self._worker.notice_given or not self._worker.stands_by:
             return False
         self._scope.withdraw_deadline()
+        # First, because what goes on would change the state that is set here, and ask for answers.
+        await self._scope.end_cancelled()
         if self._before is not None:
             self._state.apply(self._before)
             self._journal.rewind()

@@ -283,6 +283,7 @@ def tasks_after_a_cut(report: Report, streams: int) -> tuple[int, list[str]]:
         litellm.acompletion = acompletion
         with suppress(DeadlineExceededError):
             await scope.run(program.predict_on_batch(samples(8)[0]))
+        await scope.end_cancelled()
         return len(asked), [str(task) for task in asyncio.all_tasks() - {asyncio.current_task()}]
 
     return asyncio.run(run())

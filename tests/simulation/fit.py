@@ -135,7 +135,7 @@ class Fit:
             try:
                 await self.scope.run(self._batch())
             except DeadlineExceededError:
-                if self.standby.undo_await():
+                if await self.standby.undo_await():
                     continue
                 raise self.worker.preempt() from None
             self.position = Position(self.position.epoch, self.position.batch + 1)

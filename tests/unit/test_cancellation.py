@@ -15,12 +15,13 @@ FOREVER = 600.0
 
 
 async def cut_off(call: Callable[[], Awaitable[object]]) -> None:
-    """Await a call that is cancelled when all of its tasks wait."""
+    """Await a call that is cancelled when all of its tasks wait, and end what goes on."""
     clock = SystemClock()
     scope = CancelScope(clock)
     asyncio.get_running_loop().call_later(0.01, lambda: scope.set_deadline(clock.now()))
     with pytest.raises(DeadlineExceededError):
         await scope.run(call())
+    await scope.end_cancelled()
     await asyncio.sleep(0)  # no cancellation is left over
 
 
@@ -42,7 +43,7 @@ class Requests:
             except asyncio.CancelledError:
                 continue
         # The pause before the next attempt.
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(FOREVER)
         self.asked += 1
 
     async def batch(self) -> None:
@@ -119,14 +120,13 @@ def test_a_task_that_was_not_cancelled_goes_on() -> None:
 
     async def main() -> None:
         tasks: list[asyncio.Task[None]] = []
-        cleaned_up: list[bool] = []
+        release = asyncio.Event()
 
         async def ending() -> None:
             try:
                 await asyncio.sleep(FOREVER)
             finally:
-                await asyncio.sleep(0.05)
-                cleaned_up.append(True)
+                await release.wait()
 
         async def batch() -> None:
             tasks.append(asyncio.create_task(asyncio.sleep(FOREVER)))
@@ -137,9 +137,63 @@ def test_a_task_that_was_not_cancelled_goes_on() -> None:
         other.cancel()
         await cut_off(batch)
         [task] = tasks
-        assert (task.done(), task.cancelling()) == (False, 0)
+        assert [(each.done(), each.cancelling()) for each in (task, other)] == [(False, 0), (False, 1)]
+        release.set()
         task.cancel()
         await asyncio.wait([task, other])
-        assert cleaned_up == [True]
 
     asyncio.run(main())
+
+
+def test_a_task_that_was_cancelled_may_release_what_it_holds() -> None:
+    async def main() -> None:
+        released: list[bool] = []
+
+        async def tool() -> None:
+            try:
+                await asyncio.sleep(FOREVER)
+            finally:
+                await asyncio.sleep(0.03)
+                released.append(True)
+
+        async def batch() -> None:
+            await asyncio.gather(Requests().plain(), tool())
+
+        await cut_off(batch)
+        assert released == [True]
+
+    asyncio.run(main())
+
+
+def test_a_cancellation_from_outside_at_the_moment_of_the_deadline_is_not_lost() -> None:
+    """Ctrl-C, as a standby begins to wait."""
+    clock = SystemClock()
+    scope = CancelScope(clock)
+
+    async def both() -> None:
+        fit = asyncio.current_task()
+        assert fit is not None
+        scope._cancel()
+        fit.cancel()
+        await asyncio.sleep(FOREVER)
+
+    async def main() -> None:
+        fit = asyncio.create_task(scope.run(both()))
+        await asyncio.wait([fit])
+        assert (fit.cancelled(), fit.cancelling()) == (True, 1)
+
+    asyncio.run(main())
+
+
+def test_an_await_that_is_never_ended_is_closed_as_any_coroutine() -> None:
+    """Its event loop was stopped. The coroutine is closed in another context when it is collected."""
+    loop = asyncio.new_event_loop()
+    scope = CancelScope(SystemClock())
+    waits = scope.run(asyncio.sleep(FOREVER))
+    task = loop.create_task(waits)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    waits.close()
+    assert scope._task is None
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()

@@ -86,7 +86,7 @@ class Fit:
             raise answer
         return answer
 
-    def undo_await(self) -> bool:
+    async def undo_await(self) -> bool:
         self.scope.withdraw_deadline()
         self.calls.append("undo")
         return self.must_wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from distributed_backup.checkpoints.format import Checkpoint, Snapshot, encode
@@ -42,6 +43,9 @@ class Stubs:
     def withdraw_deadline(self) -> None:
         self.calls.append("withdraw_deadline")
 
+    async def end_cancelled(self) -> None:
+        self.calls.append("end_cancelled")
+
     def stand_by(self) -> StartPoint | None:
         self.calls.append("stand_by")
         self.waits -= 1
@@ -58,10 +62,10 @@ def test_a_cancelled_await_is_undone_before_it_is_repeated() -> None:
     wait = stubs.wait()
     assert not wait.before_await()
     stubs.value, stubs.stands_by = 7, True
-    assert wait.undo_await()
+    assert asyncio.run(wait.undo_await())
     assert stubs.value == 0
     assert not wait.before_await()
-    undone = ["withdraw_deadline", "rewind", "withdraw_deadline", "stand_by"]
+    undone = ["withdraw_deadline", "end_cancelled", "rewind", "withdraw_deadline", "stand_by"]
     assert stubs.calls == ["capture", "mark", *undone, "capture", "mark"]
 
 
@@ -71,9 +75,9 @@ def test_an_await_that_a_notice_cancels_is_not_undone() -> None:
     wait = stubs.wait()
     wait.before_await()
     stubs.value = 7
-    assert not wait.undo_await()
+    assert not asyncio.run(wait.undo_await())
     stubs.stands_by = stubs.notice_given = True
-    assert not wait.undo_await()
+    assert not asyncio.run(wait.undo_await())
     assert (stubs.value, stubs.calls) == (7, ["capture", "mark"])
 
 
@@ -81,8 +85,8 @@ def test_what_is_cancelled_before_the_first_capture_is_only_repeated() -> None:
     """The optimizer's reset at the start of a fit costs nothing and may be done twice."""
     stubs = Stubs()
     stubs.value, stubs.stands_by = 7, True
-    assert stubs.wait().undo_await()
-    assert (stubs.value, stubs.calls) == (7, ["withdraw_deadline"])
+    assert asyncio.run(stubs.wait().undo_await())
+    assert (stubs.value, stubs.calls) == (7, ["withdraw_deadline", "end_cancelled"])
 
 
 def test_a_run_that_has_finished_is_the_result() -> None:
