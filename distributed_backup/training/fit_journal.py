@@ -55,7 +55,7 @@ class FitJournal:
         self._answers = Answers(self._writer, self._replay, doubt)
         # Set while `_step_down` waits for its turn in the event loop.
         self._is_deposed = False
-        # Set while the fit has not come to the end of a log that this worker does not continue.
+        # Set from the end of a log that can't be continued until the fit has come there.
         self._begins_log = False
         self._calls = ModelCalls(self._answers, options.journal_of)
         self._tail: LogTail | None = None

@@ -53,7 +53,7 @@ class Reference:
 def violations(story: Story, reference: Reference) -> list[str]:
     """Return what is wrong with a run, as far as each life of it can tell."""
     lives = story.lives
-    found = [*ends(story), *whole(story, reference), *leftovers(story)]
+    found = [*ends(story), *whole(story, reference), *late(lives), *leftovers(story)]
     if is_recorded(story):
         found += [*order(lives), *lost(lives), *states(lives), *events(lives)]
     return found
@@ -154,6 +154,16 @@ def whole(story: Story, reference: Reference) -> Iterator[str]:
     count = sum(map(len, final_answers(story.lives).values()))
     if is_recorded(story) and reference.answers is not None and count != reference.answers:
         yield f"whole: {count} answers count, an uninterrupted run has {reference.answers}"
+
+
+def late(lives: Sequence[Life]) -> Iterator[str]:
+    """A fit that has returned sends nothing more.
+
+    One that was interrupted may: retries of synalinks catch the cancellation of their task, and its process ends.
+    """
+    for life in lives:
+        if life.late and life.end is not None:
+            yield f"late: {life.name} sent {len(life.late)} requests after its fit had finished"
 
 
 def paid(lives: Sequence[Life]) -> tuple[int, int]:

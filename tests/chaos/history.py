@@ -92,6 +92,8 @@ class Life:
     completed: set[Stage] = field(default_factory=set)
     events: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
+    # Requests after the end of the fit.
+    late: list[str] = field(default_factory=list)
     # Requests that were under way when this life learned that it leads no more. Its successor asks for them, too.
     cut_off: set[str] = field(default_factory=set)
     crashed: str | None = None
@@ -198,8 +200,9 @@ def read_life(path: Path, *, exit_code: int, how: str | None) -> Life:
             case "seen" if life.is_lost:
                 # Of a stream that was read at the change. The fit is cancelled.
                 pass
-            case "asked" | "answered" if life.is_over:
-                # Retries of synalinks catch the cancellation of their task, and ask again when the fit has ended.
+            case "asked" if life.is_over:
+                life.late.append(fields[0])
+            case "answered" if life.is_over:
                 pass
             case "asked" | "failed" | "answered" | "durable":
                 getattr(life, kind).append(fields[0])

@@ -53,6 +53,8 @@ def test_a_run_that_is_resumed_exactly_passes(tmp_path: Path) -> None:
         (FIRST, [*STAGE, "seen d", *REST], {"whole"}),
         (FIRST, [*STAGE, "event diverged {}", *REST], {"events"}),
         (FIRST, [*STAGE, "event voided {}", *REST], {"events"}),
+        (FIRST, [*STAGE, *REST[:-1], "event finished {}", "asked d", "end S2"], {"late"}),
+        (FIRST, [*STAGE, *REST, "event finished {}", "asked d", "answered d"], {"late"}),
     ],
 )
 def test_each_check_finds_its_error(tmp_path: Path, first: Any, second: Any, wanted: set[str]) -> None:
