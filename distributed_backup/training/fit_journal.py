@@ -183,7 +183,7 @@ class FitJournal:
             # What an earlier tail has read is not of this log.
             self._replay.delivery.call_from_thread(lambda: call(value) if self._tail is tail else None)
 
-        self._replay.follow(start.boundary, has_used=bool(start.seen))
+        self._replay.follow(start.boundary, used=start.seen)
         self._tail = tail = LogTail(
             self._store.storage,
             run_id=run_id,

@@ -65,8 +65,8 @@ class Replay:
         self._end: Boundary | None = None
         # Failures of the leader that may be about to end its fit: see `Stage`.
         self._failures: list[Unanswered] = []
-        # This worker has led in the stage that it follows.
-        self._has_used = False
+        # What this worker has used of the stage that it follows, before it did.
+        self._used: list[Outcome] = []
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
@@ -126,7 +126,7 @@ class Replay:
     def set_stage(self, outcomes: Iterable[Outcome], *, end: Boundary | None) -> None:
         """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
         self.outcomes, self._end, self._places, self._failures = list(outcomes), end, {}, []
-        self._has_used = False
+        self._used = []
         self.delivery.begin(len(self.outcomes), is_open=end is None and not self.is_following)
         for place, outcome in enumerate(self.outcomes):
             self._put((outcome.key, outcome.number), place)
@@ -153,21 +153,19 @@ class Replay:
 
     # ---------------------------------------------------------------- a log that grows
 
-    def follow(self, start: Boundary, *, has_used: bool = False) -> None:
-        """Take the records of another worker from `extend`, beginning with those after `start`.
+    def follow(self, start: Boundary, *, used: Iterable[Outcome] = ()) -> None:
+        """Take the records of another worker from `extend`: those after `start`, and after what was `used` since then.
 
-        What was not handed out of another log comes again in this one. Requests wait for it. `has_used`: this worker
-        has used outcomes after `start`, and the records after them follow.
+        What was not handed out of another log comes again in this one. Requests wait for it.
         """
         self._follows += 1
-        self._log = None
         self._records.clear()
         self._ahead.clear()
-        self._last, self._newest, self.is_following = start, Position(0), True
+        self._log, self._last, self._newest, self.is_following = None, start, Position(0), True
         self._writer.replay_begins()
         self.delivery.let_go()
         self.set_stage((), end=None)
-        self._has_used = has_used
+        self._used = list(used)
 
     def extend(self, records: Iterable[Record]) -> None:
         """Take records that the leader has appended."""
@@ -202,7 +200,7 @@ class Replay:
                 self._add(record)
             case Unrecorded() if not self._ahead:
                 self.diverged("an answer of the leader can't be recorded")
-            case Void() if self._has_used or sum(map(len, self._places.values())) < len(self.outcomes):
+            case Void() if self._used or sum(map(len, self._places.values())) < len(self.outcomes):
                 self.diverged("the leader asks again for answers that this worker has used")
             case Void():
                 self.set_stage((), end=None)
@@ -225,13 +223,16 @@ class Replay:
     def _lead(self, link: Link | None) -> None:
         last = self._last
         assert last is not None
+        self._last = self._ahead[-1] if self._ahead else last
         if link is None:
-            self._writer.begin_at(last)
+            # A restart finds nothing before this segment. So it holds what training has used, or will, since its start.
+            self._writer.begin_at(self._last)
+            for outcome in (*self._used, *self.outcomes):
+                self._writer.append(outcome, self.delivery.hold())
         else:
             self._writer.continue_log(link, last, mark=None, done=self.delivery.hold())
-        for boundary in self._ahead:
-            self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
-            self._last = boundary
+            for boundary in self._ahead:
+                self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
         self._ahead.clear()
         self.end()
         self.delivery.open()

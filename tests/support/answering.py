@@ -167,7 +167,7 @@ class Fit:
         self.is_in_doubt = False
         self.answers.withdraw()
         last, seen = self.answers.since_boundary() or (boundary(0), [])
-        self.replay.follow(last, has_used=bool(seen))
+        self.replay.follow(last, used=seen)
 
     @property
     def since(self) -> tuple[Boundary, list[Outcome]] | None:

@@ -489,6 +489,43 @@ def test_a_follower_without_a_log_begins_one() -> None:
     run(main)
 
 
+def test_a_log_that_begins_behind_a_lost_one_has_all_answers_since_its_beginning() -> None:
+    """A restart finds nothing before it, and would pay for them again. What is not used yet waits for the segment."""
+
+    async def main() -> None:
+        fit = led()
+        await fit.answered("led", 0)
+        fit.step_down()
+        fit.replay.extend([answer("a", 1), answer("b", 2)])
+        await fit.ask("a")
+        fit.writer.is_durable = False
+        fit.writer.records.clear()
+        fit.replay.end_of_log(ended(None))
+        waits = fit.ask("b")
+        await quiet()
+        assert (fit.writer.steps[-1], keys(fit.writer.records)) == (("begin_at", boundary(0)), ["led", "a", "b"])
+        assert not waits.done()
+        fit.writer.flush()
+        await quiet()
+        assert (fit.got, fit.asked, len(fit.writer.records)) == ([0, 1, 2], ["led"], 3)
+
+    run(main)
+
+
+def test_a_log_that_begins_behind_a_lost_one_begins_at_the_last_boundary_of_the_fit() -> None:
+    """The fit was ahead of its log. The answers before this boundary are in none that is left."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.follow(answer("a", 1))
+        await fit.ask("a")
+        fit.boundary(1)
+        fit.replay.end_of_log(ended(None))
+        assert (fit.writer.steps[-1], fit.writer.records) == (("begin_at", boundary(1)), [])
+
+    run(main)
+
+
 # ---------------------------------------------------------------- a leader that is deposed
 
 
