@@ -58,6 +58,15 @@ class ForcedExit:
             (1 / 16, ExitWatchdog(self._exit_or_release)),
         )
 
+    def start(self) -> None:
+        """Start the threads. Without it, `arm` has no effect.
+
+        Raises:
+            RuntimeError: This process can start no thread.
+        """
+        for _, watchdog in self._watchdogs:
+            watchdog.start()
+
     def arm(self, remaining: float | None) -> None:
         """End the process before a kill in `remaining` seconds. None means the grace period."""
         seconds = self._options.grace_period if remaining is None else remaining

@@ -146,6 +146,7 @@ class FitSession:
 
     def _watch_for_notices(self) -> None:
         if self._options.save_before_preemption:
+            self._forced_exit.start()
             if self._options.notices.signal:
                 self._signals.install()
             else:

@@ -17,11 +17,12 @@ from tests.support.team import Team
 def test_a_log_handler_that_hangs_does_not_prevent_the_exit(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process exits with its own code before the kill, although nothing reads the pipe that it logs to."""
     codes: list[int] = []
-    exited = threading.Event()
+    exits, is_over = threading.Semaphore(0), threading.Event()
 
     def leave(code: int) -> None:
         codes.append(code)
-        exited.set()
+        exits.release()
+        is_over.wait(PATIENCE)  # the real one never returns
 
     monkeypatch.setattr("os._exit", leave)
     for step in ("run_exit_functions", "flush_output"):  # they would end what the tests share
@@ -29,10 +30,15 @@ def test_a_log_handler_that_hangs_does_not_prevent_the_exit(team: Team, monkeypa
     worker = team.unjoined("a", grace_period=1.0)
     with hanging(forced_exit.logger) as handler:
         signals = SignalWatch([], on_notice=lambda _: None)
-        ForcedExit(worker, WorkerOptions(exit_code=77), signals).arm(0.0)
+        forced = ForcedExit(worker, WorkerOptions(exit_code=77), signals)
+        forced.start()
+        forced.arm(0.0)
         assert handler.hangs.wait(PATIENCE)
-        assert exited.wait(PATIENCE / 3), "the exit waits for the handler"
+        assert exits.acquire(timeout=PATIENCE / 3), "the exit waits for the handler"
+    for _ in range(2):
+        assert exits.acquire(timeout=PATIENCE)
+    assert codes == [77] * 3  # each of the three attempts, because the first call did not end the process
+    is_over.set()
     for thread in threading.enumerate():
         if thread.name == "distributed-backup-watchdog":
             thread.join(PATIENCE)
-    assert codes == [77] * 3  # each of the three attempts, because the first call did not end the process

@@ -368,10 +368,20 @@ def test_signals_that_are_ignored_at_the_end_of_the_process_are_not_handled(befo
 # ---------------------------------------------------------------- the watchdog
 
 
+def watchdogs() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "distributed-backup-watchdog"]
+
+
+def started(act: Callable[[], object]) -> ExitWatchdog:
+    watchdog = ExitWatchdog(lambda: (act(), None)[1])
+    watchdog.start()
+    return watchdog
+
+
 def test_the_watchdog_acts_at_the_earliest_of_its_instants() -> None:
     """An earlier instant replaces a later one, and a later one has no effect."""
     acted, begin = threading.Event(), time.monotonic()
-    watchdog = ExitWatchdog(acted.set)
+    watchdog = started(acted.set)
     watchdog.arm(PATIENCE)
     watchdog.arm(0.05)
     watchdog.arm(PATIENCE)
@@ -379,42 +389,46 @@ def test_the_watchdog_acts_at_the_earliest_of_its_instants() -> None:
     assert time.monotonic() - begin >= 0.05
 
 
-def test_the_watchdog_acts_once() -> None:
+def test_the_watchdog_acts_once_and_its_thread_ends() -> None:
     """A watchdog that is armed twice acts once."""
     calls: list[float] = []
-    watchdog = ExitWatchdog(lambda: calls.append(time.monotonic()))
+    watchdog = started(lambda: calls.append(time.monotonic()))
+    (thread,) = watchdogs()
     watchdog.arm(0.1)
-    first = watchdog._timer
     watchdog.arm(0.05)
-    for timer in (first, watchdog._timer):
-        assert timer is not None
-        timer.join(PATIENCE)
-    assert len(calls) == 1
+    thread.join(PATIENCE)
+    watchdog.arm(0.0)
+    assert (len(calls), watchdogs()) == (1, [])
 
 
-def test_a_disarmed_watchdog_does_not_act() -> None:
-    """A disarmed watchdog never acts, even if it is armed again."""
+def test_a_disarmed_watchdog_does_not_act_and_its_thread_ends() -> None:
+    """A disarmed watchdog never acts, even if it is armed again. Its instant need not have come."""
     calls: list[None] = []
-    watchdog = ExitWatchdog(lambda: calls.append(None))
-    watchdog.arm(0.05)
-    timer = watchdog._timer
-    watchdog.disarm()
-    watchdog.arm(0.01)
-    assert timer is not None
-    assert timer is watchdog._timer
-    timer.join(PATIENCE)
-    assert calls == []
+    for seconds in (None, 0.05, PATIENCE):
+        watchdog = started(lambda: calls.append(None))
+        (thread,) = watchdogs()
+        if seconds is not None:
+            watchdog.arm(seconds)
+        watchdog.disarm()
+        thread.join(PATIENCE / 2)
+        assert (calls, watchdogs()) == ([], [])
+        watchdog.arm(0.0)
+        watchdog.start()
+        for again in watchdogs():
+            again.join(PATIENCE)
+        assert calls == []
 
 
-def test_an_interpreter_that_shuts_down_keeps_the_earlier_instant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It starts no thread. A second call must neither raise nor cancel the first timer."""
+def test_a_process_that_can_start_no_thread_any_more_is_still_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shuts down, or has reached its limit of threads."""
 
     def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't create new thread at interpreter shutdown")
+        raise RuntimeError("can't start new thread")
 
     acted = threading.Event()
-    watchdog = ExitWatchdog(acted.set)
-    watchdog.arm(0.1)
-    monkeypatch.setattr(threading.Timer, "start", refuse)
+    watchdog = started(acted.set)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        threading.Thread().start()
     watchdog.arm(0.01)
     assert acted.wait(PATIENCE)
