@@ -131,8 +131,8 @@ class Delivery:
 
     @property
     def unseen(self) -> int:
-        """New answers and failures that are recorded and were not handed out."""
-        return sum(answer.record is not None for answer in self._new)
+        """Answers and failures that are recorded and were not handed out."""
+        return self.left + sum(answer.record is not None for answer in self._new)
 
     def touch(self) -> None:
         """Note that a request was made or answered."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_format import Answer, Failed, Outcome, Unanswered
+from distributed_backup.checkpoints.journal_format import Answer, Failed, Outcome, Unanswered, apply
 from distributed_backup.errors import RecordedFailureError
-from tests.support.answering import JSON, Fit, answer, boundary, led, quiet, stage
+from tests.support.answering import END, JSON, Fit, answer, boundary, ended, led, quiet, stage
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -183,6 +183,29 @@ def test_an_exception_is_recorded_with_the_outcomes_that_training_had_not_seen(i
         await trains
         assert await parallel == 1
         assert fit.writer.records[-1] == Failed(error="BusyError", unseen=0 if is_seen else 1)
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["replayed", "elected", "elected without a log"])
+def test_an_answer_of_the_log_that_was_not_seen_is_not_the_cause_of_an_exception(how: str) -> None:
+    """The worker that recorded it was killed before its fit ended. The failure is the cause: it is sent again."""
+
+    async def main() -> None:
+        fit = Fit()
+        recorded: list[Outcome] = [Unanswered(key="a", number=0, error="APIError"), answer("b", 1)]
+        if how == "replayed":
+            fit.begin(stage(*recorded))
+        else:
+            fit.follow(*recorded)
+            fit.replay.end_of_log(ended(None if how == "elected without a log" else END))
+        with pytest.raises(RecordedFailureError) as raised:
+            await asyncio.gather(fit.ask("a"), fit.ask("b"))
+        fit.answers.failed(raised.value)
+        found = fit.writer.records[-1]
+        assert found == Failed(error="RecordedFailureError", unseen=1)
+        apply(found, recorded)
+        assert recorded == [answer("b", 1)]
 
     run(main)
 
