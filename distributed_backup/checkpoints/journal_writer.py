@@ -21,7 +21,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from distributed_backup.checkpoints.journal_format import (
@@ -112,16 +112,21 @@ class JournalWriter:
         """Write nothing before `continue_log`: what the fit does now is in a log already. Call it before the others."""
         self._is_replaying = True
 
-    def begin_at(self, boundary: Boundary) -> None:
-        """Begin a segment at a boundary whose checkpoint is durable. No log continues it. The header is written now."""
-        self._add(lambda: self._begin_at(boundary))
+    def begin_at(self, boundary: Boundary, records: Iterable[Record] = (), *, done: Done = lambda: None) -> None:
+        """Begin a segment at a boundary whose checkpoint is durable, with what was recorded since then.
+
+        It continues no log. It is written now, at once, then `done` is called.
+        """
+        start = SegmentStart(position=boundary.position, after=None, digests=boundary.digests)
+        self._add(lambda: self._begin_at(start, records, done))
 
     def continue_log(self, link: Link, last: Boundary, *, mark: Record | None, done: Done = lambda: None) -> None:
         """Begin a segment that continues a log at its end, after the boundary `last`, with the record `mark` if any.
 
-        The header is written now, then `done` is called. It counts the starts that die in the replay after `last`.
+        It is written now, then `done` is called. Its header counts the starts that die in the replay after `last`.
         """
-        self._add(lambda: self._continue(link, last, mark, done))
+        start = SegmentStart(position=last.position, after=link, digests=None)
+        self._add(lambda: self._begin_at(start, () if mark is None else (mark,), done))
 
     def append(self, record: Record, done: Done) -> None:
         """Append a record. `done` is called once, from any thread: when the record is durable, or will not be."""
@@ -218,21 +223,15 @@ class JournalWriter:
             logger.exception("the journal failed, and records nothing until the next checkpoint")
             self._lose()
 
-    def _begin_at(self, boundary: Boundary) -> None:
-        self._is_replaying = False
-        self._begin_stage(boundary.position, after=None, digests=boundary.digests)
-        if self._begin():
-            # At once, so that no worker takes what a former leader appends late.
-            self._flush(even_if_empty=True)
-
-    def _continue(self, link: Link, last: Boundary, mark: Record | None, done: Done) -> None:
+    def _begin_at(self, start: SegmentStart, records: Iterable[Record], done: Done) -> None:
         self._done.append(done)
         self._is_replaying = False
-        self._begin_stage(last.position, after=link, digests=None)
-        lines = [] if mark is None else [encode_record(mark)]
+        self._stage = KeptStage(start=start, is_reachable=True)
+        lines = list(map(encode_record, records))
         self._stage.keep(*lines, limit=_MAX_WAITING)
         if self._begin():
             self._lines = lines
+        # At once, so that no worker takes what a former leader appends late.
         self._flush(even_if_empty=True)
 
     def _append(self, line: bytes, done: Done) -> None:
@@ -255,13 +254,11 @@ class JournalWriter:
         if self._segment is not None:
             self._lines.append(encode_record(boundary))
             after = self._segment.end(self._lines)
-        self._begin_stage(boundary.position, after=after, digests=boundary.digests)
+        start = SegmentStart(position=boundary.position, after=after, digests=boundary.digests)
+        self._stage = KeptStage(start=start, is_reachable=after is not None)
         if due and not self._is_replaying:
             self._flush()
             self._begin()
-
-    def _begin_stage(self, position: Position, *, after: Link | None, digests: Digests | None) -> None:
-        self._stage = KeptStage(start=SegmentStart(position=position, after=after, digests=digests))
 
     def _follow_term(self) -> None:
         """Write the stage to another segment if this worker leads under another term. Older ones count less."""
@@ -270,7 +267,7 @@ class JournalWriter:
         if segment is not None and term is not None and term != segment.header.term:
             self._flush()
             # It may have been given up.
-            if self._segment is not None or self._stage.continues_log:
+            if self._segment is not None or self._stage.is_reachable:
                 self._segment = None
                 self._begin_with_stage()
                 # Without digests, a header counts as a start: see `continue_log`.
@@ -292,8 +289,8 @@ class JournalWriter:
 
     def _lead_again(self, done: Done, *, waits: bool) -> None:
         self._follow_term()
-        # The lease was lost before the segment that continues the log could begin.
-        if is_owed := self._segment is None and self._stage.continues_log:
+        # The lease was lost before the segment could begin.
+        if is_owed := self._segment is None and self._stage.is_reachable:
             self._begin_with_stage()
         self._done.append(done)
         self._flush(even_if_empty=waits or is_owed)

@@ -34,10 +34,12 @@ class SegmentStart:
 class KeptStage:
     """The lines of the records since `start`, which is the last boundary, or the place where a log is continued.
 
-    `lines` is None if not all of them are here.
+    `lines` is None if not all of them are here. `is_reachable`: a log leads to a segment that begins at `start`, or a
+    checkpoint does.
     """
 
     start: SegmentStart | None = None
+    is_reachable: bool = False
     lines: list[bytes] | None = field(default_factory=list)
     size: int = 0
 
@@ -53,12 +55,7 @@ class KeptStage:
         """Note that nothing more is appended to `segment`. No log leads to a `start` behind its end."""
         link = None if self.start is None else self.start.after
         if self.start is not None and link is not None and link.name == segment.header.name and link.end > segment.size:
-            self.start = replace(self.start, after=None)
-
-    @property
-    def continues_log(self) -> bool:
-        """Whether a log leads to a segment that begins here."""
-        return self.start is not None and self.start.after is not None
+            self.start, self.is_reachable = replace(self.start, after=None), False
 
     @property
     def is_at_boundary(self) -> bool:

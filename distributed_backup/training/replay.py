@@ -226,9 +226,7 @@ class Replay:
         self._last = self._ahead[-1] if self._ahead else last
         if link is None:
             # A restart finds nothing before this segment. So it holds what training has used, or will, since its start.
-            self._writer.begin_at(self._last)
-            for outcome in (*self._used, *self.outcomes):
-                self._writer.append(outcome, self.delivery.hold())
+            self._writer.begin_at(self._last, (*self._used, *self.outcomes), done=self.delivery.hold())
         else:
             self._writer.continue_log(link, last, mark=None, done=self.delivery.hold())
             for boundary in self._ahead:

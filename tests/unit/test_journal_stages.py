@@ -501,6 +501,24 @@ def test_a_follower_writes_nothing_although_it_was_deposed_before_it_had_begun(b
     assert bench.files() == {}
 
 
+@pytest.mark.parametrize("recorded", [[], [7]])
+def test_a_leader_whose_lease_was_away_when_its_log_was_to_begin_begins_it_when_it_leads_again(
+    bench: Bench, recorded: list[int]
+) -> None:
+    """The checkpoint is there. A kill before the next boundary would lose the answers since then."""
+    bench.writer.replay_begins()
+    bench.term = None
+    bench.writer.begin_at(boundary(0), map(answer, recorded))
+    bench.ask(0)
+    bench.settle()
+    assert bench.files() == {}
+    bench.term = 2
+    bench.writer.lead_again(timeout=PATIENCE)
+    bench.ask(1)
+    bench.settle()
+    assert replayed(found(bench.storage, 0)) == [*recorded, 0, 1]
+
+
 def test_a_follower_that_begins_to_lead_without_a_log_writes_as_any_leader(bench: Bench) -> None:
     bench.writer.replay_begins()
     bench.writer.begin_at(boundary(0))

@@ -115,6 +115,15 @@ def test_a_leader_that_finds_no_log_says_so_at_once(bench: Bench) -> None:
     assert bench.files() == {name(1, 0): [begins()]}
 
 
+def test_a_leader_that_has_lost_the_log_begins_one_with_its_records_in_one_append(bench: Bench) -> None:
+    """A kill in between would lose them, and another worker that has used them would take the log for another one."""
+    done = threading.Event()
+    bench.writer.begin_at(boundary(0), [answer(0), answer(1)], done=done.set)
+    assert done.wait(PATIENCE)
+    assert len(bench.storage.appends) == 1
+    assert bench.files() == {name(1, 0): [begins(), answer(0), answer(1)]}
+
+
 def test_a_due_boundary_begins_a_segment_that_continues_the_last(bench: Bench) -> None:
     """Other boundaries do not."""
     bench.begin()
