@@ -6,6 +6,7 @@ proves nothing about who wrote the line. Nothing here does I/O.
 
     1c291ca3 {"format":1,"run_id":"run-42","term":7,"epoch":2,"batch":3,"worker_id":"w","after":null,"digests":{…}}
     …        {"answer":"KEY","number":0,"value":{…}}      a response, and which of the equal requests it belongs to
+    …        {"answer":"KEY","number":0,"early":true,…}   it came before training had seen a failure before it
     …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
     …        {"unanswered":"KEY","number":0,"error":"…","status":429}  the request failed
     …        {"unrecorded":"KEY","number":0}          the request was answered, and its response can't be written
@@ -21,7 +22,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -104,11 +105,15 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The response to the request with this key, as JSON in one line. `number` counts equal requests in the stage."""
+    """The response to the request with this key, as JSON in one line. `number` counts equal requests in the stage.
+
+    `is_early`: training had not seen a failure before it, or was about to act on it. So it may have ended the fit.
+    """
 
     key: str
     number: int
     value: bytes
+    is_early: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +210,9 @@ def encode_record(record: Record) -> bytes:
 
 def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each kind
     match record:
-        case Answer(key=key, number=number, value=value):
-            return {"answer": key, "number": number, "value": orjson.Fragment(value)}
+        case Answer(key=key, number=number, value=value, is_early=is_early):
+            early = {"early": True} if is_early else {}
+            return {"answer": key, "number": number, **early, "value": orjson.Fragment(value)}
         case Boundary(position=position, digests=digests):
             return {"boundary": position.as_tuple, "digests": dict(digests)}
         case Unanswered(key=key, number=number, error=error, status=status):
@@ -275,7 +281,12 @@ def _answer(body: bytes) -> Answer:
     fields = orjson.loads(body[:end] + b"}")
     if not isinstance(fields["answer"], str):
         raise BadRecordError("want a key as text")
-    return Answer(key=fields["answer"], number=_count(fields["number"]), value=body[end + len(_VALUE) : -1])
+    return Answer(
+        key=fields["answer"],
+        number=_count(fields["number"]),
+        value=body[end + len(_VALUE) : -1],
+        is_early=fields.get("early") is True,
+    )
 
 
 def _record(fields: Any) -> Record:  # noqa: PLR0911 - one for each kind

@@ -313,7 +313,9 @@ class Answers:
         if value is None:
             self._unrecorded(ticket)
             return None
-        return Answer(key=key, number=number, value=value)
+        unsettled = self._delivery.unsettled(self._replay.outcomes)
+        is_early = any(isinstance(each, Unanswered) for each in unsettled)
+        return Answer(key=key, number=number, value=value, is_early=is_early)
 
     def _unrecorded(self, ticket: Ticket) -> None:
         """Let followers know that they wait in vain."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -64,6 +64,9 @@ class Delivery:
         self._places: dict[int, asyncio.Future[None]] = {}
         self._new: deque[NewAnswer] = deque()
         self._is_settling = self._is_open = self._has_warned = False
+        # Places whose consequences have run, and the record of the new answer whose consequences run now.
+        self._settled = 0
+        self._now: Outcome | None = None
         self._timer: Countdown | None = None
         self.under_way = 0
         """Requests that were sent and are not answered. The log may have an answer to one, see `follow` of a replay."""
@@ -71,7 +74,7 @@ class Delivery:
     def begin(self, count: int, *, is_open: bool) -> None:
         """Expect `count` answers of a log. `is_open`: new answers come after them. Else they need not wait."""
         waiting = [self._places[place] for place in sorted(self._places)]
-        self._count, self._next, self._is_open, self._is_ordered = count, 0, is_open, True
+        self._count, self._next, self._settled, self._is_open, self._is_ordered = count, 0, 0, is_open, True
         self._places = {}
         for future in waiting:
             if not future.done():
@@ -133,6 +136,10 @@ class Delivery:
     def unseen(self) -> int:
         """Answers and failures that are recorded and were not handed out."""
         return self.left + sum(answer.record is not None for answer in self._new)
+
+    def unsettled(self, log: Sequence[Outcome]) -> list[Outcome | None]:
+        """Return the outcomes in `log`, and the new ones, whose consequences have not run."""
+        return [*log[self._settled :], self._now, *(answer.record for answer in self._new)]
 
     def touch(self) -> None:
         """Note that a request was made or answered."""
@@ -222,7 +229,9 @@ class Delivery:
             return self._places.pop(self._next - 1)
         is_turn_of_new = self._next >= self._count or not self._is_open
         if is_turn_of_new and self._new and self._new[0].is_ready:
-            return self._new.popleft().future
+            answer = self._new.popleft()
+            self._now = answer.record
+            return answer.future
         return None
 
     def _settle(self, loop: Any, cycles: int) -> None:
@@ -230,7 +239,7 @@ class Delivery:
         # An event loop of another library may have no such attribute. Then all cycles are run.
         is_idle = cycles > 0 and len(getattr(loop, "_ready", (None,))) == 0
         if is_idle or cycles > _MAX_CYCLES:
-            self._is_settling = False
+            self._is_settling, self._settled, self._now = False, self._next, None
             self._hand_out()
         else:
             loop.call_soon(self._settle, loop, cycles + 1)

@@ -2,7 +2,7 @@
 
 A leader replays a log that has ended, stage by stage, and then continues it. A follower takes the records of the leader
 as they come, and waits for the ones that its requests need. When it becomes the leader, its log has ended, too.
-Failures of the leader come with its next answer or boundary, because an exception may end its fit before: see `Stage`.
+Failures of the leader come when it has gone on since, because an exception may end its fit before: see `Stage`.
 
 At each boundary of the log the digests of the state are compared. If they differ, or if a recorded request is not made
 any more, the log is not followed further. An error in the log names the position and the group of variables.
@@ -31,6 +31,7 @@ from distributed_backup.checkpoints.journal_format import (
     Unanswered,
     Unrecorded,
     Void,
+    apply,
 )
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Report
@@ -63,8 +64,8 @@ class Replay:
         # Requests that have failed have several: their retries have the same ticket.
         self._places: dict[Ticket, deque[int]] = {}
         self._end: Boundary | None = None
-        # Failures of the leader that may be about to end its fit: see `Stage`.
-        self._failures: list[Unanswered] = []
+        # Failures of the leader that may be about to end its fit, see `Stage`, and the answers behind them.
+        self._held: list[Outcome] = []
         # What this worker has used of the stage that it follows, before it did.
         self._used: list[Outcome] = []
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
@@ -73,8 +74,7 @@ class Replay:
         self._waiting = WaitingRequests()
         # The newest checkpoint when this worker began to lead.
         self._newest = Position(0)
-        self._follows = 0
-        self.is_following = False
+        self._follows, self.is_following = 0, False
         self.is_lost = False
         """Whether this worker can't follow its leader any more."""
         self.replayed = 0
@@ -125,7 +125,7 @@ class Replay:
 
     def set_stage(self, outcomes: Iterable[Outcome], *, end: Boundary | None) -> None:
         """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
-        self.outcomes, self._end, self._places, self._failures = list(outcomes), end, {}, []
+        self.outcomes, self._end, self._places, self._held = list(outcomes), end, {}, []
         self._used = []
         self.delivery.begin(len(self.outcomes), is_open=end is None and not self.is_following)
         for place, outcome in enumerate(self.outcomes):
@@ -179,22 +179,24 @@ class Replay:
 
     def _advance(self) -> None:
         while self.is_following and not self.is_lost and self._records and self._end is None:
-            record = self._records.popleft()
-            if isinstance(record, Failed):
-                self._failures = []
-            elif not isinstance(record, Unanswered):
-                self._follow_record(record)
-            elif not self._ahead:
-                self._failures.append(record)
+            match record := self._records.popleft():
+                case Failed():
+                    apply(record, self._held)
+                case Unanswered() if not self._ahead:
+                    self._held.append(record)
+                case Answer(is_early=True) if self._held:
+                    self._held.append(record)
+                case _:
+                    self._follow_record(record)
         if self._end is not None and self._waiting:
             self.diverged("this worker asks for what the leader has not asked for")
 
     def _follow_record(self, record: Record | LogEnd) -> None:
         if isinstance(record, Answer | Boundary | LogEnd):
             # The fit of the leader has gone on, or its log is continued as it is.
-            failures, self._failures = self._failures, []
-            for failure in failures:
-                self._add(failure)
+            held, self._held = self._held, []
+            for outcome in held:
+                self._add(outcome)
         match record:
             case Answer() if not self._ahead:
                 self._add(record)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_format import Failed, Left, Unanswered, Unrecorded
+from distributed_backup.checkpoints.journal_format import Answer, Failed, Left, Record, Unanswered, Unrecorded
 from distributed_backup.errors import RecordedFailureError
-from tests.support.answering import END, Fit, answer, boundary, ended, quiet
+from tests.support.answering import END, Fit, answer, boundary, ended, led, quiet, stage, work
 from tests.support.journals import header
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())  # type: ignore[arg-type]
+
+
+class APIError(Exception):
+    status_code = 503
 
 
 def failed(key: str, number: int = 0) -> Unanswered:
@@ -65,6 +70,89 @@ def test_what_may_end_the_fit_of_the_leader_does_not_end_that_of_a_follower(goes
             await quiet()
             fit.respond("a", 1)
         assert (await request, fit.asked) == (1, [] if goes_on else ["a"])
+
+    run(main)
+
+
+async def recorded_with(when: str, *, is_replayed: bool) -> list[Record]:
+    """Return what a leader records whose request `a` fails, and ends its fit unless the answer of `b` comes `later`."""
+    leader = Fit() if is_replayed else led()
+    if is_replayed:
+        leader.begin(stage(answer("x", 0), end=boundary(1)), stage(failed("a")))
+        await leader.ask("x")
+        await quiet()
+        leader.boundary(1)
+
+    async def train() -> None:
+        try:
+            await leader.ask("a")
+        except (APIError, RecordedFailureError) as error:
+            if when == "as training acts on the failure":
+                leader.respond("b", 1)
+                await work(5)
+            if when == "later":
+                await goes_on.wait()
+            leader.answers.failed(error)
+
+    goes_on, parallel = asyncio.Event(), leader.ask("b")
+    await quiet()
+    if when == "before training sees the failure" and is_replayed:
+        leader.respond("b", 1)
+        await quiet()
+    trains = asyncio.ensure_future(train())
+    await quiet()
+    if not is_replayed:
+        leader.requests["a"].pop().set_exception(APIError())
+    if when == "before training sees the failure" and not is_replayed:
+        leader.respond("b", 1)
+    await quiet()
+    if when == "later":
+        leader.respond("b", 1)
+        await quiet()
+        goes_on.set()
+    await trains
+    assert await parallel == 1
+    return [failed("a"), *leader.writer.records] if is_replayed else leader.writer.records
+
+
+@pytest.mark.parametrize("is_replayed", [False, True])
+@pytest.mark.parametrize("when", ["before training sees the failure", "as training acts on the failure", "later"])
+def test_an_answer_shows_that_the_leader_has_gone_on_only_if_its_training_had_seen_the_failure(
+    when: str, is_replayed: bool
+) -> None:
+    """So what ends the fit of the leader ends no other. The answer that came meanwhile is used."""
+
+    async def main() -> None:
+        records = await recorded_with(when, is_replayed=is_replayed)
+        assert [type(record) for record in records] == [Unanswered, Answer, Failed]
+        fit = Fit()
+        fit.follow()
+        a, b = fit.ask("a"), fit.ask("b")
+        await quiet()
+        fit.replay.extend(records)
+        await quiet()
+        assert a.done() == (when == "later")
+        if when == "later":
+            with pytest.raises(RecordedFailureError):
+                await a
+            return
+        fit.replay.extend([Left(), header(2, 0), answer("a", 2)])
+        assert (await a, await b, fit.got, fit.asked) == (2, 1, [1, 2], [])
+
+    run(main)
+
+
+def test_a_follower_that_has_seen_the_failure_itself_waits_for_nothing() -> None:
+    """It had led, and its training has gone on."""
+
+    async def main() -> None:
+        fit = led()
+        request = await fit.answered("a", APIError())
+        with pytest.raises(APIError):
+            await request
+        fit.step_down()
+        fit.replay.extend([replace(answer("b", 1), is_early=True)])
+        assert await fit.ask("b") == 1
 
     run(main)
 
