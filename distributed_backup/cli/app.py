@@ -26,6 +26,7 @@ from distributed_backup.cli.terminal import (
     RunId,
     console,
     exit_on_error,
+    exit_on_output_error,
     exit_on_stop,
     print_json,
     print_result,
@@ -92,7 +93,8 @@ def main() -> None:
     """Run the console script."""
     # Without a handler, Python prints the library's warnings to stderr. The commands report problems themselves.
     logging.getLogger("distributed_backup").addHandler(logging.NullHandler())
-    app()
+    with exit_on_output_error():
+        app()
 
 
 # -------------------------------------------------------------------- status

@@ -82,6 +82,19 @@ def exit_on_error() -> Iterator[None]:
 
 
 @contextmanager
+def exit_on_output_error() -> Iterator[None]:
+    """Exit with `USAGE` if the output can't be written. 1 would mean that a command has found a problem.
+
+    A closed pipe is not meant: click ends the program then.
+    """
+    try:
+        yield
+    except OSError as error:
+        typer.echo(f"error: the output can't be written: {error.strerror}. Write it to another place", err=True)
+        raise SystemExit(USAGE) from None
+
+
+@contextmanager
 def opened_store(place: str, run: str | None) -> Iterator[CheckpointStore]:
     """Open the store of the run in a place, close it at the end, and exit on errors as `exit_on_error` does."""
     from distributed_backup.cli.locate import open_store

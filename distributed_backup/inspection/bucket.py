@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from distributed_backup.errors import StoreError
+from distributed_backup.errors import BackupError
 from distributed_backup.inspection.directory import MEETING
 from distributed_backup.inspection.files import file_checks, shows_no_use
-from distributed_backup.inspection.finding import Finding
+from distributed_backup.inspection.finding import NOT_MADE, Finding
 from distributed_backup.inspection.pairs import checks_with_machine, checks_with_process
 from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.base import PROBE, Storage
@@ -40,18 +40,19 @@ def bucket_checks(url: str, *, wait: float | None) -> Iterator[Finding]:
 
 
 def _checks_in(storage: Storage, place: str) -> Iterator[Finding]:
-    with suppress(StoreError):  # the first check fails for the same reason
+    with suppress(BackupError):  # the first check fails for the same reason
         storage.prepare()
     for finding in file_checks(storage, large=_LARGE):
         yield finding
         if shows_no_use(finding):
+            yield NOT_MADE
             return
     yield from checks_with_process(storage, place)
 
 
 def _remove(storage: Storage) -> None:
-    with suppress(StoreError):
+    with suppress(BackupError):  # the checks have shown it, also that credentials are missing
         for name in storage.names():
             storage.remove(name)
-    storage.remove_if_empty()
+        storage.remove_if_empty()
     storage.close()

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from distributed_backup.errors import ConfigError
+from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.inspection.files import file_checks, shows_no_use
-from distributed_backup.inspection.finding import Finding, Outcome, ok, perform
+from distributed_backup.inspection.finding import NOT_MADE, Finding, Outcome, count, ok, perform
 from distributed_backup.inspection.mounts import mount_of, outcome_of
 from distributed_backup.inspection.pairs import checks_with_machine, checks_with_process
 from distributed_backup.storage.base import PROBE
@@ -32,9 +32,7 @@ _LONG_NAME: Final = "n" * 200
 _LEAST_BYTES: Final = 50e6
 _FEW_BYTES: Final = 1e9
 _FEW_FILES: Final = 1000
-_NO_DIRECTORY: Final = (
-    "A run can't keep checkpoints here. Let this user write in the directory, or mount the volume read-write."
-)
+_UNUSABLE: Final = "A run can't keep checkpoints here."
 
 
 def directory_checks(directory: Path, *, wait: float | None) -> Iterator[Finding]:
@@ -48,9 +46,10 @@ def directory_checks(directory: Path, *, wait: float | None) -> Iterator[Finding
     yield perform("file system", lambda: outcome_of(mount_of(base)), advice="")
     folder = LocalStorage(base / f"{PROBE}{secrets.token_hex(8)}")
     try:
-        made = perform("directory", lambda: _prepared(folder, directory, base), advice=_NO_DIRECTORY)
+        made = perform("directory", lambda: _prepared(folder, directory, base), advice=_UNUSABLE)
         yield made
         if made.status == "danger":
+            yield NOT_MADE
             return
         yield perform("space", lambda: _space(base), advice="")
         yield from _checks_in(folder)
@@ -64,7 +63,7 @@ def _existing(directory: Path) -> Path:
     for path in (directory, *directory.parents):
         if os.path.lexists(path):
             if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where access is denied
-                raise ConfigError(f"{path} is not a directory")
+                raise ConfigError(f"{path} is not a directory: name one, or a path where one can be made")
             return path
     raise ConfigError(f"{directory} has no directory above it")
 
@@ -73,6 +72,7 @@ def _checks_in(folder: LocalStorage) -> Iterator[Finding]:
     for finding in file_checks(folder, large=_LARGE):
         yield finding
         if shows_no_use(finding):
+            yield NOT_MADE
             return
     yield perform("access", lambda: _access(folder), advice="")
     yield perform("file names", lambda: _names(folder), advice="Event logs of workers with long names fail.")
@@ -82,11 +82,29 @@ def _checks_in(folder: LocalStorage) -> Iterator[Finding]:
 def _prepared(folder: LocalStorage, directory: Path, base: Path) -> Outcome:
     folder.prepare()
     if base == directory:
-        return ok(f"{directory} is writable")
+        return _readable(LocalStorage(directory))
     found = f"{directory} does not exist yet and can be made in {base}"
     if base != directory.parent:
         return Outcome("warning", found, "Several directories are missing. Look whether a volume is not mounted.")
     return ok(found)
+
+
+def _readable(storage: LocalStorage) -> Outcome:
+    """Return whether what is there can be listed and read. The test's own folder shows neither."""
+    unreadable = []
+    for name in storage.names():
+        try:
+            storage.read_from(name, 0, 1)
+        except StoreError as error:
+            if isinstance(error.__cause__, PermissionError):
+                unreadable.append(name)
+    if unreadable:
+        return Outcome(
+            "danger",
+            f"this user can't read {count(len(unreadable), 'file')}, such as {min(unreadable)}",
+            "A run could not use what it has saved. Start all workers as one user, or let this user read the files.",
+        )
+    return ok(f"{storage.root} is writable, and what is there is readable")
 
 
 def _space(base: Path) -> Outcome:

@@ -25,7 +25,7 @@ _SLOW_RATE: Final = 10e6
 _CLOCK_SLACK: Final = 5.0
 
 _FIRST: Final = "write and read"
-_UNUSABLE: Final = "A run can't keep checkpoints here. Give this user the rights to read, write, list and delete."
+_UNUSABLE: Final = "A run can't keep checkpoints here."
 _CREATED_TWICE: Final = (
     "Two workers that start together could make two run ids, and a term could be granted twice. Use a disk, NFS, or a "
     "bucket with conditional writes. Or set run_id, and keep the coordinator's data on a disk."

@@ -5,11 +5,12 @@ A check returns an `Outcome`, or raises an error of this package where the place
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from distributed_backup.errors import BackupError
 
@@ -37,20 +38,38 @@ class Finding:
     advice: str = ""
 
 
+NOT_MADE: Final = Finding(name="other checks", status="unknown", found="not made, because a run can't use this place")
+"""Stands for all checks after one that shows this."""
+
+_RIGHTS: Final = "Give this user the rights to read, write, list and delete."
+_REMEDIES: Final = {
+    errno.ENOSPC: "Make room.",
+    errno.EDQUOT: "Make room, or raise the quota.",
+    errno.EROFS: "Mount it read-write.",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+}
+
+
 def ok(found: str) -> Outcome:
     """Return the outcome of a check that found no fault."""
     return Outcome("ok", found)
 
 
 def perform(name: str, check: Callable[[], Outcome], *, advice: str) -> Finding:
-    """Perform a check. An error that the place raises is a danger, with this advice."""
+    """Perform a check. An error that the place raises is a danger, with this advice and the remedy for its cause."""
     try:
         outcome = check()
     except BackupError as error:
-        outcome = Outcome("danger", str(error), advice)
+        outcome = Outcome("danger", str(error), _with_remedy(advice, error.__cause__))
     except OSError as error:
-        outcome = Outcome("danger", str(error.strerror or error), advice)
+        outcome = Outcome("danger", str(error.strerror or error), _with_remedy(advice, error))
     return Finding(name=name, **outcome._asdict())
+
+
+def _with_remedy(advice: str, cause: BaseException | None) -> str:
+    remedy = _REMEDIES.get(cause.errno or 0, "") if isinstance(cause, OSError) else ""
+    return f"{advice} {remedy}".strip()
 
 
 def typical_seconds(call: Callable[[], object], *, times: int) -> float:

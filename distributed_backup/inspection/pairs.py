@@ -75,8 +75,8 @@ def checks_with_machine(storage: Storage, *, wait: float) -> Iterator[Finding]:
     Raises:
         NotMetError: No other came in time.
     """
-    storage.prepare()
     try:
+        storage.prepare()
         met = meet(storage, me=secrets.token_hex(8), within=wait)
         if met is None:
             raise NotMetError(

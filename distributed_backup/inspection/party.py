@@ -147,17 +147,18 @@ def meet(storage: Storage, *, me: str, within: float) -> tuple[Party, str] | Non
         None if no other came in time.
     """
     end = time.monotonic() + within
+    # Noted before they are written, so that Ctrl-C in the middle leaves none.
     mine = {f"{me}.greeting"}
-    storage.put(f"{me}.greeting", [socket.gethostname().encode()])
     try:
+        storage.put(f"{me}.greeting", [socket.gethostname().encode()])
         while time.monotonic() < end:
             names = storage.names()
             for other in (name.partition(".")[0] for name in names if name.endswith(".greeting")):
                 if other == me:
                     continue
                 if (answer := f"{me}.{other}.answer") not in mine:
-                    storage.put(answer, [b"met"])
                     mine.add(answer)
+                    storage.put(answer, [b"met"])
                 if f"{other}.{me}.answer" in names:
                     host = storage.read(f"{other}.greeting").decode()
                     party = Party(storage, prefix=f"{min(me, other)}.{max(me, other)}.", first=me < other)

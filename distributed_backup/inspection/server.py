@@ -19,7 +19,7 @@ from distributed_backup.coordination.redis import RedisCoordinator
 from distributed_backup.coordination.timings import LeaseTimings
 from distributed_backup.errors import BackupError
 from distributed_backup.inspection.files import file_checks
-from distributed_backup.inspection.finding import Finding, Outcome, duration, ok, perform
+from distributed_backup.inspection.finding import NOT_MADE, Finding, Outcome, duration, ok, perform
 from distributed_backup.position import Position
 from distributed_backup.redis_client.address import RedisAddress
 from distributed_backup.redis_client.client import RedisClient
@@ -43,7 +43,8 @@ _LIMIT: Final = 20.0
 
 _TICK: Final = LeaseTimings().retry_period
 _NO_LEASE: Final = (
-    "Workers would wait for this server, and nothing is committed by schedule. Remedy what the text names."
+    "Workers would wait for this server, and nothing is committed by schedule. Start the server, or "
+    "correct its address and the credentials."
 )
 _NO_AGREEMENT: Final = (
     "Workers could not agree on the checkpoint to restore, and notices would be lost. Use another server."
@@ -67,10 +68,12 @@ def server_checks(url: str) -> Iterator[Finding]:
         for finding in _info_checks(client):
             yield finding
             if finding.name == "server" and finding.status == "danger":
+                yield NOT_MADE
                 return
         elected = perform("election", lambda: _elected(*coordinators), advice=_NO_LEASE)
         yield elected
         if elected.status == "danger":
+            yield NOT_MADE
             return
         yield perform("lease expires", lambda: _expires(*coordinators), advice=_NO_LEASE)
         yield perform("round trip", lambda: _round_trip(coordinators[0]), advice=_NO_LEASE)

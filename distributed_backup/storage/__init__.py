@@ -23,6 +23,9 @@ _ALL_OTHERS: Final = ("object_store", "ObjectStorage")
 _LIMIT: Final = 30.0
 # A URL that `Path` has changed. A directory of such a name can be given as "./s3:".
 _ONE_SLASH: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+# An address with a password and without a scheme.
+_NO_SCHEME: Final = re.compile(r"[^/]*:.*@", re.DOTALL)
+_BLANKS: Final = "".join(map(chr, range(33)))
 
 
 def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None, limit: float = _LIMIT) -> Storage:
@@ -70,7 +73,15 @@ def absolute_place(place: str | os.PathLike[str]) -> str:
         raise ConfigError(f"the backup directory has {len(str(place))} characters, and at most {MAX_PLACE} are read")
     if is_url(place):
         return str(place)
-    if _ONE_SLASH.match(str(place)):
-        url = without_credentials(str(place).replace(":/", "://", 1))
-        raise ConfigError(f"{url} has lost a slash, as a URL does that is made a path: give it as text")
+    bare = str(place).lstrip(_BLANKS)
+    url = bare.replace(":/", "://", 1) if _ONE_SLASH.match(bare) else bare
+    if bare == str(place) != url:
+        raise ConfigError(
+            f"{without_credentials(url)} has lost a slash, as a URL does that is made a path: give it as text"
+        )
+    if _NO_SCHEME.match(bare) or (bare != str(place) and is_url(url)):
+        raise ConfigError(
+            f"{without_credentials(url)} looks like the address of a server and does not begin with a scheme: begin it "
+            "with one, as in redis://host:6379, or begin the path of a directory with ./"
+        )
     return str(checked_path("the backup directory", place))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -95,7 +96,7 @@ def test_a_bucket_that_lists_late_is_dangerous(s3: S3Server, url: str) -> None:
 
     s3.next("GET", stale, FOR_EVER)
     found = found_at(url, code=1)
-    assert list(found) == ["write and read"]
+    assert list(found) == ["write and read", "other checks"]
     assert "missing in the listing" in found["write and read"]["found"]
     assert s3.injected
 
@@ -119,12 +120,24 @@ def test_a_bucket_that_shows_appends_to_one_client_only_is_dangerous(
 def test_a_wrong_key_and_a_missing_bucket_are_dangerous(s3: S3Server, url: str) -> None:
     s3.next("PUT", denied, FOR_EVER)
     found = found_at(url, code=1)
-    assert list(found) == ["write and read"]
+    assert list(found) == ["write and read", "other checks"]
     assert "The AWS Access Key Id you provided does not exist" in found["write and read"]["found"]
     s3.mend()
     found = found_at("s3://no-such-bucket/run", code=1)
-    assert list(found) == ["write and read"]
+    assert list(found) == ["write and read", "other checks"]
     assert found["write and read"]["advice"]
+
+
+def test_missing_credentials_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of Azure is not made without them. So nothing can be removed either."""
+    for name in [each for each in os.environ if each.startswith("AZURE")]:
+        monkeypatch.delenv(name)
+    result = call("check", "az://container/run")
+    assert (
+        result.exit_code,
+        result.stderr,
+        result.stdout.count("must provide") + result.stdout.count("Must provide"),
+    ) == (1, "", 1)
 
 
 def test_a_user_who_may_not_delete_is_found(s3: S3Server, url: str) -> None:

@@ -19,6 +19,7 @@ from distributed_backup.checkpoints.store import CheckpointStore
 from distributed_backup.coordination.base import Announcement, Notice
 from distributed_backup.coordination.file import FileCoordinator
 from distributed_backup.errors import CoordinatorUnavailableError, StoreError
+from distributed_backup.inspection.directory import directory_checks
 from distributed_backup.position import Position
 from tests.support.file_coordinators import beat, notice
 from tests.support.stores import checkpoints, commit, newest
@@ -211,3 +212,29 @@ def test_a_term_that_may_not_be_read_stops_only_followers_of_a_live_leader(root:
         seen = beat(follower, "b")
         assert (seen.holder, seen.term) == ("b", 2)
         follower.resign("b")
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o300, "can't list"), (0o500, "can't create"), (0o600, "can't create")])
+def test_a_directory_that_a_user_can_use_in_part_is_a_danger(root: Path, mode: int, said: str) -> None:
+    root.chmod(mode)
+    with acting_as(WORKER):
+        found = list(directory_checks(root, wait=None))
+    root.chmod(0o700)
+    assert [(finding.name, finding.status) for finding in found[1:]] == [
+        ("directory", "danger"),
+        ("other checks", "unknown"),
+    ]
+    assert said in found[1].found
+    assert found[1].advice.endswith("Give this user the rights to read, write, list and delete.")
+    assert os.listdir(root) == []
+
+
+def test_a_run_that_a_user_can_not_read_is_a_danger(root: Path) -> None:
+    root.chmod(0o777)
+    with cautious_root():
+        commit(CheckpointStore(root), 1)
+    for path in root.iterdir():
+        os.chown(path, OTHER, OTHER)
+    with acting_as(WORKER):
+        found = list(directory_checks(root, wait=None))[1]
+    assert (found.status, "this user can't read 2 files, such as 00000" in found.found) == ("danger", True)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,7 +94,7 @@ def test_what_can_not_be_checked_is_wrong_usage(words: list[str], said: str) -> 
 @pytest.mark.parametrize("below", ["", "run-42"])
 def test_a_file_is_wrong_usage(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("x")
-    assert_refused(call("check", tmp_path / "file" / below), 2, f"{tmp_path}/file is not a directory")
+    assert_refused(call("check", tmp_path / "file" / below), 2, f"{tmp_path}/file is not a directory: name one")
 
 
 # -------------------------------------------------------------------- faults
@@ -154,8 +155,22 @@ def test_a_disk_that_is_full_is_dangerous(small_disk: Path) -> None:
 def test_a_disk_that_is_read_only_is_dangerous(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     found = call_json("check", small_disk, code=1)["checks"]
-    assert [each["name"] for each in found] == ["file system", "directory"]
-    assert "Read-only file system" in found[-1]["found"]
+    assert [each["name"] for each in found] == ["file system", "directory", "other checks"]
+    assert "Read-only file system" in found[1]["found"]
+    assert found[1]["advice"].endswith("Mount it read-write.")
+
+
+def test_a_disk_without_any_room_is_dangerous(small_disk: Path) -> None:
+    with suppress(OSError):
+        (small_disk / "full").write_bytes(bytes(5 * 2**20))
+    for number in range(1000):  # also what a folder needs
+        with suppress(OSError):
+            (small_disk / f"{number}").write_bytes(b"1")
+    result = call("check", small_disk)
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stdout
+    assert "A run can't keep checkpoints here. Make room." in result.stdout
+    assert "2 not checked" in result.stdout
 
 
 # -------------------------------------------------------------------- as a program

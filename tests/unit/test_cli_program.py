@@ -51,6 +51,21 @@ def test_who_reads_no_further_is_told_nothing(run: Path, words: list[str]) -> No
     assert (result.returncode, result.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("words", [["status"], ["checkpoints", "list"], ["check"]])
+def test_output_that_can_not_be_written_is_no_finding(run: Path, words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "distributed_backup", *words, str(run)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    said = "error: the output can't be written: No space left on device. Write it to another place\n"
+    assert (result.returncode, result.stderr) == (2, said)
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -134,12 +149,12 @@ def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tup
     [
         ("redis:/user:s3cr3t@host/0", "redis://host/0 has lost a slash"),
         ("rediss:/:s3cr3t@host/0", "rediss://host/0 has lost a slash"),
-        ("redis:s3cr3t@host", "does not exist"),
-        (":s3cr3t@host", "does not exist"),
+        ("redis:s3cr3t@host", "…@host looks like the address of a server"),
+        (":s3cr3t@host", "does not begin with a scheme"),
     ],
 )
 def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str, said: str) -> None:
-    """Each target is an unknown URL or a missing directory."""
+    """Each target would be taken for a directory."""
     result = call(command, target)
     assert_refused(result, 2, said)
     assert "s3cr3t" not in result.output

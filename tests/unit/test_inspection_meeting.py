@@ -408,3 +408,25 @@ def test_who_meets_no_other_is_told_what_to_do(greeting: Path) -> None:
     with pytest.raises(NotMetError, match=r"no other machine was met in .* within 0.2 s: start this command on both"):
         list(checks_with_machine(LocalStorage(greeting), wait=0.2))
     assert [path.name for path in greeting.iterdir()] == ["0123.greeting"]
+
+
+@pytest.mark.parametrize(("step", "written"), [("prepare", 1), ("put", 1), ("put", 2)])
+def test_ctrl_c_right_after_a_step_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, written: int
+) -> None:
+    """The second file of a machine is its answer to a greeting."""
+    place, real, left = LocalStorage(tmp_path / "meeting"), getattr(LocalStorage, step), itertools.count(1)
+    if written == 2:
+        place.prepare()
+        place.put("0123.greeting", [b"other"])
+
+    def interrupted(storage: LocalStorage, *arguments: Any, **named: Any) -> None:
+        real(storage, *arguments, **named)
+        if next(left) == written:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalStorage, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(checks_with_machine(place, wait=30.0))
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["0123.greeting"] * (written == 2)
+    assert place.exists() == (written == 2)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import importlib.util
 import logging
+import os
+import re
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -383,6 +385,34 @@ def test_a_url_that_became_a_path_is_refused() -> None:
         with pytest.raises(ConfigError, match=r"^redis://redis:6379/0 has lost a slash") as caught:
             storage_from_url(place)
         assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "u:s3cr3t@127.0.0.1:6379",
+        "redis:user:s3cr3t@127.0.0.1/",
+        " redis://u:s3cr3t@127.0.0.1:1",
+        "\tredis://:s3cr3t@127.0.0.1",
+        " redis://127.0.0.1?password=s3cr3t",
+        "\1redis://127.0.0.1?password=s3cr3t",
+        "user:s3/cr3t@127.0.0.1",
+        "u:s3\ncr3t@127.0.0.1",
+    ],
+)
+def test_an_address_without_its_scheme_is_refused_and_not_shown(place: str) -> None:
+    """It would be taken for a directory, whose name each log shows."""
+    for named in (place, Path(place)):
+        with pytest.raises(ConfigError) as caught:
+            storage_from_url(named)
+        said = str(caught.value)
+        assert "127.0.0.1" in said
+        assert not {"s3", "cr3t"} & set(re.split(r"\W", said))
+
+
+@pytest.mark.parametrize("place", ["runs/2024:05@home", "a@b", "./u:p@h", "/u:p@h", "a:b/c", " runs"])
+def test_a_directory_may_have_these_names(place: str) -> None:
+    assert storage_from_url(place).location == os.path.abspath(place)  # noqa: PTH100 - as a user would name it
 
 
 @pytest.mark.parametrize("url", ["s3://key:s3cr3t@bucket/run", "gs://t0ken@bucket/run"])
