@@ -7,12 +7,14 @@ names the disk that is written to.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
-import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
+
+from tests.support.commands import check_disk, leaving_nothing
 
 BENCHMARKS = (
     *("blocked", "durable", "restore"),
@@ -35,10 +37,18 @@ async def run(directory: Path, names: list[str]) -> None:
         DOCUMENT.keep({name: made.as_json(began)})
 
 
+def _wanted() -> list[str]:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}. By default all")
+    names: list[str] = parser.parse_args().names
+    check_disk(parser)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
+    return names or list(BENCHMARKS)
+
+
 # Contenders for a lease are spawned, and import this module again.
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or list(BENCHMARKS)
-    if unknown := set(wanted) - set(BENCHMARKS):
-        sys.exit(f"no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
-    with tempfile.TemporaryDirectory(prefix="bench-") as made:
+    wanted = _wanted()
+    with tempfile.TemporaryDirectory(prefix="bench-") as made, leaving_nothing(Path(made)):
         asyncio.run(run(Path(made), wanted))

@@ -14,7 +14,9 @@ from tests.chaos.campaign import Campaign, Result
 from tests.chaos.places import COORDINATORS, STORES, places
 from tests.chaos.plan import PROGRAMS, Setting, plan
 from tests.chaos.planted import COLUMNS, find_all
+from tests.chaos.planted import PLANTED as PLANTED_ERRORS
 from tests.chaos.results import DOCUMENT, PLANTED, figures, name_of, summary
+from tests.support.commands import check_disk, count, duration, leaving_nothing
 from tests.support.figures import command, origin, parse_with_write, table
 
 _MODULE: Final = "tests.chaos"
@@ -23,17 +25,25 @@ _OPTIONS: Final = ("minutes", "runs", "seed", "programs", "store", "coordinator"
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="no run is begun after so many minutes")
-    parser.add_argument("--runs", type=int, help="the most runs")
+    parser.add_argument("--minutes", type=duration, default=5.0, help="no run is begun after so many minutes")
+    parser.add_argument("--runs", type=count, help="the most runs")
     parser.add_argument("--seed", type=int, default=0, help="of the first run, the next ones count up")
-    parser.add_argument("--programs", default="all", help=f"all, or some of {','.join(PROGRAMS)}")
+    parser.add_argument("--programs", type=_programs, default=PROGRAMS, help=f"all, or some of {','.join(PROGRAMS)}")
     parser.add_argument("--coordinator", choices=COORDINATORS, default="file")
     parser.add_argument("--store", choices=STORES, default="dir")
-    parser.add_argument("--workers", type=int, default=1, help="workers of each run")
-    parser.add_argument("--bug", help="plant an error, see README.md")
+    parser.add_argument("--workers", type=count, default=1, help="workers of each run")
+    parser.add_argument("--bug", choices=PLANTED_ERRORS, help="plant an error, see README.md")
     parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--keep", type=Path, help="folder in which files of runs with violations stay")
+    check_disk(parser)
     return parse_with_write(parser)
+
+
+def _programs(text: str) -> tuple[str, ...]:
+    names = PROGRAMS if text == "all" else tuple(text.split(","))
+    if unknown := [name for name in names if name not in PROGRAMS]:
+        raise argparse.ArgumentTypeError(f"no program {unknown[0]!r}: want all, or some of {','.join(PROGRAMS)}")
+    return names
 
 
 def main() -> int:
@@ -43,7 +53,8 @@ def main() -> int:
         chosen.keep.mkdir(parents=True, exist_ok=True)
     # Of its own, because what an earlier campaign has left would be taken for the runs of this one.
     root = Path(tempfile.mkdtemp(prefix="chaos-", dir=chosen.keep))
-    return _plant_all(chosen, root) if chosen.plant_all else _campaign(chosen, root)
+    with leaving_nothing(*[] if chosen.keep else [root]):
+        return _plant_all(chosen, root) if chosen.plant_all else _campaign(chosen, root)
 
 
 def _plant_all(chosen: argparse.Namespace, root: Path) -> int:
@@ -61,11 +72,13 @@ def _plant_all(chosen: argparse.Namespace, root: Path) -> int:
 
 
 def _campaign(chosen: argparse.Namespace, root: Path) -> int:
-    given = {name: getattr(chosen, name) for name in _OPTIONS} | {"minutes": f"{chosen.minutes:g}"}
+    programs = "all" if chosen.programs == PROGRAMS else ",".join(chosen.programs)
+    given = {name: getattr(chosen, name) for name in _OPTIONS}
+    given |= {"minutes": f"{chosen.minutes:g}", "programs": programs}
     made = origin(root) | {"command": command(_MODULE, given), "seed": chosen.seed}
     began = time.monotonic()
     setting = Setting(
-        programs=PROGRAMS if chosen.programs == "all" else tuple(chosen.programs.split(",")),
+        programs=chosen.programs,
         workers=chosen.workers,
         coordinator=chosen.coordinator,
         store=chosen.store,

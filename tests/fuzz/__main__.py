@@ -12,6 +12,7 @@ from typing import Final
 
 from tests.fuzz.engine import HEADING, Parser, Report, cells, fuzz
 from tests.fuzz.results import DOCUMENT
+from tests.support.commands import count, leaving_nothing
 from tests.support.figures import command, origin, parse_with_write
 
 # `answers` imports synalinks, which takes seconds.
@@ -26,7 +27,7 @@ def parsers_of(modules: tuple[str, ...] = MODULES) -> list[Parser]:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000, help="inputs for each parser")
+    parser.add_argument("--inputs", type=count, default=100_000, help="inputs for each parser")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parser", help="only those whose name contains this")
     parser.add_argument("--module", choices=MODULES, help="only those of this module")
@@ -36,7 +37,13 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     """Run the command. Return 1 if an input broke a rule."""
-    chosen, began = options(), time.perf_counter()
+    chosen = options()
+    with leaving_nothing():
+        return _fuzz_all(chosen)
+
+
+def _fuzz_all(chosen: argparse.Namespace) -> int:
+    began = time.perf_counter()
     given = {name: getattr(chosen, name) for name in ("inputs", "seed", "module", "parser")}
     made = origin() | {"command": command("tests.fuzz", given), "seed": chosen.seed}
     # Set here because synalinks' import would otherwise request a price list from the network.

@@ -67,6 +67,16 @@ def test_a_seed_repeats_its_run_in_another_process() -> None:
     assert re.fullmatch(r"digest [0-9a-f]{8}", first)
 
 
+def test_a_campaign_that_goes_on_after_a_failure_carries_out_all_runs() -> None:
+    """With each failure stands the command that repeats it."""
+    done = simulate("--runs", "12", "--bug", "prune before durable", "--keep-going")
+    assert "12 runs, " in done.stdout
+    again = re.findall(r"^seed (\d+) again: uv run python -m tests.simulation (.*)$", done.stdout, re.MULTILINE)
+    assert len(again) > 1
+    for seed, words in again:
+        assert words == f"--runs 1 --seed {seed} --bug 'prune before durable'"
+
+
 def test_each_planted_error_is_found() -> None:
     """The table of the README names each."""
     found = simulate("--runs", str(BUDGET), "--plant-all")

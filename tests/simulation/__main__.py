@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from tests.simulation.bugs import BUGS, planted
 from tests.simulation.world import World, simulated
+from tests.support.commands import count, leaving_nothing
 from tests.support.figures import Document, command, origin, parse_with_write
 
 DOCUMENT: Final = Document(folder=Path(__file__).parent)
+_MODULE: Final = "tests.simulation"
 
 # A run leaves threads that were killed. They can't be freed, because that would run their `finally`.
 RUNS_PER_PROCESS: Final = 50
@@ -46,7 +48,7 @@ def run_seeds(seeds: range, bug: str | None = None) -> Result:
     faults: Counter[str] = Counter()
     steps, simulated_seconds, digest = 0, 0.0, 0
     with ExitStack() if bug is None else planted(bug):
-        for count, seed in enumerate(seeds, 1):
+        for number, seed in enumerate(seeds, 1):
             world = World(seed)
             _kept.append(world)
             failure = None
@@ -60,31 +62,40 @@ def run_seeds(seeds: range, bug: str | None = None) -> Result:
             digest ^= world.scheduler.digest
             simulated_seconds += world.scheduler.now
             if failure is not None:
-                return Result(count, faults, steps, simulated_seconds, failure, seed, digest)
+                return Result(number, faults, steps, simulated_seconds, failure, seed, digest)
     return Result(len(seeds), faults, steps, simulated_seconds, digest=digest)
 
 
 def run_all(first: int, runs: int, bug: str | None, *, keeps_going: bool) -> Result:
     """Run the worlds of many seeds in two processes. Print each failure, and return the sums."""
     last = first + runs
-    chunks = [(range(each, min(each + RUNS_PER_PROCESS, last)), bug) for each in range(first, last, RUNS_PER_PROCESS)]
+    chunks = [range(each, min(each + RUNS_PER_PROCESS, last)) for each in range(first, last, RUNS_PER_PROCESS)]
     total = Result(0, Counter(), 0, 0.0)
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
-        for result in pool.imap(_run_chunk, chunks):
-            total = Result(
-                total.runs + result.runs,
-                total.faults + result.faults,
-                total.steps + result.steps,
-                total.simulated + result.simulated,
-                total.failure or result.failure,
-                result.seed if total.seed is None else total.seed,
-                total.digest ^ result.digest,
-            )
-            if result.failure is not None:
-                print(f"{result.failure}\nseed {result.seed} again: --runs 1 --seed {result.seed}\n")
-                if not keeps_going:
-                    break
+        while chunks:
+            left = []
+            for seeds, result in zip(chunks, pool.imap(_run_chunk, [(seeds, bug) for seeds in chunks]), strict=True):
+                total = _sum(total, result)
+                if result.seed is not None:
+                    again = command(_MODULE, {"runs": 1, "seed": result.seed, "bug": bug})
+                    print(f"{result.failure}\nseed {result.seed} again: {again}\n", flush=True)
+                    if not keeps_going:
+                        return total
+                    left.append(range(result.seed + 1, seeds.stop))
+            chunks = [seeds for seeds in left if seeds]
     return total
+
+
+def _sum(one: Result, other: Result) -> Result:
+    return Result(
+        one.runs + other.runs,
+        one.faults + other.faults,
+        one.steps + other.steps,
+        one.simulated + other.simulated,
+        one.failure or other.failure,
+        other.seed if one.seed is None else one.seed,
+        one.digest ^ other.digest,
+    )
 
 
 def plant_all(first: int, runs: int) -> dict[str, int | None]:
@@ -100,10 +111,11 @@ def _run_chunk(chunk: tuple[range, str | None]) -> Result:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--runs", type=count, default=500)
     parser.add_argument("--seed", type=int, default=1, help="of the first run, the next ones count up")
-    parser.add_argument("--bug", choices=sorted(BUGS), help="plant an error")
-    parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
+    planting = parser.add_mutually_exclusive_group()
+    planting.add_argument("--bug", choices=sorted(BUGS), help="plant an error")
+    planting.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--digest", action="store_true", help="print a digest of all steps first")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     return parse_with_write(parser)
@@ -113,16 +125,17 @@ def main() -> int:
     """Run the command."""
     chosen = options()
     given = {"plant-all": chosen.plant_all or None, "runs": chosen.runs, "seed": chosen.seed}
-    made = origin() | {"command": command("tests.simulation", given), "seed": chosen.seed}
-    return _plant_all(chosen, made) if chosen.plant_all else _campaign(chosen, made)
+    made = origin() | {"command": command(_MODULE, given), "seed": chosen.seed}
+    with leaving_nothing():
+        return _plant_all(chosen, made) if chosen.plant_all else _campaign(chosen, made)
 
 
 def _plant_all(chosen: argparse.Namespace, made: dict[str, Any]) -> int:
-    found = {bug: str(count or "-") for bug, count in plant_all(chosen.seed, chosen.runs).items()}
-    print("\n".join(f"| {bug} | {count} |" for bug, count in found.items()))
+    found = {bug: str(runs or "-") for bug, runs in plant_all(chosen.seed, chosen.runs).items()}
+    print("\n".join(f"| {bug} | {runs} |" for bug, runs in found.items()))
     if chosen.write:
         head = ["error", "broken promise", "found after runs"]
-        rows = [[bug, BUGS[bug].breaks, count] for bug, count in found.items()]
+        rows = [[bug, BUGS[bug].breaks, runs] for bug, runs in found.items()]
         DOCUMENT.keep({"planted": made | {"head": head, "rows": rows, "texts": head[:2]}})
     return int("-" in found.values())
 
@@ -137,13 +150,13 @@ def _campaign(chosen: argparse.Namespace, made: dict[str, Any]) -> int:
         f"{total.runs} runs, {total.faults.total()} faults, {hours} hours simulated in {seconds} s, "
         f"{'no promise broken' if total.failure is None else 'PROMISE BROKEN'}"
     )
-    for name, count in total.faults.most_common():
-        print(f"{count:8}  {name}")
+    for name, times in total.faults.most_common():
+        print(f"{times:8}  {name}")
     if chosen.write:
         rows = [
             ["runs", str(total.runs)],
             ["faults", str(total.faults.total())],
-            *([f"faults: {name}", str(count)] for name, count in total.faults.most_common()),
+            *([f"faults: {name}", str(times)] for name, times in total.faults.most_common()),
             ["simulated hours", hours],
             ["seconds", seconds],
             ["the first run that broke a promise", "none" if total.seed is None else f"seed {total.seed}"],
