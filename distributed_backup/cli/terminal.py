@@ -90,6 +90,8 @@ def exit_on_output_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is not None:  # of a file that was opened: an error of this program
+            raise
         typer.echo(f"error: the output can't be written: {error.strerror}. Write it to another place", err=True)
         raise SystemExit(USAGE) from None
 

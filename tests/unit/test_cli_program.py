@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from distributed_backup.cli.app import app
+from distributed_backup.cli.terminal import exit_on_output_error
 from tests.support.cli_runs import NEWEST, OLDER, assert_refused, call, damage
 
 
@@ -64,6 +65,11 @@ def test_output_that_can_not_be_written_is_no_finding(run: Path, words: list[str
         )
     said = "error: the output can't be written: No space left on device. Write it to another place\n"
     assert (result.returncode, result.stderr) == (2, said)
+
+
+def test_an_error_of_a_file_is_not_said_to_be_one_of_the_output() -> None:
+    with pytest.raises(FileNotFoundError), exit_on_output_error():
+        Path("/nowhere/file").read_bytes()
 
 
 @pytest.mark.parametrize(
