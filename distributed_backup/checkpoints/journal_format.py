@@ -6,7 +6,7 @@ proves nothing about who wrote the line. Nothing here does I/O.
 
     1c291ca3 {"format":1,"run_id":"run-42","term":7,"epoch":2,"batch":3,"worker_id":"w","after":null,"digests":{…}}
     …        {"answer":"KEY","number":0,"value":{…}}      a response, and which of the equal requests it belongs to
-    …        {"answer":"KEY","number":0,"early":true,…}   it came before training had seen a failure before it
+    …        {"answer":"KEY","number":0,"early":true,…}   a response, and training had not seen a failure before it
     …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
     …        {"unanswered":"KEY","number":0,"error":"…","status":429}  the request failed
     …        {"unrecorded":"KEY","number":0}          the request was answered, and its response can't be written
@@ -107,7 +107,8 @@ class Header:
 class Answer:
     """The response to the request with this key, as JSON in one line. `number` counts equal requests in the stage.
 
-    `is_early`: training had not seen a failure before it, or was about to act on it. So it may have ended the fit.
+    `is_early`: training had not seen a failure that stands before it, or was about to act on that one. So the failure
+    may have ended the fit.
     """
 
     key: str
