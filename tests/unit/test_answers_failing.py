@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from distributed_backup.checkpoints.journal_format import Answer, Failed, Outcome, Unanswered, apply
+from distributed_backup.checkpoints.journal_format import Answer, Failed, Outcome, Record, Unanswered, apply
 from distributed_backup.errors import RecordedFailureError
 from tests.support.answering import END, JSON, Fit, answer, boundary, ended, led, quiet, stage
+from tests.support.journals import DictStorage, found, header, state, write
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -242,3 +243,33 @@ def test_a_stream_whose_request_fails_is_replayed_as_a_failure() -> None:
         assert (await drained(again), again.asked) == ([1, 2], [])
 
     run(main)
+
+
+def test_a_failure_that_ends_each_start_voids_no_answer() -> None:
+    """The log has an answer behind it that training never comes to. Only the failure is sent again, at each start."""
+    journal: list[Record] = [Unanswered(key="a", number=0, error="APIError"), answer("b", 1)]
+
+    async def start() -> list[str]:
+        storage, fit = DictStorage(), Fit()
+        write(storage, header(1, 0, digests=state(0)), *journal)
+        log = found(storage, 0)
+        assert log is not None
+        fit.begin(log.next_stage())
+        fit.replay.delivery.touch()
+
+        async def train() -> None:
+            try:
+                await asyncio.gather(fit.ask("a"), fit.ask("b"))
+            except (BusyError, RecordedFailureError) as error:
+                fit.answers.failed(error)
+
+        trains = asyncio.ensure_future(train())
+        await quiet()
+        if fit.requests:
+            fit.respond("a", BusyError())
+        await trains
+        mark = fit.writer.steps[-1][3] if fit.writer.names[-1] == "continue_log" else None
+        journal.extend([*([mark] if mark else []), *fit.writer.records])
+        return fit.asked
+
+    assert [asyncio.run(start()) for _ in range(4)] == [[], ["a"], ["a"], ["a"]]
