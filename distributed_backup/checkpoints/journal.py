@@ -324,9 +324,7 @@ class LogReader:
                 case Header():
                     deaths += record.digests is None
                 case Failed():
-                    seen = record.seen(outcomes)
-                    is_request = bool(seen) and isinstance(seen[-1], Unanswered)
-                    failures, deaths = failures + (not is_request), 0
+                    failures, deaths = failures + (not record.causes(outcomes)), 0
                 case Void():
                     failures = deaths = 0
                 case Boundary() if record.position != self._position:

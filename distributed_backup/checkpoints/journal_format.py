@@ -159,9 +159,18 @@ class Failed:
     error: str
     unseen: int = 0
 
-    def seen(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Return the outcomes among those of the stage that training had seen."""
-        return outcomes[: max(0, len(outcomes) - self.unseen)]
+    def causes(self, outcomes: list[Outcome]) -> range:
+        """Return the places among the outcomes of the stage where the failures may be that have ended the fit.
+
+        An unseen answer that is not early shows that an earlier fit had gone on after the failures before it.
+        """
+        begin = end = max(0, len(outcomes) - self.unseen)
+        for place, outcome in reversed([*enumerate(outcomes)][end:]):
+            if isinstance(outcome, Answer) and not outcome.is_early:
+                return range(place, place)
+        while begin > 0 and isinstance(outcomes[begin - 1], Unanswered):
+            begin -= 1
+        return range(begin, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +254,8 @@ def apply(record: Record, outcomes: list[Outcome]) -> None:
         case Answer() | Unanswered():
             outcomes.append(record)
         case Failed():
-            seen = record.seen(outcomes)
-            unseen = outcomes[len(seen) :]
-            while seen and isinstance(seen[-1], Unanswered):
-                seen.pop()
-            outcomes[:] = [*seen, *(outcome for outcome in unseen if isinstance(outcome, Answer))]
+            rest = outcomes[(begin := record.causes(outcomes).start) :]
+            outcomes[begin:] = [outcome for outcome in rest if isinstance(outcome, Answer)]
         case Void():
             outcomes.clear()
 

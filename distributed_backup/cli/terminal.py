@@ -5,6 +5,7 @@ Only `cli` prints.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PROBLEM: Final = 1
 USAGE: Final = 2
 _INTERRUPTED: Final = 130
+_OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 # Columns of a table in a pipe. A narrow table would cut the names of checkpoints.
 _PIPE_WIDTH: Final = 200
 _URL: Final = re.compile(r"[a-z+]+://[^\s)]*")
@@ -90,7 +92,7 @@ def exit_on_output_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None:  # of a file that was opened: an error of this program
+        if error.errno not in _OUTPUT_ERRORS or error.filename is not None:  # an error of this program
             raise
         typer.echo(f"error: the output can't be written: {error.strerror}. Write it to another place", err=True)
         raise SystemExit(USAGE) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,7 @@ _FEW_FILES: Final = 1000
 _UNUSABLE: Final = "A run can't keep checkpoints here."
 
 
-def directory_checks(directory: Path, *, wait: float | None) -> Iterator[Finding]:
+def directory_checks(directory: Path, *, wait: float | None) -> Generator[Finding]:
     """Yield the findings about a directory, those with another machine if `wait` is given.
 
     Raises:
@@ -100,9 +100,9 @@ def _readable(storage: LocalStorage) -> Outcome:
                 unreadable.append(name)
     if unreadable:
         return Outcome(
-            "danger",
+            "warning",
             f"this user can't read {count(len(unreadable), 'file')}, such as {min(unreadable)}",
-            "A run could not use what it has saved. Start all workers as one user, or let this user read the files.",
+            "A run that wrote them could not use them. Start all workers as one user, or let this user read them.",
         )
     return ok(f"{storage.root} is writable, and what is there is readable")
 

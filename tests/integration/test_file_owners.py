@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -229,12 +229,12 @@ def test_a_directory_that_a_user_can_use_in_part_is_a_danger(root: Path, mode: i
     assert os.listdir(root) == []
 
 
-def test_a_run_that_a_user_can_not_read_is_a_danger(root: Path) -> None:
+def test_a_run_that_a_user_can_not_read_is_a_warning(root: Path) -> None:
     root.chmod(0o777)
     with cautious_root():
         commit(CheckpointStore(root), 1)
     for path in root.iterdir():
         os.chown(path, OTHER, OTHER)
-    with acting_as(WORKER):
-        found = list(directory_checks(root, wait=None))[1]
-    assert (found.status, "this user can't read 2 files, such as 00000" in found.found) == ("danger", True)
+    with acting_as(WORKER), closing(directory_checks(root, wait=None)) as checks:
+        _, found = next(checks), next(checks)
+    assert (found.status, "this user can't read 2 files, such as 00000" in found.found) == ("warning", True)

@@ -47,12 +47,14 @@ def leaving_nothing(*folders: Path) -> Iterator[None]:
 
     def leave(number: int, _: object) -> None:
         if os.getpid() == owner:
-            kill_descendants()
+            found = _suspended_descendants()
             for folder in (*folders, Path(util.get_temp_dir())):
                 shutil.rmtree(folder, ignore_errors=True)
             name = signal.Signals(number).name
             print(f"stopped by {name}: what was started is killed, and the results are not complete", file=sys.stderr)
             sys.stdout.flush()
+            # Last of all: a thread that waits for one of them would start it again.
+            _send(signal.SIGKILL, found)
         os._exit(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -63,14 +65,13 @@ def leaving_nothing(*folders: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def kill_descendants() -> None:
-    """Kill all processes below this one, also those that a fork server has started."""
+def _suspended_descendants() -> set[int]:
+    """Suspend all processes below this one, also those that a fork server has started. None starts another one then."""
     found: set[int] = set()
-    # First they are stopped, so that none starts another one meanwhile.
     while new := set(_descendants(os.getpid())) - found:
         found |= new
         _send(signal.SIGSTOP, new)
-    _send(signal.SIGKILL, found)
+    return found
 
 
 def _send(number: signal.Signals, processes: Iterable[int]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -194,7 +196,8 @@ def test_an_answer_of_the_log_that_was_not_seen_is_not_the_cause_of_an_exception
 
     async def main() -> None:
         fit = Fit()
-        recorded: list[Outcome] = [Unanswered(key="a", number=0, error="APIError"), answer("b", 1)]
+        early = replace(answer("b", 1), is_early=True)
+        recorded: list[Outcome] = [Unanswered(key="a", number=0, error="APIError"), early]
         if how == "replayed":
             fit.begin(stage(*recorded))
         else:
@@ -207,6 +210,33 @@ def test_an_answer_of_the_log_that_was_not_seen_is_not_the_cause_of_an_exception
         assert found == Failed(error="RecordedFailureError", unseen=1)
         apply(found, recorded)
         assert recorded == [answer("b", 1)]
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_a_failure_that_an_earlier_fit_went_on_after_is_not_sent_again(is_seen: bool) -> None:
+    """A replay ends by another exception, before or right after it. The answers behind it fit no other one."""
+
+    async def main() -> None:
+        fit = Fit()
+        recorded: list[Outcome] = [answer("x", 0), Unanswered(key="a", number=0, error="APIError"), answer("b", 1)]
+        before = list(recorded)
+        fit.begin(stage(*recorded))
+
+        async def train() -> None:
+            await fit.ask("x")
+            with suppress(RecordedFailureError):
+                if is_seen:
+                    await fit.ask("a")
+            fit.answers.failed(ValueError())
+
+        await train()
+        found = fit.writer.records[-1]
+        assert found == Failed(error="ValueError", unseen=1 if is_seen else 2)
+        assert not found.causes(recorded)
+        apply(found, recorded)
+        assert recorded == before
 
     run(main)
 
@@ -247,7 +277,8 @@ def test_a_stream_whose_request_fails_is_replayed_as_a_failure() -> None:
 
 def test_a_failure_that_ends_each_start_voids_no_answer() -> None:
     """The log has an answer behind it that training never comes to. Only the failure is sent again, at each start."""
-    journal: list[Record] = [Unanswered(key="a", number=0, error="APIError"), answer("b", 1)]
+    early = replace(answer("b", 1), is_early=True)
+    journal: list[Record] = [Unanswered(key="a", number=0, error="APIError"), early]
 
     async def start() -> list[str]:
         storage, fit = DictStorage(), Fit()

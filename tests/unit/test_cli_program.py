@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -70,6 +71,8 @@ def test_output_that_can_not_be_written_is_no_finding(run: Path, words: list[str
 def test_an_error_of_a_file_is_not_said_to_be_one_of_the_output() -> None:
     with pytest.raises(FileNotFoundError), exit_on_output_error():
         Path("/nowhere/file").read_bytes()
+    with pytest.raises(ConnectionRefusedError), exit_on_output_error():
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 
 
 @pytest.mark.parametrize(

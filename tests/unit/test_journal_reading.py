@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -430,9 +431,10 @@ def test_requests_that_failed_right_before_an_exception_are_sent_again(storage: 
 def test_answers_that_training_had_not_seen_hide_no_request_that_failed(storage: DictStorage) -> None:
     """Of parallel requests, one fails and ends the fit while the answer of another one is written."""
     refused = Unanswered(key="k", number=0, error="E")
-    link = first(storage, answer(0), refused, refused, answer(1), refused, answer(2), Failed(error="E", unseen=3))
+    one, two, three = (replace(answer(number), is_early=True) for number in (1, 2, 3))
+    link = first(storage, answer(0), refused, refused, one, refused, two, Failed(error="E", unseen=3))
     assert stage_of(storage) == ([0, 1, 2], 0, 0)
-    link = start(storage, link, 2, refused, answer(3), Failed(error="E", unseen=1))
+    link = start(storage, link, 2, refused, three, Failed(error="E", unseen=1))
     assert stage_of(storage) == ([0, 1, 2, 3], 0, 0)
     found_log = found(storage, 0)
     assert found_log is not None
