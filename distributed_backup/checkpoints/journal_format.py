@@ -165,8 +165,8 @@ class Failed:
         An unseen answer that is not early shows that an earlier fit had gone on after the failures before it.
         """
         begin = end = max(0, len(outcomes) - self.unseen)
-        for place, outcome in reversed([*enumerate(outcomes)][end:]):
-            if isinstance(outcome, Answer) and not outcome.is_early:
+        for place in reversed(range(end, len(outcomes))):
+            if isinstance(outcome := outcomes[place], Answer) and not outcome.is_early:
                 return range(place, place)
         while begin > 0 and isinstance(outcomes[begin - 1], Unanswered):
             begin -= 1
@@ -254,8 +254,8 @@ def apply(record: Record, outcomes: list[Outcome]) -> None:
         case Answer() | Unanswered():
             outcomes.append(record)
         case Failed():
-            rest = outcomes[(begin := record.causes(outcomes).start) :]
-            outcomes[begin:] = [outcome for outcome in rest if isinstance(outcome, Answer)]
+            begin = record.causes(outcomes).start
+            outcomes[begin:] = [outcome for outcome in outcomes[begin:] if isinstance(outcome, Answer)]
         case Void():
             outcomes.clear()
 

@@ -109,11 +109,14 @@ class JournalWriter:
         return self._segment is None and not self._is_replaying and (self._term() is not None or self.is_in_doubt())
 
     def replay_begins(self) -> None:
-        """Write nothing before `continue_log`: what the fit does now is in a log already. Call it before the others."""
+        """Write nothing before `begin_at` or `continue_log`: what the fit does now is in a log already.
+
+        Call it before the others.
+        """
         self._is_replaying = True
 
     def begin_at(self, boundary: Boundary, records: Iterable[Record] = (), *, done: Done = lambda: None) -> None:
-        """Begin a segment at a boundary whose checkpoint is durable, with what was recorded since then.
+        """Begin a segment at a boundary whose checkpoint is durable or due, with what was recorded since then.
 
         It continues no log. It is written now, at once, then `done` is called.
         """

@@ -1,8 +1,8 @@
 """Define the console script `distributed-backup` and its commands `status`, `preempt` and `resign`.
 
 All commands work while the run is training. Output never contains credentials. Exit codes: 0 fine, 1 a problem was
-found, 2 wrong usage (a wrong option, a path without a run, an unknown checkpoint). The keys that `--json` prints are
-listed in `deploy/JSON_OUTPUT.md`.
+found, 2 wrong usage (a wrong option, a path without a run, an unknown checkpoint) or output that can't be written. The
+keys that `--json` prints are listed in `deploy/JSON_OUTPUT.md`.
 """
 
 from __future__ import annotations

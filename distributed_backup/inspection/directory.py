@@ -15,7 +15,7 @@ from typing import Final
 
 from distributed_backup.errors import ConfigError, StoreError
 from distributed_backup.inspection.files import file_checks, shows_no_use
-from distributed_backup.inspection.finding import NOT_MADE, Finding, Outcome, count, ok, perform
+from distributed_backup.inspection.finding import NOT_MADE, UNUSABLE, Finding, Outcome, count, ok, perform
 from distributed_backup.inspection.mounts import mount_of, outcome_of
 from distributed_backup.inspection.pairs import checks_with_machine, checks_with_process
 from distributed_backup.storage.base import PROBE
@@ -32,7 +32,6 @@ _LONG_NAME: Final = "n" * 200
 _LEAST_BYTES: Final = 50e6
 _FEW_BYTES: Final = 1e9
 _FEW_FILES: Final = 1000
-_UNUSABLE: Final = "A run can't keep checkpoints here."
 
 
 def directory_checks(directory: Path, *, wait: float | None) -> Generator[Finding]:
@@ -46,7 +45,7 @@ def directory_checks(directory: Path, *, wait: float | None) -> Generator[Findin
     yield perform("file system", lambda: outcome_of(mount_of(base)), advice="")
     folder = LocalStorage(base / f"{PROBE}{secrets.token_hex(8)}")
     try:
-        made = perform("directory", lambda: _prepared(folder, directory, base), advice=_UNUSABLE)
+        made = perform("directory", lambda: _prepared(folder, directory, base), advice=UNUSABLE)
         yield made
         if made.status == "danger":
             yield NOT_MADE

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from distributed_backup.errors import StoreError
-from distributed_backup.inspection.finding import Finding, Outcome, duration, ok, perform, typical_seconds
+from distributed_backup.inspection.finding import UNUSABLE, Finding, Outcome, duration, ok, perform, typical_seconds
 from distributed_backup.storage.base import Storage
 
 # Bytes of a small state.
@@ -25,7 +25,6 @@ _SLOW_RATE: Final = 10e6
 _CLOCK_SLACK: Final = 5.0
 
 _FIRST: Final = "write and read"
-_UNUSABLE: Final = "A run can't keep checkpoints here."
 _CREATED_TWICE: Final = (
     "Two workers that start together could make two run ids, and a term could be granted twice. Use a disk, NFS, or a "
     "bucket with conditional writes. Or set run_id, and keep the coordinator's data on a disk."
@@ -47,14 +46,14 @@ def file_checks(storage: Storage, *, large: int) -> Iterator[Finding]:
         storage: An empty storage of the test alone.
         large: Bytes of the file that is written to measure the rate.
     """
-    first = perform(_FIRST, lambda: _written(storage), advice=_UNUSABLE)
+    first = perform(_FIRST, lambda: _written(storage), advice=UNUSABLE)
     yield first
     if shows_no_use(first):
         return
     yield perform("exclusive create", lambda: _created_once(storage), advice=_NOT_CREATED)
     yield perform("append", lambda: _appended(storage), advice=_WRONG_APPEND)
     yield perform("delete", lambda: _removed(storage), advice=_WRONG_REMOVAL)
-    yield perform("durable write", lambda: _commit_speed(storage), advice=_UNUSABLE)
+    yield perform("durable write", lambda: _commit_speed(storage), advice=UNUSABLE)
     if not storage.append_interval:
         yield perform("durable append", lambda: _append_speed(storage), advice=_WRONG_APPEND)
     yield perform(
@@ -62,7 +61,7 @@ def file_checks(storage: Storage, *, large: int) -> Iterator[Finding]:
         lambda: _rate(storage, large),
         advice=f"A state of {large / 1e6:.0f} MB could not be saved. Make room, or raise the quota.",
     )
-    yield perform("clock", lambda: _clock(storage), advice=_UNUSABLE)
+    yield perform("clock", lambda: _clock(storage), advice=UNUSABLE)
 
 
 def shows_no_use(finding: Finding) -> bool:

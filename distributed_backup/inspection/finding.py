@@ -41,6 +41,9 @@ class Finding:
 NOT_MADE: Final = Finding(name="other checks", status="unknown", found="not made, because a run can't use this place")
 """Stands for all checks after one that shows this."""
 
+UNUSABLE: Final = "A run can't keep checkpoints here."
+"""The advice where nothing can be written."""
+
 _RIGHTS: Final = "Give this user the rights to read, write, list and delete."
 _REMEDIES: Final = {
     errno.ENOSPC: "Make room.",

@@ -15,7 +15,7 @@ from collections.abc import Callable
 class ExitWatchdog:
     """Calls `act` once, at the earliest instant it was armed for, unless it is disarmed. Thread-safe."""
 
-    def __init__(self, act: Callable[[], None]) -> None:
+    def __init__(self, act: Callable[[], object]) -> None:
         self._act = act
         self._condition = threading.Condition()
         self._instant = math.inf

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from typer.testing import CliRunner
@@ -36,36 +36,27 @@ def test_a_warning_of_the_library_is_not_printed_besides(run: Path) -> None:
     assert OLDER in result.stdout
 
 
+def written_to(output: IO[str], words: list[str]) -> tuple[int, str]:
+    """Run the program with this output, and return its exit code and what it says on stderr."""
+    line = [sys.executable, "-m", "distributed_backup", *words]
+    done = subprocess.run(line, stdout=output, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    return done.returncode, done.stderr
+
+
 @pytest.mark.parametrize("words", [["status"], ["checkpoints", "list"]])
 def test_who_reads_no_further_is_told_nothing(run: Path, words: list[str]) -> None:
     """A closed pipe, as with `| head`, leads to no message."""
     read, write = os.pipe()
     os.close(read)
-    result = subprocess.run(
-        [sys.executable, "-m", "distributed_backup", *words, str(run)],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    os.close(write)
-    assert (result.returncode, result.stderr) == (1, "")
+    with open(write, "w") as closed:
+        assert written_to(closed, [*words, str(run)]) == (1, "")
 
 
 @pytest.mark.parametrize("words", [["status"], ["checkpoints", "list"], ["check"]])
 def test_output_that_can_not_be_written_is_no_finding(run: Path, words: list[str]) -> None:
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "distributed_backup", *words, str(run)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=60,
-        )
     said = "error: the output can't be written: No space left on device. Write it to another place\n"
-    assert (result.returncode, result.stderr) == (2, said)
+    with open("/dev/full", "w") as full:
+        assert written_to(full, [*words, str(run)]) == (2, said)
 
 
 def test_an_error_of_a_file_is_not_said_to_be_one_of_the_output() -> None:

@@ -373,7 +373,7 @@ def watchdogs() -> list[threading.Thread]:
 
 
 def started(act: Callable[[], object]) -> ExitWatchdog:
-    watchdog = ExitWatchdog(lambda: (act(), None)[1])
+    watchdog = ExitWatchdog(act)
     watchdog.start()
     return watchdog
 
