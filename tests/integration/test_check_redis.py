@@ -13,6 +13,7 @@ import pytest
 
 from distributed_backup.coordination.base import ClusterView, Heartbeat
 from distributed_backup.inspection import server as server_module
+from distributed_backup.inspection.finding import NOT_MADE
 from distributed_backup.inspection.server import _elected, _expires, _memory, _persistence, _round_trip
 from distributed_backup.redis_client.server_info import ServerInfo
 from tests.support.check_names import OF_BUCKETS, OF_DIRECTORIES, OF_PAIRS, OF_SERVERS
@@ -135,6 +136,7 @@ def test_the_table_of_checks_is_complete(lone: RedisServer) -> None:
         *OF_DIRECTORIES,
         *OF_BUCKETS,
         *OF_PAIRS,
+        NOT_MADE.name,
     }
 
 
