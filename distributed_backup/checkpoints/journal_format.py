@@ -6,7 +6,7 @@ proves nothing about who wrote the line. Nothing here does I/O.
 
     1c291ca3 {"format":1,"run_id":"run-42","term":7,"epoch":2,"batch":3,"worker_id":"w","after":null,"digests":{…}}
     …        {"answer":"KEY","number":0,"value":{…}}      a response, and which of the equal requests it belongs to
-    …        {"answer":"KEY","number":0,"early":true,…}   a response, and training had not seen a failure before it
+    …        {"answer":"KEY","number":0,"since_failure":2,…}  a response, and training had not acted on a failure
     …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
     …        {"unanswered":"KEY","number":0,"error":"…","status":429}  the request failed
     …        {"unrecorded":"KEY","number":0}          the request was answered, and its response can't be written
@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -107,14 +107,14 @@ class Header:
 class Answer:
     """The response to the request with this key, as JSON in one line. `number` counts equal requests in the stage.
 
-    `is_early`: training had not seen a failure that stands before it, or was about to act on that one. So the failure
-    may have ended the fit.
+    `since_failure` counts the outcomes before it, back to the first failure that training had not acted on. That one
+    and those behind it may have ended the fit. Training has gone on after earlier ones. 0: after all failures.
     """
 
     key: str
     number: int
     value: bytes
-    is_early: bool = field(default=False, compare=False)
+    since_failure: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,15 +162,15 @@ class Failed:
     def causes(self, outcomes: list[Outcome]) -> range:
         """Return the places among the outcomes of the stage where the failures may be that have ended the fit.
 
-        An unseen answer that is not early shows that an earlier fit had gone on after the failures before it.
+        An unseen answer shows that training has gone on after failures, see `Answer.since_failure`.
         """
         begin = end = max(0, len(outcomes) - self.unseen)
-        for place in reversed(range(end, len(outcomes))):
-            if isinstance(outcome := outcomes[place], Answer) and not outcome.is_early:
-                return range(place, place)
         while begin > 0 and isinstance(outcomes[begin - 1], Unanswered):
             begin -= 1
-        return range(begin, end)
+        for place in range(end, len(outcomes)):
+            if isinstance(outcome := outcomes[place], Answer):
+                begin = max(begin, place - outcome.since_failure)
+        return range(begin, max(begin, end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +220,9 @@ def encode_record(record: Record) -> bytes:
 
 def _fields(record: Record) -> dict[str, Any]:  # noqa: PLR0911 - one for each kind
     match record:
-        case Answer(key=key, number=number, value=value, is_early=is_early):
-            early = {"early": True} if is_early else {}
-            return {"answer": key, "number": number, **early, "value": orjson.Fragment(value)}
+        case Answer(key=key, number=number, value=value, since_failure=count):
+            behind = {"since_failure": count} if count else {}
+            return {"answer": key, "number": number, **behind, "value": orjson.Fragment(value)}
         case Boundary(position=position, digests=digests):
             return {"boundary": position.as_tuple, "digests": dict(digests)}
         case Unanswered(key=key, number=number, error=error, status=status):
@@ -255,7 +255,9 @@ def apply(record: Record, outcomes: list[Outcome]) -> None:
             outcomes.append(record)
         case Failed():
             begin = record.causes(outcomes).start
-            outcomes[begin:] = [outcome for outcome in outcomes[begin:] if isinstance(outcome, Answer)]
+            answers = [outcome for outcome in outcomes[begin:] if isinstance(outcome, Answer)]
+            # Training had acted on the failures that stay.
+            outcomes[begin:] = [replace(answer, since_failure=0) for answer in answers]
         case Void():
             outcomes.clear()
 
@@ -292,7 +294,7 @@ def _answer(body: bytes) -> Answer:
         key=fields["answer"],
         number=_count(fields["number"]),
         value=body[end + len(_VALUE) : -1],
-        is_early=fields.get("early") is True,
+        since_failure=_count(fields.get("since_failure", 0)),
     )
 
 

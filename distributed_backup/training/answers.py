@@ -313,9 +313,7 @@ class Answers:
         if value is None:
             self._unrecorded(ticket)
             return None
-        unsettled = self._delivery.unsettled(self._replay.outcomes)
-        is_early = any(isinstance(each, Unanswered) for each in unsettled)
-        return Answer(key=key, number=number, value=value, is_early=is_early)
+        return Answer(key=key, number=number, value=value, since_failure=self._delivery.since_failure)
 
     def _unrecorded(self, ticket: Ticket) -> None:
         """Let followers know that they wait in vain."""

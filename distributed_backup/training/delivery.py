@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-from distributed_backup.checkpoints.journal_format import Outcome
+from distributed_backup.checkpoints.journal_format import Outcome, Unanswered
 from distributed_backup.training.countdown import Countdown
 from distributed_backup.training.doubt import Doubt
 
@@ -46,6 +47,8 @@ class NewAnswer:
     def __init__(self, loop: asyncio.AbstractEventLoop, record: Outcome | None) -> None:
         self.future: asyncio.Future[None] = loop.create_future()
         self.record = record
+        self.place: int | None = None
+        """Behind the places of the log. None if it is not recorded in the current stage."""
         self.is_ready = self.is_withdrawn = False
         self.timer: Countdown | None = None
         """Ends the wait for the journal."""
@@ -64,18 +67,24 @@ class Delivery:
         self._places: dict[int, asyncio.Future[None]] = {}
         self._new: deque[NewAnswer] = deque()
         self._is_settling = self._is_open = self._has_warned = False
-        # Places whose consequences have run, and the record of the new answer whose consequences run now.
-        self._settled = 0
-        self._now: Outcome | None = None
+        # Outcomes recorded in the stage, the places of failures, and the place up to which consequences have run.
+        self._recorded = self._settled = 0
+        self._failures: list[int] = []
+        # The place behind the outcome whose consequences run now.
+        self._seen = 0
         self._timer: Countdown | None = None
         self.under_way = 0
         """Requests that were sent and are not answered. The log may have an answer to one, see `follow` of a replay."""
 
-    def begin(self, count: int, *, is_open: bool) -> None:
-        """Expect `count` answers of a log. `is_open`: new answers come after them. Else they need not wait."""
+    def begin(self, outcomes: Iterable[Outcome], *, is_open: bool) -> None:
+        """Expect the outcomes of a log. `is_open`: new answers come after them. Else they need not wait."""
         waiting = [self._places[place] for place in sorted(self._places)]
-        self._count, self._next, self._settled, self._is_open, self._is_ordered = count, 0, 0, is_open, True
-        self._places = {}
+        self._count = self._next = self._recorded = self._settled = self._seen = 0
+        self._is_open, self._is_ordered, self._places, self._failures = is_open, True, {}, []
+        for answer in self._new:
+            answer.place = None
+        for outcome in outcomes:
+            self._count = self._place(outcome) + 1
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -86,10 +95,16 @@ class Delivery:
         future.cancel()
         self._hand_out()
 
-    def grow(self) -> None:
-        """Expect one more answer of the log."""
-        self._count += 1
+    def grow(self, outcome: Outcome) -> None:
+        """Expect one more outcome of the log."""
+        self._count = self._place(outcome) + 1
         self._hand_out()
+
+    def _place(self, outcome: Outcome) -> int:
+        if isinstance(outcome, Unanswered):
+            self._failures.append(self._recorded)
+        self._recorded += 1
+        return self._recorded - 1
 
     def hold(self) -> Callable[[], None]:
         """Hand out no answer of the log before this worker, which leads now, has begun its segment.
@@ -134,12 +149,14 @@ class Delivery:
 
     @property
     def unseen(self) -> int:
-        """Answers and failures that are recorded and were not handed out."""
-        return self.left + sum(answer.record is not None for answer in self._new)
+        """Answers and failures that are recorded in the stage and were not handed out."""
+        return self.left + sum(answer.place is not None for answer in self._new)
 
-    def unsettled(self, log: Sequence[Outcome]) -> list[Outcome | None]:
-        """Return the outcomes in `log`, and the new ones, whose consequences have not run."""
-        return [*log[self._settled :], self._now, *(answer.record for answer in self._new)]
+    @property
+    def since_failure(self) -> int:
+        """Recorded outcomes since the first failure whose consequences have not run. 0: there is none."""
+        first = bisect_left(self._failures, self._settled)
+        return self._recorded - self._failures[first] if first < len(self._failures) else 0
 
     def touch(self) -> None:
         """Note that a request was made or answered."""
@@ -164,6 +181,8 @@ class Delivery:
     def add(self, record: Outcome | None = None) -> NewAnswer:
         """Add a new answer to the end of the order."""
         answer = NewAnswer(asyncio.get_running_loop(), record)
+        if record is not None:
+            answer.place = self._place(record)
         self._new.append(answer)
         self.touch()
         return answer
@@ -225,12 +244,13 @@ class Delivery:
         if not self._is_ordered and self._places:
             return self._places.pop(min(self._places))
         if self._next < self._count and self._next in self._places and self._hold is None:
-            self._next += 1
+            self._next = self._seen = self._next + 1
             return self._places.pop(self._next - 1)
         is_turn_of_new = self._next >= self._count or not self._is_open
         if is_turn_of_new and self._new and self._new[0].is_ready:
             answer = self._new.popleft()
-            self._now = answer.record
+            if answer.place is not None:
+                self._seen = answer.place + 1
             return answer.future
         return None
 
@@ -239,7 +259,7 @@ class Delivery:
         # An event loop of another library may have no such attribute. Then all cycles are run.
         is_idle = cycles > 0 and len(getattr(loop, "_ready", (None,))) == 0
         if is_idle or cycles > _MAX_CYCLES:
-            self._is_settling, self._settled, self._now = False, self._next, None
+            self._is_settling, self._settled = False, self._seen
             self._hand_out()
         else:
             loop.call_soon(self._settle, loop, cycles + 1)

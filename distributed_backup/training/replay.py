@@ -127,7 +127,7 @@ class Replay:
         """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
         self.outcomes, self._end, self._places, self._held = list(outcomes), end, {}, []
         self._used = []
-        self.delivery.begin(len(self.outcomes), is_open=end is None and not self.is_following)
+        self.delivery.begin(self.outcomes, is_open=end is None and not self.is_following)
         for place, outcome in enumerate(self.outcomes):
             self._put((outcome.key, outcome.number), place)
 
@@ -184,22 +184,19 @@ class Replay:
                     apply(record, self._held)
                 case Unanswered() if not self._ahead:
                     self._held.append(record)
-                case Answer(is_early=True) if self._held:
+                case Answer() if not self._ahead:
                     self._held.append(record)
+                    self._add_held(record.since_failure + 1)
                 case _:
                     self._follow_record(record)
         if self._end is not None and self._waiting:
             self.diverged("this worker asks for what the leader has not asked for")
 
     def _follow_record(self, record: Record | LogEnd) -> None:
-        if isinstance(record, Answer | Boundary | LogEnd):
+        if isinstance(record, Boundary | LogEnd):
             # The fit of the leader has gone on, or its log is continued as it is.
-            held, self._held = self._held, []
-            for outcome in held:
-                self._add(outcome)
+            self._add_held(0)
         match record:
-            case Answer() if not self._ahead:
-                self._add(record)
             case Unrecorded() if not self._ahead:
                 self.diverged("an answer of the leader can't be recorded")
             case Void() if self._used or sum(map(len, self._places.values())) < len(self.outcomes):
@@ -215,12 +212,15 @@ class Replay:
                 self._newest = newest
                 self._lead(link)
 
-    def _add(self, outcome: Outcome) -> None:
-        place, ticket = len(self.outcomes), (outcome.key, outcome.number)
-        self.outcomes.append(outcome)
-        self.delivery.grow()
-        if not self._waiting.answer(ticket, place):
-            self._put(ticket, place)
+    def _add_held(self, kept: int) -> None:
+        """Let requests find what is held, up to the first failure among the last outcomes, which are kept."""
+        while self._held and (len(self._held) > kept or isinstance(self._held[0], Answer)):
+            outcome = self._held.pop(0)
+            place, ticket = len(self.outcomes), (outcome.key, outcome.number)
+            self.outcomes.append(outcome)
+            self.delivery.grow(outcome)
+            if not self._waiting.answer(ticket, place):
+                self._put(ticket, place)
 
     def _lead(self, link: Link | None) -> None:
         last = self._last

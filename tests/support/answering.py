@@ -78,6 +78,11 @@ class Writer:
             each()
 
     @property
+    def waiting(self) -> int:
+        """How many appends are not durable yet."""
+        return len(self._done)
+
+    @property
     def names(self) -> list[str]:
         return [name for name, *_ in self.steps]
 

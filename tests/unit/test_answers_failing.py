@@ -196,7 +196,7 @@ def test_an_answer_of_the_log_that_was_not_seen_is_not_the_cause_of_an_exception
 
     async def main() -> None:
         fit = Fit()
-        early = replace(answer("b", 1), is_early=True)
+        early = replace(answer("b", 1), since_failure=1)
         recorded: list[Outcome] = [Unanswered(key="a", number=0, error="APIError"), early]
         if how == "replayed":
             fit.begin(stage(*recorded))
@@ -241,6 +241,72 @@ def test_a_failure_that_an_earlier_fit_went_on_after_is_not_sent_again(is_seen: 
     run(main)
 
 
+@pytest.mark.parametrize("follows", [False, True])
+def test_of_two_failures_only_the_one_that_ends_the_fit_is_sent_again(follows: bool) -> None:
+    """Training has asked for a fallback after the first one. Its answer belongs to no other course."""
+
+    async def train(fit: Fit) -> Any:
+        async def with_fallback() -> Any:
+            try:
+                return await fit.ask("a")
+            except (BusyError, RecordedFailureError):
+                return await fit.ask("fallback")
+
+        try:
+            return await asyncio.gather(with_fallback(), fit.ask("c"))
+        except BusyError as error:
+            fit.answers.failed(error)
+
+    async def main() -> None:
+        fit = led()
+        trains = asyncio.ensure_future(train(fit))
+        await quiet()
+        fit.respond("a", BusyError())
+        await quiet()
+        fit.writer.is_durable = False
+        for key, outcome in (("c", BusyError()), ("fallback", 5)):
+            fit.respond(key, outcome)
+            await quiet()
+        fit.writer.flush()
+        await trains
+        again, records = Fit(), list(fit.writer.records)
+        assert [type(record) for record in records] == [Unanswered, Unanswered, Answer, Failed]
+        if follows:
+            again.follow(*records)
+        else:
+            kept: list[Outcome] = []
+            for record in records:
+                apply(record, kept)
+            again.begin(stage(*kept))
+        trains = asyncio.ensure_future(train(again))
+        await quiet()
+        if follows:
+            again.replay.extend([answer("c", 2)])
+        else:
+            again.respond("c", 2)
+        assert await asyncio.wait_for(trains, 5.0) == [5, 2]
+        assert (again.asked, again.lost) == ([] if follows else ["c"], [])
+
+    run(main)
+
+
+def test_an_outcome_of_an_undone_batch_counts_once_among_the_unseen() -> None:
+    """It is in the journal, and its request is made again. The cancelled one still waits for the append."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        fit.answers.mark()
+        request = await fit.answered("a", 1)
+        request.cancel()
+        await quiet()
+        fit.answers.rewind()
+        fit.answers.failed(ValueError())
+        assert fit.writer.records == [answer("a", 1), Failed(error="ValueError", unseen=1)]
+
+    run(main)
+
+
 async def drained(fit: Fit, *chunks: int) -> list[Any]:
     async def stream() -> AsyncIterator[int]:
         for chunk in chunks:
@@ -277,7 +343,7 @@ def test_a_stream_whose_request_fails_is_replayed_as_a_failure() -> None:
 
 def test_a_failure_that_ends_each_start_voids_no_answer() -> None:
     """The log has an answer behind it that training never comes to. Only the failure is sent again, at each start."""
-    early = replace(answer("b", 1), is_early=True)
+    early = replace(answer("b", 1), since_failure=1)
     journal: list[Record] = [Unanswered(key="a", number=0, error="APIError"), early]
 
     async def start() -> list[str]:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from distributed_backup.checkpoints.journal_format import Outcome, Unanswered
 from distributed_backup.training import delivery
 from distributed_backup.training.delivery import Delivery, NewAnswer
 from distributed_backup.training.doubt import Doubt
-from tests.support.answering import quiet, work
+from tests.support.answering import answer, quiet, work
 
+ANSWER = answer("a", 1)
+FAILURE = Unanswered(key="a", number=0, error="E")
 CERTAIN = Doubt(is_certain=lambda: True, exists=lambda: False, give_up=lambda: None)
 
 
@@ -24,7 +27,7 @@ class Order:
         self.stalls = 0
         self.delivery = Delivery(self._stalled, CERTAIN)
         self.delivery.touch()
-        self.delivery.begin(count, is_open=is_open)
+        self.delivery.begin([ANSWER] * count, is_open=is_open)
         self.seen: list[Any] = []
 
     def _stalled(self) -> None:
@@ -191,10 +194,10 @@ def test_a_log_may_grow() -> None:
         order.turn(0)
         await quiet()
         assert order.seen == []
-        order.delivery.grow()
+        order.delivery.grow(ANSWER)
         await quiet()
         assert (order.seen, order.delivery.left) == ([0], 0)
-        order.delivery.grow()
+        order.delivery.grow(ANSWER)
         assert order.delivery.left == 1
         # This worker leads by now.
         order.delivery.open()
@@ -231,7 +234,7 @@ def test_a_new_stage_lets_what_waits_of_the_old_one_go_on() -> None:
         order.turn(4)
         order.turn(2)
         await quiet()
-        order.delivery.begin(1, is_open=True)
+        order.delivery.begin([ANSWER], is_open=True)
         await quiet()
         assert order.seen == [2, 4]
         order.turn(0)
@@ -239,6 +242,30 @@ def test_a_new_stage_lets_what_waits_of_the_old_one_go_on() -> None:
         return order.seen
 
     assert run(main) == [2, 4, 0]
+
+
+@pytest.mark.parametrize("is_replayed", [False, True])
+def test_outcomes_are_counted_since_the_first_failure_whose_consequences_have_not_run(is_replayed: bool) -> None:
+    outcomes: list[Outcome] = [ANSWER, FAILURE, FAILURE, ANSWER]
+
+    async def main() -> list[int]:
+        order, counts = Order(), []
+        new: list[NewAnswer] = []
+        if is_replayed:
+            order.delivery.begin(outcomes, is_open=True)
+        else:
+            new = [order.delivery.add(outcome) for outcome in outcomes]
+        for place in range(4):
+            counts.append(order.delivery.since_failure)
+            if is_replayed:
+                order.turn(place)
+            else:
+                order.delivery.ready(new[place])
+            await quiet()
+        order.delivery.begin([], is_open=True)
+        return [*counts, order.delivery.since_failure]
+
+    assert run(main) == [3, 3, 2, 0, 0]
 
 
 # ---------------------------------------------------------------- the bound

@@ -55,7 +55,13 @@ HEADERS = st.builds(
 )
 RECORDS: st.SearchStrategy[Record] = st.one_of(
     HEADERS,
-    st.builds(Answer, key=TEXTS, number=st.integers(0, 2**63), value=JSON.map(orjson.dumps), is_early=st.booleans()),
+    st.builds(
+        Answer,
+        key=TEXTS,
+        number=st.integers(0, 2**63),
+        value=JSON.map(orjson.dumps),
+        since_failure=st.integers(0, 2**63),
+    ),
     st.builds(Boundary, position=POSITIONS, digests=DIGESTS),
     st.builds(
         Unanswered, key=TEXTS, number=st.integers(0, 2**63), error=TEXTS, status=st.none() | st.integers(0, 2**31)
@@ -88,7 +94,7 @@ def test_a_record_comes_back_from_its_line(record: Record) -> None:
     encoded = encode_record(record)
     assert encoded.endswith(b"\n")
     assert encoded.count(b"\n") == 1
-    # Not only equal: `is_early` does not count there.
+    # Not only equal: `since_failure` does not count there.
     assert repr(decode_record(encoded[:-1])) == repr(record)
     assert is_answer(encoded) == isinstance(record, Answer)
 

@@ -431,7 +431,7 @@ def test_requests_that_failed_right_before_an_exception_are_sent_again(storage: 
 def test_answers_that_training_had_not_seen_hide_no_request_that_failed(storage: DictStorage) -> None:
     """Of parallel requests, one fails and ends the fit while the answer of another one is written."""
     refused = Unanswered(key="k", number=0, error="E")
-    one, two, three = (replace(answer(number), is_early=True) for number in (1, 2, 3))
+    one, two, three = (replace(answer(number), since_failure=count) for number, count in ((1, 2), (2, 4), (3, 1)))
     link = first(storage, answer(0), refused, refused, one, refused, two, Failed(error="E", unseen=3))
     assert stage_of(storage) == ([0, 1, 2], 0, 0)
     link = start(storage, link, 2, refused, three, Failed(error="E", unseen=1))
@@ -442,6 +442,23 @@ def test_answers_that_training_had_not_seen_hide_no_request_that_failed(storage:
     # What training has not seen is not the cause, so this one counts.
     start(storage, link, 3, refused, Failed(error="E", unseen=1))
     assert stage_of(storage) == ([0, 1, 2, 3], 1, 0)
+
+
+def test_a_failure_that_training_had_acted_on_is_kept_beside_one_that_it_had_not(storage: DictStorage) -> None:
+    """The answer that came last shows both. The request of a fallback, say, was sent after the first failure."""
+    acted_on, new = (Unanswered(key=key, number=0, error="E") for key in "ab")
+    fallback = replace(answer(1), since_failure=1)
+    link = first(storage, answer(0), acted_on, new, fallback, Failed(error="E", unseen=1))
+    found_log = found(storage, 0)
+    assert found_log is not None
+    stage = found_log.next_stage()
+    assert (stage.outcomes, stage.failures) == ((answer(0), acted_on, fallback), 0)
+    # The next fit ends by another exception, before it has come to any of them but the first.
+    start(storage, link, 2, Failed(error="ValueError", unseen=2))
+    found_log = found(storage, 0)
+    assert found_log is not None
+    stage = found_log.next_stage()
+    assert (stage.outcomes, stage.failures) == ((answer(0), acted_on, fallback), 1)
 
 
 def test_a_mark_that_counts_more_than_there_is_takes_nothing_else(storage: DictStorage) -> None:

@@ -8,8 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from distributed_backup.checkpoints.journal_format import Answer, Failed, Left, Record, Unanswered, Unrecorded
+from distributed_backup.checkpoints.journal_format import (
+    Answer,
+    Failed,
+    Left,
+    Outcome,
+    Record,
+    Unanswered,
+    Unrecorded,
+    apply,
+)
 from distributed_backup.errors import RecordedFailureError
 from tests.support.answering import END, Fit, answer, boundary, ended, led, quiet, stage, work
 from tests.support.journals import header
@@ -151,8 +162,35 @@ def test_a_follower_that_has_seen_the_failure_itself_waits_for_nothing() -> None
         with pytest.raises(APIError):
             await request
         fit.step_down()
-        fit.replay.extend([replace(answer("b", 1), is_early=True)])
+        fit.replay.extend([replace(answer("b", 1), since_failure=1)])
         assert await fit.ask("b") == 1
+
+    run(main)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(Unanswered, key=st.uuids().map(str), number=st.just(0), error=st.just("E")),
+            st.builds(
+                Answer, key=st.uuids().map(str), number=st.just(0), value=st.just(b"1"), since_failure=st.integers(0, 4)
+            ),
+            st.builds(Failed, error=st.just("E"), unseen=st.integers(0, 4)),
+        )
+    )
+)
+def test_a_follower_finds_what_a_restart_finds(records: list[Record]) -> None:
+    """After each record, and in the same order. What may still be taken back is held."""
+
+    async def main() -> None:
+        fit, outcomes = Fit(), list[Outcome]()
+        fit.follow()
+        for record in records:
+            apply(record, outcomes)
+            fit.replay.extend([record])
+            assert [*fit.replay.outcomes, *fit.replay._held] == outcomes
+        fit.replay.extend([boundary(1)])
+        assert fit.replay.outcomes == outcomes
 
     run(main)
 
