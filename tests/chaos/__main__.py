@@ -16,7 +16,7 @@ from tests.chaos.plan import PROGRAMS, Setting, plan
 from tests.chaos.planted import COLUMNS, find_all
 from tests.chaos.planted import PLANTED as PLANTED_ERRORS
 from tests.chaos.results import DOCUMENT, PLANTED, figures, name_of, summary
-from tests.support.commands import check_disk, count, duration, leaving_nothing
+from tests.support.commands import check_alone, count, duration, leaving_nothing
 from tests.support.figures import command, origin, parse_with_write, table
 
 _MODULE: Final = "tests.chaos"
@@ -35,8 +35,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--bug", choices=PLANTED_ERRORS, help="plant an error, see README.md")
     parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--keep", type=Path, help="folder in which files of runs with violations stay")
-    check_disk(parser)
-    return parse_with_write(parser)
+    chosen = parse_with_write(parser)
+    check_alone(parser, chosen, "bug", *(name for name in _OPTIONS if name != "runs"))
+    return chosen
 
 
 def _programs(text: str) -> tuple[str, ...]:
@@ -53,7 +54,7 @@ def main() -> int:
         chosen.keep.mkdir(parents=True, exist_ok=True)
     # Of its own, because what an earlier campaign has left would be taken for the runs of this one.
     root = Path(tempfile.mkdtemp(prefix="chaos-", dir=chosen.keep))
-    with leaving_nothing(*[] if chosen.keep else [root]):
+    with leaving_nothing(*[] if chosen.keep else [root], kept=root if chosen.keep else None):
         return _plant_all(chosen, root) if chosen.plant_all else _campaign(chosen, root)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -32,13 +33,20 @@ def options() -> argparse.Namespace:
     parser.add_argument("--parser", help="only those whose name contains this")
     parser.add_argument("--module", choices=MODULES, help="only those of this module")
     parser.add_argument("--save", type=Path, help="write each failing input into this directory")
-    return parse_with_write(parser)
+    chosen = parse_with_write(parser)
+    # Set here because synalinks' import would otherwise request a price list from the network.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    names = [each.name for each in parsers_of((chosen.module,) if chosen.module else MODULES)]
+    if chosen.parser is not None and not any(chosen.parser in name for name in names):
+        parser.error(f"no parser has {chosen.parser} in its name: want a part of one of {', '.join(names)}")
+    return chosen
 
 
 def main() -> int:
     """Run the command. Return 1 if an input broke a rule."""
     chosen = options()
-    with leaving_nothing():
+    # The folders of parsers are removed when the process exits.
+    with leaving_nothing(last=atexit._run_exitfuncs):
         return _fuzz_all(chosen)
 
 
@@ -46,8 +54,6 @@ def _fuzz_all(chosen: argparse.Namespace) -> int:
     began = time.perf_counter()
     given = {name: getattr(chosen, name) for name in ("inputs", "seed", "module", "parser")}
     made = origin() | {"command": command("tests.fuzz", given), "seed": chosen.seed}
-    # Set here because synalinks' import would otherwise request a price list from the network.
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     parsers = parsers_of((chosen.module,) if chosen.module else MODULES)
     print(HEADING)
     failed = False

@@ -86,6 +86,20 @@ def test_each_planted_error_is_found() -> None:
     assert len(names) >= 15
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--runs|0", "want a whole number from 1 on, got 0"),
+        ("--bug|nosuch", "invalid choice: 'nosuch'"),
+        ("--plant-all|--bug|no fencing", "--plant-all has campaigns of its own: leave out --bug"),
+        ("--plant-all|--digest|--keep-going", "--plant-all has campaigns of its own: leave out --digest --keep-going"),
+    ],
+)
+def test_wrong_words_are_refused(words: str, said: str) -> None:
+    done = simulate(*words.split("|"))
+    assert (done.returncode, said in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("end", ["complete", "SIGTERM", "exception"])
 def test_a_simulated_session_makes_the_calls_of_a_real_one(tmp_path: Path, end: str) -> None:
     """In the same order. How many boundaries come before a notice is served depends on the machine."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from tests.simulation.bugs import BUGS, planted
 from tests.simulation.world import World, simulated
-from tests.support.commands import count, leaving_nothing
+from tests.support.commands import check_alone, count, leaving_nothing
 from tests.support.figures import Document, command, origin, parse_with_write
 
 DOCUMENT: Final = Document(folder=Path(__file__).parent)
@@ -113,12 +113,13 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--runs", type=count, default=500)
     parser.add_argument("--seed", type=int, default=1, help="of the first run, the next ones count up")
-    planting = parser.add_mutually_exclusive_group()
-    planting.add_argument("--bug", choices=sorted(BUGS), help="plant an error")
-    planting.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
+    parser.add_argument("--bug", choices=sorted(BUGS), help="plant an error")
+    parser.add_argument("--plant-all", action="store_true", help="plant each error, and print when it is found")
     parser.add_argument("--digest", action="store_true", help="print a digest of all steps first")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
-    return parse_with_write(parser)
+    chosen = parse_with_write(parser)
+    check_alone(parser, chosen, "bug", "digest", "keep_going")
+    return chosen
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import util
 from pathlib import Path
@@ -16,32 +17,49 @@ from pathlib import Path
 
 def count(text: str) -> int:
     """Return the value of an option that is a whole number from 1 on."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"want a whole number from 1 on, got {value}")
+        raise argparse.ArgumentTypeError(f"want a whole number from 1 on, got {text}")
     return value
 
 
 def duration(text: str) -> float:
     """Return the value of an option that is a positive number."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"want a positive number, got {text}")
     return value
 
 
+def check_alone(parser: argparse.ArgumentParser, chosen: argparse.Namespace, *names: str) -> None:
+    """Refuse these options beside `--plant-all`, which would not heed them."""
+    given = [name for name in names if getattr(chosen, name) != parser.get_default(name)]
+    if chosen.plant_all and given:
+        words = " ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"--plant-all has campaigns of its own: leave out {words}")
+
+
 def check_disk(parser: argparse.ArgumentParser) -> None:
     """Refuse a `TMPDIR` that can't be used: Python would take another disk, and say nothing."""
     chosen = os.environ.get("TMPDIR")
-    if chosen and not (os.path.isdir(chosen) and os.access(chosen, os.W_OK | os.X_OK)):  # noqa: PTH112 - text of a user
+    if chosen and Path(tempfile.gettempdir()) != Path(chosen).absolute():
         parser.error(f"TMPDIR names {chosen}, which is no directory that can be written to: make it, or name another")
 
 
 @contextmanager
-def leaving_nothing(*folders: Path) -> Iterator[None]:
+def leaving_nothing(
+    *folders: Path, kept: Path | None = None, last: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """After SIGTERM or Ctrl-C, kill all that this process has started, remove the folders, and exit with 128 + N.
 
-    At once, because threads that wait for a worker would start it again.
+    At once, because threads that wait for a worker would start it again. `kept` is named as the place where files stay.
+    `last` is called before the end.
     """
     owner = os.getpid()
 
@@ -51,7 +69,10 @@ def leaving_nothing(*folders: Path) -> Iterator[None]:
             for folder in (*folders, Path(util.get_temp_dir())):
                 shutil.rmtree(folder, ignore_errors=True)
             name = signal.Signals(number).name
-            print(f"stopped by {name}: what was started is killed, and the results are not complete", file=sys.stderr)
+            left = f". Files stay in {kept}" if kept is not None else ""
+            text = f"stopped by {name}: what was started is killed, and the results are not complete{left}"
+            print(text, file=sys.stderr)
+            last()
             sys.stdout.flush()
             # Last of all: a thread that waits for one of them would start it again.
             _send(signal.SIGKILL, found)

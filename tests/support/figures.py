@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from tests.support.commands import check_disk
+
 type Results = Mapping[str, Any]
 
 NOT_MEASURED: Final = "Not measured yet.\n"
@@ -28,11 +30,15 @@ _BLOCK: Final = re.compile(r"(<!-- results of (\w+) -->\n).*?(<!-- end of result
 
 
 def parse_with_write(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the arguments of a command whose figures `--write` keeps. It is refused beside a `--bug`."""
+    """Parse the arguments of a command whose figures `--write` keeps. It is refused beside a `--bug`.
+
+    So is a `TMPDIR` that can't be used, because the figures name its disk.
+    """
     parser.add_argument("--write", action="store_true", help="keep the figures in results.json and README.md")
     chosen = parser.parse_args()
     if chosen.write and getattr(chosen, "bug", None) is not None:
         parser.error("--write keeps no figures of a planted error")
+    check_disk(parser)
     return chosen
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from tests.chaos import __main__ as chaos
 from tests.fuzz import __main__ as fuzz
-from tests.simulation import __main__ as simulation
 from tests.support.servers import wait_for
 
 # It has a child that is suspended, as a worker of a campaign may be, and which has a child of its own.
@@ -36,6 +35,20 @@ with leaving_nothing(folder):
     thread.join()
 """
 
+# A parser says where its records are, and does not return.
+_FUZZER = """
+import sys, threading
+from tests.fuzz import __main__ as fuzz, records
+
+def read(_):
+    print(records._records.root(), file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+fuzz.parsers_of = lambda *_: [fuzz.Parser(name="records", seeds=(b"x",), call=read)]
+sys.argv = ["fuzz"]
+fuzz.main()
+"""
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped_leaves_no_process_and_no_file(tmp_path: Path, number: signal.Signals) -> None:
@@ -52,6 +65,29 @@ def test_a_command_that_is_stopped_leaves_no_process_and_no_file(tmp_path: Path,
     assert said == f"stopped by {number.name}: what was started is killed, and the results are not complete\n"
     wait_for(lambda: not any(map(_lives, (child, grandchild))), "both are killed")
     assert not folder.exists()
+
+
+def test_a_command_that_is_stopped_says_where_files_stay(tmp_path: Path) -> None:
+    """They are those of `--keep`."""
+    line = [sys.executable, "-m", "tests.chaos", "--keep", str(tmp_path)]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as program:
+        (root,) = wait_for(lambda: list(tmp_path.glob("chaos-*")), "its folder is there")
+        wait_for(lambda: Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text(), "it has begun")
+        program.terminate()
+        _, said = program.communicate(timeout=60)
+    assert program.returncode == 143
+    assert said.endswith(f"and the results are not complete. Files stay in {root}\n")
+
+
+def test_a_fuzzer_that_is_stopped_leaves_no_file() -> None:
+    """Its records are in memory, where nothing else removes them."""
+    with subprocess.Popen([sys.executable, "-c", _FUZZER], stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        root = Path(program.stderr.readline().strip())
+        assert root.is_dir()
+        program.terminate()
+        program.communicate(timeout=60)
+    assert (program.returncode, root.exists()) == (143, False)
 
 
 def _lives(pid: int) -> bool:
@@ -74,10 +110,12 @@ def _lives(pid: int) -> bool:
         (chaos, "--programs nosuch", "no program 'nosuch': want all, or some of few-shot,"),
         (chaos, "--programs omega,", "no program '': want all, or some of few-shot,"),
         (chaos, "--bug nosuch", "invalid choice: 'nosuch'"),
-        (simulation, "--runs 0", "want a whole number from 1 on, got 0"),
-        (simulation, "--bug nosuch", "invalid choice: 'nosuch'"),
-        (simulation, "--plant-all --bug 'no fencing'", "not allowed with argument"),
+        (chaos, "--workers 1.5", "want a whole number from 1 on, got 1.5"),
+        (chaos, "--minutes many", "want a positive number, got many"),
+        (chaos, "--plant-all --bug litter", "--plant-all has campaigns of its own: leave out --bug"),
+        (chaos, "--plant-all --seed 3 --workers 2", "--plant-all has campaigns of its own: leave out --seed --workers"),
         (fuzz, "--inputs 0", "want a whole number from 1 on, got 0"),
+        (fuzz, "--module notices --parser nosuch", "no parser has nosuch in its name: want a part of one of metadata"),
     ],
 )
 def test_wrong_words_are_refused(
@@ -96,12 +134,18 @@ def test_a_benchmark_is_named(words: list[str], code: int, said: str) -> None:
     assert (done.returncode, said in done.stdout + done.stderr) == (code, True)
 
 
-def test_a_disk_that_is_not_there_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["bench nosuch", "chaos --runs 1", "fuzz --inputs 1", "simulation --runs 1"])
+@pytest.mark.parametrize("disk", ["/missing", "/proc"])
+def test_a_disk_that_is_not_there_is_refused(words: str, disk: str) -> None:
     """Python would take another one."""
-    done = _bench(["restore"], os.environ | {"TMPDIR": str(tmp_path / "missing")})
-    assert (done.returncode, f"TMPDIR names {tmp_path}/missing, which is no directory" in done.stderr) == (2, True)
+    done = _called(words.split(), os.environ | {"TMPDIR": disk})
+    assert (done.returncode, f"TMPDIR names {disk}, which is no directory" in done.stderr) == (2, True)
 
 
 def _bench(words: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "tests.bench", *words]
+    return _called(["bench", *words], environment)
+
+
+def _called(words: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", f"tests.{words[0]}", *words[1:]]
     return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=60)
