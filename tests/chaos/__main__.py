@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from tests.chaos.planted import COLUMNS, find_all
 from tests.chaos.planted import PLANTED as PLANTED_ERRORS
 from tests.chaos.results import DOCUMENT, PLANTED, figures, name_of, summary
 from tests.support.commands import check_alone, count, duration, leaving_nothing
-from tests.support.figures import command, origin, parse_with_write, table
+from tests.support.figures import command, is_whole, missing, origin, parse_with_write, table
 
 _MODULE: Final = "tests.chaos"
 _OPTIONS: Final = ("minutes", "runs", "seed", "programs", "store", "coordinator", "workers")
@@ -25,7 +26,7 @@ _OPTIONS: Final = ("minutes", "runs", "seed", "programs", "store", "coordinator"
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=duration, default=5.0, help="no run is begun after so many minutes")
+    parser.add_argument("--minutes", type=duration, default=5.0, help="no further run is begun then")
     parser.add_argument("--runs", type=count, help="the most runs")
     parser.add_argument("--seed", type=int, default=0, help="of the first run, the next ones count up")
     parser.add_argument("--programs", type=_programs, default=PROGRAMS, help=f"all, or some of {','.join(PROGRAMS)}")
@@ -55,7 +56,13 @@ def main() -> int:
     # Of its own, because what an earlier campaign has left would be taken for the runs of this one.
     root = Path(tempfile.mkdtemp(prefix="chaos-", dir=chosen.keep))
     with leaving_nothing(*[] if chosen.keep else [root], kept=root if chosen.keep else None):
-        return _plant_all(chosen, root) if chosen.plant_all else _campaign(chosen, root)
+        code = _plant_all(chosen, root) if chosen.plant_all else _campaign(chosen, root)
+    # A run without violations leaves none.
+    if any(root.rglob("logs")):
+        print(f"files: {root}")
+    else:
+        shutil.rmtree(root)
+    return code
 
 
 def _plant_all(chosen: argparse.Namespace, root: Path) -> int:
@@ -66,7 +73,7 @@ def _plant_all(chosen: argparse.Namespace, root: Path) -> int:
     for each in find_all(root, runs):
         found.append(each)
         print(f"| {' | '.join(each.cells())} |", flush=True)
-    if chosen.write:
+    if chosen.write and is_whole(missing({each.error: each.runs for each in found})):
         rows = [each.cells() for each in found]
         DOCUMENT.keep({PLANTED: made | {"head": COLUMNS, "rows": rows, "texts": [COLUMNS[0], COLUMNS[-1]]}})
     return int(any(each.runs is None for each in found))
@@ -88,14 +95,19 @@ def _campaign(chosen: argparse.Namespace, root: Path) -> int:
     results: list[Result] = []
     with places(root, store=chosen.store, coordinator=chosen.coordinator) as places_made:
         campaign = Campaign(root, places_made)
-        while time.monotonic() < began + 60 * chosen.minutes and len(results) != chosen.runs:
-            results.append(campaign.carry_out(plan(chosen.seed + len(results), setting)))
+        while not results or (time.monotonic() < began + 60 * chosen.minutes and len(results) != chosen.runs):
+            seed = chosen.seed + len(results)
+            results.append(campaign.carry_out(plan(seed, setting)))
             print(results[-1].line(), flush=True)
+            if results[-1].violations:
+                words = {"minutes": None, "runs": 1, "seed": seed, "bug": chosen.bug}
+                print(f"  again: {command(_MODULE, given | words)}", flush=True)
     found = figures(results, (time.monotonic() - began) / 60)
-    if chosen.write:
+    has_violations = any(each.violations for each in results)
+    if chosen.write and is_whole("there were violations" if has_violations else ""):
         DOCUMENT.keep({name_of(chosen.coordinator, chosen.store): made | found})
-    print(f"\n{summary({'count': found})}\nfiles: {root}")
-    return int(any(each.violations for each in results))
+    print(f"\n{summary({'count': found})}")
+    return int(has_violations)
 
 
 if __name__ == "__main__":

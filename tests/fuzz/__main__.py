@@ -63,13 +63,19 @@ def _fuzz_all(chosen: argparse.Namespace) -> int:
         report = fuzz(parser, inputs=chosen.inputs, seed=chosen.seed)
         print(f"| {' | '.join(cells(parser.name, report.figures()))} |", flush=True)
         _show_failures(report, chosen.save)
-        failed |= bool(report.failures)
-        if chosen.write:
+        if report.failures:
+            failed = True
+            again = command("tests.fuzz", given | {"parser": parser.name})
+            print(f"again: {again}", file=sys.stderr)
+        if chosen.write and report.failures:
+            print(f"the row of {parser.name} was not written, because inputs broke a rule", file=sys.stderr)
+        elif chosen.write:
             # After each one, so that a failure loses none.
             DOCUMENT.keep({parser.name: made | report.figures()})
     if chosen.write and chosen.module is None and chosen.parser is None:
         # Some may have been removed since.
-        DOCUMENT.replace({parser.name: DOCUMENT.read()[parser.name] for parser in parsers})
+        names = {parser.name for parser in parsers}
+        DOCUMENT.replace({name: row for name, row in DOCUMENT.read().items() if name in names})
     print(f"\nseed {chosen.seed}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return int(failed)
 

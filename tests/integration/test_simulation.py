@@ -21,8 +21,13 @@ ELSEWHERE = """
 import sys
 from pathlib import Path
 from tests.simulation import __main__ as command
+{}
 command.DOCUMENT = command.Document(folder=Path({!r}))
 sys.exit(command.main())
+"""
+BROKEN = """
+command.plant_all = lambda *_: {name: None if name == "no fencing" else 1 for name in command.BUGS}
+command.run_all = lambda *_, **__: command.Result(2, command.Counter(), 0, 0.0, "story", 3)
 """
 
 
@@ -40,24 +45,37 @@ def test_hundreds_of_runs_keep_all_promises() -> None:
     assert (int(faults[1]), int(faults[2]) > 10 * BUDGET) == (BUDGET, True)
 
 
-@pytest.mark.parametrize(("table", "flags"), [("campaign", []), ("planted", ["--plant-all"])])
-def test_a_command_keeps_its_own_figures(tmp_path: Path, table: str, flags: list[str]) -> None:
-    """Those of the other command stay."""
-    shutil.copy(DOCUMENT.folder / "README.md", tmp_path)
-    copy = Document(folder=tmp_path)
-    earlier = {"head": ["earlier"], "rows": [], "day": "earlier", "machine": ""}
-    copy.replace({"campaign": earlier, "planted": earlier})
-    line = [sys.executable, "-c", ELSEWHERE.format(str(tmp_path)), *flags, "--runs", "2", "--seed", "4", "--write"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+EARLIER = {"head": ["earlier"], "rows": [], "day": "earlier", "machine": ""}
+
+
+def write(folder: Path, *arguments: str, first: str = "") -> tuple[subprocess.CompletedProcess[str], Document]:
+    """Run the command, which keeps its figures in this folder beside earlier ones."""
+    shutil.copy(DOCUMENT.folder / "README.md", folder)
+    copy = Document(folder=folder)
+    copy.replace({"campaign": EARLIER, "planted": EARLIER})
+    line = [sys.executable, "-c", ELSEWHERE.format(first, str(folder)), *arguments, "--write"]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False), copy
+
+
+def test_a_campaign_keeps_its_own_figures(tmp_path: Path) -> None:
+    """Those of planted errors stay."""
+    done, copy = write(tmp_path, "--runs", "2", "--seed", "4")
     after = copy.read()
-    assert {name: each == earlier for name, each in after.items()} == {
-        "campaign": table != "campaign",
-        "planted": table != "planted",
-    }, done.stderr
-    assert after[table]["seed"] == 4
+    assert (done.returncode, after["planted"], after["campaign"]["seed"]) == (0, EARLIER, 4), done.stderr
     text = (tmp_path / "README.md").read_text()
-    assert f"`uv run python -m tests.simulation {' '.join([*flags, '--runs 2 --seed 4'])}`, " in text
+    assert "`uv run python -m tests.simulation --runs 2 --seed 4`, " in text
     assert copy.texts(after) == {tmp_path / "README.md": text}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [("--plant-all", "no fencing was not found: give more --runs"), ("", "seed 3 broke a promise")],
+)
+def test_figures_that_are_not_whole_are_not_kept(tmp_path: Path, words: str, why: str) -> None:
+    """They would replace whole ones."""
+    done, copy = write(tmp_path, *words.split(), "--runs", "2", first=BROKEN)
+    assert (done.returncode, copy.read()) == (1, {"campaign": EARLIER, "planted": EARLIER})
+    assert done.stderr == f"nothing was written, because {why}\n"
 
 
 def test_a_seed_repeats_its_run_in_another_process() -> None:
@@ -77,13 +95,15 @@ def test_a_campaign_that_goes_on_after_a_failure_carries_out_all_runs() -> None:
         assert words == f"--runs 1 --seed {seed} --bug 'prune before durable'"
 
 
-def test_each_planted_error_is_found() -> None:
-    """The table of the README names each."""
-    found = simulate("--runs", str(BUDGET), "--plant-all")
+def test_each_planted_error_is_found(tmp_path: Path) -> None:
+    """The table of the README names each. The figures of a campaign stay."""
+    found, copy = write(tmp_path, "--runs", str(BUDGET), "--plant-all")
     assert found.returncode == 0, found.stdout + found.stderr
     names = [row[0] for row in DOCUMENT.read()["planted"]["rows"]]
     assert [line.split("|")[1].strip() for line in found.stdout.splitlines()] == names
     assert len(names) >= 15
+    after = copy.read()
+    assert ([row[0] for row in after["planted"]["rows"]], after["campaign"]) == (names, EARLIER)
 
 
 @pytest.mark.parametrize(

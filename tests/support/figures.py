@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,19 @@ def parse_with_write(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error("--write keeps no figures of a planted error")
     check_disk(parser)
     return chosen
+
+
+def missing(found: Mapping[str, object]) -> str:
+    """Return why the figures of planted errors are not whole. Empty if none of them is None."""
+    names = [name for name, runs in found.items() if runs is None]
+    return f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} not found: give more --runs" if names else ""
+
+
+def is_whole(why: str) -> bool:
+    """Whether figures may be kept. If there is a reason against it, say so: they would replace whole ones."""
+    if why:
+        print(f"nothing was written, because {why}", file=sys.stderr)
+    return not why
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[str] = ()) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from tests.bench.results import DOCUMENT as BENCH
 from tests.bench.results import SUMMARY, Measured, Report, compared
 from tests.chaos import __main__ as chaos_command
 from tests.chaos import results as chaos
+from tests.chaos.campaign import Campaign, Result
+from tests.chaos.history import Story
+from tests.chaos.plan import Run
 from tests.chaos.planted import Found
 from tests.fuzz import __main__ as fuzz
+from tests.fuzz.engine import Parser
+from tests.fuzz.planted import PLANTED
 from tests.fuzz.results import DOCUMENT as FUZZ
 from tests.support.figures import NOT_MEASURED, Document, command, origin, origins, table
 
@@ -166,22 +172,75 @@ def test_a_campaign_replaces_its_column_only(tmp_path: Path) -> None:
     assert "| no order | 4 |" in planted
 
 
-@pytest.mark.parametrize(("runs", "code"), [(4, 0), (None, 1)])
 def test_planted_errors_are_kept_in_their_table(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: int | None, code: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit code is 1 if one was not found."""
+    """Only if all were found."""
     document = copied(chaos.DOCUMENT, tmp_path)
     document.replace({})
-    rows = [Found(error="no order", runs=runs, checks=["lost", "order"])]
     monkeypatch.setattr(chaos_command, "DOCUMENT", document)
-    monkeypatch.setattr(chaos_command, "find_all", lambda *_: iter(rows))
     monkeypatch.setattr(sys, "argv", ["chaos", "--plant-all", "--write", "--keep", str(tmp_path)])
-    assert chaos_command.main() == code
+
+    def find(runs: int | None) -> int:
+        rows = [Found(error="no order", runs=runs, checks=["lost", "order"])]
+        monkeypatch.setattr(chaos_command, "find_all", lambda *_: iter(rows))
+        return chaos_command.main()
+
+    assert (find(None), document.read()) == (1, {})
+    assert "nothing was written, because no order was not found: give more --runs\n" in capsys.readouterr().err
+    assert find(4) == 0
     campaigns, planted = TABLE.findall(readme(document).read_text())
     assert NOT_MEASURED in campaigns
-    assert f"| no order | {runs or '-'} | `lost`, `order` |" in planted
+    assert "| no order | 4 | `lost`, `order` |" in planted
     assert "`uv run python -m tests.chaos --plant-all --runs 10`, " in planted
+    assert not list(tmp_path.glob("chaos-*"))
+
+
+@pytest.mark.parametrize("violation", ["", "order: another answer"])
+def test_a_campaign_with_violations_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], violation: str
+) -> None:
+    """The command that repeats such a run is printed, and its files stay. At least one run is carried out."""
+    document = copied(chaos.DOCUMENT, tmp_path)
+    document.replace({})
+
+    class Broken(Campaign):
+        def carry_out(self, run: Run) -> Result:
+            if violation:
+                (self.root / "3-omega" / "logs").mkdir(parents=True)
+            return Result(run=run, story=Story(), violations=list(filter(None, [violation])))
+
+    monkeypatch.setattr(chaos_command, "DOCUMENT", document)
+    monkeypatch.setattr(chaos_command, "Campaign", Broken)
+    monkeypatch.setattr(chaos_command, "places", lambda *_, **__: nullcontext())
+    line = f"chaos --minutes 1e-9 --seed 3 --programs omega --workers 2 --write --keep {tmp_path}"
+    monkeypatch.setattr(sys, "argv", line.split())
+    assert chaos_command.main() == int(bool(violation))
+    output, errors = capsys.readouterr()
+    assert "| runs | 1 |" in output
+    again = "again: uv run python -m tests.chaos --runs 1 --seed 3 --programs omega --store dir --coordinator file"
+    assert (f"{again} --workers 2\n" in output) == bool(violation)
+    assert errors == ("nothing was written, because there were violations\n" if violation else "")
+    assert bool(document.read()) == (not violation)
+    assert [f"files: {folder}" in output for folder in tmp_path.glob("chaos-*")] == ([True] if violation else [])
+
+
+def test_a_parser_that_fails_keeps_its_earlier_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows of others are written. The command that repeats the failure is printed."""
+    document = copied(FUZZ, tmp_path)
+    document.replace({})
+    (broken,) = [parser for parser in PLANTED if parser.name == "a missing field without a handler"]
+    sound = Parser(name="sound", seeds=(b"x",), call=len)
+    monkeypatch.setattr(fuzz, "DOCUMENT", document)
+    monkeypatch.setattr(fuzz, "parsers_of", lambda *_: [broken, sound])
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--inputs", "100", "--seed", "2", "--write"])
+    assert fuzz.main() == 1
+    assert list(document.read()) == ["sound"]
+    errors = capsys.readouterr().err
+    assert f"the row of {broken.name} was not written, because inputs broke a rule\n" in errors
+    assert f"again: uv run python -m tests.fuzz --inputs 100 --seed 2 --parser '{broken.name}'\n" in errors
 
 
 def test_figures_of_a_planted_error_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
