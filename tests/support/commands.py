@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import util
@@ -58,23 +59,24 @@ def leaving_nothing(
 ) -> Iterator[None]:
     """After SIGTERM or Ctrl-C, kill all that this process has started, remove the folders, and exit with 128 + N.
 
-    At once, because threads that wait for a worker would start it again. `kept` is named as the place where files stay.
-    `last` is called before the end.
+    At once, and without the threads of this process, which would start a killed worker again. `kept` is named as the
+    place where files stay. `last` is called when all are suspended.
     """
     owner = os.getpid()
 
     def leave(number: int, _: object) -> None:
         if os.getpid() == owner:
+            _freeze_threads()
             found = _suspended_descendants()
+            last()
             for folder in (*folders, Path(util.get_temp_dir())):
                 shutil.rmtree(folder, ignore_errors=True)
             name = signal.Signals(number).name
             left = f". Files stay in {kept}" if kept is not None else ""
             text = f"stopped by {name}: what was started is killed, and the results are not complete{left}"
             print(text, file=sys.stderr)
-            last()
             sys.stdout.flush()
-            # Last of all: a thread that waits for one of them would start it again.
+            # Last of all: a thread that waits for one of them in a long call would start it again.
             _send(signal.SIGKILL, found)
         os._exit(128 + number)
 
@@ -84,6 +86,17 @@ def leaving_nothing(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _freeze_threads() -> None:
+    """Let no other thread of this process go on after its next call."""
+    own, never = threading.get_ident(), threading.Event()
+
+    def wait(*_: object) -> None:
+        if threading.get_ident() != own:
+            never.wait()
+
+    threading.setprofile_all_threads(wait)
 
 
 def _suspended_descendants() -> set[int]:

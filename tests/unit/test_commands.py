@@ -17,9 +17,11 @@ from tests.chaos import __main__ as chaos
 from tests.fuzz import __main__ as fuzz
 from tests.support.servers import wait_for
 
-# It has a child that is suspended, as a worker of a campaign may be, and which has a child of its own.
+# It has a child that is suspended, as a worker of a campaign may be, and which has a child of its own. A thread writes
+# without an end. It makes the folder anew, and logs.
 _COMMAND = """
-import signal, subprocess, sys, threading
+import logging, signal, subprocess, sys, threading, time
+from contextlib import suppress
 from pathlib import Path
 from tests.support.commands import leaving_nothing
 folder = Path(sys.argv[1])
@@ -30,7 +32,17 @@ with leaving_nothing(folder):
     child.stdout.readline()
     child.send_signal(signal.SIGSTOP)
     print(child.pid, flush=True)
-    thread = threading.Thread(target=child.wait)
+    def write():
+        number = 0
+        with suppress(OSError):
+            while True:
+                (folder / str(number)).mkdir()
+                number += 1
+                time.sleep(0.001)
+        folder.mkdir()
+        logging.error("gone")
+        child.wait()
+    thread = threading.Thread(target=write)
     thread.start()
     thread.join()
 """
@@ -64,7 +76,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_no_file(tmp_path: Path,
     assert program.returncode == 128 + number
     assert said == f"stopped by {number.name}: what was started is killed, and the results are not complete\n"
     wait_for(lambda: not any(map(_lives, (child, grandchild))), "both are killed")
-    assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_command_that_is_stopped_says_where_files_stay(tmp_path: Path) -> None:
@@ -86,8 +98,8 @@ def test_a_fuzzer_that_is_stopped_leaves_no_file() -> None:
         root = Path(program.stderr.readline().strip())
         assert root.is_dir()
         program.terminate()
-        program.communicate(timeout=60)
-    assert (program.returncode, root.exists()) == (143, False)
+        _, said = program.communicate(timeout=60)
+    assert (program.returncode, root.exists(), said.count("\n")) == (143, False, 1), said
 
 
 def _lives(pid: int) -> bool:
