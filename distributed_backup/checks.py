@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from distributed_backup.errors import ConfigError
+from distributed_backup.urls import is_url, stripped, without_credentials
 
 # The form of run ids and worker ids, which become parts of file names and of Redis keys.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -18,6 +19,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_PLACE: Final = 4096
 # The longest wait in seconds that Python can make.
 MAX_SECONDS: Final = threading.TIMEOUT_MAX
+# A URL that `Path` has changed. A directory of such a name can be given as "./s3:".
+_ONE_SLASH: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+# An address with a password and without a scheme, and one that begins with another sign than a letter.
+_NO_SCHEME: Final = re.compile(r"[^/]*:(//|.*@)", re.DOTALL)
+_QUOTES: Final = "'\"`<>"
 _REPR: Final = reprlib.Repr(maxstring=200, maxother=200, maxlong=60)
 
 
@@ -86,6 +92,26 @@ def checked_path(name: str, value: str | os.PathLike[str]) -> Path:
         return Path(expanded).absolute()
     except FileNotFoundError:
         raise ConfigError(f"{name} {text!r} is relative to a working directory that was removed") from None
+
+
+def refuse_address(place: str) -> None:
+    """Raise ConfigError if a text is no URL and looks like a mistyped one. It would be taken for a directory.
+
+    Example:
+        >>> refuse_address("/mnt/shared/run-42")
+    """
+    bare = stripped(place, also=_QUOTES)
+    url = bare.replace(":/", "://", 1) if _ONE_SLASH.match(bare) else bare
+    if bare == place != url:
+        raise ConfigError(
+            f"{without_credentials(url)} has lost a slash, as a URL does that is made a path: give it as text"
+        )
+    if _NO_SCHEME.match(bare) or (bare != place and is_url(url)):
+        problem = "does not begin with a scheme" if bare == place else "has a blank or a quote around it"
+        raise ConfigError(
+            f"{without_credentials(url)} looks like the address of a server and {problem}: write it as in "
+            "redis://host:6379, or begin the path of a directory with ./"
+        )
 
 
 def is_whole(value: object) -> bool:

@@ -24,8 +24,19 @@ def is_url(place: object) -> bool:
         >>> is_url("s3://bucket/run-42"), is_url("/mnt/shared/run-42"), is_url("/tmp/a://b")
         (True, False, False)
     """
-    scheme, separator, _ = str(place).partition("://")
-    return bool(separator) and bool(scheme) and scheme[0].isalpha() and "/" not in scheme
+    text = str(place)
+    scheme, separator, _ = text.partition("://")
+    return bool(separator) and scheme[:1].isalpha() and "/" not in scheme and text == stripped(text)
+
+
+def stripped(text: str, *, also: str = "") -> str:
+    """Return the text without blanks and invisible characters around it, and without those of `also`.
+
+    Example:
+        >>> stripped("'s3://bucket/run-42' ", also="'")
+        's3://bucket/run-42'
+    """
+    return text.strip("".join({letter for letter in text if not letter.isprintable()}) + " " + also)
 
 
 def scheme_of(text: str) -> str:
@@ -48,8 +59,7 @@ def is_redis_url(text: str) -> bool:
         >>> is_redis_url("/mnt/shared/run-42")
         False
     """
-    scheme, separator, _ = text.partition("://")
-    return bool(separator) and scheme.lower() in REDIS_SCHEMES
+    return is_url(text) and scheme_of(text) in REDIS_SCHEMES
 
 
 def without_credentials(url: str) -> str:
@@ -60,9 +70,11 @@ def without_credentials(url: str) -> str:
         'redis://redis:6379/0'
     """
     scheme, separator, rest = url.partition("://")
-    if not _SCHEME.fullmatch(scheme) or not separator:
+    if not separator or "/" in scheme:
         # A path, or a mistyped URL.
         return url if "@" not in url else f"…@{url.rpartition('@')[2]}"
+    if not _SCHEME.fullmatch(scheme):
+        scheme = "…"
     before, mark, after = re.split(r"([?#]|$)", rest, maxsplit=1)
     if mark and "@" in after:
         # An unescaped ? in a password, or an @ in an option: the host can't be found.

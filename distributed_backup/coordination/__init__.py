@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Final, cast
 
-from distributed_backup.checks import MAX_PLACE, shown
+from distributed_backup.checks import MAX_PLACE, refuse_address, shown
 from distributed_backup.coordination.base import Coordinator
 from distributed_backup.errors import ConfigError
 from distributed_backup.urls import REDIS_SCHEMES, is_url, scheme_of, without_credentials
@@ -42,9 +42,13 @@ def coordinator_from_url(url: str, *, backup_dir: str | os.PathLike[str] | None 
         raise ConfigError(f"coordinator has {len(url)} characters, and at most {MAX_PLACE} are read")
     if url == "file:" and backup_dir is not None and is_url(backup_dir):
         url = _beside(str(backup_dir))
+    elif backup_dir is not None and not is_url(backup_dir):
+        refuse_address(str(backup_dir))
     kind = _class_for(url)
     made = None if kind is None else kind.from_url(url, backup_dir)
     if made is None:
+        if not is_url(url):
+            refuse_address(url)
         forms = [form for *_, forms in SCHEMES.values() for form in forms]
         raise ConfigError(
             f"coordinator has an unknown form, got {shown(without_credentials(url))}: use one of {', '.join(forms)}"

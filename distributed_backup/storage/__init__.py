@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from importlib import import_module
 from typing import Final, cast
 
-from distributed_backup.checks import MAX_PLACE, checked_path, checked_seconds, shown
+from distributed_backup.checks import MAX_PLACE, checked_path, checked_seconds, refuse_address, shown
 from distributed_backup.errors import ConfigError
 from distributed_backup.storage.base import Storage
 from distributed_backup.storage.local import LocalStorage
-from distributed_backup.urls import REDIS_SCHEMES, is_url, scheme_of, without_credentials
+from distributed_backup.urls import REDIS_SCHEMES, is_url, scheme_of
 
 # Scheme -> (module of this package, class). A class is imported when a URL asks for it.
 SCHEMES: Final[dict[str, tuple[str, str]]] = {
@@ -21,11 +20,6 @@ SCHEMES: Final[dict[str, tuple[str, str]]] = {
 }
 _ALL_OTHERS: Final = ("object_store", "ObjectStorage")
 _LIMIT: Final = 30.0
-# A URL that `Path` has changed. A directory of such a name can be given as "./s3:".
-_ONE_SLASH: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
-# An address with a password and without a scheme.
-_NO_SCHEME: Final = re.compile(r"[^/]*:.*@", re.DOTALL)
-_BLANKS: Final = "".join(map(chr, range(33)))
 
 
 def storage_from_url(place: str | os.PathLike[str], *, run_id: str | None = None, limit: float = _LIMIT) -> Storage:
@@ -73,15 +67,5 @@ def absolute_place(place: str | os.PathLike[str]) -> str:
         raise ConfigError(f"the backup directory has {len(str(place))} characters, and at most {MAX_PLACE} are read")
     if is_url(place):
         return str(place)
-    bare = str(place).lstrip(_BLANKS)
-    url = bare.replace(":/", "://", 1) if _ONE_SLASH.match(bare) else bare
-    if bare == str(place) != url:
-        raise ConfigError(
-            f"{without_credentials(url)} has lost a slash, as a URL does that is made a path: give it as text"
-        )
-    if _NO_SCHEME.match(bare) or (bare != str(place) and is_url(url)):
-        raise ConfigError(
-            f"{without_credentials(url)} looks like the address of a server and does not begin with a scheme: begin it "
-            "with one, as in redis://host:6379, or begin the path of a directory with ./"
-        )
+    refuse_address(str(place))
     return str(checked_path("the backup directory", place))

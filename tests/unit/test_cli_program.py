@@ -143,7 +143,7 @@ def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tup
     assert "rror" in result.output
 
 
-@pytest.mark.parametrize("command", ["status", "preempt", "resign", "events"])
+@pytest.mark.parametrize("command", ["status", "preempt", "resign", "events", "check"])
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -151,6 +151,8 @@ def test_a_url_where_none_is_wanted_is_not_quoted_with_its_password(command: tup
         ("rediss:/:s3cr3t@host/0", "rediss://host/0 has lost a slash"),
         ("redis:s3cr3t@host", "…@host looks like the address of a server"),
         (":s3cr3t@host", "does not begin with a scheme"),
+        (" redis://u:s3cr3t@host", "redis://host looks like the address of a server and has a blank"),
+        ("redis://host?password=s3cr3t ", "redis://host looks like the address of a server and has a blank"),
     ],
 )
 def test_a_mistyped_url_is_not_quoted_with_its_password(command: str, target: str, said: str) -> None:

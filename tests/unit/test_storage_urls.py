@@ -30,7 +30,7 @@ from distributed_backup.storage import storage_from_url
 from distributed_backup.storage.local import LocalStorage
 from distributed_backup.storage.object_store import ObjectStorage
 from distributed_backup.storage.redis import RedisStorage
-from distributed_backup.urls import REDIS_SCHEMES, is_url
+from distributed_backup.urls import REDIS_SCHEMES, is_url, without_credentials
 
 SECRET = "s3cr3t"
 
@@ -54,7 +54,8 @@ def test_a_scheme_and_two_slashes_make_a_url(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["", "run", "/mnt/run", Path("run"), "a:b", "s3:bucket", "./s3://x", "://x", "1s://x"]
+    "place",
+    ["", "run", "/mnt/run", Path("run"), "a:b", "s3:bucket", "./s3://x", "://x", "1s://x", "s3://x ", "s3://x\u00a0"],
 )
 def test_everything_else_is_a_path(place: str | Path) -> None:
     assert not is_url(place)
@@ -259,6 +260,12 @@ def test_no_password_is_shown(url: str, shown: str) -> None:
     assert storage_from_url(url).location == shown
 
 
+@pytest.mark.parametrize("scheme", ["redis ", "\u00a0redis", "u:s3cr3t@redis", "redis", ""])
+def test_no_option_is_shown_of_what_is_almost_a_url(scheme: str) -> None:
+    assert without_credentials(f"{scheme}://u:s3cr3t@h?password=s3cr3t").endswith("://h")
+    assert "s3cr3t" not in without_credentials(f"{scheme}://u:s3cr3t@h?password=s3cr3t")
+
+
 def test_no_password_is_in_what_a_client_complains_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -398,6 +405,12 @@ def test_a_url_that_became_a_path_is_refused() -> None:
         "\1redis://127.0.0.1?password=s3cr3t",
         "user:s3/cr3t@127.0.0.1",
         "u:s3\ncr3t@127.0.0.1",
+        "redis://u:s3cr3t@127.0.0.1 ",
+        "redis://127.0.0.1?password=s3cr3t\n",
+        "\u00a0redis://127.0.0.1?password=s3cr3t",
+        "\ufeffredis://127.0.0.1?password=s3cr3t",
+        "'redis://127.0.0.1?password=s3cr3t'",
+        "1redis://u:s3cr3t@127.0.0.1?password=s3cr3t",
     ],
 )
 def test_an_address_without_its_scheme_is_refused_and_not_shown(place: str) -> None:
@@ -405,14 +418,32 @@ def test_an_address_without_its_scheme_is_refused_and_not_shown(place: str) -> N
     for named in (place, Path(place)):
         with pytest.raises(ConfigError) as caught:
             storage_from_url(named)
+        assert str(caught.value).endswith(
+            ("as in redis://host:6379, or begin the path of a directory with ./", "give it as text")
+        )
+        with pytest.raises(ConfigError) as of_lock:
+            coordinator_from_url("file:", backup_dir=named)
+        assert str(of_lock.value) == str(caught.value)
         said = str(caught.value)
         assert "127.0.0.1" in said
         assert not {"s3", "cr3t"} & set(re.split(r"\W", said))
 
 
-@pytest.mark.parametrize("place", ["runs/2024:05@home", "a@b", "./u:p@h", "/u:p@h", "a:b/c", " runs"])
+@pytest.mark.parametrize(
+    "place", ["runs/2024:05@home", "a@b", "./u:p@h", "/u:p@h", "a:b/c", " runs", "/a ", " a/x://y "]
+)
 def test_a_directory_may_have_these_names(place: str) -> None:
+    assert isinstance(coordinator_from_url("file:", backup_dir=place), FileCoordinator)
     assert storage_from_url(place).location == os.path.abspath(place)  # noqa: PTH100 - as a user would name it
+
+
+@pytest.mark.parametrize(
+    "url", ["u:s3cr3t@h", " redis://u:s3cr3t@h", "redis://h?password=s3cr3t ", "'redis://:s3cr3t@h'"]
+)
+def test_a_coordinator_without_its_scheme_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"write it as in redis://host:6379") as caught:
+        coordinator_from_url(url)
+    assert "s3cr3t" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["s3://key:s3cr3t@bucket/run", "gs://t0ken@bucket/run"])
