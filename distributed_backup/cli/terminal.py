@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, override
 
 import typer
@@ -94,7 +94,8 @@ def exit_on_output_error() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _OUTPUT_ERRORS or error.filename is not None:  # an error of this program
             raise
-        typer.echo(f"error: the output can't be written: {error.strerror}. Write it to another place", err=True)
+        with suppress(OSError):  # that may be the output which can't be written
+            typer.echo(f"error: the output can't be written: {error.strerror}. Write it to another place", err=True)
         raise SystemExit(USAGE) from None
 
 

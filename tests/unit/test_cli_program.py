@@ -59,6 +59,38 @@ def test_output_that_can_not_be_written_is_no_finding(run: Path, words: list[str
         assert written_to(full, [*words, str(run)]) == (2, said)
 
 
+@pytest.mark.parametrize(
+    "words", [["check", "."], ["check", ".", "--json"], ["status", "/nowhere"], ["check", "--nonsense"]]
+)
+def test_a_program_that_can_write_nowhere_ends_as_wrong_usage(tmp_path: Path, words: list[str]) -> None:
+    """Its sentence can't be written either."""
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "distributed_backup", *words],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=full,
+            check=False,
+            timeout=60,
+        )
+    assert result.returncode == 2
+
+
+def test_an_error_that_can_not_be_written_is_no_finding(run: Path) -> None:
+    """The command has found a problem, and could not say so."""
+    damage(run / NEWEST)
+    damage(run / OLDER)
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "distributed_backup", "checkpoints", "show", str(run)],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            check=False,
+            timeout=60,
+        )
+    assert (result.returncode, result.stdout) == (2, b"")
+
+
 def test_an_error_of_a_file_is_not_said_to_be_one_of_the_output() -> None:
     with pytest.raises(FileNotFoundError), exit_on_output_error():
         Path("/nowhere/file").read_bytes()
