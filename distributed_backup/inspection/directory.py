@@ -61,6 +61,11 @@ def directory_checks(directory: Path, *, wait: float | None) -> Generator[Findin
 def _existing(directory: Path) -> Path:
     for path in (directory, *directory.parents):
         if os.path.lexists(path):
+            if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 - as below
+                raise ConfigError(
+                    f"{path} is a link to {path.readlink()}, where this user finds nothing: mount or make that "
+                    "directory, or name another one"
+                )
             if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where access is denied
                 raise ConfigError(f"{path} is not a directory: name one, or a path where one can be made")
             return path

@@ -91,10 +91,30 @@ def test_what_can_not_be_checked_is_wrong_usage(words: list[str], said: str) -> 
     assert "secret" not in result.output
 
 
+def planted(path: Path, kind: str) -> Path:
+    if kind == "file":
+        path.write_text("x")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("away")
+    return path
+
+
 @pytest.mark.parametrize("below", ["", "run-42"])
-def test_a_file_is_wrong_usage(tmp_path: Path, below: str) -> None:
-    (tmp_path / "file").write_text("x")
-    assert_refused(call("check", tmp_path / "file" / below), 2, f"{tmp_path}/file is not a directory: name one")
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_file_is_wrong_usage(tmp_path: Path, kind: str, below: str) -> None:
+    path = planted(tmp_path / kind, kind)
+    assert_refused(call("check", path / below), 2, f"{path} is not a directory: name one, or a path where one can be")
+    assert_refused(call("check", "/dev/null"), 2, "/dev/null is not a directory: name one, or a path where one can be")
+
+
+@pytest.mark.parametrize("below", ["", "run-42"])
+def test_a_link_that_leads_nowhere_is_wrong_usage(tmp_path: Path, below: str) -> None:
+    """Its target may be on a volume that is not mounted."""
+    path = planted(tmp_path / "link", "link")
+    said = f"{path} is a link to away, where this user finds nothing: mount or make that directory, or name another one"
+    assert_refused(call("check", path / below), 2, said)
 
 
 # -------------------------------------------------------------------- faults
