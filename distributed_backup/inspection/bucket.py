@@ -32,7 +32,10 @@ def bucket_checks(url: str, *, wait: float | None) -> Iterator[Finding]:
     place = f"{url.rstrip('/')}/{PROBE}{secrets.token_hex(8)}"
     storage = storage_from_url(place)
     try:
-        yield from _checks_in(storage, place)
+        for finding in _checks_in(storage, place):
+            yield finding
+            if finding is NOT_MADE:
+                return
     finally:
         _remove(storage)
     if wait is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
@@ -51,7 +52,10 @@ def directory_checks(directory: Path, *, wait: float | None) -> Generator[Findin
             yield NOT_MADE
             return
         yield perform("space", lambda: _space(base), advice="")
-        yield from _checks_in(folder)
+        for finding in _checks_in(folder):
+            yield finding
+            if finding is NOT_MADE:
+                return
     finally:
         shutil.rmtree(folder.root, ignore_errors=True)
     if wait is not None:
@@ -86,29 +90,44 @@ def _checks_in(folder: LocalStorage) -> Iterator[Finding]:
 def _prepared(folder: LocalStorage, directory: Path, base: Path) -> Outcome:
     folder.prepare()
     if base == directory:
-        return _readable(LocalStorage(directory))
+        return _usable(LocalStorage(directory))
     found = f"{directory} does not exist yet and can be made in {base}"
     if base != directory.parent:
         return Outcome("warning", found, "Several directories are missing. Look whether a volume is not mounted.")
     return ok(found)
 
 
-def _readable(storage: LocalStorage) -> Outcome:
-    """Return whether what is there can be listed and read. The test's own folder shows neither."""
-    unreadable = []
-    for name in storage.names():
-        try:
-            storage.read_from(name, 0, 1)
-        except StoreError as error:
-            if isinstance(error.__cause__, PermissionError):
-                unreadable.append(name)
-    if unreadable:
-        return Outcome(
-            "warning",
-            f"this user can't read {count(len(unreadable), 'file')}, such as {min(unreadable)}",
-            "A run that wrote them could not use them. Start all workers as one user, or let this user read them.",
-        )
-    return ok(f"{storage.root} is writable, and what is there is readable")
+def _usable(storage: LocalStorage) -> Outcome:
+    """Return whether what is there can be listed, read and replaced. The test's own folder shows none of it."""
+    names = storage.names()
+    for can, files in (
+        ("read", [name for name in names if _is_unreadable(storage, name)]),
+        ("replace", [name for name in names if _is_fixed(storage.root, name)]),
+    ):
+        if files:
+            return Outcome(
+                "warning",
+                f"this user can't {can} {count(len(files), 'file')}, such as {min(files)}",
+                f"A run of such files could not go on. Start all workers as one user, or let this user {can} them.",
+            )
+    return ok(f"{storage.root} is writable, and what is there can be read and replaced")
+
+
+def _is_unreadable(storage: LocalStorage, name: str) -> bool:
+    try:
+        storage.read_from(name, 0, 1)
+    except StoreError as error:
+        return isinstance(error.__cause__, PermissionError)
+    return False
+
+
+def _is_fixed(directory: Path, name: str) -> bool:
+    """Whether the sticky bit of a directory keeps this user from replacing a file of another one."""
+    try:
+        status, owner = directory.stat(), (directory / name).lstat().st_uid
+    except FileNotFoundError:
+        return False  # a worker has removed it since
+    return bool(status.st_mode & stat.S_ISVTX) and os.geteuid() not in (0, owner, status.st_uid)
 
 
 def _space(base: Path) -> Outcome:

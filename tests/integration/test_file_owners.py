@@ -238,3 +238,17 @@ def test_a_run_that_a_user_can_not_read_is_a_warning(root: Path) -> None:
     with acting_as(WORKER), closing(directory_checks(root, wait=None)) as checks:
         _, found = next(checks), next(checks)
     assert (found.status, "this user can't read 2 files, such as 00000" in found.found) == ("warning", True)
+
+
+@pytest.mark.parametrize(("mode", "status"), [(0o1777, "warning"), (0o777, "ok")])
+def test_a_run_that_a_user_can_not_replace_is_a_warning(root: Path, mode: int, status: str) -> None:
+    """By the sticky bit, as in a directory for temporary files. A file of the user's own is no reason."""
+    os.chown(root, OTHER, OTHER)
+    root.chmod(mode)
+    for name, owner in (("run.json", OTHER), ("events.jsonl", WORKER)):
+        (root / name).touch()
+        os.chown(root / name, owner, owner)
+    with acting_as(WORKER), closing(directory_checks(root, wait=None)) as checks:
+        _, found = next(checks), next(checks)
+    assert found.status == status
+    assert ("this user can't replace 1 file, such as run.json" in found.found) == (status == "warning")

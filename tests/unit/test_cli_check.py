@@ -186,7 +186,7 @@ def test_a_disk_without_any_room_is_dangerous(small_disk: Path) -> None:
     for number in range(1000):  # also what a folder needs
         with suppress(OSError):
             (small_disk / f"{number}").write_bytes(b"1")
-    result = call("check", small_disk)
+    result = call("check", small_disk, "--wait", "600")  # no other machine is waited for
     assert result.exit_code == 1
     assert "No space left on device" in result.stdout
     assert "A run can't keep checkpoints here. Make room." in result.stdout
