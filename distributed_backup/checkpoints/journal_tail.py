@@ -40,6 +40,7 @@ from distributed_backup.checkpoints.journal import (
 from distributed_backup.checkpoints.journal_format import (
     Answer,
     Boundary,
+    Failed,
     Header,
     Link,
     LogEnd,
@@ -357,7 +358,7 @@ class LogTail:
             if isinstance(record, Boundary) and record.position != self._last.position:
                 break
             apply(_short(record), outcomes)
-            if isinstance(record, Void):
+            if isinstance(record, Void) or (isinstance(record, Failed) and outcomes[: len(self._seen)] != self._seen):
                 count = None
             if count is None and outcomes == self._seen:
                 count = index

@@ -1,11 +1,12 @@
 """Hand out the answers of models to a fit, one at a time and in one order.
 
-What a fit does with an answer depends on the answers before it. So each answer is handed out when the consequences of
-the one before have run as far as they can without waiting. Then the order of answers alone decides the state, and a
-replay in the same order comes to the same state.
+What a fit does with an answer depends on the answers before it. So each answer is handed out when nothing else is about
+to run: the consequences of the one before, or the start of a batch. Then the order of answers alone decides the state,
+and a replay in the same order comes to the same state.
 
 Answers of a log have places, and each is handed out at its place. New answers come after them, in the order in which
-they were added. Both wait for a log answer whose request has not been made, at most `STALL_LIMIT` seconds.
+they were added. Both wait for a log answer whose request has not been made, at most `STALL_LIMIT` seconds. An answer
+that is not recorded waits for none of the log.
 
 The limit: what waits for something else than a model, such as a tool, takes part in no order.
 
@@ -84,7 +85,7 @@ class Delivery:
         for answer in self._new:
             answer.place = None
         for outcome in outcomes:
-            self._count = self._place(outcome) + 1
+            self._count = self._note(outcome) + 1
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -97,10 +98,10 @@ class Delivery:
 
     def grow(self, outcome: Outcome) -> None:
         """Expect one more outcome of the log."""
-        self._count = self._place(outcome) + 1
+        self._count = self._note(outcome) + 1
         self._hand_out()
 
-    def _place(self, outcome: Outcome) -> int:
+    def _note(self, outcome: Outcome) -> int:
         if isinstance(outcome, Unanswered):
             self._failures.append(self._recorded)
         self._recorded += 1
@@ -182,7 +183,7 @@ class Delivery:
         """Add a new answer to the end of the order."""
         answer = NewAnswer(asyncio.get_running_loop(), record)
         if record is not None:
-            answer.place = self._place(record)
+            answer.place = self._note(record)
         self._new.append(answer)
         self.touch()
         return answer
@@ -207,6 +208,7 @@ class Delivery:
         withdrawn, self._new = list(self._new), deque()
         for answer in withdrawn:
             answer.is_ready = answer.is_withdrawn = True
+            answer.place = None
             if not answer.future.done():
                 answer.future.set_result(None)
         return withdrawn
@@ -229,16 +231,10 @@ class Delivery:
     # ---------------------------------------------------------------- one at a time
 
     def _hand_out(self) -> None:
-        if self._is_settling:
-            return
-        future = self._next_future()
-        if future is None:
-            return
-        if not future.done():
-            future.set_result(None)
-        self._is_settling = True
-        self._settle(future.get_loop(), 0)
-        self._arm()
+        """Hand out what is due, one at a time, each when nothing else is about to run, such as the start of a batch."""
+        if not self._is_settling:
+            self._is_settling = True
+            self._settle(asyncio.get_running_loop(), 0)
 
     def _next_future(self) -> asyncio.Future[None] | None:
         if not self._is_ordered and self._places:
@@ -247,22 +243,28 @@ class Delivery:
             self._next = self._seen = self._next + 1
             return self._places.pop(self._next - 1)
         is_turn_of_new = self._next >= self._count or not self._is_open
-        if is_turn_of_new and self._new and self._new[0].is_ready:
+        # What is not recorded has no place in the order, and the next answer of the log may depend on it.
+        if self._new and self._new[0].is_ready and (is_turn_of_new or self._new[0].record is None):
             answer = self._new.popleft()
             if answer.place is not None:
-                self._seen = answer.place + 1
+                # It may be added again. Its record stays where it is.
+                self._seen, answer.place = answer.place + 1, None
             return answer.future
         return None
 
     def _settle(self, loop: Any, cycles: int) -> None:
-        """Hand out the next answer when nothing else is about to run."""
         # An event loop of another library may have no such attribute. Then all cycles are run.
         is_idle = cycles > 0 and len(getattr(loop, "_ready", (None,))) == 0
         if is_idle or cycles > _MAX_CYCLES:
-            self._is_settling, self._settled = False, self._seen
-            self._hand_out()
-        else:
-            loop.call_soon(self._settle, loop, cycles + 1)
+            cycles, self._settled = 0, self._seen
+            future = self._next_future()
+            if future is None:
+                self._is_settling = False
+                return
+            if not future.done():
+                future.set_result(None)
+            self._arm()
+        loop.call_soon(self._settle, loop, cycles + 1)
 
     # ---------------------------------------------------------------- the bound
 

@@ -31,13 +31,13 @@ from distributed_backup.checkpoints.journal_format import (
     Unanswered,
     Unrecorded,
     Void,
-    apply,
 )
 from distributed_backup.checkpoints.journal_writer import JournalWriter
 from distributed_backup.observability.events import Report
 from distributed_backup.position import Position
 from distributed_backup.training.delivery import Delivery
 from distributed_backup.training.doubt import Doubt
+from distributed_backup.training.followed_stage import FollowedStage
 from distributed_backup.training.tickets import Ticket
 from distributed_backup.training.waiting_requests import WaitingRequests
 from distributed_backup.worker.context import position_fields
@@ -64,10 +64,7 @@ class Replay:
         # Requests that have failed have several: their retries have the same ticket.
         self._places: dict[Ticket, deque[int]] = {}
         self._end: Boundary | None = None
-        # Failures of the leader that may be about to end its fit, see `Stage`, and the answers behind them.
-        self._held: list[Outcome] = []
-        # What this worker has used of the stage that it follows, before it did.
-        self._used: list[Outcome] = []
+        self._followed = FollowedStage()
         # The last boundary of the log that the fit has passed, and those that it has passed before the log.
         self._last: Boundary | None = None
         self._ahead: deque[Boundary] = deque()
@@ -125,8 +122,7 @@ class Replay:
 
     def set_stage(self, outcomes: Iterable[Outcome], *, end: Boundary | None) -> None:
         """Expect these outcomes, up to the boundary `end`. None if the stage has none yet."""
-        self.outcomes, self._end, self._places, self._held = list(outcomes), end, {}, []
-        self._used = []
+        self.outcomes, self._end, self._places = list(outcomes), end, {}
         self.delivery.begin(self.outcomes, is_open=end is None and not self.is_following)
         for place, outcome in enumerate(self.outcomes):
             self._put((outcome.key, outcome.number), place)
@@ -165,7 +161,7 @@ class Replay:
         self._writer.replay_begins()
         self.delivery.let_go()
         self.set_stage((), end=None)
-        self._used = list(used)
+        self._followed = FollowedStage(used)
 
     def extend(self, records: Iterable[Record]) -> None:
         """Take records that the leader has appended."""
@@ -179,43 +175,38 @@ class Replay:
 
     def _advance(self) -> None:
         while self.is_following and not self.is_lost and self._records and self._end is None:
-            match record := self._records.popleft():
-                case Failed():
-                    apply(record, self._held)
-                case Unanswered() if not self._ahead:
-                    self._held.append(record)
-                case Answer() if not self._ahead:
-                    self._held.append(record)
-                    self._add_held(record.since_failure + 1)
-                case _:
-                    self._follow_record(record)
+            self._follow_record(self._records.popleft())
         if self._end is not None and self._waiting:
             self.diverged("this worker asks for what the leader has not asked for")
 
     def _follow_record(self, record: Record | LogEnd) -> None:
-        if isinstance(record, Boundary | LogEnd):
-            # The fit of the leader has gone on, or its log is continued as it is.
-            self._add_held(0)
         match record:
+            case Answer() | Unanswered():
+                self._offer(self._followed.add(record))
+            case Void() if sum(map(len, self._places.values())) == self._followed.usable:
+                # No request has taken any.
+                self._followed = FollowedStage()
+                self.set_stage((), end=None)
+            case Failed() | Void():
+                if not self._followed.take_back(record):
+                    self.diverged("the leader asks again for what this worker has used")
             case Unrecorded() if not self._ahead:
                 self.diverged("an answer of the leader can't be recorded")
-            case Void() if self._used or sum(map(len, self._places.values())) < len(self.outcomes):
-                self.diverged("the leader asks again for answers that this worker has used")
-            case Void():
-                self.set_stage((), end=None)
             case Boundary() if self._last is None or record.position != self._last.position:
+                self._offer(self._followed.rest())
+                self._followed = FollowedStage()
                 if self._ahead:
                     self._compare(record, self._ahead.popleft())
                 else:
                     self._end = record
             case LogEnd(link=link, newest=newest):
+                self._offer(self._followed.rest())
                 self._newest = newest
                 self._lead(link)
 
-    def _add_held(self, kept: int) -> None:
-        """Let requests find what is held, up to the first failure among the last outcomes, which are kept."""
-        while self._held and (len(self._held) > kept or isinstance(self._held[0], Answer)):
-            outcome = self._held.pop(0)
+    def _offer(self, outcomes: Iterable[Outcome]) -> None:
+        """Let requests take these outcomes. A fit that is ahead has gone on without them."""
+        for outcome in () if self._ahead else outcomes:
             place, ticket = len(self.outcomes), (outcome.key, outcome.number)
             self.outcomes.append(outcome)
             self.delivery.grow(outcome)
@@ -228,7 +219,9 @@ class Replay:
         self._last = self._ahead[-1] if self._ahead else last
         if link is None:
             # A restart finds nothing before this segment. So it holds what training has used, or will, since its start.
-            self._writer.begin_at(self._last, (*self._used, *self.outcomes), done=self.delivery.hold())
+            self._writer.begin_at(
+                self._last, () if self._ahead else tuple(self._followed.outcomes), done=self.delivery.hold()
+            )
         else:
             self._writer.continue_log(link, last, mark=None, done=self.delivery.hold())
             for boundary in self._ahead:

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from distributed_backup.training.tickets import Ticket
 
 
 class WaitingRequests:
-    """The requests that wait, in the order in which they were made."""
+    """The requests that wait. Equal ones in the order in which they were made."""
 
     def __init__(self) -> None:
         # A request that outlives its batch may have the ticket of a later one.
-        self._waiting: list[tuple[Ticket, asyncio.Future[int | None]]] = []
+        self._waiting: dict[Ticket, deque[asyncio.Future[int | None]]] = {}
 
     def __bool__(self) -> bool:
-        return any(not future.done() for _, future in self._waiting)
+        return any(not future.done() for futures in self._waiting.values() for future in futures)
 
     def add(self, ticket: Ticket) -> asyncio.Future[int | None]:
         """Return a future for the place of the outcome. None as its result: the request must be sent."""
         future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ticket, future))
-        future.add_done_callback(lambda _: self._remove((ticket, future)))
+        self._waiting.setdefault(ticket, deque()).append(future)
         return future
-
-    def _remove(self, entry: tuple[Ticket, asyncio.Future[int | None]]) -> None:
-        if entry in self._waiting:
-            self._waiting.remove(entry)
 
     def answer(self, ticket: Ticket, place: int) -> bool:
         """Give the first request with this ticket its place. Return False if none waits."""
-        entry = next((each for each in self._waiting if each[0] == ticket and not each[1].done()), None)
-        if entry is None:
-            return False
-        self._waiting.remove(entry)
-        entry[1].set_result(place)
-        return True
+        futures = self._waiting.get(ticket, deque())
+        while futures:
+            future = futures.popleft()
+            # Those that were cancelled are still there.
+            if not future.done():
+                future.set_result(place)
+                return True
+        return False
 
     def send_all(self) -> None:
         """Let the requests that wait be sent."""
-        waiting, self._waiting = self._waiting, []
-        for _, future in waiting:
-            if not future.done():
-                future.set_result(None)
+        waiting, self._waiting = self._waiting, {}
+        for futures in waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_result(None)

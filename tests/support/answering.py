@@ -138,7 +138,7 @@ class Fit:
         self.replay.extend(records)
 
     def ask(self, key: str | None) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(self._ask(key))
+        return asyncio.ensure_future(self.response_to(key))
 
     async def answered(self, key: str, response: Any) -> asyncio.Task[Any]:
         """Send a request, answer it, or let it fail, and let the fit go on as far as it can."""
@@ -148,7 +148,8 @@ class Fit:
         await quiet()
         return request
 
-    async def _ask(self, key: str | None) -> Any:
+    async def response_to(self, key: str | None) -> Any:
+        """Ask in the task that calls this. So it need not wait for another one to start."""
         response = await self.answers.ask(key, lambda: self._request(str(key)), JSON)
         self.got.append(response)
         return response

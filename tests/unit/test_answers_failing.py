@@ -307,6 +307,90 @@ def test_an_outcome_of_an_undone_batch_counts_once_among_the_unseen() -> None:
     run(main)
 
 
+def test_a_retry_of_what_was_cancelled_does_not_count_as_unseen() -> None:
+    """The request of an answer is cancelled, and made again after its turn. Its record is before the failure."""
+
+    async def main() -> None:
+        fit = led()
+        fit.writer.is_durable = False
+        (await fit.answered("x", 1)).cancel()
+        await quiet()
+        fit.writer.flush()
+        await quiet()
+
+        async def train() -> None:
+            try:
+                await fit.ask("a")
+            except BusyError as error:
+                fit.answers.failed(error)
+
+        trains = asyncio.ensure_future(train())
+        await quiet()
+        fit.respond("a", BusyError())
+        await quiet()
+        retry = fit.ask("x")
+        await quiet()
+        fit.writer.flush()
+        await asyncio.gather(trains, retry)
+        assert fit.writer.records[-1] == Failed(error="BusyError", unseen=0)
+
+    run(main)
+
+
+def test_a_retry_of_what_was_withdrawn_leaves_the_count_of_a_new_leader_alone() -> None:
+    """The place of the withdrawn answer is one of another log."""
+
+    async def main() -> None:
+        fit = led()
+        for key in "cde":
+            await fit.answered(key, 1)
+        fit.writer.is_durable = False
+        (await fit.answered("x", 1)).cancel()
+        await quiet()
+        fit.step_down()
+        retry = fit.ask("x")
+        await quiet()
+        fit.replay.end_of_log(ended(END))
+        fit.writer.flush()  # the segment. The answer is recorded again, and waits
+        requests = [retry, fit.ask("a"), fit.ask("b")]
+        for key, response in (("a", BusyError()), ("b", 2)):
+            await quiet()
+            fit.respond(key, response)
+        fit.writer.flush()
+        await asyncio.gather(*requests, return_exceptions=True)
+        found = fit.writer.records[-1]
+        assert isinstance(found, Answer)
+        assert found.since_failure == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("key", [None, "x"])
+def test_an_answer_that_is_not_recorded_makes_a_replay_ask_for_no_other(key: str | None) -> None:
+    """The request of the recorded answer behind it depends on it."""
+
+    async def train(fit: Fit) -> None:
+        for each in ("w", key, "y"):
+            await fit.ask(each)
+
+    async def main() -> None:
+        fit = led()
+        trains = asyncio.ensure_future(train(fit))
+        for each, response in (("w", 0), (str(key), {1}), ("y", 2)):
+            await quiet()
+            fit.respond(each, response)
+        await trains
+        again = Fit()
+        again.begin(stage(*outcomes(fit)))
+        trains = asyncio.ensure_future(train(again))
+        await quiet()
+        again.respond(str(key), {1})
+        await quiet()
+        assert (trains.done(), again.asked, again.events_seen) == (True, [str(key)], ["replayed"])
+
+    run(main)
+
+
 async def drained(fit: Fit, *chunks: int) -> list[Any]:
     async def stream() -> AsyncIterator[int]:
         for chunk in chunks:

@@ -36,8 +36,8 @@ class Order:
     def turn(self, place: int, then: Callable[[], Awaitable[Any]] | None = None) -> asyncio.Task[None]:
         return asyncio.ensure_future(self._log(self.delivery.turn(place), place, then))
 
-    def new(self, name: str) -> NewAnswer:
-        entry = self.delivery.add()
+    def new(self, name: str, record: Outcome | None = ANSWER) -> NewAnswer:
+        entry = self.delivery.add(record)
         asyncio.ensure_future(self._log(entry.future, name, None))  # noqa: RUF006 - ends with the loop
         return entry
 
@@ -93,7 +93,7 @@ def test_a_loop_without_a_queue_in_sight_runs_a_fixed_number_of_cycles() -> None
         order.delivery._settle = lambda _, cycles: settle(Other(), cycles)  # type: ignore[method-assign, assignment]
         order.turn(1)
         order.turn(0, then=lambda: work(100))
-        await work(150)
+        await work(350)
         assert order.seen == [0, "after 0"]
         await work(400)
         return order.seen
@@ -127,6 +127,34 @@ def test_new_answers_come_after_those_of_the_log_in_the_order_of_their_arrival()
         return order.seen
 
     assert run(main) == [0, "first", "second"]
+
+
+def test_no_answer_is_handed_out_before_what_is_about_to_run() -> None:
+    """As the other requests of a batch that begins. So training makes them in the same order, whatever is recorded."""
+
+    async def main() -> list[Any]:
+        order = Order(1)
+        new = order.new("new")
+        for step in (lambda: order.turn(0), lambda: order.delivery.ready(new)):
+            step()
+            asyncio.get_running_loop().call_soon(order.seen.append, "about to run")
+            await quiet()
+        return order.seen
+
+    assert run(main) == ["about to run", 0, "about to run", "new"]
+
+
+def test_an_answer_that_is_not_recorded_waits_for_no_answer_of_the_log() -> None:
+    """That one may depend on it. Without a record, its place in the order is not known."""
+
+    async def main() -> list[Any]:
+        order = Order(1)
+        order.delivery.ready(order.new("not recorded", record=None))
+        order.delivery.ready(order.new("recorded"))
+        await quiet()
+        return order.seen
+
+    assert run(main) == ["not recorded"]
 
 
 def test_a_new_answer_that_is_not_ready_holds_the_next_ones() -> None:

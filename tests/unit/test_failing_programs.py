@@ -30,24 +30,26 @@ class BusyError(Exception):
 REFUSED: Final = (BusyError, RecordedFailureError)
 
 
-async def sample(fit: Fit, name: str, hows: list[str]) -> list[Any]:
+async def sample(fit: Fit, name: str, hows: list[str], examples: list[Any]) -> list[Any]:
     found: list[Any] = []
     for how in hows:
-        # What is asked depends on what was answered.
-        key = f"{name}, {len(found)}, {None in found}"
+        # What is asked depends on what was answered, also to other samples.
+        key = f"{name}, {len(found)}, {examples}"
         try:
-            found.append(await fit.ask(key))
+            found.append(await fit.response_to(key))
         except REFUSED:
             if how == "let it fail":
                 raise
             again = f"{key}, fallback" if how == "ask for a fallback" else key
-            found.append(None if how == "go on without" else await fit.ask(again))
+            found.append(None if how == "go on without" else await fit.response_to(again))
+        examples.append(found[-1])
     return found
 
 
 async def train(fit: Fit, program: Program) -> list[list[Any]] | None:
     """Return the result of a fit, None if an exception has ended it."""
-    tasks = [sample(fit, str(number), hows) for number, hows in enumerate(program)]
+    examples: list[Any] = []
+    tasks = [sample(fit, str(number), hows, examples) for number, hows in enumerate(program)]
     try:
         return await asyncio.gather(*tasks)
     except REFUSED as error:
@@ -57,15 +59,10 @@ async def train(fit: Fit, program: Program) -> list[list[Any]] | None:
 
 
 class Worker:
-    """The fit of one worker, which begins with a replay, or as a follower."""
+    """The fit of one worker."""
 
-    def __init__(self, program: Program, outcomes: list[Outcome] | None, *followed: Record) -> None:
-        self.fit = Fit()
-        if outcomes is None:
-            self.fit.follow(*followed)
-        else:
-            self.fit.begin(stage(*outcomes))
-            self.fit.replay.delivery.touch()
+    def __init__(self, program: Program, fit: Fit) -> None:
+        self.fit = fit
         self.task = asyncio.ensure_future(train(self.fit, program))
 
     async def end(self) -> None:
@@ -83,6 +80,23 @@ class Story:
         ]
         self.journal: list[Record] = []
         self.seen: Counter[str] = Counter()
+
+    async def follower(self) -> Worker:
+        fit = Fit()
+        fit.follow(*self.journal)
+        return await self.started(fit)
+
+    async def restarted(self, outcomes: list[Outcome]) -> Worker:
+        fit = Fit()
+        fit.begin(stage(*outcomes))
+        fit.replay.delivery.touch()
+        return await self.started(fit)
+
+    async def started(self, fit: Fit) -> Worker:
+        """Start a fit, before or after its segment is written and the records are read."""
+        if self.rng.random() < 0.5:
+            await quiet()
+        return Worker(self.program, fit)
 
     def stage(self) -> list[Outcome] | None:
         """Return the outcomes that a restart finds. None if they are void."""
@@ -121,7 +135,7 @@ class Story:
 
     async def tell(self) -> None:
         """Restart or replace the leader until it has a result, at most 9 times."""
-        follower = Worker(self.program, None)
+        follower = await self.follower()
         for _ in range(9):
             told, outcomes = len(self.journal), self.stage()
             if outcomes is None:
@@ -129,10 +143,10 @@ class Story:
                 break
             if self.rng.random() < 0.3:
                 self.seen["takeover"] += 1
-                leader, follower = follower, Worker(self.program, None, *self.journal)
+                leader, follower = follower, await self.follower()
                 leader.fit.replay.end_of_log(ended(END))
             else:
-                leader = Worker(self.program, outcomes)
+                leader = await self.restarted(outcomes)
             await self.lead(leader)
             result = leader.task.result() if leader.task.done() else "killed"
             self.seen["exception" if result is None else "killed" if result == "killed" else "result"] += 1

@@ -298,6 +298,15 @@ def test_a_leader_whose_answers_are_void_can_not_follow(made: Tail) -> None:
     assert "has not recorded all answers" in made.lost()
 
 
+def test_a_leader_begins_behind_the_last_failure_that_it_has_seen(made: Tail) -> None:
+    """It has seen the first attempt of the second start. Those of the first start were taken back."""
+    failure = Unanswered(key="k", number=0, error="E")
+    made.segment(1, state=boundary(0)).add(failure, failure, Failed(error="E"), failure, answer("a", 1))
+    made.start(seen=(failure,), led_by="w")
+    made.has("a")
+    assert made.records == [answer("a", 1)]
+
+
 def test_a_change_of_the_leader_takes_no_record_from_a_follower(made: Tail) -> None:
     """It would wait for ever for the answer that can't be recorded."""
     unrecorded = Unrecorded(key="x", number=0)

@@ -362,7 +362,7 @@ def test_a_void_mark_loses_a_follower_only_if_it_has_used_the_answers() -> None:
         old.follow(answer("a", "void"))
         await old.ask("a")
         old.replay.extend([Void(), answer("a", 1)])
-        assert old.lost == ["the leader asks again for answers that this worker has used"]
+        assert old.lost == ["the leader asks again for what this worker has used"]
 
     run(main)
 
@@ -375,7 +375,7 @@ def test_a_void_mark_loses_a_worker_that_has_used_the_answers_as_a_leader() -> N
         await fit.answered("a", 1)
         fit.step_down()
         fit.replay.extend([Void()])
-        assert fit.lost == ["the leader asks again for answers that this worker has used"]
+        assert fit.lost == ["the leader asks again for what this worker has used"]
         unused = led()
         unused.step_down()
         unused.replay.extend([Void(), answer("a", 1)])

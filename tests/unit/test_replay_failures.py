@@ -19,6 +19,7 @@ from distributed_backup.checkpoints.journal_format import (
     Record,
     Unanswered,
     Unrecorded,
+    Void,
     apply,
 )
 from distributed_backup.errors import RecordedFailureError
@@ -188,9 +189,58 @@ def test_a_follower_finds_what_a_restart_finds(records: list[Record]) -> None:
         for record in records:
             apply(record, outcomes)
             fit.replay.extend([record])
-            assert [*fit.replay.outcomes, *fit.replay._held] == outcomes
+            assert outcomes[: len(fit.replay.outcomes)] == fit.replay.outcomes
         fit.replay.extend([boundary(1)])
-        assert fit.replay.outcomes == outcomes
+        assert (fit.replay.outcomes, fit.lost) == (outcomes, [])
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+@pytest.mark.parametrize("record", [failed("a"), answer("a", 1)], ids=["a failure", "an answer"])
+def test_who_has_used_what_is_taken_back_does_not_lead(record: Outcome, is_ahead: bool) -> None:
+    """A restart asks again. What this worker would record behind it belongs to another course."""
+
+    async def main() -> None:
+        fit = led()
+        request = await fit.answered("a", APIError() if isinstance(record, Unanswered) else 1)
+        await asyncio.gather(request, return_exceptions=True)
+        fit.step_down()
+        if is_ahead:
+            fit.boundary(1)
+        taken_back = [Failed(error="E")] if isinstance(record, Unanswered) else [Failed(error="E")] * 2 + [Void()]
+        fit.replay.extend(taken_back)
+        assert fit.lost == ["the leader asks again for what this worker has used"]
+        fit.replay.end_of_log(ended(END))
+        assert "continue_log" not in fit.writer.names
+
+    run(main)
+
+
+def test_a_follower_that_is_ahead_and_has_used_void_answers_does_not_lead() -> None:
+    async def main() -> None:
+        fit = Fit()
+        fit.follow(answer("a", 1))
+        await fit.ask("a")
+        fit.boundary(1)
+        fit.replay.extend([Failed(error="E"), Failed(error="E"), Void(), answer("a", 2)])
+        assert fit.lost == ["the leader asks again for what this worker has used"]
+
+    run(main)
+
+
+def test_a_follower_that_is_ahead_gets_no_answer_of_the_stage_that_it_has_left() -> None:
+    async def main() -> None:
+        fit = Fit()
+        fit.follow()
+        fit.boundary(1)
+        waits = fit.ask("a")
+        await quiet()
+        fit.replay.extend([answer("a", "of another stage")])
+        await quiet()
+        assert not waits.done()
+        fit.replay.extend([boundary(1), answer("a", 2)])
+        assert (await waits, fit.lost) == (2, [])
 
     run(main)
 
