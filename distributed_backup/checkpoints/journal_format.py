@@ -6,7 +6,7 @@ proves nothing about who wrote the line. Nothing here does I/O.
 
     1c291ca3 {"format":1,"run_id":"run-42","term":7,"epoch":2,"batch":3,"worker_id":"w","after":null,"digests":{…}}
     …        {"answer":"KEY","number":0,"value":{…}}      a response, and which of the equal requests it belongs to
-    …        {"answer":"KEY","number":0,"since_failure":2,…}  a response, and training had not acted on a failure
+    …        {"answer":"KEY","number":0,"since_failure":2,…}  a response, before training has acted on a failure
     …        {"boundary":[2,4],"digests":{…}}             the fit has come to this position, in this state
     …        {"unanswered":"KEY","number":0,"error":"…","status":429}  the request failed
     …        {"unrecorded":"KEY","number":0}          the request was answered, and its response can't be written
@@ -108,7 +108,7 @@ class Answer:
     """The response to the request with this key, as JSON in one line. `number` counts equal requests in the stage.
 
     `since_failure` counts the outcomes before it, back to the first failure that training had not acted on. That one
-    and those behind it may have ended the fit. Training has gone on after earlier ones. 0: after all failures.
+    and those behind it may have ended the fit. Training has gone on after earlier ones. 0: after all of them.
     """
 
     key: str

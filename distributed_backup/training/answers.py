@@ -174,7 +174,7 @@ class Answers:
         for chunk in chunks:
             yield chunk
         if not await self._replayed(None, place):
-            self._replay.diverged(_STREAM_LOST)
+            self._replay.cut_off(_STREAM_LOST, waits=True)
 
     async def _recorded_stream(self, ticket: Ticket | None, stream: Any, codec: Codec) -> AsyncIterator[Any]:
         chunks: list[Any] = []
@@ -190,13 +190,13 @@ class Answers:
                     self._unrecorded(ticket)
             raise
         if self._replay.is_answered_elsewhere(ticket):
-            self._replay.diverged(_STREAM_LOST)
+            self._replay.cut_off(_STREAM_LOST, waits=True)
         entry = self._record(ticket, chunks, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
         await self._end_of_stream(ticket, entry, chunks)
 
     async def _end_of_stream(self, ticket: Ticket | None, entry: NewAnswer, chunks: Any) -> None:
         if not await self._handed_out(ticket, entry, chunks):
-            self._replay.diverged(_STREAM_LOST)
+            self._replay.cut_off(_STREAM_LOST, waits=True)
 
     async def _outcome(self, ticket: Ticket | None, request: Callable[[], Awaitable[Any]]) -> Any:
         """Send a request, and return the response or the failure."""
@@ -266,7 +266,7 @@ class Answers:
 
     async def _replayed(self, ticket: Ticket | None, place: int) -> bool:
         """Wait for the turn of an outcome. Return False if it comes again in another log."""
-        outcome = self._replay.outcomes[place]
+        outcome, since = self._replay.outcomes[place], self._since
         try:
             is_handed_out = await self._replay.turn(place)
         except asyncio.CancelledError:
@@ -275,7 +275,7 @@ class Answers:
                 self._tickets.give_back(ticket)
             raise
         if is_handed_out and not self._is_rewound:
-            self._since.replayed.append(outcome)
+            since.replayed.append(outcome)
         return is_handed_out
 
     def _record(self, ticket: Ticket | None, outcome: Any, encode: Callable[[], bytes]) -> NewAnswer:

@@ -6,7 +6,7 @@ and a replay in the same order comes to the same state.
 
 Answers of a log have places, and each is handed out at its place. New answers come after them, in the order in which
 they were added. Both wait for a log answer whose request has not been made, at most `STALL_LIMIT` seconds. An answer
-that is not recorded waits for none of the log.
+that is not recorded waits at most `WARN_LIMIT` seconds, because the log answer may depend on it.
 
 The limit: what waits for something else than a model, such as a tool, takes part in no order.
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds without a request or an answer, after which a place is passed over whose request has not been made.
 STALL_LIMIT: Final = 300.0
-# Seconds of it after which a warning is logged.
+# Seconds of it after which an answer that is not recorded is handed out. A warning is logged if there is none.
 WARN_LIMIT: Final = 10.0
 # The same at the first place of a stage if a new answer waits and no request is under way: the first request depends on
 # no answer before it.
@@ -49,7 +49,7 @@ class NewAnswer:
         self.future: asyncio.Future[None] = loop.create_future()
         self.record = record
         self.place: int | None = None
-        """Behind the places of the log. None if it is not recorded in the current stage."""
+        """Behind the places of the log, while it waits. None if it is not recorded in the current stage."""
         self.is_ready = self.is_withdrawn = False
         self.timer: Countdown | None = None
         """Ends the wait for the journal."""
@@ -65,6 +65,8 @@ class Delivery:
         self._count = self._next = 0
         self._is_ordered = True
         self._hold: Countdown | None = None
+        # One answer that is not recorded may come before those of the log.
+        self._may_pass = False
         self._places: dict[int, asyncio.Future[None]] = {}
         self._new: deque[NewAnswer] = deque()
         self._is_settling = self._is_open = self._has_warned = False
@@ -85,10 +87,12 @@ class Delivery:
         for answer in self._new:
             answer.place = None
         for outcome in outcomes:
-            self._count = self._note(outcome) + 1
+            self._count = self._take_place(outcome) + 1
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+        if self._new:
+            self._hand_out()
 
     def pass_over(self, place: int) -> None:
         """Give up a turn: the answer at `place` can't be used."""
@@ -98,10 +102,10 @@ class Delivery:
 
     def grow(self, outcome: Outcome) -> None:
         """Expect one more outcome of the log."""
-        self._count = self._note(outcome) + 1
+        self._count = self._take_place(outcome) + 1
         self._hand_out()
 
-    def _note(self, outcome: Outcome) -> int:
+    def _take_place(self, outcome: Outcome) -> int:
         if isinstance(outcome, Unanswered):
             self._failures.append(self._recorded)
         self._recorded += 1
@@ -183,7 +187,7 @@ class Delivery:
         """Add a new answer to the end of the order."""
         answer = NewAnswer(asyncio.get_running_loop(), record)
         if record is not None:
-            answer.place = self._note(record)
+            answer.place = self._take_place(record)
         self._new.append(answer)
         self.touch()
         return answer
@@ -231,7 +235,7 @@ class Delivery:
     # ---------------------------------------------------------------- one at a time
 
     def _hand_out(self) -> None:
-        """Hand out what is due, one at a time, each when nothing else is about to run, such as the start of a batch."""
+        """Hand out what is due, one at a time. Each waits until nothing else is about to run."""
         if not self._is_settling:
             self._is_settling = True
             self._settle(asyncio.get_running_loop(), 0)
@@ -242,17 +246,25 @@ class Delivery:
         if self._next < self._count and self._next in self._places and self._hold is None:
             self._next = self._seen = self._next + 1
             return self._places.pop(self._next - 1)
-        is_turn_of_new = self._next >= self._count or not self._is_open
-        # What is not recorded has no place in the order, and the next answer of the log may depend on it.
-        if self._new and self._new[0].is_ready and (is_turn_of_new or self._new[0].record is None):
-            answer = self._new.popleft()
+        answer = self._next_new()
+        if answer is not None:
+            self._new.remove(answer)
             if answer.place is not None:
                 # It may be added again. Its record stays where it is.
                 self._seen, answer.place = answer.place + 1, None
             return answer.future
         return None
 
+    def _next_new(self) -> NewAnswer | None:
+        if self._next < self._count and self._is_open:
+            return self._unrecorded() if self._may_pass else None
+        return self._new[0] if self._new and self._new[0].is_ready else None
+
+    def _unrecorded(self) -> NewAnswer | None:
+        return next((answer for answer in self._new if answer.record is None and answer.is_ready), None)
+
     def _settle(self, loop: Any, cycles: int) -> None:
+        """Look once in each cycle of the event loop whether something else is about to run."""
         # An event loop of another library may have no such attribute. Then all cycles are run.
         is_idle = cycles > 0 and len(getattr(loop, "_ready", (None,))) == 0
         if is_idle or cycles > _MAX_CYCLES:
@@ -261,6 +273,7 @@ class Delivery:
             if future is None:
                 self._is_settling = False
                 return
+            self._may_pass = False
             if not future.done():
                 future.set_result(None)
             self._arm()
@@ -279,6 +292,11 @@ class Delivery:
             self._timer = Countdown(self._loop, min(limit, WARN_LIMIT), lambda: self._warn(limit - WARN_LIMIT))
 
     def _warn(self, left: float) -> None:
+        if self._unrecorded() is not None:
+            # It has no place in the order.
+            self._may_pass = True
+            self._hand_out()
+            return
         if left <= 0 or self._loop is None:
             self._stalled()
             return

@@ -1,7 +1,7 @@
 """The outcomes of the stage that a followed log is in, as a restart finds them, and how many of them are usable.
 
 A failure may be about to end the leader's fit. Then a restart does not find it, see `Failed`. So it becomes usable when
-the leader has gone on after it, and what stands behind it too.
+the leader has gone on after it. So do the answers behind it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class FollowedStage:
         self.usable = len(self.outcomes)
 
     def add(self, outcome: Outcome) -> Iterator[Outcome]:
-        """Add an outcome, and return those that become usable by it, as soon as they are read."""
+        """Add an outcome, and return those that are usable now. Each counts as usable once it is taken from there."""
         self.outcomes.append(outcome)
         if isinstance(outcome, Unanswered):
             return iter(())
         return self._up_to(len(self.outcomes) - 1 - outcome.since_failure)
 
     def rest(self) -> Iterator[Outcome]:
-        """Return all others, as soon as they are read: the leader has gone on, or the log is continued as it is."""
+        """Return the others in the same way: the leader has gone on, or the log is continued as it is."""
         return self._up_to(len(self.outcomes))
 
     def _up_to(self, place: int) -> Iterator[Outcome]:

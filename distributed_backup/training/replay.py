@@ -227,6 +227,7 @@ class Replay:
             for boundary in self._ahead:
                 self._writer.boundary(boundary.position, lambda boundary=boundary: boundary.digests, due=False)  # type: ignore[misc]
         self._ahead.clear()
+        self._followed = FollowedStage()
         self.end()
         self.delivery.open()
         self._leave_if_behind()
@@ -337,23 +338,23 @@ class Replay:
         """Follow the log no further, because this fit is in another state."""
         self._leave("the fit is in another state than the one that recorded the journal", reason, _USUAL_CAUSE)
 
-    def cut_off(self, reason: str) -> None:
-        """Follow the log no further, because the rest of it is missing here."""
-        self._leave("the fit can't follow the journal any further", reason)
+    def cut_off(self, reason: str, *, waits: bool = False) -> None:
+        """Follow the log no further, because the rest of it is missing here. `waits`: ask nothing either."""
+        self._leave("the fit can't follow the journal any further", reason, waits=waits)
 
-    def _leave(self, what: str, *reasons: str) -> None:
+    def _leave(self, what: str, *reasons: str, waits: bool = False) -> None:
         if self.is_lost:
             return
         position = self._last.position if self._last is not None else None
-        waits = self.is_following or self.is_behind
+        waits = waits or self.is_following or self.is_behind
         asks = "asks for nothing any more" if waits else "goes on, and asks for the answers that follow"
         reason, *causes = reasons
         logger.error("%s, after %s: %s", what, position, ". ".join([reason, f"It {asks}", *causes]))
         self._report("diverged", reason=reason, **position_fields(position))
         self._writer.give_up()
         if waits:
-            # Requests wait until the fit is cancelled: see `Worker.stand_down`.
-            self.is_lost = True
+            # Requests wait as those of a follower, until the fit is cancelled: see `Standby.stand_down`.
+            self.is_following = self.is_lost = True
             self._lost(reason)
             return
         self.end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from distributed_backup.training.tickets import Ticket
 
@@ -13,7 +12,7 @@ class WaitingRequests:
 
     def __init__(self) -> None:
         # A request that outlives its batch may have the ticket of a later one.
-        self._waiting: dict[Ticket, deque[asyncio.Future[int | None]]] = {}
+        self._waiting: dict[Ticket, list[asyncio.Future[int | None]]] = {}
 
     def __bool__(self) -> bool:
         return any(not future.done() for futures in self._waiting.values() for future in futures)
@@ -21,19 +20,22 @@ class WaitingRequests:
     def add(self, ticket: Ticket) -> asyncio.Future[int | None]:
         """Return a future for the place of the outcome. None as its result: the request must be sent."""
         future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(ticket, deque()).append(future)
+        self._waiting.setdefault(ticket, []).append(future)
+        future.add_done_callback(lambda _: self._remove_ended(ticket))
         return future
+
+    def _remove_ended(self, ticket: Ticket) -> None:
+        futures = [future for future in self._waiting.pop(ticket, ()) if not future.done()]
+        if futures:
+            self._waiting[ticket] = futures
 
     def answer(self, ticket: Ticket, place: int) -> bool:
         """Give the first request with this ticket its place. Return False if none waits."""
-        futures = self._waiting.get(ticket, deque())
-        while futures:
-            future = futures.popleft()
-            # Those that were cancelled are still there.
-            if not future.done():
-                future.set_result(place)
-                return True
-        return False
+        future = next((each for each in self._waiting.get(ticket, ()) if not each.done()), None)
+        if future is None:
+            return False
+        future.set_result(place)
+        return True
 
     def send_all(self) -> None:
         """Let the requests that wait be sent."""

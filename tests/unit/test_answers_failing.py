@@ -12,6 +12,7 @@ import pytest
 
 from distributed_backup.checkpoints.journal_format import Answer, Failed, Outcome, Record, Unanswered, apply
 from distributed_backup.errors import RecordedFailureError
+from distributed_backup.training import delivery
 from tests.support.answering import END, JSON, Fit, answer, boundary, ended, led, quiet, stage
 from tests.support.journals import DictStorage, found, header, state, write
 
@@ -366,8 +367,11 @@ def test_a_retry_of_what_was_withdrawn_leaves_the_count_of_a_new_leader_alone() 
 
 
 @pytest.mark.parametrize("key", [None, "x"])
-def test_an_answer_that_is_not_recorded_makes_a_replay_ask_for_no_other(key: str | None) -> None:
+def test_an_answer_that_is_not_recorded_makes_a_replay_ask_for_no_other(
+    monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
     """The request of the recorded answer behind it depends on it."""
+    monkeypatch.setattr(delivery, "WARN_LIMIT", 0.0)
 
     async def train(fit: Fit) -> None:
         for each in ("w", key, "y"):
@@ -385,7 +389,7 @@ def test_an_answer_that_is_not_recorded_makes_a_replay_ask_for_no_other(key: str
         trains = asyncio.ensure_future(train(again))
         await quiet()
         again.respond(str(key), {1})
-        await quiet()
+        await asyncio.wait_for(trains, 5.0)
         assert (trains.done(), again.asked, again.events_seen) == (True, [str(key)], ["replayed"])
 
     run(main)

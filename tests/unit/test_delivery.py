@@ -144,19 +144,6 @@ def test_no_answer_is_handed_out_before_what_is_about_to_run() -> None:
     assert run(main) == ["about to run", 0, "about to run", "new"]
 
 
-def test_an_answer_that_is_not_recorded_waits_for_no_answer_of_the_log() -> None:
-    """That one may depend on it. Without a record, its place in the order is not known."""
-
-    async def main() -> list[Any]:
-        order = Order(1)
-        order.delivery.ready(order.new("not recorded", record=None))
-        order.delivery.ready(order.new("recorded"))
-        await quiet()
-        return order.seen
-
-    assert run(main) == ["not recorded"]
-
-
 def test_a_new_answer_that_is_not_ready_holds_the_next_ones() -> None:
     async def main() -> None:
         order = Order()
@@ -375,6 +362,52 @@ def test_nothing_stalls_that_does_not_wait_for_the_log(monkeypatch: pytest.Monke
         assert timers.pending == []
 
     run(main)
+
+
+def test_an_answer_that_is_not_recorded_waits_for_the_log_10_s_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers of the log may depend on it. A recorded one before it may not be handed out yet."""
+
+    async def main() -> None:
+        timers = Timers(monkeypatch)
+        order = Order(3)
+        order.turn(0)
+        order.delivery.ready(order.new("recorded"))
+        for name in ("first", "second"):
+            order.delivery.ready(order.new(name, record=None))
+        await quiet()
+        assert order.seen == [0]
+        [timer] = timers.pending
+        assert timer.seconds == delivery.WARN_LIMIT
+        timer.go_off()
+        await quiet()
+        assert order.seen == [0, "first"]
+        order.turn(1)
+        await quiet()
+        assert order.seen == [0, "first", 1]
+        [timer] = timers.pending
+        timer.go_off()
+        await quiet()
+        assert order.seen == [0, "first", 1, "second"]
+        order.turn(2)
+        await quiet()
+        assert (order.seen[4:], order.stalls) == ([2, "recorded"], 0)
+
+    run(main)
+
+
+def test_a_new_answer_is_handed_out_when_its_stage_ends() -> None:
+    """It has waited for an answer of the log whose request was not made."""
+
+    async def main() -> list[Any]:
+        order = Order(1)
+        order.delivery.ready(order.new("new"))
+        await quiet()
+        assert order.seen == []
+        order.delivery.begin([], is_open=True)
+        await quiet()
+        return order.seen
+
+    assert run(main) == ["new"]
 
 
 # ---------------------------------------------------------------- threads

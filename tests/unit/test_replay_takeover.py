@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import gc
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from distributed_backup.training import delivery
-from tests.support.answering import END, Fit, answer, ended, led, quiet, stage
+from tests.support.answering import END, JSON, Fit, answer, boundary, ended, led, quiet, stage
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -256,3 +258,76 @@ def test_what_is_under_way_at_the_end_of_a_fit_returns(is_behind: bool) -> None:
         assert (fit.got, fit.lost) == (["own"], [])
 
     run(main)
+
+
+def test_who_read_a_stream_while_another_worker_led_asks_for_nothing_when_it_leads_again() -> None:
+    """Its chunks were used, and the log has others. It is started again, and then finds those of the log."""
+
+    async def main() -> None:
+        fit = led()
+        chunks: asyncio.Queue[int | None] = asyncio.Queue()
+
+        async def stream() -> AsyncIterator[int]:
+            while (chunk := await chunks.get()) is not None:
+                yield chunk
+
+        async def request() -> Any:
+            return stream()
+
+        async def read() -> None:
+            async for _ in await fit.answers.ask_stream("s", request, JSON):
+                pass
+
+        reading = asyncio.ensure_future(read())
+        chunks.put_nowait(1)
+        await quiet()
+        fit.step_down()
+        fit.replay.extend([answer("s", [7])])
+        fit.replay.end_of_log(ended(END))
+        chunks.put_nowait(None)
+        await quiet()
+        other = fit.ask("other")
+        await quiet()
+        assert (len(fit.lost), fit.asked, reading.done(), other.done()) == (1, [], False, False)
+        assert "give_up" in fit.writer.names
+        reading.cancel()
+        other.cancel()
+
+    run(main)
+
+
+# ---------------------------------------------------------------- at the end of a stage
+
+
+def test_the_outcome_of_a_request_that_outlives_its_batch_counts_in_that_batch() -> None:
+    """It waited for another answer, whose request was not made."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.begin(stage(answer("x", 0), answer("a", 1), end=boundary(1)), stage(answer("b", 2)))
+        late = fit.ask("a")
+        await quiet()
+        fit.boundary(1)
+        assert (await late, await fit.ask("b")) == (1, 2)
+        assert fit.since == (boundary(1), [answer("b", 2)])
+
+    run(main)
+
+
+def test_a_new_leader_keeps_no_answer_of_a_stage_that_has_ended() -> None:
+    async def main() -> int:
+        fit = Fit()
+        fit.follow(answer("a", "a" * 5_000_000))
+        await fit.ask("a")
+        fit.got.clear()
+        fit.replay.end_of_log(ended(END))
+        fit.boundary(1)
+        await quiet()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        assert run(main) < 4_000_000
+    finally:
+        tracemalloc.stop()
