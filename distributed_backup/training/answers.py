@@ -189,7 +189,8 @@ class Answers:
                 if isinstance(error, Exception):
                     self._unrecorded(ticket)
             raise
-        if self._replay.is_answered_elsewhere(ticket):
+        # In another batch, its ticket is that of another request.
+        if self._replay.is_answered_elsewhere(ticket if tickets is self._tickets else None):
             self._replay.cut_off(_STREAM_LOST, waits=True)
         entry = self._record(ticket, chunks, lambda: b"[%s]" % b",".join(map(codec.encode, chunks)))
         await self._end_of_stream(ticket, entry, chunks)

@@ -6,7 +6,7 @@ and a replay in the same order comes to the same state.
 
 Answers of a log have places, and each is handed out at its place. New answers come after them, in the order in which
 they were added. Both wait for a log answer whose request has not been made, at most `STALL_LIMIT` seconds. An answer
-that is not recorded waits at most `WARN_LIMIT` seconds, because the log answer may depend on it.
+that is not recorded is handed out after `WARN_LIMIT` seconds, because the log answer may depend on it.
 
 The limit: what waits for something else than a model, such as a tool, takes part in no order.
 
@@ -65,8 +65,8 @@ class Delivery:
         self._count = self._next = 0
         self._is_ordered = True
         self._hold: Countdown | None = None
-        # One answer that is not recorded may come before those of the log.
-        self._may_pass = False
+        # Answers that are not recorded, and that may come before those of the log.
+        self._passing: list[NewAnswer] = []
         self._places: dict[int, asyncio.Future[None]] = {}
         self._new: deque[NewAnswer] = deque()
         self._is_settling = self._is_open = self._has_warned = False
@@ -83,7 +83,7 @@ class Delivery:
         """Expect the outcomes of a log. `is_open`: new answers come after them. Else they need not wait."""
         waiting = [self._places[place] for place in sorted(self._places)]
         self._count = self._next = self._recorded = self._settled = self._seen = 0
-        self._is_open, self._is_ordered, self._places, self._failures = is_open, True, {}, []
+        self._is_open, self._is_ordered, self._places, self._failures, self._passing = is_open, True, {}, [], []
         for answer in self._new:
             answer.place = None
         for outcome in outcomes:
@@ -91,8 +91,7 @@ class Delivery:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
-        if self._new:
-            self._hand_out()
+        self.call_from_thread(self._hand_out)
 
     def pass_over(self, place: int) -> None:
         """Give up a turn: the answer at `place` can't be used."""
@@ -209,7 +208,7 @@ class Delivery:
 
     def withdraw(self) -> list[NewAnswer]:
         """Take out the new answers that were not handed out. Their futures end, and `is_withdrawn` says so."""
-        withdrawn, self._new = list(self._new), deque()
+        withdrawn, self._new, self._passing = list(self._new), deque(), []
         for answer in withdrawn:
             answer.is_ready = answer.is_withdrawn = True
             answer.place = None
@@ -237,8 +236,9 @@ class Delivery:
     def _hand_out(self) -> None:
         """Hand out what is due, one at a time. Each waits until nothing else is about to run."""
         if not self._is_settling:
+            loop = asyncio.get_running_loop()
             self._is_settling = True
-            self._settle(asyncio.get_running_loop(), 0)
+            self._settle(loop, 0)
 
     def _next_future(self) -> asyncio.Future[None] | None:
         if not self._is_ordered and self._places:
@@ -257,11 +257,9 @@ class Delivery:
 
     def _next_new(self) -> NewAnswer | None:
         if self._next < self._count and self._is_open:
-            return self._unrecorded() if self._may_pass else None
+            return self._passing.pop(0) if self._passing else None
+        self._passing = []
         return self._new[0] if self._new and self._new[0].is_ready else None
-
-    def _unrecorded(self) -> NewAnswer | None:
-        return next((answer for answer in self._new if answer.record is None and answer.is_ready), None)
 
     def _settle(self, loop: Any, cycles: int) -> None:
         """Look once in each cycle of the event loop whether something else is about to run."""
@@ -273,7 +271,6 @@ class Delivery:
             if future is None:
                 self._is_settling = False
                 return
-            self._may_pass = False
             if not future.done():
                 future.set_result(None)
             self._arm()
@@ -292,9 +289,9 @@ class Delivery:
             self._timer = Countdown(self._loop, min(limit, WARN_LIMIT), lambda: self._warn(limit - WARN_LIMIT))
 
     def _warn(self, left: float) -> None:
-        if self._unrecorded() is not None:
-            # It has no place in the order.
-            self._may_pass = True
+        # They have no place in the order.
+        self._passing = [answer for answer in self._new if answer.record is None and answer.is_ready]
+        if self._passing:
             self._hand_out()
             return
         if left <= 0 or self._loop is None:

@@ -372,27 +372,57 @@ def test_an_answer_that_is_not_recorded_waits_for_the_log_10_s_and_no_more(monke
         order = Order(3)
         order.turn(0)
         order.delivery.ready(order.new("recorded"))
-        for name in ("first", "second"):
+        for name in ("first", "cancelled", "second"):
             order.delivery.ready(order.new(name, record=None))
+        order.delivery._new[2].future.cancel()
         await quiet()
         assert order.seen == [0]
         [timer] = timers.pending
         assert timer.seconds == delivery.WARN_LIMIT
         timer.go_off()
         await quiet()
-        assert order.seen == [0, "first"]
+        assert order.seen == [0, "first", "second"]
         order.turn(1)
+        order.delivery.ready(order.new("third", record=None))
         await quiet()
-        assert order.seen == [0, "first", 1]
-        [timer] = timers.pending
-        timer.go_off()
-        await quiet()
-        assert order.seen == [0, "first", 1, "second"]
+        assert order.seen == [0, "first", "second", 1]
         order.turn(2)
         await quiet()
-        assert (order.seen[4:], order.stalls) == ([2, "recorded"], 0)
+        assert (order.seen[4:], order.stalls) == ([2, "recorded", "third"], 0)
 
     run(main)
+
+
+def test_an_answer_that_was_withdrawn_lets_no_other_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> list[Any]:
+        timers = Timers(monkeypatch)
+        order = Order(1)
+        order.delivery.ready(order.new("withdrawn", record=None))
+        await quiet()
+        [timer] = timers.pending
+        timer.go_off()
+        order.delivery.withdraw()
+        order.delivery.ready(order.new("new", record=None))
+        await quiet()
+        assert order.seen == ["withdrawn"]
+        order.turn(0)
+        await quiet()
+        return order.seen
+
+    assert run(main) == ["withdrawn", 0, "new"]
+
+
+def test_a_stage_may_begin_in_any_thread() -> None:
+    async def main() -> list[Any]:
+        order = Order()
+        new = order.new("new")
+        await quiet()
+        await asyncio.to_thread(order.delivery.begin, [], is_open=True)
+        order.delivery.ready(new)
+        await quiet()
+        return order.seen
+
+    assert run(main) == ["new"]
 
 
 def test_a_new_answer_is_handed_out_when_its_stage_ends() -> None:

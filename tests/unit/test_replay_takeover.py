@@ -260,25 +260,30 @@ def test_what_is_under_way_at_the_end_of_a_fit_returns(is_behind: bool) -> None:
     run(main)
 
 
+def reads(fit: Fit) -> tuple[asyncio.Queue[int | None], asyncio.Task[None]]:
+    """Read a stream of the chunks in a queue. None ends it."""
+    chunks: asyncio.Queue[int | None] = asyncio.Queue()
+
+    async def stream() -> AsyncIterator[int]:
+        while (chunk := await chunks.get()) is not None:
+            yield chunk
+
+    async def request() -> Any:
+        return stream()
+
+    async def read() -> None:
+        async for _ in await fit.answers.ask_stream("s", request, JSON):
+            pass
+
+    return chunks, asyncio.ensure_future(read())
+
+
 def test_who_read_a_stream_while_another_worker_led_asks_for_nothing_when_it_leads_again() -> None:
     """Its chunks were used, and the log has others. It is started again, and then finds those of the log."""
 
     async def main() -> None:
         fit = led()
-        chunks: asyncio.Queue[int | None] = asyncio.Queue()
-
-        async def stream() -> AsyncIterator[int]:
-            while (chunk := await chunks.get()) is not None:
-                yield chunk
-
-        async def request() -> Any:
-            return stream()
-
-        async def read() -> None:
-            async for _ in await fit.answers.ask_stream("s", request, JSON):
-                pass
-
-        reading = asyncio.ensure_future(read())
+        chunks, reading = reads(fit)
         chunks.put_nowait(1)
         await quiet()
         fit.step_down()
@@ -290,8 +295,8 @@ def test_who_read_a_stream_while_another_worker_led_asks_for_nothing_when_it_lea
         await quiet()
         assert (len(fit.lost), fit.asked, reading.done(), other.done()) == (1, [], False, False)
         assert "give_up" in fit.writer.names
-        reading.cancel()
-        other.cancel()
+        for task in (reading, other):
+            task.cancel()
 
     run(main)
 
@@ -331,3 +336,22 @@ def test_a_new_leader_keeps_no_answer_of_a_stage_that_has_ended() -> None:
         assert run(main) < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_stream_that_outlives_its_batch_is_not_taken_for_one_of_another_worker() -> None:
+    """It has the ticket of a request in the next stage."""
+
+    async def main() -> None:
+        fit = Fit()
+        fit.begin(stage(answer("x", 0), end=boundary(1)), stage(answer("s", [1]), answer("y", 2)))
+        chunks, reading = reads(fit)
+        await quiet()
+        assert await fit.ask("x") == 0
+        fit.boundary(1)
+        chunks.put_nowait(1)
+        chunks.put_nowait(None)
+        await quiet()
+        assert fit.lost == []
+        reading.cancel()
+
+    run(main)
