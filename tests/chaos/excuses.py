@@ -5,6 +5,7 @@ Each excuse rests on what was seen to happen, not on what was planned.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from distributed_backup.checkpoints.format import parse_name
@@ -55,11 +56,11 @@ def is_void(story: Story) -> bool:
 
 def is_begun_anew(story: Story) -> bool:
     """Whether a worker went on, or came back, after another one had deleted the finished run."""
-    gone = min((sample.at for sample in story.samples if sample.is_gone), default=None)
+    # The next run may be there before a look finds that the last one is gone.
+    deleted = [at for life in story.lives for at, _, _ in life.reported("deleted")]
+    gone = min((*deleted, *(sample.at for sample in story.samples if sample.is_gone)), default=math.inf)
     works = ("asked", "seen", "boundary", "start")
-    return gone is not None and any(
-        moment.at > gone and moment.kind in works for life in story.lives for moment in life.moments
-    )
+    return any(moment.at > gone and moment.kind in works for life in story.lives for moment in life.moments)
 
 
 def is_kept_in_doubt(story: Story) -> bool:

@@ -303,6 +303,8 @@ ASKED_TO = 'event resigned {"term":1,"reason":"asked to let another worker lead"
         (["5 event voided {}"], [], {}, None),
         (["22 seen w0-0.1"], [], {"samples": [Sample(at=21.0, name=None, is_gone=True)]}, "begun anew"),
         ([], [], {"samples": [Sample(at=21.0, name=None, is_gone=True)]}, None),
+        (["21 event deleted {}", "22 seen w0-0.1"], [], {}, "begun anew"),
+        (["22 seen w0-0.1", "23 event deleted {}"], [], {}, None),
     ],
 )
 def test_an_excuse_needs_its_sign_in_the_history(
