@@ -54,7 +54,7 @@ def test_a_stream_that_could_not_be_sent_gets_the_recorded_chunks(leads_again: b
 
 
 def test_it_records_nothing_if_its_training_has_seen_other_chunks_of_a_stream() -> None:
-    """The journal would be of another training. It goes on with the next checkpoint."""
+    """The journal would be of another training. It is started again, and takes the recorded chunks then."""
 
     async def main() -> None:
         fit = led()
@@ -73,7 +73,7 @@ def test_it_records_nothing_if_its_training_has_seen_other_chunks_of_a_stream() 
         more.set_result(2)
         assert await anext(stream) == 2
         assert await anext(stream, None) is None
-        assert (fit.events_seen, fit.writer.names[-1], fit.lost) == (["diverged"], "give_up", [])
+        assert (fit.events_seen, fit.writer.names[-1], len(fit.lost)) == (["diverged"], "give_up", 1)
 
     asyncio.run(main())
 
