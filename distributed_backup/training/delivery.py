@@ -6,7 +6,7 @@ and a replay in the same order comes to the same state.
 
 Answers of a log have places, and each is handed out at its place. New answers come after them, in the order in which
 they were added. Both wait for a log answer whose request has not been made, at most `STALL_LIMIT` seconds. An answer
-that is not recorded is handed out after `WARN_LIMIT` seconds, because the log answer may depend on it.
+that is not recorded waits for `WARN_LIMIT` seconds in which nothing happens, because the log answer may depend on it.
 
 The limit: what waits for something else than a model, such as a tool, takes part in no order.
 
@@ -289,7 +289,7 @@ class Delivery:
             self._timer = Countdown(self._loop, min(limit, WARN_LIMIT), lambda: self._warn(limit - WARN_LIMIT))
 
     def _warn(self, left: float) -> None:
-        # They have no place in the order.
+        # Answers that are not recorded have no place in the order, and those of the log may depend on them.
         self._passing = [answer for answer in self._new if answer.record is None and answer.is_ready]
         if self._passing:
             self._hand_out()

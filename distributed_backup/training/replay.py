@@ -2,7 +2,7 @@
 
 A leader replays a log that has ended, stage by stage, and then continues it. A follower takes the records of the leader
 as they come, and waits for the ones that its requests need. When it becomes the leader, its log has ended, too.
-Failures of the leader come when it has gone on since, because an exception may end its fit before: see `Stage`.
+Failures of the leader come when it has gone on since, because an exception may end its fit before: see `FollowedStage`.
 
 At each boundary of the log the digests of the state are compared. If they differ, or if a recorded request is not made
 any more, the log is not followed further. An error in the log names the position and the group of variables.
